@@ -1,0 +1,32 @@
+"""Host/device balance of vLLM engine steps: capture, decompose (ΔFT, ΔCT, ΔKT, HDBI), export.
+
+Everything a user may call from Python is named here and imported on first use, so that a vLLM worker loads no pandas
+and the sidecar loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.analysis import analyze
+    from taxbreak_vllm.errors import TaxbreakError
+    from taxbreak_vllm.model import Breakdown, Phase
+    from taxbreak_vllm.serving.worker import WorkerExtension
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Breakdown": "taxbreak_vllm.model",
+    "Phase": "taxbreak_vllm.model",
+    "TaxbreakError": "taxbreak_vllm.errors",
+    "WorkerExtension": "taxbreak_vllm.serving.worker",
+    "analyze": "taxbreak_vllm.analysis",
+}
+
+__all__ = ["Breakdown", "Phase", "TaxbreakError", "WorkerExtension", "__version__", "analyze"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

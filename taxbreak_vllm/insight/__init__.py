@@ -1,0 +1,1 @@
+"""Pure functions from breakdowns and dispatches to chains, differences, advice and predictions."""

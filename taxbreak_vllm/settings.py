@@ -1,0 +1,69 @@
+"""Every `TAXBREAK_*` setting with its unit, default and bounds.
+
+Read at the edges only (serving install, service start, command line) and passed down. A wrong value raises
+SettingsError with one line; inside a vLLM server the caller catches it, logs once and leaves the server alone.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from taxbreak_vllm.errors import SettingsError
+
+PREFIX = "TAXBREAK_"
+
+
+def _default_spool() -> Path:
+    return Path(tempfile.gettempdir()) / f"taxbreak-{os.getuid()}"
+
+
+class Settings(BaseSettings):
+    """All settings; the environment variable of `x` is `TAXBREAK_X`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    spool: Path = Field(default_factory=_default_spool, description="folder that workers write and the sidecar reads")
+    spool_max_bytes: int = Field(
+        default=256 * 2**20, ge=2**20, description="bound of the spool in bytes; oldest captures go first"
+    )
+    spool_max_captures: int = Field(default=512, ge=1, description="bound of the spool in captures; oldest go first")
+
+    enabled: bool = Field(default=True, description="record steps; false still times every step")
+    sample_every: int = Field(default=1000, ge=2, description="record one step in this many, counted per phase (steps)")
+    max_trace_bytes: int = Field(
+        default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
+    )
+
+    host: str = Field(default="127.0.0.1", description="address the sidecar binds to")
+    port: int = Field(default=9797, ge=0, le=65535, description="port the sidecar binds to; 0 takes a free one")
+    results: Path | None = Field(default=None, description="SQLite file of results; by default in the spool")
+    retention_s: int = Field(default=7 * 86400, ge=60, description="how long analyzed steps are kept (seconds)")
+    window_s: int = Field(default=900, ge=1, description="window of the hdbi gauge and of the page (seconds)")
+    api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
+
+    @property
+    def results_path(self) -> Path:
+        """The SQLite file, wherever it was set."""
+        return self.results or self.spool / "results.sqlite3"
+
+
+def load_settings(**options: Any) -> Settings:  # noqa: ANN401 - validated below
+    """Read the settings from the environment, overridden by the options that are not None.
+
+    Raises SettingsError, in one line, for an unknown `TAXBREAK_` name or a value out of bounds.
+    """
+    names = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in names)
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no such setting; the settings are {', '.join(sorted(names))}")
+    try:
+        given = {name: value for name, value in options.items() if value is not None}
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from None

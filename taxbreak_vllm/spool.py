@@ -1,0 +1,268 @@
+"""Captures on disk: put, claim, list, evict.
+
+The one seam between serving and analysis: `SPOOL/<server id>/<rank>/<step id>/{step.json,trace.json.gz}`, written
+under a temporary name and renamed, so a reader sees a capture whole or not at all. `SPOOL/<server id>/<rank>/state.json`
+is the worker's own state, `SPOOL/<server id>/capture.json` a request for steps. An analyzed capture carries a file
+`analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not known here.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.model import CaptureRequest, StepInfo, WorkerState
+
+TRACE = "trace.json.gz"
+STEP = "step.json"
+STATE = "state.json"
+REQUEST = "capture.json"
+ANALYZED = "analyzed"
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One complete capture in the spool."""
+
+    path: Path
+
+    @property
+    def step_id(self) -> str:
+        return self.path.name
+
+    @property
+    def trace_path(self) -> Path:
+        return self.path / TRACE
+
+    @property
+    def is_analyzed(self) -> bool:
+        return (self.path / ANALYZED).exists()
+
+    def read_info(self) -> StepInfo:
+        """Read `step.json`; raises SpoolError where it is missing or not one."""
+        return _read(self.path / STEP, StepInfo)
+
+    def size_bytes(self) -> int:
+        """Bytes on disk, 0 once it is gone."""
+        try:
+            return sum(entry.stat().st_size for entry in os.scandir(self.path))
+        except FileNotFoundError:
+            return 0
+
+
+class Spool:
+    """A spool folder, created on first use; any number of processes may hold one on the same folder."""
+
+    def __init__(self, root: Path, *, max_bytes: int, max_captures: int) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self.max_captures = max_captures
+
+    def put(self, info: StepInfo, write_trace: Callable[[Path], None]) -> tuple[Capture, ...]:
+        """Store one capture whole and return what had to be evicted to keep the bounds, unanalyzed captures only.
+
+        `write_trace` is given the path to write the gzip trace to. Raises SpoolError where the disk refuses or the
+        capture alone is larger than the spool; nothing of it stays then.
+        """
+        rank_dir = self._rank_dir(info.server.server_id, info.server.rank)
+        temporary = rank_dir / f".{_checked(info.step_id)}.tmp"
+        try:
+            self._make(temporary)
+            write_trace(temporary / TRACE)
+            os.chmod(temporary / TRACE, 0o600)
+            _write(temporary / STEP, info)
+            size = Capture(temporary).size_bytes()
+            if size > self.max_bytes:
+                raise SpoolError(f"{self.root}: a capture of {size} bytes exceeds the spool's {self.max_bytes}")
+            with self._lock():
+                evicted = self.evict(spare_bytes=size, spare_captures=1)
+                temporary.rename(rank_dir / info.step_id)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot store a capture: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return evicted
+
+    def put_state(self, state: WorkerState) -> None:
+        """Publish a worker's state; raises SpoolError where the disk refuses."""
+        rank_dir = self._rank_dir(state.server.server_id, state.server.rank)
+        try:
+            self._make(rank_dir)
+            _write(rank_dir / STATE, state)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
+
+    def read_request(self, server_id: str) -> CaptureRequest | None:
+        """Return the standing request for a server, None where there is none or it cannot be read."""
+        try:
+            return _read(self.root / _checked(server_id) / REQUEST, CaptureRequest)
+        except SpoolError:
+            return None
+
+    def evict(self, *, spare_bytes: int = 0, spare_captures: int = 0) -> tuple[Capture, ...]:
+        """Remove the oldest captures until the spared room is free; return those that nobody had analyzed."""
+        captures = self.captures()
+        sizes = [capture.size_bytes() for capture in captures]
+        size, count = sum(sizes) + spare_bytes, len(captures) + spare_captures
+        lost = []
+        for capture, capture_size in zip(captures, sizes, strict=True):
+            if size <= self.max_bytes and count <= self.max_captures:
+                break
+            if not capture.is_analyzed:
+                lost.append(capture)
+            self.remove(capture)
+            size, count = size - capture_size, count - 1
+        return tuple(lost)
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Become the one analyzer of this spool; yields False while another process is it."""
+        self._make(self.root)
+        with open(self.root / ".analyzer.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def captures(self) -> list[Capture]:
+        """List all complete captures, oldest first."""
+        found = []
+        for rank_dir in self._rank_dirs():
+            with suppress(FileNotFoundError):
+                for entry in os.scandir(rank_dir):
+                    if _NAME.fullmatch(entry.name) and entry.is_dir():
+                        found.append((entry.stat().st_mtime_ns, entry.path))
+        return [Capture(Path(path)) for _, path in sorted(found)]
+
+    def pending(self) -> list[Capture]:
+        """List the captures nobody has analyzed yet, oldest first."""
+        return [capture for capture in self.captures() if not capture.is_analyzed]
+
+    def mark(self, capture: Capture, outcome: str) -> None:
+        """Note that a capture was analyzed and how; a capture evicted meanwhile is left alone."""
+        modified_ns = capture.path.stat().st_mtime_ns if capture.path.exists() else None
+        if modified_ns is None:
+            return
+        with suppress(FileNotFoundError):
+            _write_bytes(capture.path / ANALYZED, outcome.encode())
+            os.utime(capture.path, ns=(modified_ns, modified_ns))  # keeps "oldest first" about the recording
+
+    def find(self, step_id: str) -> Capture | None:
+        """Find a capture by its step id; None for an unknown id or one that is no id."""
+        if not _NAME.fullmatch(step_id):
+            return None
+        matches = [rank_dir / step_id for rank_dir in self._rank_dirs() if (rank_dir / step_id / STEP).is_file()]
+        return Capture(matches[0]) if matches else None
+
+    def states(self) -> list[WorkerState]:
+        """Read the state of every worker that ever published one here; unreadable ones are left out."""
+        found = []
+        for rank_dir in self._rank_dirs():
+            with suppress(SpoolError):
+                found.append(_read(rank_dir / STATE, WorkerState))
+        return found
+
+    def put_request(self, server_id: str, request: CaptureRequest) -> None:
+        """Ask a server for steps, replacing an earlier request; raises SpoolError where the disk refuses."""
+        server_dir = self.root / _checked(server_id)
+        try:
+            self._make(server_dir)
+            _write(server_dir / REQUEST, request)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot ask for a capture: {error.strerror or error}") from error
+
+    def cancel_request(self, server_id: str, capture_id: str) -> None:
+        """Take a request back, if it is still the standing one."""
+        request = self.read_request(server_id)
+        if request is not None and request.capture_id == capture_id:
+            (self.root / _checked(server_id) / REQUEST).unlink(missing_ok=True)
+
+    def remove(self, capture: Capture) -> None:
+        """Delete a capture; a crash in between leaves a hidden folder that `sweep` removes."""
+        doomed = capture.path.with_name(f".{capture.path.name}.gone")
+        with suppress(FileNotFoundError):
+            capture.path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def sweep(self, *, older_than_ns: int) -> int:
+        """Remove temporary folders last touched before `older_than_ns` (Unix time); return how many there were."""
+        removed = 0
+        for rank_dir in self._rank_dirs():
+            with suppress(FileNotFoundError):
+                for entry in os.scandir(rank_dir):
+                    if entry.name.startswith(".") and entry.is_dir() and entry.stat().st_mtime_ns < older_than_ns:
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                        removed += 1
+        return removed
+
+    def size_bytes(self) -> int:
+        """Bytes of all captures."""
+        return sum(capture.size_bytes() for capture in self.captures())
+
+    def _rank_dir(self, server_id: str, rank: int) -> Path:
+        return self.root / _checked(server_id) / str(rank)
+
+    def _rank_dirs(self) -> list[Path]:
+        try:
+            servers = [entry for entry in os.scandir(self.root) if _NAME.fullmatch(entry.name) and entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        found = []
+        for server in servers:
+            with suppress(FileNotFoundError):
+                found += [Path(rank.path) for rank in os.scandir(server) if rank.name.isdigit() and rank.is_dir()]
+        return sorted(found)
+
+    def _make(self, folder: Path) -> None:
+        for part in reversed([folder, *folder.parents]):
+            if part == self.root or self.root in part.parents:
+                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with open(self.root / ".writer.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise SpoolError(f"{name!r} cannot name a folder in the spool")
+    return name
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise SpoolError(f"{path}: {error.strerror or error}") from error
+    except msgspec.MsgspecError as error:
+        raise SpoolError(f"{path}: {error}") from error
+
+
+def _write(path: Path, value: object) -> None:
+    _write_bytes(path, msgspec.json.encode(value))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
