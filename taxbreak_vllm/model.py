@@ -292,6 +292,24 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceShare:
+    """One device of a trace: its activities and the union of their time; the steps show the one with most."""
+
+    device: int
+    activities: int
+    active_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadShare:
+    """One host thread that launched work: its launches and the ΔFT + ΔCT they cost; it is in the taxes of the steps."""
+
+    thread: str
+    launches: int
+    host_tax_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
     """The decomposition of one trace or capture; `taxbreak.breakdown/1`."""
 
@@ -301,6 +319,8 @@ class Breakdown:
     coverage: Coverage = field(default_factory=Coverage)
     steps: tuple[StepBreakdown, ...] = ()
     total: StepBreakdown = field(default_factory=StepBreakdown)
+    devices: tuple[DeviceShare, ...] = ()
+    threads: tuple[ThreadShare, ...] = ()
     notes: tuple[str, ...] = ()
     schema: str = BREAKDOWN_SCHEMA
 

@@ -1,8 +1,8 @@
 """Captures on disk: put, claim, list, evict.
 
 The one seam between serving and analysis: `SPOOL/<server id>/<rank>/<step id>/{step.json,trace.json.gz}`, written
-under a temporary name and renamed, so a reader sees a capture whole or not at all. `SPOOL/<server id>/<rank>/state.json`
-is the worker's own state, `SPOOL/<server id>/capture.json` a request for steps. An analyzed capture carries a file
+under a temporary name and renamed, so a reader sees a capture whole or not at all. `state.json` beside them is the
+worker's own state, `SPOOL/<server id>/capture.json` a request for steps. An analyzed capture carries a file
 `analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not known here.
 """
 

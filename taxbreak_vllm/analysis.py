@@ -1,0 +1,73 @@
+"""From a path to a Breakdown: the one entry for the command line, the sidecar and Python users."""
+
+import dataclasses
+from pathlib import Path
+
+from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.model import Breakdown, Calibration, Source, StepBreakdown, StepInfo
+from taxbreak_vllm.spool import STEP, Capture
+from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.kineto import Events, read_events
+
+
+def analyze(path: str | Path, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> Breakdown:
+    """Decompose a recorded trace (.json, .json.gz, .json.zst) or a capture (its folder).
+
+    `floor_ns` is a measured T_sys in ns; without it the trace's own quickest launches stand for it. Raises
+    TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its StepInfo.
+    """
+    path = Path(path)
+    if (path / STEP).is_file():
+        return analyze_capture(Capture(path), floor_ns=floor_ns, rules=rules)
+    events = read_events(path)
+    return decompose(events, source=_source(events), rules=rules or KernelRules.load(), floor_ns=floor_ns)
+
+
+def analyze_capture(capture: Capture, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> Breakdown:
+    """Decompose one capture of the spool; its StepInfo gives phase, batch, labels and the plain step time."""
+    info = capture.read_info()
+    events = read_events(capture.trace_path)
+    server = info.server
+    source = dataclasses.replace(
+        _source(events),
+        path=str(capture.path),
+        capture_id=info.capture_id,
+        device_name=server.device_name or events.device_name,
+        torch=server.torch,
+        vllm=server.vllm,
+        model_name=server.model_name,
+        dtype=server.dtype,
+        server_id=server.server_id,
+        engine=server.engine,
+        rank=server.rank,
+        device_type=server.device_type,
+    )
+    breakdown = decompose(events, source=source, rules=rules or KernelRules.load(), floor_ns=floor_ns)
+    return dataclasses.replace(
+        breakdown,
+        steps=tuple(_labelled(step, info) for step in breakdown.steps),
+        total=_labelled(breakdown.total, info),
+        calibration=_calibration(info),
+    )
+
+
+def _source(events: Events) -> Source:
+    version = events.metadata.get("vllm_version")
+    return Source(path=events.path, device_name=events.device_name, vllm=version if isinstance(version, str) else "")
+
+
+def _labelled(step: StepBreakdown, info: StepInfo) -> StepBreakdown:
+    tokens = info.batch.output_tokens
+    return dataclasses.replace(
+        step,
+        phase=info.phase,
+        graph_mode=info.graph_mode,
+        batch=info.batch,
+        kernels_per_output_token=step.kernels / tokens if tokens else None,
+    )
+
+
+def _calibration(info: StepInfo) -> Calibration:
+    if not info.plain_window_ns:
+        return Calibration()
+    return Calibration(dilation=info.window_ns / info.plain_window_ns)

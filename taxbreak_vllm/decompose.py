@@ -1,0 +1,170 @@
+"""Put a trace together: columns → spans → taxes → a `Breakdown` with one StepBreakdown a step, and the total.
+
+The order of work reads off `decompose` and `measure`; the sums over steps are in `summary`, the equations in `taxes`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from taxbreak_vllm import taxes
+from taxbreak_vllm.model import Breakdown, Source, Tier
+from taxbreak_vllm.summary import Measured, coverage, devices, group_by_time, named, summarize, threads
+from taxbreak_vllm.trace.cpu import link_cpu
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.kernels import Kind as KernelKind
+from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
+from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
+
+
+def decompose(events: Events, *, source: Source, rules: KernelRules, floor_ns: int | None = None) -> Breakdown:
+    """Decompose a trace into ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total.
+
+    `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. Raises TraceFormatError
+    where there is nothing to decompose.
+    """
+    windows = find_steps(events)
+    whole = whole_trace(events)
+    measured, notes = measure(events, windows or [whole], rules=rules, floor_ns=floor_ns)
+    total = summarize(measured, [whole], np.zeros(len(measured.dispatches), dtype=np.intp), is_total=True)[0]
+    steps = summarize(measured, windows, group_by_time(windows, measured.dispatches.launch_ns)) if windows else [total]
+    if events.is_truncated:
+        notes.append("the file ends in the middle: read up to its last whole event")
+    return Breakdown(
+        source=source,
+        coverage=coverage(measured),
+        steps=tuple(steps),
+        total=named(total, None),
+        devices=devices(measured.activities),
+        threads=threads(measured),
+        notes=tuple(notes),
+    )
+
+
+def measure(
+    events: Events, windows: Sequence[StepWindow], *, rules: KernelRules, floor_ns: int | None
+) -> tuple[Measured, list[str]]:
+    """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate."""
+    if is_cpu_backend(events):
+        return _measure_cpu(events, windows, rules)
+    host, activities, dispatches = link(events)
+    op = _ops(events, activities, dispatches)
+    kinds, kind = _classify(events, activities, op, rules.classify)
+    i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[kind[dispatches.first]] & ~dispatches.is_graph
+    is_kernel_launch = dispatches.num_kernels > 0
+
+    partition = partition_host(host)
+    spans = taxes.spans(host, dispatches, partition, _step_starts(host, dispatches, windows))
+    base_ns = taxes.t_base(spans.t_dispatch, i_lib, is_kernel_launch & ~dispatches.is_graph & (dispatches.root >= 0))
+    ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
+    if ct_ns is not None:
+        partition = partition_host(host, taxes.library_spans(partition, dispatches, ct_ns))
+    sys_ns = taxes.t_sys(activities, dispatches) if floor_ns is None else floor_ns
+    device = main_device(activities)
+    measured = Measured(
+        events=events,
+        device_type="cuda",
+        host=host,
+        activities=activities,
+        dispatches=dispatches,
+        partition=partition,
+        timeline=DeviceTimeline.of(device, activities, dispatches, host, partition),
+        device=device,
+        kinds=kinds,
+        kind=kind,
+        op=op,
+        ft_ns=taxes.delta_ft(spans, ct_ns),
+        ct_ns=ct_ns,
+        kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, sys_ns),
+        tier=Tier.TRACE if floor_ns is None else Tier.FLOOR,
+    )
+    return measured, _cuda_notes(base_ns, sys_ns, floor_ns, host)
+
+
+def is_cpu_backend(events: Events) -> bool:
+    """Tell a trace of the CPU backend: ops, but no device activity and no launch call that could have made one."""
+    if len(events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)) or not len(events.rows(Kind.OP)):
+        return False
+    host, _, _ = link(events)
+    return host.num_launches_without_activity == 0
+
+
+def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRules) -> tuple[Measured, list[str]]:
+    host, activities, dispatches, dispatch_ns = link_cpu(events, rules.is_metadata_op)
+    op = _ops(events, activities, dispatches)
+    kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
+    partition = partition_host(host)
+    spans = taxes.spans(host, dispatches, partition, _step_starts(host, dispatches, windows))
+    device = main_device(activities)
+    measured = Measured(
+        events=events,
+        device_type="cpu",
+        host=host,
+        activities=activities,
+        dispatches=dispatches,
+        partition=partition,
+        timeline=DeviceTimeline.of(device, activities, dispatches, host, partition),
+        device=device,
+        kinds=kinds,
+        kind=kind,
+        op=op,
+        ft_ns=taxes.delta_ft(spans, None),
+        ct_ns=None,
+        kt_ns=np.zeros_like(spans.t_py),
+        tier=Tier.TRACE,
+    )
+    notes = [
+        "no device activity: analyzed as the CPU backend, where ΔKT is 0 by definition and TKLQT does not exist",
+        "ΔCT on the CPU backend needs replay; until then a library's front-end counts as compute",
+        f"the dispatch of an op is taken as {dispatch_ns} ns, the median of the ops here that compute nothing",
+    ]
+    return measured, notes
+
+
+def _ops(events: Events, activities: Activities, dispatches: Dispatches) -> Int64:
+    """Name what launched each activity: the leaf op, else the launch call; len(events.names) where nothing is known."""
+    op = np.full(len(activities.row), len(events.names), dtype=np.int64)
+    linked = activities.dispatch >= 0
+    of_dispatch = np.where(dispatches.leaf_name >= 0, dispatches.leaf_name, events.name[dispatches.row])
+    op[linked] = of_dispatch[activities.dispatch[linked]]
+    return op
+
+
+def _classify(
+    events: Events, activities: Activities, op: Int64, classify: Callable[[str, str], KernelKind]
+) -> tuple[tuple[KernelKind, ...], Index]:
+    """Classify each distinct pair of kernel and op once; return the kinds and, for each activity, which is its own."""
+    width = len(events.names) + 1
+    pairs, index = np.unique(activities.name * np.int64(width) + op, return_inverse=True)
+    names = (*events.names, "")
+    return tuple(classify(names[pair // width], names[pair % width]) for pair in pairs.tolist()), index
+
+
+def _step_starts(host: Host, dispatches: Dispatches, windows: Sequence[StepWindow]) -> Int64:
+    """Place every step's start on every launching thread: what a thread did before a step is not the step's."""
+    threads = np.unique(dispatches.thread)
+    start_ns = np.array([window.start_ns for window in windows], dtype=np.int64)
+    return host.key(np.repeat(threads, len(start_ns)), np.tile(start_ns, len(threads)))
+
+
+def _cuda_notes(base_ns: int | None, sys_ns: int | None, floor_ns: int | None, host: Host) -> list[str]:
+    notes = []
+    if base_ns is None:
+        notes.append("no framework-native kernel under an op, so T_base and ΔCT cannot be read from this trace")
+    else:
+        notes.append(
+            f"T_base {base_ns} ns is the median dispatch of this trace's framework-native kernels, not replayed"
+        )
+    if sys_ns is None:
+        notes.append("no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us")
+    elif floor_ns is None:
+        notes.append(f"T_sys {sys_ns} ns is read from this trace's quickest launches, not measured: give --floor-us")
+    if len(host.lost_graph_ns):
+        notes.append(
+            f"{len(host.lost_graph_ns)} graph launches left no recorded node (profiler buffer overflow?): "
+            "device time is incomplete, so HDBI is null there"
+        )
+    return notes

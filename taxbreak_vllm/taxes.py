@@ -1,0 +1,121 @@
+"""The methodology's equations over columns of dispatches: T_py, T_dispatch, T_base, ΔCT, ΔFT, ΔKT, T_sys.
+
+In: the columns of `trace`. Out: one value a dispatch, int64 ns. Each function is named after its symbol and cites its
+equation of TaxBreak (arXiv 2603.12465); `decompose` puts them together. Nothing here reads files or prints.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
+from taxbreak_vllm.trace.intervals import Int64, Partition
+from taxbreak_vllm.trace.timeline import HostClass
+
+# Of the launches that found their stream idle, this share is quicker than what we take for T_sys from a trace alone.
+FLOOR_PERCENTILE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """T_py and T_dispatch of each dispatch (methodology section 2), int64 ns."""
+
+    t_py: Int64
+    t_dispatch: Int64
+
+
+def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
+    """Measure the raw host spans of every dispatch, exclusively: no instant counts for two of them.
+
+    `step_start` are the keys of the steps' starts on the shared time line: boundaries of T_py, like the end of a root
+    op, of a launch or of a blocking call.
+    """
+    has_root = dispatches.root >= 0
+    previous = np.concatenate(([-1], dispatches.root[:-1])) if len(dispatches) else dispatches.root
+    is_first = ~has_root | (dispatches.root != previous)
+    t_root = dispatches.launch_key.copy()
+    t_root[has_root] = host.root_start[dispatches.root[has_root]]
+    # A later launch under the same root op starts where the one before it returned.
+    previous_return = np.concatenate(([0], dispatches.return_key[:-1])) if len(dispatches) else dispatches.return_key
+    t_from = np.where(is_first, t_root, np.minimum(previous_return, dispatches.launch_key))
+    t_dispatch = partition.between(t_from, dispatches.launch_key)[HostClass.DISPATCH]
+
+    boundary = np.sort(
+        np.concatenate(
+            (
+                host.root_end,
+                host.call_end[host.call_is_launch | host.call_is_blocking],
+                dispatches.return_key,
+                step_start,
+                _first_events(host),
+            )
+        )
+    )
+    index = np.searchsorted(boundary, t_root, side="right") - 1
+    t_boundary = np.where(index >= 0, boundary[np.maximum(index, 0)], t_root)
+    t_py = np.where(is_first, partition.between(t_boundary, t_root)[HostClass.PYTHON], 0)
+    return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0))
+
+
+def _first_events(host: Host) -> Int64:
+    """The key of each thread's first recorded event: before it nothing is known of the thread."""
+    starts = np.sort(np.concatenate((host.root_start, host.call_start)))
+    thread = starts // host.stride_ns
+    return starts[np.concatenate(([True], thread[1:] != thread[:-1]))] if len(starts) else starts
+
+
+def t_base(t_dispatch: Int64, i_lib: Bool, is_kernel_launch: Bool) -> int | None:
+    """T_base: the median T_dispatch of kernel launches that go through no vendor library (Eq. 2); None without any."""
+    chosen = t_dispatch[is_kernel_launch & ~i_lib]
+    return int(np.median(chosen)) if len(chosen) else None
+
+
+def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int) -> Int64:
+    """ΔCT = I_lib · max(0, T_dispatch - T_base) (Eq. 2)."""
+    return np.where(i_lib, np.maximum(t_dispatch - base_ns, 0), 0)
+
+
+def delta_ft(spans: Spans, ct_ns: Int64 | None) -> Int64:
+    """ΔFT = T_py + T_dispatch - ΔCT (Eq. 1); an unknown ΔCT is not taken off."""
+    return spans.t_py + spans.t_dispatch - (0 if ct_ns is None else ct_ns)
+
+
+def delta_kt(is_kernel_launch: Bool, floor_ns: int) -> Int64:
+    """ΔKT = T_sys per kernel launch, none for copies and fills (Eq. 3)."""
+    return np.where(is_kernel_launch, floor_ns, 0)
+
+
+def t_sys(activities: Activities, dispatches: Dispatches) -> int | None:
+    """Estimate T_sys from a trace: a low percentile of launch to start over plain launches that found an idle stream.
+
+    A launch behind other work measures queueing, so it has no say; None where no launch found its stream idle.
+    """
+    chosen = np.flatnonzero((dispatches.num_kernels == 1) & (dispatches.num_activities == 1) & ~dispatches.is_graph)
+    if not len(chosen):
+        return None
+    first = dispatches.first[chosen]
+    latency = activities.start_ns[first] - dispatches.launch_ns[chosen]
+    idle = dispatches.launch_ns[chosen] >= _stream_busy_until(activities)[first]
+    valid = latency[idle & (latency > 0)]
+    return int(np.percentile(valid, FLOOR_PERCENTILE, method="lower")) if len(valid) else None
+
+
+def _stream_busy_until(activities: Activities) -> Int64:
+    """For each activity, until when the earlier ones on its stream kept that busy; the minimum int64 for the first."""
+    order = np.lexsort((activities.start_ns, activities.stream, activities.device))
+    stream = activities.stream[order]
+    device = activities.device[order]
+    opens = np.concatenate(([True], (stream[1:] != stream[:-1]) | (device[1:] != device[:-1])))
+    # One stream runs its work in order, so the end of the one before is the latest end so far.
+    busy_until = np.concatenate(([np.iinfo(np.int64).min], activities.end_ns[order][:-1]))
+    busy_until[opens] = np.iinfo(np.int64).min
+    result = np.empty_like(busy_until)
+    result[order] = busy_until
+    return result
+
+
+def library_spans(partition: Partition, dispatches: Dispatches, ct_ns: Int64) -> tuple[Int64, Int64]:
+    """Place each ΔCT on the time line: the last part of its dispatch before the launch, where the front-end works."""
+    chosen = ct_ns > 0
+    end = dispatches.launch_key[chosen]
+    return partition.back_from(end, HostClass.DISPATCH, ct_ns[chosen]), end

@@ -1,0 +1,306 @@
+"""Join device activities to the launches that made them and to the ops around those.
+
+In: `Events`. Out: `Host` (ops and runtime calls on their threads), `Activities` and `Dispatches`, as columns. The join
+is by correlation id, one sort and one search; nothing is dropped: an activity without a launch has `dispatch` -1, a
+launch call without an activity is counted in `Host`.
+
+Threads share one long time line (`Host.key`): thread i owns [i * stride, (i + 1) * stride), so that one sorted array
+and one searchsorted serve all threads at once.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.kineto import Events, Kind
+
+Bool = NDArray[np.bool_]
+
+# By rule, not by name: CUDA, HIP, their driver and cooperative/Ex/ExC/graph forms all say what they do.
+_LAUNCH = re.compile(r"^(?:cuda|cu|hip).*Launch(?!HostFunc)")
+_GRAPH_LAUNCH = re.compile(r"GraphLaunch")
+_COPY = re.compile(r"^(?:cuda|cu|hip).*Mem(?:cpy|set)")
+_SYNCHRONIZE = re.compile(r"Synchronize")
+_SYNCHRONOUS_COPY = re.compile(r"Memcpy(?!.*Async)")
+_DEVICE_TO_HOST = re.compile(r"DtoH|Device(?: Memory)? -> (?:Host|Pinned|Pageable)|D2H")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the host threads did.
+
+    Root ops (`root_*`) and runtime calls (`call_*`) in the order of `key`; the keys are positions on the shared time
+    line. `call_is_launch` marks kernel and graph launches, `call_is_blocking` what made the host wait.
+    `num_launches_without_activity` counts launch calls that left no trace on the device, calls nested in another launch
+    call aside; `lost_graph_ns` are the starts of those among them that replayed a graph.
+    """
+
+    stride_ns: int
+    origin_ns: int
+    op_row: Index
+    root_start: Int64
+    root_end: Int64
+    call_start: Int64
+    call_end: Int64
+    call_is_launch: Bool
+    call_is_blocking: Bool
+    num_launches_without_activity: int
+    lost_graph_ns: Int64
+
+    def key(self, thread: NDArray[np.int32], t_ns: Int64) -> Int64:
+        """Place instants of threads on the shared time line."""
+        return thread.astype(np.int64) * self.stride_ns + (t_ns - self.origin_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Activities:
+    """Device events by start time: `row` into Events, `dispatch` into Dispatches (-1: no launch event)."""
+
+    row: Index
+    start_ns: Int64
+    end_ns: Int64
+    device: Int64
+    stream: Int64
+    name: NDArray[np.int32]
+    is_kernel: Bool
+    dispatch: Index
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatches:
+    """Launches that produced at least one activity, in the order of their place on the shared time line.
+
+    `launch_key`/`return_key` on that line, `launch_ns`/`return_ns` in trace time; `root` indexes Host.root_* (-1: no op
+    around), `leaf_name` the innermost op's name in Events.names (-1). `first` and `first_kernel` index Activities
+    (-1: no kernel).
+    """
+
+    row: Index
+    thread: NDArray[np.int32]
+    launch_ns: Int64
+    return_ns: Int64
+    launch_key: Int64
+    return_key: Int64
+    root: Index
+    leaf_name: NDArray[np.int32]
+    is_graph: Bool
+    first: Index
+    first_kernel: Index
+    num_activities: Int64
+    num_kernels: Int64
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def link(events: Events) -> tuple[Host, Activities, Dispatches]:
+    """Join launches, activities and ops; raises TraceFormatError where the trace has neither ops nor device events."""
+    ops = events.rows(Kind.OP)
+    calls = events.rows(Kind.RUNTIME)
+    device_rows = events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)
+    if not len(ops) and not len(device_rows):
+        raise TraceFormatError(f"{events.path}: a trace with neither device activities nor ops; nothing to decompose")
+    origin, stride = time_line(events)
+    call_of_activity = _match(events, device_rows, calls)
+    order = np.argsort(events.start_ns[device_rows], kind="stable")
+    device_rows, call_of_activity = device_rows[order], call_of_activity[order]
+
+    def key(rows: Index, t_ns: Int64) -> Int64:
+        return events.thread[rows].astype(np.int64) * stride + (t_ns[rows] - origin)
+
+    op_start, op_end = key(ops, events.start_ns), key(ops, events.end_ns)
+    op_order = np.lexsort((-op_end, op_start))
+    ops, op_start, op_end = ops[op_order], op_start[op_order], op_end[op_order]
+    is_root = find_roots(op_start, op_end)
+
+    call_start, call_end = key(calls, events.start_ns), key(calls, events.end_ns)
+    is_launch_name = _by_name(events, calls, _is_launch)
+    is_graph_name = _by_name(events, calls, lambda name: _GRAPH_LAUNCH.search(name) is not None)
+    is_blocking = _by_name(events, calls, _is_blocking)
+
+    num_kernels = np.zeros(len(calls), dtype=np.int64)
+    is_kernel = events.kind[device_rows] == Kind.KERNEL
+    linked = call_of_activity >= 0
+    np.add.at(num_kernels, call_of_activity[linked & is_kernel], 1)
+    num_activities = np.zeros(len(calls), dtype=np.int64)
+    np.add.at(num_activities, call_of_activity[linked], 1)
+    is_blocking |= _waited_for_own_copy(events, device_rows, call_of_activity, calls)
+
+    missing = is_launch_name & (num_activities == 0) & ~_is_nested(call_start, call_end, num_activities > 0)
+    host = Host(
+        stride_ns=stride,
+        origin_ns=origin,
+        op_row=ops,
+        root_start=op_start[is_root],
+        root_end=op_end[is_root],
+        call_start=call_start,
+        call_end=call_end,
+        call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
+        call_is_blocking=is_blocking,
+        num_launches_without_activity=int(missing.sum()),
+        lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
+    )
+
+    chosen = np.flatnonzero(num_activities > 0)
+    chosen = chosen[np.argsort(call_start[chosen], kind="stable")]
+    dispatch_of_call = np.full(len(calls) + 1, -1, dtype=np.intp)
+    dispatch_of_call[chosen] = np.arange(len(chosen))
+    activities = Activities(
+        row=device_rows,
+        start_ns=events.start_ns[device_rows],
+        end_ns=events.end_ns[device_rows],
+        device=events.device[device_rows],
+        stream=events.stream[device_rows],
+        name=events.name[device_rows],
+        is_kernel=is_kernel,
+        dispatch=dispatch_of_call[call_of_activity],  # -1 picks the spare last entry, which is -1
+    )
+    rows = calls[chosen]
+    leaf = innermost(op_start, op_end, call_start[chosen])
+    dispatches = Dispatches(
+        row=rows,
+        thread=events.thread[rows],
+        launch_ns=events.start_ns[rows],
+        return_ns=events.end_ns[rows],
+        launch_key=call_start[chosen],
+        return_key=call_end[chosen],
+        root=containing(host.root_start, host.root_end, call_start[chosen]),
+        leaf_name=_names_at(events, ops, leaf),
+        is_graph=is_graph_name[chosen],
+        first=_first_per(activities.dispatch, len(chosen), np.ones(len(device_rows), dtype=bool)),
+        first_kernel=_first_per(activities.dispatch, len(chosen), is_kernel),
+        num_activities=num_activities[chosen],
+        num_kernels=num_kernels[chosen],
+    )
+    return host, activities, dispatches
+
+
+def time_line(events: Events) -> tuple[int, int]:
+    """Return (origin, stride) in ns of the shared time line: every thread's events fit into one stride."""
+    origin = int(events.start_ns.min())
+    stride = int(events.end_ns.max()) - origin + 2
+    if (len(events.threads) + 1) * stride >= 2**62:
+        raise TraceFormatError(f"{events.path}: {len(events.threads)} threads over {stride} ns do not fit 64 bits")
+    return origin, stride
+
+
+def find_roots(start: Int64, end: Int64) -> Bool:
+    """Mark the outermost of nested intervals, given in the order (start, longest first)."""
+    if not len(start):
+        return np.empty(0, dtype=bool)
+    covered_to = np.concatenate(([np.int64(-1)], np.maximum.accumulate(end)[:-1]))
+    return np.asarray(start >= covered_to)
+
+
+def containing(start: Int64, end: Int64, at: Int64) -> Index:
+    """Return for each instant the index of the disjoint, sorted interval [start, end) it lies in, else -1."""
+    index = np.searchsorted(start, at, side="right") - 1
+    if not len(start):
+        return np.full(len(at), -1, dtype=np.intp)
+    return np.where((index >= 0) & (at < end[np.maximum(index, 0)]), index, -1)
+
+
+def innermost(start: Int64, end: Int64, at: Int64) -> Index:
+    """Return for each instant the index of the innermost nested interval [start, end) around it, else -1.
+
+    The intervals come in the order (start, longest first). From the last one begun, step outwards to the next earlier
+    interval that ends later; each round moves all instants that are not there yet, so rounds are at most the depth.
+    """
+    index = np.searchsorted(start, at, side="right") - 1
+    if not len(start):
+        return np.full(len(at), -1, dtype=np.intp)
+    outer = _next_outer(end)
+    while True:
+        outside = (index >= 0) & (at >= end[np.maximum(index, 0)])
+        if not outside.any():
+            return index
+        index[outside] = outer[index[outside]]
+
+
+def _next_outer(end: Int64) -> Index:
+    """For each interval the nearest earlier one that ends later (-1: none): a stack, popped once per interval."""
+    outer = np.full(len(end), -1, dtype=np.intp)
+    stack: list[int] = []
+    ends = end.tolist()
+    for index, this_end in enumerate(ends):
+        while stack and ends[stack[-1]] <= this_end:
+            stack.pop()
+        if stack:
+            outer[index] = stack[-1]
+        stack.append(index)
+    return outer
+
+
+def _match(events: Events, device_rows: Index, calls: Index) -> Index:
+    """Return for each device event the index of its call in `calls`, -1 for none.
+
+    Where several calls carry one correlation id, a launch or copy by name goes before others, then the last one.
+    """
+    correlation = events.correlation[calls]
+    valid = np.flatnonzero(correlation >= 0)
+    if not len(valid):
+        return np.full(len(device_rows), -1, dtype=np.intp)
+    enqueues = _by_name(events, calls[valid], lambda name: _is_launch(name) or _COPY.search(name) is not None)
+    order = valid[np.lexsort((enqueues, correlation[valid]))]
+    sorted_ids = correlation[order]
+    wanted = events.correlation[device_rows]
+    index = np.searchsorted(sorted_ids, wanted, side="right") - 1
+    found = (index >= 0) & (wanted >= 0) & (sorted_ids[np.maximum(index, 0)] == wanted)
+    return np.where(found, order[np.maximum(index, 0)], -1)
+
+
+def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
+    """Apply a rule to the names of rows, once per distinct name."""
+    holds = np.zeros(len(events.names) or 1, dtype=bool)
+    for name in np.unique(events.name[rows]).tolist():
+        holds[name] = rule(events.names[name])
+    return holds[events.name[rows]]
+
+
+def _is_launch(name: str) -> bool:
+    return _LAUNCH.search(name) is not None
+
+
+def _is_blocking(name: str) -> bool:
+    return _SYNCHRONIZE.search(name) is not None or _SYNCHRONOUS_COPY.search(name) is not None
+
+
+def _waited_for_own_copy(events: Events, device_rows: Index, call_of_activity: Index, calls: Index) -> Bool:
+    """Mark the calls that copied to the host and returned only after the copy had ended."""
+    waited = np.zeros(len(calls), dtype=bool)
+    copies = np.flatnonzero((events.kind[device_rows] == Kind.MEMCPY) & (call_of_activity >= 0))
+    copies = copies[_by_name(events, device_rows[copies], lambda name: _DEVICE_TO_HOST.search(name) is not None)]
+    own_calls = call_of_activity[copies]
+    returned_after = events.end_ns[calls[own_calls]] >= events.end_ns[device_rows[copies]]
+    waited[own_calls[returned_after]] = True
+    return waited
+
+
+def _is_nested(start: Int64, end: Int64, outer: Bool) -> Bool:
+    """Mark the calls that lie inside another call of the `outer` ones."""
+    begin, finish = start[outer], end[outer]
+    order = np.argsort(begin, kind="stable")
+    begin, finish = begin[order], np.maximum.accumulate(finish[order]) if len(order) else finish
+    index = np.searchsorted(begin, start, side="right") - 1
+    if not len(begin):
+        return np.zeros(len(start), dtype=bool)
+    return np.asarray((index >= 0) & (end <= finish[np.maximum(index, 0)]) & ~outer)
+
+
+def _names_at(events: Events, rows: Index, index: Index) -> NDArray[np.int32]:
+    if not len(rows):
+        return np.full(len(index), -1, dtype=np.int32)
+    return np.where(index >= 0, events.name[rows[index]], -1).astype(np.int32)
+
+
+def _first_per(dispatch: Index, num_dispatches: int, chosen: Bool) -> Index:
+    """Return the first chosen activity of each dispatch (activities come in time order), -1 for none."""
+    first = np.full(num_dispatches, -1, dtype=np.intp)
+    rows = np.flatnonzero(chosen & (dispatch >= 0))[::-1]
+    first[dispatch[rows]] = rows
+    return first

@@ -1,0 +1,123 @@
+"""Where a trace's steps begin and end, and what each worked on, read from its annotations.
+
+Known forms, tried in this order: our own captures (`taxbreak.step:<id>`), vLLM
+(`execute_context_1(888)_generation_0(0)` and `execute_8192_context_9(sq…)_generation_37(sq…)`; `execute_new_1_cached_0`
+before them), SGLang (`step[DECODE bs=16]`, `step[EXTEND bs=1 toks=512]`), the profiler's own `ProfilerStep#n`. A trace
+without any is one step.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from taxbreak_vllm.model import Batch, Phase
+from taxbreak_vllm.trace.kineto import Events, Kind
+
+OWN_PREFIX = "taxbreak.step:"
+
+_VLLM = re.compile(r"execute(?:_\d+)?_context_(\d+)\((?:sq)?(\d+)[^)]*\)_generation_(\d+)\((?:sq)?(\d+)[^)]*\)")
+_VLLM_FIRST = re.compile(r"execute_new_(\d+)_cached_(\d+)")
+_SGLANG = re.compile(r"step\[(\w+)(?:\s+bs=(\d+))?(?:\s+toks=(\d+))?")
+_SGLANG_PHASES = {
+    "EXTEND": Phase.PREFILL,
+    "PREFILL": Phase.PREFILL,
+    "DECODE": Phase.DECODE,
+    "MIXED": Phase.MIXED,
+    "TARGET_VERIFY": Phase.VERIFY,
+    "IDLE": Phase.IDLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepWindow:
+    """One step on the host: [start_ns, end_ns) in trace time, on the thread (into Events.threads) of its annotation."""
+
+    name: str
+    thread: int
+    start_ns: int
+    end_ns: int
+    phase: Phase | None
+    batch: Batch
+
+
+def find_steps(events: Events) -> list[StepWindow]:
+    """Return the steps by start time, disjoint: a step that begins inside another one is part of that."""
+    rows = events.rows(Kind.ANNOTATION)
+    for reads in (_read_own, _read_vllm, _read_sglang, _read_profiler):
+        read = {name: reads(events.names[name]) for name in np.unique(events.name[rows]).tolist()}
+        chosen = [row for row in rows.tolist() if read[int(events.name[row])] is not None]
+        if chosen:
+            return _disjoint(events, chosen, read)
+    return []
+
+
+def _disjoint(
+    events: Events, rows: list[int], meaning: Mapping[int, tuple[Phase | None, Batch] | None]
+) -> list[StepWindow]:
+    steps: list[StepWindow] = []
+    for row in sorted(rows, key=lambda row: (events.start_ns[row], -events.end_ns[row])):
+        start_ns, end_ns, name = int(events.start_ns[row]), int(events.end_ns[row]), int(events.name[row])
+        if steps and start_ns < steps[-1].end_ns:
+            continue
+        phase, batch = meaning[name] or (None, Batch())
+        label = events.names[name].removeprefix(OWN_PREFIX)
+        steps.append(StepWindow(label, int(events.thread[row]), start_ns, end_ns, phase, batch))
+    return steps
+
+
+def _read_own(name: str) -> tuple[Phase | None, Batch] | None:
+    return (None, Batch()) if name.startswith(OWN_PREFIX) else None
+
+
+def _read_vllm(name: str) -> tuple[Phase | None, Batch] | None:
+    if match := _VLLM.match(name):
+        context_requests, context_tokens, generation_requests, generation_tokens = map(int, match.groups())
+        # A decode step that checks drafts schedules several tokens a request: how many were kept is not in the name.
+        kept = generation_requests if generation_tokens <= generation_requests else None
+        return _phase(context_requests, generation_requests, generation_tokens), Batch(
+            requests=context_requests + generation_requests, prompt_tokens=context_tokens, output_tokens=kept
+        )
+    if match := _VLLM_FIRST.match(name):
+        new, cached = map(int, match.groups())
+        return _phase(new, cached, cached), Batch(requests=new + cached)
+    return None
+
+
+def _phase(context_requests: int, generation_requests: int, generation_tokens: int) -> Phase:
+    if context_requests and generation_requests:
+        return Phase.MIXED
+    if context_requests:
+        return Phase.PREFILL
+    if generation_tokens > generation_requests:
+        return Phase.VERIFY
+    return Phase.DECODE if generation_requests else Phase.IDLE
+
+
+def _read_sglang(name: str) -> tuple[Phase | None, Batch] | None:
+    match = _SGLANG.match(name)
+    if not match:
+        return None
+    phase = _SGLANG_PHASES.get(match[1])
+    requests = int(match[2]) if match[2] else None
+    return phase, Batch(
+        requests=requests,
+        prompt_tokens=int(match[3]) if match[3] and phase is Phase.PREFILL else None,
+        output_tokens=requests if phase is Phase.DECODE else None,
+    )
+
+
+def _read_profiler(name: str) -> tuple[Phase | None, Batch] | None:
+    return (None, Batch()) if name.startswith("ProfilerStep#") else None
+
+
+def whole_trace(events: Events) -> StepWindow:
+    """Return the window of everything recorded on host and device, on the thread with most events of the host."""
+    on_host = events.rows(Kind.OP, Kind.RUNTIME, Kind.ANNOTATION)
+    start_ns = int(events.start_ns.min()) if len(events.kind) else 0
+    if not len(on_host):
+        return StepWindow("trace", 0, start_ns, start_ns, None, Batch())
+    working = events.rows(Kind.OP, Kind.RUNTIME)
+    thread = int(np.bincount(events.thread[working if len(working) else on_host]).argmax())
+    return StepWindow("trace", thread, start_ns, int(events.end_ns[on_host].max()), None, Batch())

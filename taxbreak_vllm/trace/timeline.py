@@ -1,0 +1,130 @@
+"""Partition the host's time and cut the device's idle time by cause (methodology sections 3 and 4).
+
+In: the columns of `dispatches`. Out: prefix sums that answer any window exactly, so a step costs a few searches however
+many steps there are.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
+from taxbreak_vllm.trace.intervals import Busy, Index, Int64, Partition
+
+
+class HostClass(IntEnum):
+    """Whose an instant of a host thread is; a higher class wins over those it lies in."""
+
+    PYTHON = 0
+    DISPATCH = 1
+    LIBRARY = 2
+    RUNTIME = 3
+    LAUNCH = 4
+    BLOCKED = 5
+
+
+def partition_host(host: Host, library: tuple[Int64, Int64] | None = None) -> Partition:
+    """Give every instant of every host thread to one HostClass, on the shared time line.
+
+    `library` are the (start, end) keys of library front-ends inside ops (from `taxes`); without it, it is empty.
+    """
+    nothing = np.empty(0, dtype=np.int64)
+    other = ~host.call_is_launch & ~host.call_is_blocking
+    launch = host.call_is_launch & ~host.call_is_blocking
+    return Partition.of(
+        [
+            (host.root_start, host.root_end),
+            library or (nothing, nothing),
+            (host.call_start[other], host.call_end[other]),
+            (host.call_start[launch], host.call_end[launch]),
+            (host.call_start[host.call_is_blocking], host.call_end[host.call_is_blocking]),
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWindow:
+    """A device over windows, int64 columns with one row a window: busy + the parts of idle = window length.
+
+    `exposed` holds the host-caused idle by HostClass, int64[6, windows] (BLOCKED is `blocked_ns`, so 0 there).
+    """
+
+    busy_ns: Int64
+    host_ns: Int64
+    blocked_ns: Int64
+    queue_ns: Int64
+    edge_ns: Int64
+    exposed: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTimeline:
+    """One device: its busy stretches, and the gaps between them by cause as prefix sums."""
+
+    busy: Busy
+    _gaps_before_ns: NDArray[np.int64]  # [host classes + queue, stretches]: all gaps before each stretch
+
+    @classmethod
+    def of(
+        cls, device: int, activities: Activities, dispatches: Dispatches, host: Host, partition: Partition
+    ) -> "DeviceTimeline":
+        """Merge a device's activities and cut each gap between two stretches by cause.
+
+        The gap before an activity is the host's until that activity's launch call began, split by what the launching
+        thread did then; from there on it is queue. Before an activity without a launch event all of it is queue.
+        """
+        rows = np.flatnonzero(activities.device == device)
+        busy = Busy.of(activities.start_ns[rows], activities.end_ns[rows])
+        gap_start, gap_end = busy.end_ns[:-1], busy.start_ns[1:]
+        dispatch = activities.dispatch[rows[busy.first[1:]]] if len(busy.first) else np.empty(0, dtype=np.intp)
+        linked = dispatch >= 0
+        parts = np.zeros((len(HostClass) + 1, len(gap_start)), dtype=np.int64)
+        if linked.any():
+            own = dispatch[linked]
+            host_end = np.clip(dispatches.launch_ns[own], gap_start[linked], gap_end[linked])
+            thread = dispatches.thread[own]
+            parts[:-1, linked] = partition.between(host.key(thread, gap_start[linked]), host.key(thread, host_end))
+        parts[-1] = (gap_end - gap_start) - parts[:-1].sum(axis=0)
+        before = np.zeros((len(parts), len(gap_start) + 1), dtype=np.int64)
+        np.cumsum(parts, axis=1, out=before[:, 1:])
+        return cls(busy=busy, _gaps_before_ns=before)
+
+    def windows(self, start_ns: Int64, end_ns: Int64) -> DeviceWindow:
+        """Cut the device's time in each window [start, end)."""
+        busy = self.busy
+        first = np.searchsorted(busy.end_ns, start_ns, side="right")
+        last = np.searchsorted(busy.start_ns, end_ns, side="left") - 1
+        length = end_ns - start_ns
+        some = first <= last
+        busy_ns = busy.until(end_ns) - busy.until(start_ns)
+        lo, hi = np.where(some, first, 0), np.where(some, last, 0)
+        inner = self._gaps_before_ns[:, hi] - self._gaps_before_ns[:, lo]
+        inner[:, ~some] = 0
+        blocked_ns, queue_ns = inner[HostClass.BLOCKED].copy(), inner[-1]
+        exposed = inner[:-1].copy()
+        exposed[HostClass.BLOCKED] = 0
+        host_ns = exposed.sum(axis=0)
+        edge_ns = length - busy_ns - host_ns - blocked_ns - queue_ns
+        return DeviceWindow(busy_ns, host_ns, blocked_ns, queue_ns, edge_ns, exposed)
+
+
+def main_device(activities: Activities) -> int:
+    """Return the device with most activities, -1 where there is none."""
+    if not len(activities.row):
+        return -1
+    devices, counts = np.unique(activities.device, return_counts=True)
+    return int(devices[np.argmax(counts)])
+
+
+def main_thread(thread: NDArray[np.int32], group: Index, num_groups: int, fallback: int) -> NDArray[np.int32]:
+    """Return for each group the thread with most of its launches; `fallback` for a group without any."""
+    main = np.full(num_groups, fallback, dtype=np.int32)
+    keep = group >= 0
+    if keep.any():
+        stride = int(thread.max()) + 1
+        pairs, counts = np.unique(group[keep] * stride + thread[keep], return_counts=True)
+        for pair, _ in sorted(zip(pairs.tolist(), counts.tolist(), strict=True), key=lambda item: item[1]):
+            main[pair // stride] = pair % stride
+    return main
