@@ -339,6 +339,11 @@ class Breakdown:
         """Decode what `to_json` wrote; raises msgspec.ValidationError for anything else."""
         return msgspec.json.decode(data, type=cls)
 
+    @classmethod
+    def from_builtins(cls, tree: object) -> "Breakdown":
+        """Convert what `to_builtins` returned; raises msgspec.ValidationError for anything else."""
+        return msgspec.convert(tree, cls)
+
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per step, op and kernel; durations in ns, missing values as NA."""
         import pandas as pd

@@ -1,21 +1,35 @@
-"""The CPU backend seen as a device (methodology section 7): leaf ops compute where they are dispatched.
+"""The CPU backend seen as a device (methodology section 7): ops compute where they are dispatched.
 
 In: `Events` without device activities. Out: the same columns as `dispatches.link`, so that all that follows is one
-path: a leaf op's compute is an activity, its start a launch of no length, and its span a call that blocks the host.
+path: an op's compute is an activity, its start a launch of no length, and its span a call that blocks the host.
+
+Few compute ops are leaves to the letter: `_C::onednn_mm` reads a scalar first, `aten::add` converts one. So an op's
+compute is what remains of it after its last child returned and one dispatch cost was paid. Ops that only change shapes
+never compute, nor does an op outside `aten::` around others that do (`vllm::unified_attention` is Python inside).
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, containing, find_roots, time_line
+from taxbreak_vllm.trace.dispatches import (
+    Activities,
+    Bool,
+    Dispatches,
+    Host,
+    containing,
+    find_roots,
+    next_outer,
+    time_line,
+)
+from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 
 def link_cpu(
     events: Events, is_metadata_op: Callable[[str], bool], dispatch_ns: int | None = None
 ) -> tuple[Host, Activities, Dispatches, int]:
-    """Split every leaf op into dispatch and compute; return the columns and the dispatch cost that was used.
+    """Split every op into dispatch and compute; return the columns and the dispatch cost that was used.
 
     `dispatch_ns` is what the dispatch of an op costs here (measured by replay); without it the trace tells: the median
     of the leaf ops that never compute (view, slice, empty, …), which are dispatch entirely.
@@ -28,13 +42,16 @@ def link_cpu(
     order = np.lexsort((-end, start))
     ops, start, end = ops[order], start[order], end[order]
 
-    is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))
     metadata_name = np.array([is_metadata_op(name) for name in events.names])
+    aten_name = np.array([name.startswith("aten::") for name in events.names])
     is_metadata = metadata_name[events.name[ops]]
+    is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))
     free = (end - start)[is_leaf & is_metadata]
     cost_ns = dispatch_ns if dispatch_ns is not None else int(np.median(free)) if len(free) else 0
-    compute_from = np.minimum(start + cost_ns, end)
-    chosen = np.flatnonzero(is_leaf & ~is_metadata & (compute_from < end))
+    compute_from = np.maximum(start, _last_child_end(end)) + cost_ns
+    computes = _outermost_custom(end, ~is_metadata & (compute_from < end), aten_name[events.name[ops]])
+    chosen = np.flatnonzero(computes)
+    chosen = chosen[np.argsort(compute_from[chosen], kind="stable")]
 
     is_root = find_roots(start, end)
     rows, begin, finish = ops[chosen], compute_from[chosen], end[chosen]
@@ -85,3 +102,26 @@ def link_cpu(
         num_kernels=ones,
     )
     return host, activities, dispatches, cost_ns
+
+
+def _last_child_end(end: Int64) -> Int64:
+    """Return when the last child of each op returned, -1 for a leaf; ops come in the order (start, longest first)."""
+    outer = next_outer(end)
+    last = np.full(len(end), -1, dtype=np.int64)
+    has_outer = outer >= 0
+    np.maximum.at(last, outer[has_outer], end[has_outer])
+    return last
+
+
+def _outermost_custom(end: Int64, candidate: Bool, is_aten: Bool) -> Bool:
+    """Drop the ops outside `aten::` that have a computing op below them: they are glue around it."""
+    outer = next_outer(end).tolist()
+    computes = candidate.tolist()
+    has_computing_child = [False] * len(outer)
+    aten = is_aten.tolist()
+    for index in range(len(outer) - 1, -1, -1):  # children come after their parents
+        if has_computing_child[index] and not aten[index]:
+            computes[index] = False
+        if outer[index] >= 0 and (computes[index] or has_computing_child[index]):
+            has_computing_child[outer[index]] = True
+    return np.array(computes, dtype=bool)

@@ -214,7 +214,7 @@ def innermost(start: Int64, end: Int64, at: Int64) -> Index:
     index = np.searchsorted(start, at, side="right") - 1
     if not len(start):
         return np.full(len(at), -1, dtype=np.intp)
-    outer = _next_outer(end)
+    outer = next_outer(end)
     while True:
         outside = (index >= 0) & (at >= end[np.maximum(index, 0)])
         if not outside.any():
@@ -222,7 +222,7 @@ def innermost(start: Int64, end: Int64, at: Int64) -> Index:
         index[outside] = outer[index[outside]]
 
 
-def _next_outer(end: Int64) -> Index:
+def next_outer(end: Int64) -> Index:
     """For each interval the nearest earlier one that ends later (-1: none): a stack, popped once per interval."""
     outer = np.full(len(end), -1, dtype=np.intp)
     stack: list[int] = []

@@ -1,0 +1,144 @@
+"""The command line: parse, call, print. Exit 0 when done, 2 for bad usage or input, 1 for a failure.
+
+Results go to stdout, one JSON object with `--json`; progress and errors go to stderr, an error in one line.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from taxbreak_vllm.errors import SettingsError, SpoolError, TaxbreakError, TraceFormatError
+
+app = typer.Typer(
+    name="taxbreak",
+    help="Is the host holding the GPU back, which layer of it, and what to change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
+
+_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError)
+
+
+def main() -> None:
+    """Run the command line; every error of ours ends here, in one line."""
+    try:
+        app()
+    except TaxbreakError as error:
+        _fail(str(error), 2 if isinstance(error, _BAD_INPUT) else 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"taxbreak: {' '.join(message.split())}\n")
+    raise SystemExit(code)
+
+
+@app.command()
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(help="traces (.json, .json.gz, .json.zst) or captures (folders)")],
+    *,
+    json: Json = False,
+    floor_us: Annotated[
+        float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
+) -> None:
+    """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
+    from taxbreak_vllm.analysis import analyze as analyze_path
+
+    floor_ns = None if floor_us is None else round(floor_us * 1000)
+    breakdowns = [analyze_path(path, floor_ns=floor_ns) for path in paths]
+    if json:
+        if len(breakdowns) == 1:
+            _print_json(breakdowns[0].to_json())
+        else:
+            _print_json(b'{"breakdowns":[' + b",".join(b.to_json() for b in breakdowns) + b"]}")
+        return
+    from taxbreak_vllm.report import step_table, summary_lines, top_table
+
+    console = _console()
+    for breakdown in breakdowns:
+        for line in summary_lines(breakdown):
+            console.print(line, highlight=False, markup=False)
+        console.print(step_table(breakdown))
+        if top:
+            console.print(top_table(breakdown.total, top))
+
+
+@app.command()
+def serve(
+    *,
+    spool: Annotated[Path | None, typer.Option(help="folder the workers write to")] = None,
+    host: Annotated[str | None, typer.Option(help="address to bind to")] = None,
+    port: Annotated[int | None, typer.Option(help="port to bind to; 0 takes a free one")] = None,
+    results: Annotated[Path | None, typer.Option(help="SQLite file of results")] = None,
+    retention_s: Annotated[int | None, typer.Option(help="how long analyzed steps are kept (seconds)")] = None,
+    window_s: Annotated[int | None, typer.Option(help="window of the hdbi gauge and the page (seconds)")] = None,
+) -> None:
+    """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
+    from taxbreak_vllm.service.app import serve as run
+    from taxbreak_vllm.settings import load_settings
+
+    run(load_settings(spool=spool, host=host, port=port, results=results, retention_s=retention_s, window_s=window_s))
+
+
+@app.command()
+def capture(
+    *,
+    url: Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")] = (
+        "http://127.0.0.1:9797"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="how many steps to record")] = 4,
+    phase: Annotated[str | None, typer.Option(help="only steps of this phase: prefill, decode, mixed, …")] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="give up after this long (seconds)")] = 60.0,
+    stacks: Annotated[bool, typer.Option("--stacks", help="record Python stacks too (slower)")] = False,
+    server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
+    json: Json = False,
+) -> None:
+    """Record the next steps of a running server and print their breakdown."""
+    from taxbreak_vllm.client import capture_steps
+
+    breakdown = capture_steps(
+        url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
+    )
+    if json:
+        _print_json(breakdown.to_json())
+        return
+    from taxbreak_vllm.report import step_table, summary_lines, top_table
+
+    console = _console()
+    for line in summary_lines(breakdown):
+        console.print(line, highlight=False, markup=False)
+    console.print(step_table(breakdown))
+    console.print(top_table(breakdown.total))
+
+
+@app.command()
+def demo(*, once: Annotated[bool, typer.Option("--once", help="end after the table")] = False) -> None:
+    """Start a tiny model on a real vLLM, send it real load, show the breakdown and the page."""
+    from taxbreak_vllm.demo.run import run_demo
+
+    raise typer.Exit(run_demo(once=once))
+
+
+def _print_json(data: bytes) -> None:
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _console() -> Console:
+    # A table piped into a file should not be cut at 80 columns.
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+if __name__ == "__main__":
+    main()

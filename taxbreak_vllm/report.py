@@ -1,0 +1,104 @@
+"""Breakdowns as text for people. In: the nouns of `model`. Out: rich tables; times in ms or µs, shares in percent."""
+
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+from rich.text import Text
+
+from taxbreak_vllm.model import Breakdown, StepBreakdown
+
+TOP_ROWS = 12
+_NAME_CHARS = 60
+
+
+def step_table(breakdown: Breakdown) -> Table:
+    """Show one row a step, and the total."""
+    rows = {step.name or "": step for step in breakdown.steps}
+    if len(breakdown.steps) != 1:
+        rows["total"] = breakdown.total
+    return phase_table(rows)
+
+
+def phase_table(breakdowns: Mapping[str, StepBreakdown]) -> Table:
+    """Show the host/device balance of each titled breakdown in one row: HDBI, taxes, exposed tax, device time."""
+    table = Table(pad_edge=False)
+    table.add_column("step", overflow="fold", max_width=34)
+    for title in ("phase", "window", "HDBI", "ΔFT", "ΔCT", "ΔKT", "exposed", "device", "idle", "TKLQT", "kernels"):
+        table.add_column(title, justify="left" if title == "phase" else "right", no_wrap=True)
+    for title, step in breakdowns.items():
+        exposed = step.device.idle.host_ns
+        table.add_row(
+            title,
+            step.phase or "–",
+            _ms(step.window_ns),
+            _ratio(step.hdbi),
+            _ms(step.taxes.delta_ft_ns),
+            _ms(step.taxes.delta_ct_ns),
+            _ms(step.taxes.delta_kt_ns),
+            _ms(exposed),
+            _ms(step.device.active_ns),
+            _ms(step.device.idle_ns),
+            _ms(step.tklqt_ns),
+            str(step.kernels),
+        )
+    return table
+
+
+def top_table(step: StepBreakdown, limit: int = TOP_ROWS) -> Table:
+    """Show the dearest (op, kernel) pairs of a step."""
+    table = Table(pad_edge=False)
+    # Only the names give way on a narrow terminal; rich shrinks the columns that may wrap, and these never have a space.
+    table.add_column("op", overflow="ellipsis")
+    table.add_column("kernel", overflow="ellipsis")
+    table.add_column("family", no_wrap=True)
+    for title in ("count", "ΔFT", "ΔCT", "ΔKT", "device"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("tier", no_wrap=True)
+    for row in step.top[:limit]:
+        table.add_row(
+            _name(row.op),
+            _name(row.kernel),
+            row.family + (" (lib)" if row.i_lib else ""),
+            str(row.count),
+            _ms(row.delta_ft_ns),
+            _ms(row.delta_ct_ns),
+            _ms(row.delta_kt_ns),
+            _ms(row.active_ns),
+            row.tier,
+        )
+    return table
+
+
+def summary_lines(breakdown: Breakdown) -> Iterable[str]:
+    """Say where the figures come from, how complete they are, and what stands on an estimate."""
+    source, coverage = breakdown.source, breakdown.coverage
+    parts = [source.model_name, source.dtype, source.device_name or source.device_type]
+    yield " · ".join([source.path, *(part for part in parts if part)])
+    if coverage.kernel_launches and source.device_type != "cpu":
+        yield (
+            f"{coverage.kernels} kernels, {coverage.linked} linked to {coverage.kernel_launches} launches "
+            f"({coverage.graph_launches} graphs), {coverage.unlinked} without a launch event; "
+            f"{coverage.events} events read, {coverage.dropped_events} unreadable"
+        )
+    dilation = breakdown.calibration.dilation
+    yield f"calibration: {breakdown.calibration.state}" + (
+        "" if dilation is None else f"; recording made this step {dilation:.2f}× as long as a plain one"
+    )
+    notes = [*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]
+    yield from (f"note: {note}" for note in dict.fromkeys(notes))
+
+
+def _name(name: str) -> Text:
+    return Text(name.removeprefix("void ")[:_NAME_CHARS].replace(" ", "\u00a0"))
+
+
+def _ms(value_ns: int | None) -> str:
+    if value_ns is None:
+        return "–"
+    if 0 < abs(value_ns) < 10_000_000:
+        return f"{value_ns / 1e3:.1f} µs" if abs(value_ns) < 100_000 else f"{value_ns / 1e6:.3f} ms"
+    return f"{value_ns / 1e6:.1f} ms" if value_ns else "0"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
