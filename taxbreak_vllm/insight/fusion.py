@@ -1,0 +1,297 @@
+"""Which kernels always run one after another: SKIP's proximity score, and the launches their fusion would save.
+
+In: a trace's kernels in stream order. Out: `FusionReport`. Source: SKIP (ISPASS 2025, doi
+10.1109/ISPASS64960.2025.00015); methodology section 8. A chain's id is built from the id of the chain without its last
+kernel and that kernel, so every length costs one sort of integers, whatever the length.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.decompose import is_cpu_backend
+from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.recording import read_recording
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.steps import StepWindow
+
+FUSION_SCHEMA = "taxbreak.fusion/1"
+LENGTHS = range(2, 9)
+MIN_COUNT = 2  # what happened once is no pattern
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOrder:
+    """The kernels of a trace, stream by stream in the order they ran, as columns of one length.
+
+    `kernel` indexes `names`; a chain stays inside a run of equal `segment`; `launch` numbers the launch that made each
+    kernel (a graph launch makes many). Kernels without a launch event are counted in `num_unlinked` and end a segment.
+    """
+
+    kernel: Int64
+    segment: Int64
+    launch: Index
+    names: Sequence[str]
+    num_unlinked: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A fusion candidate: `score` = `count` of the chain / `first_count` of its first kernel.
+
+    `is_maximal`: no longer candidate of the report contains it as often.
+    """
+
+    kernels: tuple[str, ...]
+    length: int
+    count: int
+    first_count: int
+    score: float
+    is_maximal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthReport:
+    """All chains of one length: distinct ones, their occurrences, candidates, and what is left once those are fused."""
+
+    length: int
+    distinct: int
+    occurrences: int
+    candidates: int
+    fused: int
+    kernels_after: int
+    launches_after: int
+    ideal_speedup: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionReport:
+    """Chains of a trace, dearest first. `ideal_speedup` = launches / launches_after, None without launches.
+
+    `kernels_after` and `launches_after` are those left when candidates of every length are fused where they do not
+    overlap, the longest first. A launch is saved once all its kernels went into one that begins in an earlier launch.
+    """
+
+    path: str = ""
+    min_score: float
+    kernels: int
+    unlinked: int
+    launches: int
+    kernels_after: int
+    launches_after: int
+    ideal_speedup: float | None
+    by_length: tuple[LengthReport, ...]
+    chains: tuple[Chain, ...]
+    notes: tuple[str, ...] = ()
+    schema: str = FUSION_SCHEMA
+
+    def to_builtins(self) -> dict[str, Any]:
+        """Return the report as dicts, lists and numbers."""
+        tree: dict[str, Any] = msgspec.to_builtins(self)
+        return tree
+
+    def to_json(self) -> bytes:
+        """Encode as one JSON object."""
+        return msgspec.json.encode(self)
+
+
+def fusion(path: str | Path, *, lengths: Iterable[int] = LENGTHS, min_score: float = 1.0) -> FusionReport:
+    """Find the chains of a trace (.json, .json.gz, .json.zst) or of a capture (its folder).
+
+    Raises TraceFormatError for a file that is missing, damaged or not a trace, SettingsError for a length below 2 or a
+    score outside (0, 1].
+    """
+    recording = read_recording(path)
+    if is_cpu_backend(recording.events):
+        nothing = np.empty(0, dtype=np.int64)
+        order = KernelOrder(kernel=nothing, segment=nothing, launch=nothing, names=())
+        notes: tuple[str, ...] = ("the CPU backend launches no kernels, so there is nothing to fuse",)
+    else:
+        host, activities, dispatches = link(recording.events)
+        order = order_kernels(recording.events.names, host, activities, dispatches, recording.windows)
+        notes = _notes(order, dispatches, recording.events.is_truncated)
+    report = find_chains(order, lengths=lengths, min_score=min_score)
+    return dataclasses.replace(report, path=str(path), notes=notes)
+
+
+def order_kernels(
+    names: Sequence[str], host: Host, activities: Activities, dispatches: Dispatches, windows: Sequence[StepWindow]
+) -> KernelOrder:
+    """Put kernels into stream order and cut that where no chain may pass.
+
+    A segment ends at another stream or launching thread, at a blocking call of that thread between two launches, at a
+    step boundary between them, and at a kernel without a launch event.
+    """
+    a, d = activities, dispatches
+    rows = np.flatnonzero(a.is_kernel)
+    rows = rows[np.lexsort((a.dispatch[rows], a.start_ns[rows], a.stream[rows], a.device[rows]))]
+    launch = a.dispatch[rows]
+    linked = launch >= 0
+    own = launch[linked]
+    blocked_until = np.sort(host.call_end[host.call_is_blocking])
+    boundary = np.sort(np.array([t for w in windows for t in (w.start_ns, w.end_ns)], dtype=np.int64))
+    place = np.full((5, len(rows)), -1, dtype=np.int64)
+    place[0], place[1] = a.device[rows], a.stream[rows]
+    place[2, linked] = d.thread[own]
+    place[3, linked] = np.searchsorted(blocked_until, d.launch_key[own], side="right")
+    place[4, linked] = np.searchsorted(boundary, d.launch_ns[own], side="right")
+    segment = np.zeros(len(rows), dtype=np.int64)
+    segment[1:] = np.cumsum((place[:, 1:] != place[:, :-1]).any(axis=0))
+    return KernelOrder(
+        kernel=a.name[rows][linked].astype(np.int64),
+        segment=segment[linked],
+        launch=own,
+        names=names,
+        num_unlinked=int((~linked).sum()),
+    )
+
+
+def find_chains(order: KernelOrder, *, lengths: Iterable[int] = LENGTHS, min_score: float = 1.0) -> FusionReport:
+    """Count all chains of the given lengths, score them, and fuse the candidates.
+
+    A candidate scores at least `min_score` and occurs at least twice. Raises SettingsError for a length below 2 or a
+    score outside (0, 1].
+    """
+    wanted = sorted(set(lengths))
+    if not wanted or wanted[0] < 2:
+        raise SettingsError(f"chains have 2 kernels or more: lengths {wanted} make no sense")
+    if not 0 < min_score <= 1:
+        raise SettingsError(f"a proximity score lies above 0 and up to 1: min_score {min_score} makes no sense")
+    names, kernel = np.unique(order.kernel, return_inverse=True)
+    first_count = np.bincount(kernel, minlength=len(names))
+    num_launches = len(np.unique(order.launch))
+    starts_by_length: dict[int, Index] = {}
+    candidates: dict[tuple[int, ...], tuple[int, float]] = {}
+    by_length = []
+    for level in _levels(kernel, order.segment, wanted):
+        score = level.counts / first_count[kernel[level.first]]
+        chosen = (score >= min_score) & (level.counts >= MIN_COUNT)
+        chains = kernel[level.first[chosen][:, np.newaxis] + np.arange(level.length)]
+        for ids, count, value in zip(
+            chains.tolist(), level.counts[chosen].tolist(), score[chosen].tolist(), strict=True
+        ):
+            candidates[tuple(ids)] = (count, value)
+        starts_by_length[level.length] = level.at[chosen[level.gram]]
+        kept, fused = _fuse(len(kernel), {level.length: starts_by_length[level.length]})
+        launches_after = len(np.unique(order.launch[kept]))
+        by_length.append(
+            LengthReport(
+                length=level.length,
+                distinct=len(level.counts),
+                occurrences=len(level.at),
+                candidates=len(chains),
+                fused=fused,
+                kernels_after=int(kept.sum()),
+                launches_after=launches_after,
+                ideal_speedup=num_launches / launches_after if launches_after else None,
+            )
+        )
+    kept, _ = _fuse(len(kernel), starts_by_length)
+    launches_after = len(np.unique(order.launch[kept]))
+    return FusionReport(
+        min_score=min_score,
+        kernels=len(kernel),
+        unlinked=order.num_unlinked,
+        launches=num_launches,
+        kernels_after=int(kept.sum()),
+        launches_after=launches_after,
+        ideal_speedup=num_launches / launches_after if launches_after else None,
+        by_length=tuple(by_length),
+        chains=_chains(candidates, [order.names[name] for name in names.tolist()], first_count.tolist()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """Chains of one length: where each occurrence starts and which chain it is; each chain's first start and count."""
+
+    length: int
+    at: Index
+    gram: Index
+    first: Index
+    counts: Int64
+
+
+def _levels(kernel: Index, segment: Int64, wanted: Sequence[int]) -> Iterable[_Level]:
+    num_kernels = int(kernel.max()) + 1 if len(kernel) else 1
+    segment_end = np.searchsorted(segment, segment, side="right")
+    at, gram = np.arange(len(kernel)), kernel
+    for length in range(2, wanted[-1] + 1):
+        fits = at + length <= segment_end[at]
+        at, gram = at[fits], gram[fits]
+        key = gram * num_kernels + kernel[at + length - 1]
+        _, first, gram, counts = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+        if length in wanted:
+            yield _Level(length, at, gram, at[first], counts)
+
+
+def _fuse(num_kernels: int, starts_by_length: dict[int, Index]) -> tuple[NDArray[np.bool_], int]:
+    """Fuse greedily, longest chains first and each from left to right; return which kernels stay, and how many fused.
+
+    A fused chain stays as its first kernel.
+    """
+    kept = np.ones(num_kernels, dtype=bool)
+    taken = np.zeros(num_kernels, dtype=bool)
+    fused = 0
+    for length, starts in sorted(starts_by_length.items(), reverse=True):
+        before = np.concatenate(([0], np.cumsum(taken)))
+        free = starts[before[starts + length] == before[starts]]
+        heads = _non_overlapping(free, length)
+        members = heads[:, np.newaxis] + np.arange(length)
+        taken[members] = True
+        kept[members[:, 1:]] = False
+        fused += len(heads)
+    return kept, fused
+
+
+def _non_overlapping(starts: Index, length: int) -> Index:
+    chosen, free_from = [], 0
+    for start in starts.tolist():
+        if start >= free_from:
+            chosen.append(start)
+            free_from = start + length
+    return np.array(chosen, dtype=np.intp)
+
+
+def _chains(
+    candidates: dict[tuple[int, ...], tuple[int, float]], names: Sequence[str], first_count: Sequence[int]
+) -> tuple[Chain, ...]:
+    """Name the candidates, those first that save most kernels."""
+    longest: dict[tuple[int, ...], int] = {}
+    for ids, (count, _) in candidates.items():
+        for length in range(2, len(ids)):
+            for start in range(len(ids) - length + 1):
+                part = ids[start : start + length]
+                longest[part] = max(longest.get(part, 0), count)
+    chains = [
+        Chain(
+            kernels=tuple(names[number] for number in ids),
+            length=len(ids),
+            count=count,
+            first_count=first_count[ids[0]],
+            score=score,
+            is_maximal=longest.get(ids) != count,
+        )
+        for ids, (count, score) in candidates.items()
+    ]
+    return tuple(sorted(chains, key=lambda chain: (-chain.count * (chain.length - 1), -chain.length, chain.kernels)))
+
+
+def _notes(order: KernelOrder, dispatches: Dispatches, is_truncated: bool) -> tuple[str, ...]:
+    notes = []
+    if not len(order.kernel):
+        notes.append("no kernel with a launch event, so there is nothing to fuse")
+    if order.num_unlinked:
+        notes.append(f"{order.num_unlinked} kernels have no launch event: they are in no chain and end the one before")
+    if in_graph := int(dispatches.is_graph[order.launch].sum()):
+        notes.append(f"{in_graph} kernels run in graphs: fusing those saves kernels, but launches only across graphs")
+    if is_truncated:
+        notes.append("the file ends in the middle: read up to its last whole event")
+    return tuple(notes)

@@ -1,0 +1,227 @@
+"""The analyzer: takes captures from the spool, decomposes each once and stores the outcome, in its own process.
+
+`python -m taxbreak_vllm.service.analyzer --spool DIR --results FILE` runs until its standard input closes, as it does
+with the process that started it, however that ends. Of several on one spool one works and the others wait. It may be
+killed at any instant: a capture is marked only after its result is on disk, and the results count a step once.
+"""
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from taxbreak_vllm.errors import TaxbreakError, TraceFormatError
+from taxbreak_vllm.model import Breakdown, Server, StepInfo
+from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.spool import Capture, Spool
+
+logger = logging.getLogger("taxbreak.analyzer")
+
+Analyze = Callable[[Capture], Breakdown]
+
+MAX_ATTEMPTS = 3
+MAX_CAPTURES_PER_TURN = 8  # so that the workers' states are never much older than a turn
+
+_POLL_S = 1.0
+_HOUSEKEEPING_NS = 60 * 10**9
+_ABANDONED_NS = 10 * 60 * 10**9
+_NICENESS = 10
+_MAX_DETAIL = 500
+_LEAVE_S = 3.0
+
+
+class StopEvent(Protocol):
+    """What ends a loop."""
+
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class Analyzer:
+    """Moves what happens in the spool into the results; one per spool at a time (`Spool.claim`)."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        results: Results,
+        analyze: Analyze,
+        *,
+        retention_ns: int,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._spool = spool
+        self._results = results
+        self._analyze = analyze
+        self._retention_ns = retention_ns
+        self._now_ns = now_ns
+        self._housekeeping_due_ns = 0
+
+    def run(self, stop: StopEvent) -> None:
+        """Do one turn after the other until `stop` is set, resting only when there is nothing to do."""
+        while not stop.is_set():
+            if self.turn() == 0:
+                stop.wait(_POLL_S)
+
+    def turn(self) -> int:
+        """Take over the workers' states, settle the oldest few captures; return how many those were."""
+        self._results.put_states(self._spool.states())
+        captures = self._spool.pending()[:MAX_CAPTURES_PER_TURN]
+        for capture in captures:
+            self._settle(capture)
+        if self._now_ns() >= self._housekeeping_due_ns:
+            self._keep_house()
+        return len(captures)
+
+    def _settle(self, capture: Capture) -> None:
+        """Bring one capture to its end: analyzed, set aside, or gone meanwhile."""
+        if not self._results.is_settled(capture.step_id):
+            if self._results.note_attempt(capture.step_id) > MAX_ATTEMPTS:
+                self._set_aside(capture, "analysis_crashed", f"{MAX_ATTEMPTS} analyzers died or hung over it")
+            else:
+                self._decompose(capture)
+        failure = self._results.failure(capture.step_id)
+        with suppress(FileNotFoundError):  # evicted this very moment
+            self._spool.mark(capture, f"failed: {failure}" if failure else "analyzed")
+
+    def _decompose(self, capture: Capture) -> None:
+        try:
+            info = capture.read_info()
+            breakdown = self._analyze(capture)
+            if len(breakdown.steps) != 1:
+                raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
+        except Exception as error:
+            if not capture.path.exists():
+                self._results.forget_attempts(capture.step_id)  # evicted under our hands: its worker counts it
+                return
+            if not isinstance(error, TaxbreakError):
+                logger.exception("a fault of taxbreak's own over %s", capture.path)
+            self._set_aside(capture, "analysis_failed", f"{type(error).__name__}: {error}")
+        except BaseException:
+            self._results.forget_attempts(capture.step_id)  # we are asked to leave: not the capture's fault
+            raise
+        else:
+            self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+
+    def _set_aside(self, capture: Capture, reason: str, detail: str) -> None:
+        line = " ".join(detail.split())[:_MAX_DETAIL]
+        logger.warning("%s is set aside: %s: %s", capture.path, reason, line)
+        info = _info_or_none(capture)
+        self._results.add_failure(
+            capture.step_id,
+            self._server_of(capture) if info is None else info.server,
+            capture_id=None if info is None else info.capture_id,
+            reason=reason,
+            detail=line,
+            now_ns=self._now_ns(),
+        )
+
+    def _server_of(self, capture: Capture) -> Server:
+        """Tell from its place in the spool whose capture it is."""
+        server = Server(server_id=capture.path.parent.parent.name, rank=int(capture.path.parent.name))
+        state = self._results.worker(server)
+        return server if state is None else state.server
+
+    def _keep_house(self) -> None:
+        now_ns = self._now_ns()
+        pending = [capture.step_id for capture in self._spool.pending()]
+        self._results.prune(before_ns=now_ns - self._retention_ns, pending=pending)
+        self._spool.sweep(older_than_ns=now_ns - _ABANDONED_NS)
+        self._housekeeping_due_ns = now_ns + _HOUSEKEEPING_NS
+
+
+def _info_or_none(capture: Capture) -> StepInfo | None:
+    try:
+        return capture.read_info()
+    except TaxbreakError:
+        return None
+
+
+def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] | None = None) -> int:
+    """Run the process; `load` imports the analysis, which only the one at work needs in memory."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_follow_parent, args=(os.getppid(),), name="parent", daemon=True).start()
+    os.nice(_NICENESS)
+    os.umask(0o077)
+    stop = threading.Event()
+    spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
+    try:
+        with _claimed(spool, stop), Results(options.results) as results:
+            analyze = _bounded((load or _load_analysis)(), options.limit_s)
+            Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9).run(stop)
+    except TaxbreakError as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.analyzer", description=__doc__)
+    parser.add_argument("--spool", type=Path, required=True)
+    parser.add_argument("--spool-max-bytes", type=int, default=256 * 2**20)
+    parser.add_argument("--spool-max-captures", type=int, default=512)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--retention-s", type=int, default=7 * 86400)
+    parser.add_argument("--limit-s", type=int, default=120, help="an analysis that takes longer has hung")
+    return parser.parse_args(arguments)
+
+
+def _load_analysis() -> Analyze:
+    from taxbreak_vllm.analysis import analyze_capture
+
+    return analyze_capture
+
+
+def _bounded(analyze: Analyze, limit_s: int) -> Analyze:
+    """Let SIGALRM end the process where an analysis hangs, in C code as well; the attempt is on record."""
+
+    def run(capture: Capture) -> Breakdown:
+        signal.alarm(limit_s)
+        try:
+            return analyze(capture)
+        finally:
+            signal.alarm(0)
+
+    return run
+
+
+@contextmanager
+def _claimed(spool: Spool, stop: StopEvent) -> Iterator[None]:
+    """Wait to be the one analyzer of the spool."""
+    while True:
+        with ExitStack() as stack:
+            if stack.enter_context(spool.claim()):
+                yield
+                return
+        stop.wait(_POLL_S)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _follow_parent(parent: int) -> None:
+    """End this process with the one that started it."""
+    # The parent's number is looked at too: a child it forked may hold the other end of our standard input.
+    while os.getppid() == parent and not (select.select([0], [], [], _POLL_S)[0] and not os.read(0, 4096)):
+        pass
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    signal.pthread_kill(main_thread, signal.SIGTERM)  # a real signal: it also wakes the main thread from a wait
+    time.sleep(_LEAVE_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

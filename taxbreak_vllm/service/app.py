@@ -1,0 +1,124 @@
+"""The sidecar: the API, the metrics and the page on one port, and an analyzer in a process of its own."""
+
+import asyncio
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+import taxbreak_vllm
+from taxbreak_vllm.errors import SpoolError, TaxbreakError
+from taxbreak_vllm.service.api import create_router
+from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.service.page import Overview, render
+from taxbreak_vllm.service.problems import Problem, check_token, problem_response
+from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
+from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool import Spool
+
+_GRACE_S = 1
+
+
+def create_app(
+    settings: Settings, *, supervisor: Supervisor | None = None, now_ns: Callable[[], int] = time.time_ns
+) -> FastAPI:
+    """Build the sidecar's app; the analyzer lives as long as the app's lifespan."""
+    analyzer = supervisor or Supervisor(analyzer_command(settings))
+    spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+    window_ns = settings.window_s * 10**9
+    registry = CollectorRegistry()
+    registry.register(TaxbreakCollector(settings.results_path, spool, window_ns=window_ns, now_ns=now_ns))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        analyzer.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(analyzer.close)
+
+    # The documentation pages of FastAPI load scripts from other hosts, so there are none.
+    app = FastAPI(title="taxbreak", version=taxbreak_vllm.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(create_router(settings, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns))
+
+    async def answer_error(_request: Request, error: Exception) -> Response:
+        return problem_response(error)
+
+    for kind in (HTTPException, TaxbreakError, Exception):
+        app.add_exception_handler(kind, answer_error)
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return Response(encode(registry), media_type=content_type)
+
+    @app.get("/healthz", include_in_schema=False)
+    def healthz() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/", include_in_schema=False)
+    def page(request: Request) -> Response:
+        try:
+            check_token(request, settings.api_key, with_basic=True)
+        except Problem as error:
+            return problem_response(error, challenge="Basic")
+        with Results(settings.results_path) as results:
+            overview = Overview.read(results, spool, window_s=settings.window_s, now_ns=now_ns())
+        document, headers = render(overview)
+        return Response(document, media_type="text/html", headers=headers)
+
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run the sidecar until SIGTERM or Ctrl-C, with its address on standard error once it is listening.
+
+    Raises TaxbreakError where the port is taken or spool or results cannot be written.
+    """
+    _check_spool(settings)
+    with Results(settings.results_path):
+        pass
+    listener = _listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S
+    )
+    # uvicorn sends itself the signal again once it has shut down in order, and that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    host, port = listener.getsockname()[:2]
+    sys.stderr.write(f"taxbreak: listening on http://{f'[{host}]' if ':' in host else host}:{port}\n")
+    sys.stderr.flush()
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _check_spool(settings: Settings) -> None:
+    try:
+        settings.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.spool):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise SpoolError(
+            f"{settings.spool}: cannot write here: {reason}; set TAXBREAK_SPOOL to another folder"
+        ) from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((str(address[0]), port), family=family)
+    except OSError as error:
+        reason = error.strerror or error
+        raise TaxbreakError(
+            f"{host}:{port}: cannot listen: {reason}; set TAXBREAK_PORT to another, 0 for any"
+        ) from None

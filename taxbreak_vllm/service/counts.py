@@ -1,0 +1,71 @@
+"""What a step and a worker's state add to the counters: (counter, label, value), integers only.
+
+Whatever is None adds nothing, so that a counter nobody could measure has no series. The names are those of the `totals`
+table; `metrics` maps them to families.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from taxbreak_vllm.model import STEP_BUCKETS_NS, StepBreakdown, WorkerState
+
+NUM_BUCKETS = len(STEP_BUCKETS_NS) + 1
+
+_COMPONENTS = ("delta_ft", "delta_ct", "delta_kt")
+_CAUSES = ("host", "blocked", "queue", "edge")
+
+
+class Count(NamedTuple):
+    """One addition to one counter; `label` is the value of the counter's own label, "" where it has none."""
+
+    counter: str
+    label: str
+    value: int
+
+
+class Key(NamedTuple):
+    """A counter of a worker; `phase` is "" where the counter knows none."""
+
+    phase: str
+    counter: str
+    label: str
+
+
+def step_counts(step: StepBreakdown) -> Iterator[Count]:
+    """Yield what one analyzed step adds."""
+    yield Count("sampled_steps", "", 1)
+    yield Count("device_active_ns", "", step.device.active_ns)
+    for cause in _CAUSES:
+        yield Count("device_idle_ns", cause, getattr(step.device.idle, f"{cause}_ns"))
+    for component in _COMPONENTS:
+        tax_ns, exposed_ns = getattr(step.taxes, f"{component}_ns"), getattr(step.exposed, f"{component}_ns")
+        if tax_ns is not None:
+            yield Count("orchestration_ns", component, tax_ns)
+        if tax_ns is not None or exposed_ns:
+            yield Count("exposed_ns", component, exposed_ns)  # of an unknown tax, an exposed 0 is no 0
+    yield Count("exposed_ns", "other", step.exposed.other_ns)
+    for family, share in step.families.items():
+        yield Count("kernels", family, share.kernels)
+    for counter, value in (
+        ("tklqt_ns", step.tklqt_ns),
+        ("launches", step.launches),
+        ("output_tokens", step.batch.output_tokens),
+    ):
+        if value is not None:
+            yield Count(counter, "", value)
+
+
+def worker_counts(state: WorkerState) -> Counter[Key]:
+    """Return all counters of a worker since its start; buckets of a histogram are labelled by their index."""
+    counts: Counter[Key] = Counter()
+    for histogram in state.steps:
+        if len(histogram.bucket_counts) != NUM_BUCKETS:
+            continue  # of another version of the worker: its buckets mean something else
+        counts[Key(histogram.phase, "steps", histogram.graph_mode)] += histogram.num_steps
+        counts[Key(histogram.phase, "step_ns", "")] += histogram.sum_ns
+        for index, num_steps in enumerate(histogram.bucket_counts):
+            counts[Key(histogram.phase, "step_bucket", str(index))] += num_steps
+    for reason, num_samples in state.dropped.items():
+        counts[Key("", "dropped", reason)] += num_samples
+    return counts

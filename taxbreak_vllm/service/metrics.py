@@ -1,0 +1,221 @@
+"""The Prometheus metrics: a collector over results and spool, built anew at each scrape.
+
+Counters are those of the `totals` table and never fall. Gauges speak of the window, or of this moment, and go with the
+server they speak of. What was not measured has no series. Integer ns become seconds here.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+import taxbreak_vllm
+from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi
+from taxbreak_vllm.service.counts import NUM_BUCKETS
+from taxbreak_vllm.service.results import Results, StepRow, Total
+from taxbreak_vllm.service.servers import live
+from taxbreak_vllm.service.window import median, replay_shares
+from taxbreak_vllm.spool import Spool
+
+_NS = 1e9
+_SERVER = ("model_name", "engine", "rank")
+_STEP = (*_SERVER, "phase")
+
+
+class _CounterFamily(NamedTuple):
+    counter: str
+    name: str
+    help: str
+    label: str = ""
+    has_phase: bool = True
+
+
+_COUNTERS = (
+    _CounterFamily("steps", "steps", "Engine steps timed without being recorded.", "graph_mode"),
+    _CounterFamily(
+        "sampled_steps", "sampled_steps", "Recorded steps that were analyzed; the sums below are over these."
+    ),
+    _CounterFamily(
+        "dropped", "samples_dropped", "Samples lost before their analysis, by reason.", "reason", has_phase=False
+    ),
+    _CounterFamily(
+        "orchestration_ns",
+        "orchestration_seconds",
+        "Host time of sampled steps by component: ΔFT framework, ΔCT library, ΔKT launch floor (TaxBreak Eq. 1-3).",
+        "component",
+    ),
+    _CounterFamily(
+        "exposed_ns",
+        "exposed_orchestration_seconds",
+        "Host time of sampled steps that the device waited for, by component.",
+        "component",
+    ),
+    _CounterFamily("device_active_ns", "device_active_seconds", "Time the device worked for sampled steps."),
+    _CounterFamily(
+        "device_idle_ns", "device_idle_seconds", "Idle time of the device in sampled steps, by cause.", "cause"
+    ),
+    _CounterFamily("tklqt_ns", "tklqt_seconds", "Launch to start, summed over the kernel launches of sampled steps."),
+    _CounterFamily("launches", "launches", "Launches that produced device work, in sampled steps."),
+    _CounterFamily("kernels", "kernels", "Kernels of sampled steps, by family.", "family"),
+    _CounterFamily("output_tokens", "sampled_output_tokens", "Tokens that the sampled steps produced."),
+)
+
+
+class TaxbreakCollector(Collector):
+    """Reads results and spool anew at each scrape and keeps nothing between two."""
+
+    def __init__(
+        self, results_path: Path, spool: Spool, *, window_ns: int, now_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._results_path = results_path
+        self._spool = spool
+        self._window_ns = window_ns
+        self._now_ns = now_ns
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family that has a series."""
+        now_ns = self._now_ns()
+        states = live(self._spool.states(), now_ns=now_ns)
+        with Results(self._results_path) as results:
+            totals = results.totals()
+            steps = results.steps(since_ns=now_ns - self._window_ns)
+        families = (
+            *_counters(totals),
+            _step_seconds(totals),
+            *_window_gauges(steps, states),
+            *self._gauges(states, now_ns),
+        )
+        yield from (family for family in families if family.samples)
+
+    def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
+        yield _overhead(states)
+        yield GaugeMetricFamily(
+            "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=self._spool.size_bytes(), unit="bytes"
+        )
+        lag_ns = 0
+        with suppress(FileNotFoundError):  # evicted this very moment, so it waits no longer
+            lag_ns = max((now_ns - capture.path.stat().st_mtime_ns for capture in self._spool.pending()[:1]), default=0)
+        yield GaugeMetricFamily(
+            "taxbreak_analysis_lag_seconds",
+            "Age of the oldest capture that waits for its analysis, 0 with none.",
+            value=max(0, lag_ns) / _NS,
+            unit="seconds",
+        )
+        yield InfoMetricFamily(
+            "taxbreak_build", "Version of taxbreak-vllm.", value={"version": taxbreak_vllm.__version__}
+        )
+
+
+def _counters(totals: Iterable[Total]) -> Iterator[Metric]:
+    by_counter: dict[str, list[Total]] = defaultdict(list)
+    for total in totals:
+        by_counter[total.counter].append(total)
+    for counter, name, text, label, has_phase in _COUNTERS:
+        labels = (*(_STEP if has_phase else _SERVER), *([label] if label else []))
+        is_time = name.endswith("_seconds")
+        family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
+        for total in by_counter[counter]:
+            values = (
+                total.model_name,
+                total.engine,
+                str(total.rank),
+                *([total.phase] if has_phase else []),
+                total.label,
+            )
+            family.add_metric(values[: len(labels)], total.value / _NS if is_time else total.value)
+        yield family
+
+
+def _step_seconds(totals: Iterable[Total]) -> Metric:
+    family = HistogramMetricFamily(
+        "taxbreak_step_seconds", "Duration of engine steps timed without being recorded.", labels=_STEP, unit="seconds"
+    )
+    sums_ns: dict[tuple[str, ...], int] = {}
+    buckets: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
+    for total in totals:
+        series = (total.model_name, total.engine, str(total.rank), total.phase)
+        if total.counter == "step_ns":
+            sums_ns[series] = total.value
+        elif total.counter == "step_bucket":
+            buckets[series][int(total.label)] = total.value
+    bounds = [*(str(bound_ns / _NS) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
+    for labels, counts in buckets.items():
+        up_to = zip(bounds, accumulate(counts), strict=True)
+        family.add_metric(labels, list(up_to), sums_ns[labels] / _NS)
+    return family
+
+
+def _window_gauges(steps: Iterable[StepRow], states: Iterable[WorkerState]) -> Iterator[Metric]:
+    balance = GaugeMetricFamily(
+        "taxbreak_hdbi",
+        "Device time over device and orchestration time of the window's sampled steps: 0 host-bound, 1 device-bound.",
+        labels=_STEP,
+    )
+    dilation = GaugeMetricFamily(
+        "taxbreak_profiler_dilation_ratio",
+        "Recorded over plain duration of a step, median of the window's sampled steps.",
+        labels=_STEP,
+        unit="ratio",
+    )
+    coverage = GaugeMetricFamily(
+        "taxbreak_replay_coverage_ratio",
+        "Share of the window's orchestration time that rests on each tier of baseline.",
+        labels=(*_STEP, "tier"),
+        unit="ratio",
+    )
+    running = {_server(state) for state in states}
+    by_labels: dict[tuple[str, ...], list[StepRow]] = defaultdict(list)
+    for step in steps:
+        server = (step.model_name, step.engine, str(step.rank))
+        if server in running:
+            by_labels[(*server, step.phase)].append(step)
+    for labels, rows in by_labels.items():
+        value = _hdbi(rows)
+        if value is not None:
+            balance.add_metric(labels, value)
+        ratio = median(row.dilation for row in rows)
+        if ratio is not None:
+            dilation.add_metric(labels, ratio)
+        for tier, share in replay_shares([(row.replay, row.orchestration_ns) for row in rows]).items():
+            coverage.add_metric((*labels, tier), share)
+    yield from (balance, dilation, coverage)
+
+
+def _hdbi(rows: list[StepRow]) -> float | None:
+    """HDBI of the sums, as `model.add_steps` has it: null where it is null for one step."""
+    if any(row.hdbi is None for row in rows):
+        return None
+    return hdbi(sum(row.active_ns for row in rows), sum(row.orchestration_ns or 0 for row in rows))
+
+
+def _overhead(states: Iterable[WorkerState]) -> Metric:
+    family = GaugeMetricFamily(
+        "taxbreak_capture_overhead_ratio",
+        "Share of serving time that recording has taken since the server started.",
+        labels=_SERVER,
+        unit="ratio",
+    )
+    spent: dict[tuple[str, ...], list[WorkerState]] = defaultdict(list)
+    for state in states:
+        if state.serving_ns:
+            spent[_server(state)].append(state)
+    for labels, members in spent.items():
+        serving_ns = sum(state.serving_ns for state in members)
+        family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
+    return family
+
+
+def _server(state: WorkerState) -> tuple[str, ...]:
+    return (state.server.model_name, state.server.engine, str(state.server.rank))

@@ -1,0 +1,36 @@
+"""The same routes on vLLM's own FastAPI app: cheap to mount, and nothing runs before `start`."""
+
+from fastapi import FastAPI
+
+from taxbreak_vllm.service.api import create_router
+from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
+from taxbreak_vllm.settings import Settings
+
+
+class Mounted:
+    """What hangs on an app: its routes, and an analyzer once it was started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._server_id: str | None = None
+        self._supervisor = Supervisor(analyzer_command(settings))
+        self.router = create_router(
+            settings, server_id=lambda: self._server_id, num_restarts=lambda: self._supervisor.num_restarts
+        )
+
+    def start(self, server_id: str) -> None:
+        """Say which server's app this is, and start an analyzer; of several on one spool the others wait."""
+        self._server_id = server_id
+        self._supervisor.start()
+
+    def close(self) -> None:
+        """End the analyzer; it ends with this process in any case."""
+        self._supervisor.close()
+
+
+def mount(app: FastAPI, settings: Settings) -> Mounted:
+    """Put the routes on an app, once: a second call returns what the first one did."""
+    mounted: Mounted | None = getattr(app.state, "taxbreak", None)
+    if mounted is None:
+        mounted = app.state.taxbreak = Mounted(settings)
+        app.include_router(mounted.router)
+    return mounted

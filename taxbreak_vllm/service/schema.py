@@ -1,0 +1,101 @@
+"""The results file itself: its tables, how it is opened, what a transaction is.
+
+SQLite with a write-ahead log, so readers never wait for the analyzer; commits reach the disk before they return, for a
+capture is marked as analyzed right after. The file is 0600 and says the version of its tables in `user_version`.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from taxbreak_vllm.errors import TaxbreakError
+
+VERSION = 1
+
+_BUSY_TIMEOUT_S = 10.0
+_TABLES = """
+CREATE TABLE steps (
+    step_id TEXT PRIMARY KEY, server_id TEXT NOT NULL,
+    model_name TEXT NOT NULL, engine TEXT NOT NULL, rank INTEGER NOT NULL, phase TEXT NOT NULL,
+    graph_mode TEXT NOT NULL, started_unix_ns INTEGER NOT NULL, analyzed_unix_ns INTEGER NOT NULL, capture_id TEXT,
+    window_ns INTEGER NOT NULL, active_ns INTEGER NOT NULL, orchestration_ns INTEGER, hdbi REAL, dilation REAL,
+    replay TEXT NOT NULL, breakdown BLOB NOT NULL
+);
+CREATE INDEX steps_by_start ON steps (started_unix_ns);
+CREATE INDEX steps_by_age ON steps (analyzed_unix_ns);
+CREATE INDEX steps_by_capture ON steps (capture_id) WHERE capture_id IS NOT NULL;
+CREATE TABLE totals (
+    model_name TEXT, engine TEXT, rank INTEGER, phase TEXT, counter TEXT, label TEXT, value INTEGER NOT NULL,
+    PRIMARY KEY (model_name, engine, rank, phase, counter, label)
+) WITHOUT ROWID;
+CREATE TABLE workers (server_id TEXT, rank INTEGER, state BLOB NOT NULL, PRIMARY KEY (server_id, rank));
+CREATE TABLE attempts (step_id TEXT PRIMARY KEY, num INTEGER NOT NULL);
+CREATE TABLE failures (
+    step_id TEXT PRIMARY KEY, server_id TEXT NOT NULL, rank INTEGER NOT NULL, capture_id TEXT,
+    reason TEXT NOT NULL, detail TEXT NOT NULL, failed_unix_ns INTEGER NOT NULL
+);
+CREATE INDEX failures_by_capture ON failures (capture_id) WHERE capture_id IS NOT NULL;
+CREATE TABLE captures (
+    capture_id TEXT PRIMARY KEY, server_id TEXT NOT NULL, steps INTEGER NOT NULL, phase TEXT, stacks INTEGER NOT NULL,
+    created_unix_ns INTEGER NOT NULL, expires_unix_ns INTEGER NOT NULL,
+    recorded INTEGER NOT NULL DEFAULT 0, is_cancelled INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the results file, created where there is none.
+
+    Raises TaxbreakError where it cannot be, is something else, or was written by a newer version.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # One thread at a time uses a connection, but FastAPI may enter and leave a request in different threads.
+        db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise TaxbreakError(f"{path}: cannot open the results: {error}; set TAXBREAK_RESULTS to another file") from None
+    try:
+        _prepare(db, path)
+    except sqlite3.Error as error:
+        db.close()
+        raise TaxbreakError(f"{path}: cannot use the results: {error}; set TAXBREAK_RESULTS to another file") from None
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    if _version(db) == 0:
+        db.execute("PRAGMA journal_mode = WAL")
+        with transaction(db):
+            if _version(db) == 0:  # another process may have been first
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {VERSION}")
+    if _version(db) != VERSION:
+        raise TaxbreakError(
+            f"{path}: the results are of version {_version(db)}, this taxbreak writes {VERSION};"
+            " upgrade it or set TAXBREAK_RESULTS to another file"
+        )
+
+
+def _version(db: sqlite3.Connection) -> int:
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Run a block as one transaction that other writers wait for; nothing of it stays if it raises."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise

@@ -1,0 +1,170 @@
+"""The worker's side of the spool, on a thread of its own: recordings and state go out, requests for steps come in.
+
+The step's thread only ever appends to a bounded queue. Recordings are exported, compressed and stored here; a disk that
+is full or read-only costs samples, which are counted, and nothing else.
+"""
+
+import gzip
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.model import CaptureRequest, WorkerState
+from taxbreak_vllm.serving.recorder import Drops, Recording, logger
+from taxbreak_vllm.spool import Spool
+
+POLL_NS = 150_000_000
+PUBLISH_NS = 1_000_000_000
+HEARTBEAT_NS = 5_000_000_000
+
+_CHUNK_BYTES = 2**20
+_CLOSE_TIMEOUT_S = 2.0
+
+
+class _TooLargeError(Exception):
+    """A compressed trace exceeds its bound."""
+
+
+class Outbox:
+    """Stores recordings, publishes the worker's state and reads requests until it is closed."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        server_id: str,
+        drops: Drops,
+        *,
+        state: Callable[[], WorkerState],
+        follow: Callable[[CaptureRequest | None], None],
+        max_trace_bytes: int,
+        max_pending: int = 8,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._spool = spool
+        self._server_id = server_id
+        self._drops = drops
+        self._state = state
+        self._follow = follow
+        self._max_trace_bytes = max_trace_bytes
+        self._now_ns = now_ns
+        self._pending: queue.Queue[Recording | None] = queue.Queue(max_pending)
+        self._thread = threading.Thread(target=self._run, name="taxbreak-outbox", daemon=True)
+        self._is_closed = False
+        self._published: WorkerState | None = None
+        self._published_ns = 0
+        self._can_publish = True
+        self.num_stored = 0
+        self.export_ns = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another recording would be dropped."""
+        return self._pending.full()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def offer(self, recording: Recording) -> None:
+        """Take a recording without waiting; one too many is dropped."""
+        try:
+            self._pending.put_nowait(recording)
+        except queue.Full:
+            self._lose(recording, "backlog", "as earlier ones are still being stored")
+
+    def close(self) -> None:
+        """Let the thread store what it was given and end; waits for it, briefly."""
+        self._is_closed = True
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def turn(self, *, wait_s: float) -> None:
+        """Store one recording if one comes within `wait_s`, then read the request and publish the state if due."""
+        try:
+            recording = self._pending.get(timeout=wait_s) if wait_s else self._pending.get_nowait()
+        except queue.Empty:
+            recording = None
+        if recording is not None:
+            self.store(recording)
+        self._follow(self._spool.read_request(self._server_id))
+        self._publish()
+
+    def store(self, recording: Recording) -> None:
+        """Export a recording into the spool."""
+        try:
+            evicted = self._spool.put(recording.info, lambda path: self._write_trace(recording, path))
+        except _TooLargeError:
+            self._lose(recording, "too_large", f"as its trace exceeds TAXBREAK_MAX_TRACE_BYTES={self._max_trace_bytes}")
+        except SpoolError as error:
+            self._lose(recording, "spool", error)
+        except Exception as error:
+            self._lose(recording, "export", repr(error))
+        else:
+            self.num_stored += 1
+            if recording.progress is not None:
+                recording.progress.num_recorded += 1
+            if evicted:
+                self._drops.add("evicted", f"as {self._spool.root} is full of unread ones", count=len(evicted))
+
+    def _run(self) -> None:
+        try:
+            while not (self._is_closed and self._pending.empty()):
+                self.turn(wait_s=POLL_NS / 1e9)
+            self._publish(at_once=True)
+        except Exception:
+            logger.exception("taxbreak: the storing thread ended; steps are no longer recorded")
+
+    def _write_trace(self, recording: Recording, path: Path) -> None:
+        raw = path.with_name("trace.json")
+        try:
+            # holds the GIL for as long as it lasts (torch 2.13), and so is time taken from serving
+            started_ns = self._now_ns()
+            recording.profile.export(raw)
+            self.export_ns += self._now_ns() - started_ns
+            self._compress(raw, path)
+        finally:
+            raw.unlink(missing_ok=True)
+
+    def _compress(self, raw: Path, path: Path) -> None:
+        with open(raw, "rb") as source, open(path, "wb") as file, gzip.open(file, "wb", compresslevel=3) as target:
+            while chunk := source.read(_CHUNK_BYTES):
+                target.write(chunk)
+                if file.tell() > self._max_trace_bytes:
+                    raise _TooLargeError
+        if path.stat().st_size > self._max_trace_bytes:
+            raise _TooLargeError
+
+    def _lose(self, recording: Recording, reason: str, detail: object) -> None:
+        if recording.progress is not None:
+            recording.progress.num_lost += 1
+        self._drops.add(reason, detail)
+
+    def _publish(self, *, at_once: bool = False) -> None:
+        now_ns = self._now_ns()
+        age_ns = now_ns - self._published_ns
+        if self._published is not None and age_ns < PUBLISH_NS and not at_once:
+            return
+        state = self._state()
+        if (
+            self._published is not None
+            and age_ns < HEARTBEAT_NS
+            and not at_once
+            and not _differ(state, self._published)
+        ):
+            return
+        self._published, self._published_ns = state, now_ns
+        try:
+            self._spool.put_state(state)
+        except SpoolError as error:
+            if self._can_publish:
+                logger.warning("taxbreak: %s; trying again, without a further word", error)
+            self._can_publish = False
+
+
+def _differ(state: WorkerState, other: WorkerState) -> bool:
+    """Compare all but the clocks."""
+    names = ("enabled", "steps", "num_samples", "dropped", "overhead_ns", "capture_id", "capture_recorded")
+    return any(getattr(state, name) != getattr(other, name) for name in names)

@@ -1,0 +1,167 @@
+"""One profiler bracket at a time around a step, on the step's own thread.
+
+A step to record comes in, a `Recording` goes out: a stopped profile not yet exported, for the outbox to store. Whatever
+fails here is counted by reason, logged the first time, and leaves the step as it would have been.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from taxbreak_vllm.model import StepInfo
+from taxbreak_vllm.serving.sampler import Progress
+
+# A child of vLLM's own logger, so that its handlers and level apply.
+logger = logging.getLogger("vllm.taxbreak")
+
+STEP_ANNOTATION = "taxbreak.step:"
+
+
+class Profile(Protocol):
+    """One profiler run: begun and ended on one thread, exported once on any."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def export(self, path: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recorded step on its way to the spool."""
+
+    info: StepInfo
+    profile: Profile
+    progress: Progress | None
+
+
+class Drops:
+    """Counts samples that were lost, by reason; the first of each reason is logged. Any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_by_reason: dict[str, int] = {}
+
+    def add(self, reason: str, detail: object = "", *, count: int = 1) -> None:
+        """Count lost samples."""
+        with self._lock:
+            is_first = reason not in self._num_by_reason
+            self._num_by_reason[reason] = self._num_by_reason.get(reason, 0) + count
+        if is_first:
+            logger.warning("taxbreak: a sample was dropped (%s) %s; further ones are only counted", reason, detail)
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts so far."""
+        with self._lock:
+            return dict(self._num_by_reason)
+
+
+class TorchProfile:
+    """torch.profiler around one step; the window itself is an annotation in the trace, `taxbreak.step:<step id>`."""
+
+    def __init__(self, step_id: str, *, stacks: bool) -> None:
+        import torch
+        from torch.profiler import ProfilerActivity, profile, record_function
+
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(activities=activities, record_shapes=True, with_stack=stacks)
+        self._window = record_function(STEP_ANNOTATION + step_id)
+
+    def start(self) -> None:
+        self._profile.start()
+        self._window.__enter__()
+
+    def stop(self) -> None:
+        try:
+            self._window.__exit__(None, None, None)
+        finally:
+            self._profile.stop()
+
+    def export(self, path: Path) -> None:
+        self._profile.export_chrome_trace(str(path))
+
+
+def is_profiler_taken(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
+    """Tell whether somebody profiles this process, or has asked to.
+
+    A second torch profiler does not raise: it silently cancels the first, whose owner then crashes when it stops
+    (measured with vLLM's /start_profile, 0.32).
+    """
+    import torch
+    from torch.autograd import profiler as autograd_profiler
+
+    theirs = getattr(worker, "profiler", None)
+    return bool(
+        getattr(theirs, "is_running", False)
+        or getattr(theirs, "_active", False)
+        or autograd_profiler._is_profiler_enabled
+        or torch._C._autograd._profiler_type() != torch._C._profiler.ActiveProfilerType.NONE
+    )
+
+
+class Recorder:
+    """Opens and closes the bracket around a step; there is at most one."""
+
+    def __init__(
+        self,
+        drops: Drops,
+        *,
+        open_profile: Callable[..., Profile] = TorchProfile,
+        is_taken: Callable[[Any], bool] = is_profiler_taken,
+    ) -> None:
+        self._drops = drops
+        self._open_profile = open_profile
+        self._is_taken = is_taken
+        self._profile: Profile | None = None
+
+    def warm(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
+        """Start and stop the profiler once, before the first request: the first start takes two seconds."""
+        # kineto writes two lines of tracing probes to stderr at every start, at a level above its errors
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        if self.start(worker, "warm-up", stacks=False):
+            self.stop()
+
+    def start(self, worker: Any, step_id: str, *, stacks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
+        """Open the bracket; False where the profiler is taken or fails."""
+        try:
+            if self._is_taken(worker):
+                self._drops.add("vllm_profiler", "while another profiler runs in this process")
+                return False
+            self._profile = self._open_profile(step_id, stacks=stacks)
+            self._profile.start()
+        except Exception as error:
+            self._drops.add("profiler", repr(error))
+            self._close()
+            return False
+        return True
+
+    def stop(self) -> Profile | None:
+        """Close the bracket and return what it held; None where the profiler fails."""
+        profile, self._profile = self._profile, None
+        try:
+            if profile is not None:
+                profile.stop()
+        except Exception as error:
+            self._drops.add("profiler", repr(error))
+            return None
+        return profile
+
+    def discard(self, reason: str, detail: object = "") -> None:
+        """Close the bracket, if one is open, and count its step as lost."""
+        if self._profile is not None:
+            self._drops.add(reason, detail)
+            self._close()
+
+    def _close(self) -> None:
+        profile, self._profile = self._profile, None
+        if profile is None:
+            return
+        try:
+            profile.stop()
+        except Exception as error:
+            logger.debug("taxbreak: stopping a failed profile: %r", error)

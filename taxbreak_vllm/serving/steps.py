@@ -1,0 +1,240 @@
+"""What a step is and how long plain ones take: scheduler output in, phase, batch and step times out.
+
+Runs on every step of a serving process, so everything here is a few integer operations and nothing grows. vLLM is not
+imported: its objects are described by the protocols below (vllm/v1/core/sched/output.py, 0.26 to 0.33).
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from statistics import median_low
+from typing import Any, NamedTuple, Protocol
+
+from taxbreak_vllm.model import STEP_BUCKETS_NS, Batch, Phase, StepHistogram
+
+NO_GRAPH = "none"
+UNKNOWN_GRAPH = "unknown"
+
+# looking a member up in its enum takes as long as a clock read (Python 3.11)
+_DECODE, _VERIFY, _IDLE = Phase.DECODE, Phase.VERIFY, Phase.IDLE
+_PROMPT_PHASES = frozenset({Phase.PREFILL, Phase.MIXED, Phase.ENCODE})
+
+
+class NewRequest(Protocol):
+    """The part of vLLM's NewRequestData that is read."""
+
+    req_id: str
+    prompt_token_ids: Sequence[int] | None
+    num_computed_tokens: int
+
+
+class CachedRequests(Protocol):
+    """The part of vLLM's CachedRequestData that is read: parallel lists, one entry per request."""
+
+    req_ids: list[str]
+    resumed_req_ids: set[str]
+    num_output_tokens: list[int]
+
+
+class ScheduledStep(Protocol):
+    """The part of vLLM's SchedulerOutput that is read."""
+
+    scheduled_new_reqs: Sequence[NewRequest]
+    scheduled_cached_reqs: CachedRequests
+    num_scheduled_tokens: Mapping[str, int]
+    total_num_scheduled_tokens: int
+    scheduled_spec_decode_tokens: Mapping[str, Collection[int]]
+    scheduled_encoder_inputs: Mapping[str, Collection[int]]
+
+
+class Work(NamedTuple):
+    """What one step works on. A tuple, as building one takes a fifth of a frozen dataclass's time.
+
+    `output_tokens` is None where the scheduler output alone can't tell: draft tokens are being checked, or a prompt
+    goes on whose length was only in an earlier step.
+    """
+
+    phase: Phase
+    num_tokens: int
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int | None = 0
+
+    def batch(self, *, output_tokens: int | None) -> Batch:
+        """Return requests and tokens as the step's record holds them, given the tokens it was seen to sample."""
+        return Batch(requests=self.num_requests, prompt_tokens=self.prompt_tokens, output_tokens=output_tokens)
+
+
+def classify(scheduled: ScheduledStep) -> Work:
+    """Tell a step's phase and tokens from its scheduler output (methodology section 1).
+
+    A request is in its prompt while it is new, resumed after a preemption, has no output yet, or is given more tokens
+    than one and its drafts. A new request with a single token left after a prefix hit computes what a decode does.
+    """
+    drafts_by_id = scheduled.scheduled_spec_decode_tokens
+    num_tokens = scheduled.total_num_scheduled_tokens
+    num_requests = len(scheduled.num_scheduled_tokens)
+    cached = scheduled.scheduled_cached_reqs
+    if (
+        not scheduled.scheduled_new_reqs
+        and not cached.resumed_req_ids
+        and not scheduled.scheduled_encoder_inputs
+        and 0 not in cached.num_output_tokens
+        and num_tokens - num_requests == (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0)
+    ):
+        if drafts_by_id:
+            return Work(_VERIFY, num_tokens, num_requests, 0, None)
+        return Work(_DECODE if num_tokens else _IDLE, num_tokens, num_requests, 0, num_requests)
+
+    num_prompts, prompt_tokens, num_completed = _count_prompts(scheduled)
+    if scheduled.scheduled_encoder_inputs:
+        phase = Phase.ENCODE
+    elif num_prompts == 0:
+        phase = Phase.VERIFY if drafts_by_id else Phase.DECODE
+    else:
+        phase = Phase.PREFILL if num_prompts == num_requests else Phase.MIXED
+    output_tokens = None if drafts_by_id or num_completed is None else num_requests - num_prompts + num_completed
+    return Work(phase, num_tokens, num_requests, prompt_tokens, output_tokens)
+
+
+def is_real(scheduled: ScheduledStep) -> bool:
+    """Tell a step that serves someone from an empty one and from vLLM's warm-up."""
+    return any(not req_id.startswith("_warmup_") for req_id in scheduled.num_scheduled_tokens)
+
+
+def _count_prompts(scheduled: ScheduledStep) -> tuple[int, int, int | None]:
+    """Count the requests in their prompt, their tokens, and those whose prompt ends here (None: can't be known)."""
+    tokens_by_id, drafts_by_id = scheduled.num_scheduled_tokens, scheduled.scheduled_spec_decode_tokens
+    num_prompts = prompt_tokens = num_completed = 0
+    is_known = True
+    for new in scheduled.scheduled_new_reqs:
+        num_tokens, length = tokens_by_id.get(new.req_id, 0), _prompt_length(new)
+        is_complete = length is not None and new.num_computed_tokens + num_tokens >= length
+        if is_complete and num_tokens == 1 and new.num_computed_tokens > 0:
+            continue
+        num_prompts += 1
+        prompt_tokens += num_tokens
+        num_completed += is_complete
+        is_known = is_known and length is not None
+    cached = scheduled.scheduled_cached_reqs
+    for req_id, num_outputs in zip(cached.req_ids, cached.num_output_tokens, strict=False):
+        num_tokens = tokens_by_id.get(req_id, 0)
+        if (
+            num_outputs == 0
+            or req_id in cached.resumed_req_ids
+            or num_tokens > 1 + len(drafts_by_id.get(req_id, ()))  # a resumed one, some chunks later
+        ):
+            num_prompts += 1
+            prompt_tokens += num_tokens
+            is_known = False
+    return num_prompts, prompt_tokens, num_completed if is_known else None
+
+
+def _prompt_length(new: NewRequest) -> int | None:
+    """Return the tokens to compute before the first output; None for a prompt given as embeddings."""
+    # the V2 runner is sent a resumed request as a new one, its output so far appended to the prompt
+    tokens: Sequence[int] | None = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids
+    return None if tokens is None else len(tokens)
+
+
+class GraphModes:
+    """The CUDA graph mode vLLM's dispatcher picks for a step, told from the resolved configuration.
+
+    vLLM names the actual mode only when asked before the step, which is done for recorded ones; the others get the
+    mode that the same configuration, phase and size lead to (vllm/v1/cudagraph_dispatcher.py).
+    """
+
+    def __init__(self, *, decode: str, mixed: str, max_tokens: int) -> None:
+        self._decode = decode
+        self._mixed = mixed
+        self._max_tokens = max_tokens
+
+    @classmethod
+    def from_config(cls, compilation_config: Any) -> "GraphModes":  # noqa: ANN401 - vLLM's CompilationConfig
+        """Read a vLLM CompilationConfig after startup; one that can't be read gives "unknown"."""
+        try:
+            mode = compilation_config.cudagraph_mode
+            decode, mixed = mode.decode_mode().name.lower(), mode.mixed_mode().name.lower()
+            return cls(decode=decode, mixed=mixed, max_tokens=compilation_config.max_cudagraph_capture_size or 0)
+        except AttributeError:
+            return cls(decode=UNKNOWN_GRAPH, mixed=UNKNOWN_GRAPH, max_tokens=0)
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether any step of this server may replay a graph."""
+        return not self._decode == self._mixed == NO_GRAPH
+
+    def of(self, phase: Phase, num_tokens: int) -> str:
+        """Return "none", "piecewise", "full" or "unknown"."""
+        mode = self._mixed if phase in _PROMPT_PHASES else self._decode
+        return mode if 0 < num_tokens <= self._max_tokens or mode == UNKNOWN_GRAPH else NO_GRAPH
+
+
+class _Times:
+    """Counters of one phase and graph mode."""
+
+    __slots__ = ("bucket_counts", "sum_ns")
+
+    def __init__(self) -> None:
+        self.bucket_counts = [0] * (len(STEP_BUCKETS_NS) + 1)
+        self.sum_ns = 0
+
+
+class _Ring:
+    """The last step times of one phase, graph mode and power-of-two number of tokens."""
+
+    __slots__ = ("num_added", "times", "times_ns")
+
+    def __init__(self, times: _Times, size: int) -> None:
+        self.times = times
+        self.times_ns = [0] * size
+        self.num_added = 0
+
+
+class StepTimes:
+    """Times of plain steps: histograms for good, and the latest of each kind to compare a recorded step with.
+
+    One thread adds; any other may read. Memory is bounded by the number of phases, graph modes and token sizes.
+    """
+
+    def __init__(self, *, ring_size: int = 64) -> None:
+        self._ring_size = ring_size
+        self._times_by_kind: dict[tuple[Phase, str], _Times] = {}
+        self._ring_by_kind: dict[tuple[Phase, str, int], _Ring] = {}
+
+    def add(self, phase: Phase, graph_mode: str, num_tokens: int, elapsed_ns: int) -> None:
+        """Count one plain step."""
+        key = (phase, graph_mode, num_tokens.bit_length())
+        ring = self._ring_by_kind.get(key)
+        if ring is None:
+            ring = self._ring_by_kind[key] = self._new_ring(phase, graph_mode)
+        times = ring.times
+        times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
+        times.sum_ns += elapsed_ns
+        ring.times_ns[ring.num_added % self._ring_size] = elapsed_ns
+        ring.num_added += 1
+
+    def median(self, phase: Phase, graph_mode: str, num_tokens: int) -> tuple[int | None, int]:
+        """Return the median (ns) of the latest plain steps of this kind and how many it is taken over."""
+        ring = self._ring_by_kind.get((phase, graph_mode, num_tokens.bit_length()))
+        if ring is None:
+            return None, 0
+        num_kept = min(ring.num_added, self._ring_size)
+        return median_low(ring.times_ns[:num_kept]), num_kept
+
+    def histograms(self) -> tuple[StepHistogram, ...]:
+        """Return the counts so far; a step being added meanwhile is in or out, never half counted."""
+        return tuple(
+            StepHistogram(
+                phase=phase,
+                graph_mode=graph_mode,
+                num_steps=sum(counts),
+                sum_ns=times.sum_ns,
+                bucket_counts=counts,
+            )
+            for (phase, graph_mode), times in list(self._times_by_kind.items())
+            for counts in [tuple(times.bucket_counts)]
+        )
+
+    def _new_ring(self, phase: Phase, graph_mode: str) -> _Ring:
+        times = self._times_by_kind.setdefault((phase, graph_mode), _Times())
+        return _Ring(times, self._ring_size)

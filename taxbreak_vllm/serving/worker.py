@@ -1,0 +1,228 @@
+"""Hooks on a vLLM worker: each step is timed, a few are recorded, and nothing of ours reaches vLLM as an error.
+
+`--worker-extension-cls taxbreak_vllm.WorkerExtension` makes vLLM append the class to the worker's bases before it is
+built (vllm/v1/worker/worker_base.py, init_worker). Building it then runs our `__new__`, which puts hooks on the new
+object alone: no code of vLLM is changed. The hooks sleep until warm-up is over and the first real request comes.
+"""
+
+import os
+import platform
+import re
+import socket
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model import Server
+from taxbreak_vllm.serving.recorder import logger
+from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
+from taxbreak_vllm.serving.watch import Watch
+from taxbreak_vllm.settings import load_settings
+
+
+class WorkerExtension:
+    """Name it as vLLM's worker extension: its workers then time every step and record some."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        worker = object.__new__(cls)  # not super(): `plugin` lends this to classes that don't descend from here
+        install(worker)
+        return worker
+
+
+def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
+    """Read the settings and start a watch over a worker that has its device and model; None where that fails."""
+    try:
+        settings = load_settings()
+        parallel = worker.vllm_config.parallel_config
+        watch = Watch(
+            describe(worker),
+            settings,
+            graph_modes=GraphModes.from_config(worker.vllm_config.compilation_config),
+            # ranks of one tensor-parallel group do the same: recording one of them slows the step down enough
+            records=worker.rank % parallel.tensor_parallel_size == 0,
+        )
+        watch.start(worker)
+    except SettingsError as error:
+        logger.warning("taxbreak: %s; steps are neither timed nor recorded", error)
+        return None
+    except Exception as error:
+        logger.warning("taxbreak: steps are neither timed nor recorded: %r", error, exc_info=error)
+        return None
+    weakref.finalize(worker, watch.close)
+    logger.info(
+        "taxbreak: timing every step, recording %s, spool %s",
+        f"one in {settings.sample_every} of each phase" if settings.enabled else "none",
+        settings.spool,
+    )
+    return watch
+
+
+def install(
+    worker: Any,  # noqa: ANN401 - a vLLM worker, not yet initialized
+    *,
+    open_watch: Callable[[Any], Watch | None] = open_watch,
+) -> None:
+    """Put sleeping hooks on a worker, once; a worker that they don't fit is left alone."""
+    try:
+        if "taxbreak_status" not in vars(worker):
+            _Hooks(worker, open_watch).attach()
+    except Exception as error:
+        logger.warning("taxbreak: this worker cannot be watched: %r", error)
+
+
+def server_id(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig
+    """Name a server alike in its API process and in its workers: the machine, then vLLM's instance id.
+
+    Under Ray each data-parallel engine adds a suffix of its own to the instance id; it is taken off.
+    """
+    instance_id = re.sub(r"_dp\d+$", "", str(vllm_config.instance_id))
+    return re.sub(r"[^A-Za-z0-9.-]", "-", f"vllm-{socket.gethostname()[:40]}-{instance_id[:40]}")
+
+
+def describe(worker: Any) -> Server:  # noqa: ANN401 - a vLLM worker
+    """Read the labels of a worker that has its device and model."""
+    config = worker.vllm_config
+    parallel, model = config.parallel_config, config.model_config
+    engine = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
+    name = model.served_model_name or model.model
+    device_type = str(getattr(getattr(worker, "device", None), "type", ""))
+    return Server(
+        server_id=server_id(config),
+        engine=str(engine),
+        rank=engine * parallel.world_size + worker.rank,
+        model_name=name if isinstance(name, str) else name[0],
+        dtype=str(model.dtype).removeprefix("torch."),
+        device_type=device_type,
+        device_name=_device_name(worker, device_type),
+        torch=_version("torch"),
+        vllm=_version("vllm"),
+        pid=os.getpid(),
+    )
+
+
+class _Hooks:
+    """Stands before the four calls of a worker that frame its life and its steps.
+
+    Each calls the original exactly once and returns its result, or lets its exception pass, unchanged.
+    """
+
+    def __init__(self, worker: Any, open_watch: Callable[[Any], Watch | None]) -> None:  # noqa: ANN401
+        self._worker = worker
+        self._open_watch = open_watch
+        self._execute_model = worker.execute_model
+        self._sample_tokens = worker.sample_tokens
+        self._execute_dummy_batch = worker.execute_dummy_batch
+        self._compile_or_warm_up_model = worker.compile_or_warm_up_model
+        self._is_warming = False
+        self._is_open = False
+        self._opened: Watch | None = None
+        self._armed: Watch | None = None
+
+    def attach(self) -> None:
+        """Replace the calls on this one worker, and add the status for `collective_rpc`."""
+        self._worker.execute_model = self.execute_model
+        self._worker.sample_tokens = self.sample_tokens
+        self._worker.execute_dummy_batch = self.execute_dummy_batch
+        self._worker.compile_or_warm_up_model = self.compile_or_warm_up_model
+        self._worker.taxbreak_status = self.taxbreak_status
+
+    def taxbreak_status(self) -> dict[str, Any]:
+        """Return the worker's published state as plain values; empty where it isn't watched."""
+        try:
+            return {} if self._opened is None else msgspec.to_builtins(self._opened.state(), str_keys=True)
+        except Exception as error:
+            logger.warning("taxbreak: no status: %r", error)
+            return {}
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        self._armed = None
+        self._is_warming = True
+        try:
+            result = self._compile_or_warm_up_model(*args, **kwargs)
+        finally:
+            self._is_warming = False
+        self._open()
+        return result
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        watch = self._armed or self._arm(scheduler_output)
+        if watch is None:
+            return self._execute_model(scheduler_output, *args, **kwargs)
+        watch.begin(self._worker, scheduler_output)
+        try:
+            output = self._execute_model(scheduler_output, *args, **kwargs)
+        except BaseException:
+            watch.abandon()
+            raise
+        if output is None:
+            watch.between()
+        else:
+            watch.end(output, has_sampled=False)
+        return output
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        watch = self._armed
+        if watch is None:
+            return self._sample_tokens(*args, **kwargs)
+        try:
+            output = self._sample_tokens(*args, **kwargs)
+        except BaseException:
+            watch.abandon()
+            raise
+        watch.end(output, has_sampled=True)
+        return output
+
+    def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        watch = self._armed
+        if watch is None:
+            return self._execute_dummy_batch(*args, **kwargs)
+        watch.begin(self._worker, None)
+        try:
+            output = self._execute_dummy_batch(*args, **kwargs)
+        except BaseException:
+            watch.abandon()
+            raise
+        watch.end(output, has_sampled=False)
+        return output
+
+    def _arm(self, scheduled: ScheduledStep) -> Watch | None:
+        try:
+            if self._is_warming or not is_real(scheduled):
+                return None
+            self._open()
+            if self._opened is not None:
+                self._opened.arm()
+                self._armed = self._opened
+        except Exception as error:
+            logger.warning("taxbreak: this worker cannot be watched: %r", error)
+            self._opened, self._is_open = None, True
+        return self._armed
+
+    def _open(self) -> None:
+        """Open the watch, once; where vLLM does not call for a warm-up, the first real step does."""
+        if not self._is_open:
+            self._is_open = True
+            self._opened = self._open_watch(self._worker)
+
+
+def _device_name(worker: Any, device_type: str) -> str:  # noqa: ANN401 - a vLLM worker
+    if device_type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(worker.device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    """Return the version of a package that is loaded already; nothing is loaded for it."""
+    return str(getattr(sys.modules.get(package), "__version__", ""))

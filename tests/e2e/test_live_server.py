@@ -1,0 +1,209 @@
+"""One flag on a live vLLM server gives a breakdown: from real requests to Prometheus, the API and the command line."""
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from taxbreak_vllm import Breakdown, analyze
+from taxbreak_vllm.demo.load import send
+from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.spool import Spool
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+PHASES = ("prefill", "decode")
+MIN_STEPS = 5
+
+
+@dataclass
+class Live:
+    """A server with the flag, its spool, and the sidecar that watches it."""
+
+    vllm: Server
+    sidecar: Server
+    spool: Spool
+
+    def get(self, path, **query):
+        return httpx.get(self.sidecar.url + path, params=query, timeout=30.0).raise_for_status()
+
+    def breakdown(self, phase):
+        return Breakdown.from_json(self.get("/v1/taxbreak/breakdown", phase=phase).content)
+
+    def metrics(self):
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        return [sample for family in families for sample in family.samples]
+
+    def settle(self):
+        """Wait until every capture of the spool is analyzed and counted."""
+
+        def is_settled():
+            recorded = [capture.is_analyzed for capture in self.spool.captures()]
+            return all(recorded) and value(self.metrics(), "sampled_steps_total") == len(recorded)
+
+        self.sidecar.process.wait_until(is_settled, "done with all captures", timeout_s=120)
+
+
+def value(samples, name, **labels):
+    """Add the samples of that name that carry these labels; None where there is none."""
+    found = [s.value for s in samples if s.name == f"taxbreak_{name}" and labels.items() <= s.labels.items()]
+    return sum(found) if found else None
+
+
+@contextmanager
+def requests_under_way(server):
+    is_over = threading.Event()
+
+    def keep_sending():
+        seed = 10_000
+        while not is_over.is_set():
+            seed += 1
+            send(server.url, "tiny-llama", seed=seed)
+
+    thread = threading.Thread(target=keep_sending)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def live(processes, tiny_llama):
+    spool = processes.folder / "spool"
+    env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
+    vllm = start_vllm(processes, tiny_llama, env=env)
+    live = Live(vllm, start_sidecar(processes, spool).wait(), Spool(spool, max_bytes=2**30, max_captures=10**6))
+    vllm.wait()
+    seeds = iter(range(1, 10**6))
+
+    def is_enough():
+        send(vllm.url, "tiny-llama", seed=next(seeds))
+        return all((value(live.metrics(), "sampled_steps_total", phase=p) or 0) >= MIN_STEPS for p in PHASES)
+
+    vllm.process.wait_until(is_enough, "sampled in both phases", timeout_s=180)
+    return live
+
+
+@pytest.fixture
+def settled(live):
+    live.settle()
+    return live
+
+
+def test_steps_of_both_phases_are_timed_and_sampled(settled):
+    samples = settled.metrics()
+
+    for phase in PHASES:
+        assert value(samples, "sampled_steps_total", phase=phase, model_name="tiny-llama") >= MIN_STEPS
+        assert value(samples, "steps_total", phase=phase) > value(samples, "sampled_steps_total", phase=phase)
+        assert value(samples, "step_seconds_sum", phase=phase) > 0
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_framework_tax_is_there_and_on_cpu_there_is_no_launch_floor(settled, phase):
+    samples = settled.metrics()
+
+    assert value(samples, "orchestration_seconds_total", component="delta_ft", phase=phase) > 0
+    assert value(samples, "orchestration_seconds_total", component="delta_kt", phase=phase) == 0
+    assert value(samples, "device_active_seconds_total", phase=phase) > 0
+    assert 0 < value(samples, "hdbi", phase=phase) < 1
+
+
+def test_what_this_machine_cannot_measure_has_no_series(settled):
+    samples = settled.metrics()
+
+    assert value(samples, "orchestration_seconds_total", component="delta_ct") is None
+    assert value(samples, "exposed_orchestration_seconds_total", component="delta_ct") is None
+    assert value(samples, "tklqt_seconds_total") is None
+    assert value(samples, "launch_floor_seconds") is None
+    assert value(samples, "replay_coverage_ratio", tier="replayed") is None
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_api_tells_what_the_metrics_tell(settled, phase):
+    samples, breakdown = settled.metrics(), settled.breakdown(phase)
+
+    total = breakdown.total
+    told = {
+        ("sampled_steps_total", ""): len(breakdown.steps),
+        ("orchestration_seconds_total", "delta_ft"): total.taxes.delta_ft_ns / 1e9,
+        ("orchestration_seconds_total", "delta_kt"): total.taxes.delta_kt_ns / 1e9,
+        ("exposed_orchestration_seconds_total", "delta_ft"): total.exposed.delta_ft_ns / 1e9,
+        ("device_active_seconds_total", ""): total.device.active_ns / 1e9,
+        ("device_idle_seconds_total", ""): total.device.idle_ns / 1e9,
+        ("sampled_output_tokens_total", ""): total.batch.output_tokens,
+        ("kernels_total", ""): total.kernels,
+        ("hdbi", ""): total.hdbi,
+    }
+    scraped = {
+        (name, component): value(samples, name, phase=phase, **({"component": component} if component else {}))
+        for name, component in told
+    }
+    assert scraped == pytest.approx(told, rel=1e-9)
+
+
+def test_answers_are_byte_for_byte_those_of_a_server_without_the_flag(live, answers, plain_answers):
+    assert answers(live.vllm) == plain_answers
+
+
+def test_no_time_of_any_capture_is_lost_or_counted_twice(settled):
+    captures = settled.spool.captures()
+    assert len(captures) >= 2 * MIN_STEPS
+
+    for capture in captures:
+        breakdown = analyze(capture.path)
+        for step in (*breakdown.steps, breakdown.total):
+            host, device, exposed = step.host, step.device, step.exposed
+            assert step.window_ns == sum(getattr(host, part) for part in host.__dataclass_fields__)
+            assert device.window_ns == device.active_ns + device.other_active_ns + device.idle_ns
+            assert device.idle_ns == sum(getattr(device.idle, part) for part in device.idle.__dataclass_fields__)
+            assert device.idle.host_ns == sum(getattr(exposed, part) for part in exposed.__dataclass_fields__)
+
+
+def test_the_worker_says_the_window_that_the_trace_has(settled):
+    """The recorded step as the worker timed it holds the step that the trace shows."""
+    for capture in settled.spool.captures():
+        info, breakdown = capture.read_info(), analyze(capture.path)
+
+        (step,) = breakdown.steps
+        assert step.phase == info.phase
+        assert 0 < step.window_ns <= info.window_ns
+
+
+def test_a_capture_asked_for_returns_within_seconds(live):
+    command = [sys.executable, "-m", "taxbreak_vllm.cli", "capture", "--url", live.sidecar.url]
+    started_s = time.monotonic()
+
+    with requests_under_way(live.vllm):
+        done = subprocess.run(
+            [*command, "--steps", "4", "--phase", "decode", "--json"], capture_output=True, timeout=60, check=False
+        )
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert time.monotonic() - started_s < 20
+    breakdown = Breakdown.from_json(done.stdout)
+    assert [step.phase for step in breakdown.steps] == ["decode"] * 4
+
+
+def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, processes):
+    before = {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES}
+    settled.sidecar.process.stop()
+
+    settled.sidecar = start_sidecar(processes, settled.spool.root, name="sidecar-again").wait()
+
+    settled.settle()
+    assert {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES} == before
+
+
+def test_the_spool_holds_no_prompt_and_only_its_owner_reads_it(settled):
+    for path in Path(settled.spool.root).rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path

@@ -1,0 +1,50 @@
+"""`VLLM_PLUGINS=taxbreak` alone samples as the flag does, and mounts the API on vLLM's own server, behind its key."""
+
+import httpx
+import pytest
+
+from taxbreak_vllm import Breakdown
+from taxbreak_vllm.demo.load import send
+from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
+
+
+@pytest.fixture(scope="module")
+def server(processes, tiny_llama):
+    spool = processes.folder / "spool"
+    env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
+    server = start_vllm(processes, tiny_llama, flags=("--api-key", "none"), env=env)
+    start_sidecar(processes, spool).wait()
+    return server.wait()
+
+
+def _get(server, path, **query):
+    return httpx.get(f"{server.url}/v1/taxbreak/{path}", params=query, headers=KEY, timeout=30.0)
+
+
+def test_the_routes_are_behind_the_servers_own_key(server):
+    assert httpx.get(f"{server.url}/v1/taxbreak/status", timeout=30.0).status_code == 401
+    assert _get(server, "status").status_code == 200
+
+
+def test_vllms_own_routes_still_answer(server):
+    assert httpx.get(f"{server.url}/metrics", timeout=30.0).is_success
+    assert httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=30.0).is_success
+
+
+def test_the_server_tells_its_own_breakdown(server):
+    seeds = iter(range(1, 10**6))
+
+    def has_both_phases():
+        send(server.url, "tiny-llama", seed=next(seeds))
+        found = [_get(server, "breakdown", phase=phase) for phase in ("prefill", "decode")]
+        return all(response.is_success and Breakdown.from_json(response.content).steps for response in found)
+
+    server.process.wait_until(has_both_phases, "sampled in both phases", timeout_s=120)
+
+
+def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(server, answers, plain_answers):
+    assert answers(server) == plain_answers

@@ -1,0 +1,264 @@
+"""A spool, results and captures whose trace is the step it stands for, so that a fake analysis only has to read it."""
+
+import gzip
+import sys
+import time
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model import (
+    STEP_BUCKETS_NS,
+    Batch,
+    Breakdown,
+    Calibration,
+    Coverage,
+    DeviceTime,
+    ExposedTax,
+    FamilyShare,
+    HostTime,
+    IdleTime,
+    Phase,
+    Server,
+    Source,
+    StepBreakdown,
+    StepHistogram,
+    StepInfo,
+    Taxes,
+    Tier,
+    TopRow,
+    WorkerState,
+    hdbi,
+)
+from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool import Spool
+
+NOW_NS = 1_700_000_000 * 10**9
+SERVER = Server(server_id="vllm-a", engine="0", rank=0, model_name="tiny", device_type="cuda", torch="2.13")
+
+
+class Clock:
+    """Unix time that only a test moves."""
+
+    def __init__(self):
+        self.ns = NOW_NS
+
+    def __call__(self):
+        return self.ns
+
+    def sleep_s(self, seconds):
+        self.ns += int(seconds * 10**9)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(spool=tmp_path / "spool")
+
+
+@pytest.fixture
+def spool(settings):
+    return Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+
+
+@pytest.fixture
+def results(settings):
+    with Results(settings.results_path) as results:
+        yield results
+
+
+@pytest.fixture
+def make_step():
+    """A step on a GPU; every duration is a small multiple of `scale`, so that sums can be checked by eye."""
+
+    def make(scale=1, *, phase=Phase.DECODE, is_cpu=False):
+        taxes = Taxes(
+            delta_ft_ns=60 * scale,
+            delta_ct_ns=None if is_cpu else 20 * scale,
+            delta_kt_ns=0 if is_cpu else 10 * scale,
+            orchestration_ns=60 * scale if is_cpu else 90 * scale,
+        )
+        return StepBreakdown(
+            name="step",
+            phase=phase,
+            graph_mode="NONE",
+            batch=Batch(requests=1, prompt_tokens=0, output_tokens=4),
+            window_ns=200 * scale,
+            host=HostTime(python_ns=200 * scale),
+            device=DeviceTime(
+                window_ns=200 * scale,
+                active_ns=110 * scale,
+                kernel_sum_ns=110 * scale,
+                idle_ns=90 * scale,
+                idle=IdleTime(host_ns=50 * scale, blocked_ns=0, queue_ns=30 * scale, edge_ns=10 * scale),
+            ),
+            taxes=taxes,
+            exposed=ExposedTax(delta_ft_ns=40 * scale, delta_ct_ns=0, delta_kt_ns=4 * scale, other_ns=6 * scale),
+            hdbi=hdbi(110 * scale, taxes.orchestration_ns),
+            tklqt_ns=None if is_cpu else 7 * scale,
+            launches=None if is_cpu else 3,
+            kernels=5,
+            families={
+                "gemm": FamilyShare(kernels=3, active_ns=100 * scale, launches=2),
+                "norm": FamilyShare(kernels=2),
+            },
+            top=(
+                TopRow(
+                    op="aten::mm",
+                    kernel="<b>nvjet & co</b>",
+                    family="gemm",
+                    i_lib=True,
+                    count=3,
+                    delta_ft_ns=60 * scale,
+                    delta_ct_ns=taxes.delta_ct_ns,
+                    delta_kt_ns=taxes.delta_kt_ns,
+                    active_ns=110 * scale,
+                    tier=Tier.TRACE,
+                ),
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_info(clock):
+    def make(step_id, *, server=SERVER, phase=Phase.DECODE, capture_id=None):
+        return StepInfo(
+            step_id=step_id,
+            step_index=0,
+            server=server,
+            phase=phase,
+            batch=Batch(),
+            graph_mode="NONE",
+            started_unix_ns=clock(),
+            window_ns=300,
+            plain_window_ns=200,
+            capture_id=capture_id,
+        )
+
+    return make
+
+
+@pytest.fixture
+def put(spool, make_info, make_step):
+    """Put a capture of a step into the spool; `trace` replaces what its trace holds."""
+
+    def put(step_id, scale=1, *, server=SERVER, phase=Phase.DECODE, capture_id=None, is_cpu=False, trace=None):
+        data = msgspec.json.encode(make_step(scale, phase=phase, is_cpu=is_cpu)) if trace is None else trace
+        info = make_info(step_id, server=server, phase=phase, capture_id=capture_id)
+        spool.put(info, lambda path: path.write_bytes(gzip.compress(data)))
+        return spool.find(step_id)
+
+    return put
+
+
+@pytest.fixture
+def analyze():
+    """The fake analysis."""
+
+    def analyze(capture):
+        info = capture.read_info()
+        try:
+            step = msgspec.json.decode(gzip.decompress(capture.trace_path.read_bytes()), type=StepBreakdown)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise TraceFormatError(f"{capture.trace_path}: {error}") from error
+        return Breakdown(
+            source=Source(model_name=info.server.model_name, server_id=info.server.server_id),
+            calibration=Calibration(dilation=info.window_ns / info.plain_window_ns),
+            coverage=Coverage(kernels=step.kernels, replay={Tier.TRACE: 1.0}),
+            steps=(step,),
+            total=replace(step, name=None),
+        )
+
+    return analyze
+
+
+@pytest.fixture
+def make_state(clock):
+    """A worker's state whose plain decode steps all took `step_ns`."""
+
+    def make(*, num_steps=10, step_ns=300_000, server=SERVER, started_ns=NOW_NS, **fields):
+        index = next(i for i, bound_ns in enumerate((*STEP_BUCKETS_NS, step_ns)) if step_ns <= bound_ns)
+        buckets = tuple(num_steps * (i == index) for i in range(len(STEP_BUCKETS_NS) + 1))
+        histogram = StepHistogram(
+            phase=Phase.DECODE,
+            graph_mode="FULL",
+            num_steps=num_steps,
+            sum_ns=num_steps * step_ns,
+            bucket_counts=buckets,
+        )
+        known = {"started_unix_ns": started_ns, "updated_unix_ns": clock(), "enabled": True, "steps": (histogram,)}
+        return WorkerState(server=server, **(known | fields))
+
+    return make
+
+
+FAKE_ANALYZER = """
+import gzip, os, signal, sys, time
+from pathlib import Path
+import msgspec
+from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model import Breakdown, Source, StepBreakdown
+from taxbreak_vllm.service.analyzer import main
+
+def analyze(capture):
+    data = gzip.decompress(capture.trace_path.read_bytes())
+    with open(Path(__file__).with_name("begun"), "a") as begun:
+        begun.write(capture.step_id + " ")
+    if data == b"crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while data == b"hang":
+        pass
+    if data == b"slow":
+        time.sleep(60)
+    try:
+        step = msgspec.json.decode(data, type=StepBreakdown)
+    except msgspec.MsgspecError as error:
+        raise TraceFormatError(str(error)) from error
+    time.sleep(float(os.environ.get("ANALYSIS_S", "0")))
+    return Breakdown(source=Source(), steps=(step,))
+
+sys.exit(main(sys.argv[1:], load=lambda: analyze))
+"""
+
+
+@pytest.fixture
+def analyzer_command(tmp_path, settings):
+    """The command line of an analyzer process with a fake analysis, which notes what it began in the file `begun`."""
+    script = tmp_path / "fake_analyzer.py"
+    script.write_text(FAKE_ANALYZER)
+    spool, results = str(settings.spool), str(settings.results_path)
+    return [sys.executable, str(script), "--spool", spool, "--results", results, "--limit-s", "1"]
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The step ids whose analysis began in an analyzer process, in order."""
+
+    def read():
+        path = tmp_path / "begun"
+        return path.read_text().split() if path.exists() else []
+
+    return read
+
+
+@pytest.fixture
+def until():
+    """Wait for a condition, and fail where it does not come true in time."""
+
+    def until(condition, *, timeout_s=30):
+        deadline_s = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert time.monotonic() < deadline_s, "not true in time"
+            time.sleep(0.01)
+        return found
+
+    return until

@@ -1,0 +1,312 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model import Server
+from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer
+from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool
+
+DAY_NS = 86400 * 10**9
+
+
+@pytest.fixture
+def make_analyzer(spool, results, analyze, clock):
+    def make(analyze=analyze, spool=spool):
+        return Analyzer(spool, results, analyze, retention_ns=DAY_NS, now_ns=clock)
+
+    return make
+
+
+@pytest.fixture
+def start(analyzer_command):
+    """Start analyzer processes; none outlives its test."""
+    started = []
+
+    def start(**env):
+        process = subprocess.Popen(
+            analyzer_command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | env
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+def counted(results, counter, label=""):
+    return sum(t.value for t in results.totals() if (t.counter, t.label) == (counter, label))
+
+
+def read_mark(capture):
+    return (capture.path / ANALYZED).read_text()
+
+
+def is_claim_free(spool):
+    with spool.claim() as is_free:
+        return is_free
+
+
+def test_a_turn_analyzes_what_is_pending_and_marks_it(make_analyzer, put, spool, results):
+    captures = [put("a"), put("b")]
+
+    assert make_analyzer().turn() == 2
+
+    assert [read_mark(capture) for capture in captures] == ["analyzed"] * 2
+    assert spool.pending() == []
+    assert {step.step_id for step in results.steps()} == {"a", "b"}
+    assert make_analyzer().turn() == 0
+
+
+def test_a_turn_is_short_so_that_workers_are_heard(make_analyzer, put, spool):
+    for index in range(MAX_CAPTURES_PER_TURN + 1):
+        put(f"s{index}")
+
+    assert make_analyzer().turn() == MAX_CAPTURES_PER_TURN
+    assert len(spool.pending()) == 1
+
+
+def test_the_states_of_the_workers_are_counted(make_analyzer, make_state, spool, results):
+    spool.put_state(make_state(num_steps=10))
+
+    make_analyzer().turn()
+
+    assert counted(results, "steps", "FULL") == 10
+
+
+def test_a_garbage_trace_is_set_aside_counted_once_and_the_next_one_analyzed(make_analyzer, put, results, spool):
+    bad, good = put("bad", trace=b"\x00 garbage"), put("good")
+    analyzer = make_analyzer()
+
+    analyzer.turn()
+    (bad.path / ANALYZED).unlink()  # as if killed between the two
+    analyzer.turn()
+
+    assert read_mark(bad).startswith("failed: analysis_failed: TraceFormatError")
+    assert read_mark(good) == "analyzed"
+    (dropped,) = [t for t in results.totals() if t.counter == "dropped"]
+    assert (dropped.model_name, dropped.label, dropped.value) == ("tiny", "analysis_failed", 1)
+
+
+def test_a_capture_without_its_info_is_counted_under_its_workers_labels(make_analyzer, make_state, put, results, spool):
+    spool.put_state(make_state())
+    capture = put("a")
+    (capture.path / STEP).write_text("{")
+
+    make_analyzer().turn()
+
+    (dropped,) = [t for t in results.totals() if t.counter == "dropped"]
+    assert (dropped.model_name, dropped.label, dropped.value) == ("tiny", "analysis_failed", 1)
+
+
+def test_a_fault_of_our_own_costs_one_capture(make_analyzer, put, results, caplog):
+    def analyze(capture):
+        raise ZeroDivisionError("ours")
+
+    capture = put("a")
+    make_analyzer(analyze).turn()
+
+    assert read_mark(capture) == "failed: analysis_failed: ZeroDivisionError: ours"
+    assert "a fault of taxbreak's own" in caplog.text
+
+
+def test_a_trace_of_several_steps_is_not_taken_for_one(make_analyzer, analyze, put, results):
+    def analyze_two(capture):
+        breakdown = analyze(capture)
+        return type(breakdown)(source=breakdown.source, steps=breakdown.steps * 2)
+
+    put("a")
+    make_analyzer(analyze_two).turn()
+
+    assert results.failure("a").startswith("analysis_failed: TraceFormatError")
+
+
+@pytest.mark.parametrize("ends_with", ["result", "error"])
+def test_a_capture_evicted_during_its_analysis_is_no_failure(make_analyzer, analyze, put, spool, results, ends_with):
+    def analyze_evicted(capture):
+        breakdown = analyze(capture)
+        spool.remove(capture)
+        if ends_with == "error":
+            raise TraceFormatError("gone")
+        return breakdown
+
+    put("a")
+    make_analyzer(analyze_evicted).turn()
+
+    assert results.failure("a") is None
+    assert spool.pending() == []
+    assert counted(results, "sampled_steps") == (ends_with == "result")
+
+
+def test_dying_between_commit_and_mark_counts_nothing_twice(make_analyzer, put, spool, results):
+    class DyingSpool(Spool):
+        def mark(self, capture, outcome):
+            raise KeyboardInterrupt
+
+    put("a")
+    dying = DyingSpool(spool.root, max_bytes=spool.max_bytes, max_captures=spool.max_captures)
+    with pytest.raises(KeyboardInterrupt):
+        make_analyzer(spool=dying).turn()
+
+    make_analyzer().turn()
+
+    assert spool.pending() == []
+    assert counted(results, "sampled_steps") == 1
+
+
+def test_being_asked_to_leave_is_no_attempt_at_the_capture(make_analyzer, put, results):
+    def leave(capture):
+        raise SystemExit
+
+    put("a")
+    for _ in range(MAX_ATTEMPTS + 2):
+        with pytest.raises(SystemExit):
+            make_analyzer(leave).turn()
+
+    make_analyzer().turn()
+    assert results.failure("a") is None
+
+
+def test_old_steps_go_and_counters_stay(make_analyzer, put, results, clock):
+    put("old")
+    make_analyzer().turn()
+    clock.sleep_s(2 * 86400)
+    put("new")
+
+    make_analyzer().turn()
+
+    assert [step.step_id for step in results.steps()] == ["new"]
+    assert counted(results, "sampled_steps") == 2
+
+
+def test_the_loop_runs_until_it_is_stopped(make_analyzer, put, spool):
+    put("a")
+
+    class StopsWhenIdle(threading.Event):
+        def wait(self, timeout=None):
+            self.set()
+            return True
+
+    make_analyzer().run(StopsWhenIdle())
+
+    assert spool.pending() == []
+
+
+def test_killed_at_any_time_nothing_is_lost_and_nothing_counted_twice(start, put, begun, spool, results, until):
+    ids = [f"s{index:02}" for index in range(12)]
+    for step_id in ids:
+        put(step_id)
+
+    for number in range(5):  # each one dies over another capture
+        process = start(ANALYSIS_S="0.02")
+        until(lambda number=number: len(set(begun())) > 2 * number)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    start()
+    until(lambda: spool.pending() == [])
+
+    assert sorted(step.step_id for step in results.steps()) == ids
+    assert counted(results, "sampled_steps") == len(ids)
+    assert counted(results, "device_active_ns") == 110 * len(ids)
+    assert not [t for t in results.totals() if t.counter == "dropped"]
+
+
+@pytest.mark.parametrize(("trace", "ended_by"), [(b"crash", signal.SIGKILL), (b"hang", signal.SIGALRM)])
+def test_a_capture_that_takes_the_process_with_it_is_set_aside_after_three_tries(
+    start, put, begun, spool, results, until, trace, ended_by
+):
+    bad = put("bad", trace=trace)
+    good = put("good")
+
+    for _ in range(MAX_ATTEMPTS):
+        assert start().wait() == -ended_by
+    start()
+    until(lambda: good.is_analyzed)
+
+    assert begun() == ["bad"] * MAX_ATTEMPTS + ["good"]
+    assert read_mark(bad).startswith("failed: analysis_crashed")
+    assert counted(results, "dropped", "analysis_crashed") == 1
+
+
+@pytest.mark.parametrize("how", ["its input closes", "SIGTERM"])
+@pytest.mark.parametrize("doing", ["nothing", "an analysis"])
+def test_the_process_leaves_at_once_and_in_order(start, put, begun, spool, until, how, doing):
+    if doing == "an analysis":
+        put("slow", trace=b"slow")
+    process = start()
+    until(begun if doing == "an analysis" else lambda: not is_claim_free(spool))
+
+    if how == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    else:
+        process.stdin.close()
+
+    assert process.wait(timeout=5) == 0
+    assert b"Traceback" not in process.stderr.read()
+
+
+def test_ctrl_c_is_left_to_the_one_that_started_it(start, put, spool, until):
+    process = start()
+    until(lambda: not is_claim_free(spool))
+
+    process.send_signal(signal.SIGINT)
+
+    capture = put("a")
+    until(lambda: capture.is_analyzed)
+
+
+def test_of_two_processes_one_works_and_the_other_takes_over(start, put, spool, until):
+    first = start()
+    until(lambda: not is_claim_free(spool))
+    start()
+    first.kill()
+
+    capture = put("a")
+
+    until(lambda: capture.is_analyzed)
+
+
+def test_it_dies_with_a_parent_that_was_killed(analyzer_command, spool, until):
+    script = "import subprocess, sys, time; p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE); p.wait()"
+    parent = subprocess.Popen([sys.executable, "-c", script, *analyzer_command])
+    until(lambda: not is_claim_free(spool))
+
+    parent.kill()
+    parent.wait()
+
+    until(lambda: is_claim_free(spool), timeout_s=10)
+
+
+def test_results_that_cannot_be_opened_are_said_in_one_line(start, settings):
+    settings.spool.mkdir()
+    settings.results_path.write_bytes(b"not a database" * 100)
+
+    process = start()
+
+    assert process.wait(timeout=30) == 1
+    (line,) = process.stderr.read().decode().splitlines()
+    assert "cannot use the results" in line
+
+
+def test_it_writes_files_for_its_owner_only(start, put, spool, until):
+    capture = put("a")
+    start()
+    until(lambda: capture.is_analyzed)
+
+    assert [path for path in spool.root.rglob("*") if path.name != ".writer.lock" and path.stat().st_mode & 0o077] == []
+
+
+def test_a_name_that_is_no_capture_of_ours_is_set_aside(make_analyzer, spool, results):
+    (spool.root / "server" / "0" / "folder").mkdir(parents=True)
+
+    make_analyzer().turn()
+
+    assert results.failure("folder").startswith("analysis_failed: SpoolError")
+    assert (spool.root / "server" / "0" / "folder" / TRACE).exists() is False
+    assert results.worker(Server(server_id="server")) is None

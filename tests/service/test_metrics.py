@@ -1,0 +1,185 @@
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from taxbreak_vllm.model import Phase, Server
+from taxbreak_vllm.service.analyzer import Analyzer
+from taxbreak_vllm.service.metrics import TaxbreakCollector
+
+TINY = {"model_name": "tiny", "engine": "0", "rank": "0"}
+DECODE = TINY | {"phase": "decode"}
+
+
+@pytest.fixture
+def registry(settings, spool, clock):
+    registry = CollectorRegistry()
+    registry.register(TaxbreakCollector(settings.results_path, spool, window_ns=900 * 10**9, now_ns=clock))
+    return registry
+
+
+@pytest.fixture
+def turn(spool, results, analyze, clock):
+    return Analyzer(spool, results, analyze, retention_ns=86400 * 10**9, now_ns=clock).turn
+
+
+@pytest.fixture
+def value(registry):
+    def value(name, labels=DECODE, **more):
+        return registry.get_sample_value(f"taxbreak_{name}", labels | more)
+
+    return value
+
+
+def test_sums_of_sampled_steps(put, turn, value):
+    put("a", 10**6)
+    put("b", 10**6)
+    turn()
+
+    assert value("sampled_steps_total") == 2
+    assert value("orchestration_seconds_total", component="delta_ft") == pytest.approx(0.12)
+    assert value("orchestration_seconds_total", component="delta_ct") == pytest.approx(0.04)
+    assert value("orchestration_seconds_total", component="delta_kt") == pytest.approx(0.02)
+    assert value("exposed_orchestration_seconds_total", component="delta_ft") == pytest.approx(0.08)
+    assert value("exposed_orchestration_seconds_total", component="other") == pytest.approx(0.012)
+    assert value("device_active_seconds_total") == pytest.approx(0.22)
+    assert value("device_idle_seconds_total", cause="host") == pytest.approx(0.1)
+    assert value("device_idle_seconds_total", cause="blocked") == 0
+    assert value("tklqt_seconds_total") == pytest.approx(0.014)
+    assert value("launches_total") == 6
+    assert value("kernels_total", family="gemm") == 6
+    assert value("sampled_output_tokens_total") == 8
+
+
+def test_plain_steps_make_counters_and_a_histogram(spool, make_state, turn, value):
+    spool.put_state(make_state(num_steps=10, step_ns=300_000))
+    turn()
+
+    assert value("steps_total", graph_mode="FULL") == 10
+    assert value("step_seconds_count") == 10
+    assert value("step_seconds_sum") == pytest.approx(0.003)
+    assert value("step_seconds_bucket", le="0.0002") == 0
+    assert value("step_seconds_bucket", le="0.0005") == 10
+    assert value("step_seconds_bucket", le="+Inf") == 10
+
+
+def test_on_cpu_the_unknown_is_absent_and_the_true_zero_present(put, turn, value):
+    put("a", is_cpu=True)
+    turn()
+
+    assert value("orchestration_seconds_total", component="delta_ct") is None
+    assert value("exposed_orchestration_seconds_total", component="delta_ct") is None
+    assert value("tklqt_seconds_total") is None
+    assert value("launches_total") is None
+    assert value("orchestration_seconds_total", component="delta_kt") == 0
+
+
+def test_nothing_known_has_no_family(registry):
+    assert {family.name for family in registry.collect()} == {
+        "taxbreak_spool_bytes",
+        "taxbreak_analysis_lag_seconds",
+        "taxbreak_build",
+    }
+
+
+def test_gauges_of_the_window(put, spool, make_state, turn, value):
+    spool.put_state(make_state(overhead_ns=3, serving_ns=300))
+    put("a", 1)
+    put("b", 2)
+    turn()
+
+    assert value("hdbi") == pytest.approx(330 / 600)
+    assert value("profiler_dilation_ratio") == 1.5
+    assert value("replay_coverage_ratio", tier="trace") == 1
+    assert value("capture_overhead_ratio", TINY) == pytest.approx(0.01)
+
+
+GAUGES = ("hdbi", "profiler_dilation_ratio", "capture_overhead_ratio")
+
+
+def test_gauges_go_with_their_server_and_counters_stay(put, spool, make_state, turn, value, clock):
+    spool.put_state(make_state(overhead_ns=3, serving_ns=300))
+    put("a")
+    turn()
+    clock.sleep_s(31)
+
+    assert [value(name) for name in GAUGES] == [None] * 3
+    assert value("sampled_steps_total") == 1
+    assert value("steps_total", graph_mode="FULL") == 10
+
+
+def test_gauges_go_when_the_window_is_empty(put, spool, make_state, turn, value, clock):
+    put("a")
+    turn()
+    clock.sleep_s(901)
+    spool.put_state(make_state(updated_unix_ns=clock()))
+
+    assert value("hdbi") is None
+    assert value("sampled_steps_total") == 1
+
+
+def test_lost_samples_are_counted_wherever_they_were_lost(put, spool, make_state, turn, value):
+    spool.put_state(make_state(dropped={"backlog": 2, "analysis_failed": 1}))
+    put("bad", trace=b"junk")
+    turn()
+
+    assert value("samples_dropped_total", TINY, reason="backlog") == 2
+    assert value("samples_dropped_total", TINY, reason="analysis_failed") == 2
+
+
+def test_the_lag_is_the_age_of_the_oldest_capture_that_waits(put, turn, registry, spool, clock):
+    capture = put("a")
+    clock.ns = capture.path.stat().st_mtime_ns + 5 * 10**9
+
+    assert registry.get_sample_value("taxbreak_analysis_lag_seconds") == pytest.approx(5)
+    turn()
+    assert registry.get_sample_value("taxbreak_analysis_lag_seconds") == 0
+    assert registry.get_sample_value("taxbreak_spool_bytes") == spool.size_bytes() > 0
+
+
+@pytest.fixture
+def busy(put, spool, make_state, turn):
+    other = Server(server_id="vllm-b", engine="1", rank=3, model_name='odd "name"\\\n')
+    spool.put_state(make_state(dropped={"backlog": 1}, overhead_ns=1, serving_ns=10))
+    spool.put_state(make_state(server=other))
+    for index, phase in enumerate(Phase):
+        put(f"a{index}", phase=phase)
+    put("b", server=other)
+    turn()
+
+
+@pytest.mark.parametrize(("generate", "parse"), [(generate_latest, parse), (generate_openmetrics, parse_openmetrics)])
+def test_the_text_parses_with_every_family_once_and_no_series_twice(busy, registry, generate, parse):
+    text = generate(registry).decode()
+
+    families = list(parse(text))
+    names = [family.name for family in families]
+    series = [(s.name, *sorted(s.labels.items())) for family in families for s in family.samples]
+    assert len(set(names)) == len(names) > 15
+    assert len(set(series)) == len(series)
+    assert all(family.documentation and family.type != "unknown" for family in families)
+    assert all(name.startswith("taxbreak_") for name in names)
+    assert "_created" not in text
+    assert {s[0] for s in series if s[0].endswith("build_info")} == {"taxbreak_build_info"}
+
+
+def test_labels_are_the_agreed_ones(busy, registry):
+    extra = {
+        "steps": {"graph_mode"},
+        "orchestration_seconds": {"component"},
+        "exposed_orchestration_seconds": {"component"},
+        "device_idle_seconds": {"cause"},
+        "kernels": {"family"},
+        "replay_coverage_ratio": {"tier"},
+        "step_seconds": {"le"},
+    }
+    without_phase = {"samples_dropped": {*TINY, "reason"}, "capture_overhead_ratio": {*TINY}}
+    of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
+
+    for family in registry.collect():
+        name = family.name.removeprefix("taxbreak_")
+        wanted = (without_phase | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == wanted - {"le"}, name

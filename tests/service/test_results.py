@@ -1,0 +1,196 @@
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model import CaptureRequest, Server
+from taxbreak_vllm.service.results import Results
+
+
+@pytest.fixture
+def add(results, spool, analyze, put, clock):
+    def add(step_id, **fields):
+        capture = spool.find(step_id) or put(step_id, **fields)
+        results.add_step(step_id, capture.read_info(), analyze(capture), now_ns=clock())
+
+    return add
+
+
+def total(results, counter, label="", **labels):
+    found = [t for t in results.totals() if (t.counter, t.label) == (counter, label)]
+    found = [t for t in found if all(getattr(t, name) == value for name, value in labels.items())]
+    return sum(t.value for t in found) if found else None
+
+
+def request(capture_id, steps=2, created_ns=0):
+    return CaptureRequest(
+        capture_id=capture_id, steps=steps, created_unix_ns=created_ns, expires_unix_ns=created_ns + 10**9
+    )
+
+
+def test_a_step_handed_in_twice_counts_once(results, add):
+    add("a")
+    add("a")
+
+    assert total(results, "sampled_steps") == 1
+    assert total(results, "orchestration_ns", "delta_ft") == 60
+
+
+def test_what_is_none_has_no_counter_and_a_true_zero_has_one(results, add):
+    add("a", is_cpu=True)
+
+    assert total(results, "orchestration_ns", "delta_kt") == 0
+    assert total(results, "orchestration_ns", "delta_ct") is None
+    assert total(results, "exposed_ns", "delta_ct") is None
+    assert total(results, "tklqt_ns") is None
+    assert total(results, "launches") is None
+
+
+def test_counters_outlive_the_steps_they_counted(results, add, clock):
+    add("a")
+    clock.sleep_s(100)
+    add("b")
+
+    results.prune(before_ns=clock() - 10, pending=[])
+
+    assert [step.step_id for step in results.steps()] == ["b"]
+    assert total(results, "sampled_steps") == 2
+
+
+def test_a_step_whose_capture_is_still_pending_is_not_pruned_and_so_not_counted_again(results, add, clock):
+    add("a")
+    clock.sleep_s(100)
+
+    results.prune(before_ns=clock(), pending=["a"])
+    add("a")
+
+    assert total(results, "sampled_steps") == 1
+
+
+def test_results_survive_being_closed(settings, results, add):
+    add("a", scale=3)
+
+    with Results(settings.results_path) as again:
+        assert total(again, "device_active_ns") == 330
+        assert [step.active_ns for step in again.steps()] == [330]
+
+
+def test_a_failure_counts_once(results, clock):
+    for _ in range(2):
+        results.add_failure("a", Server(server_id="s"), capture_id=None, reason="r", detail="d", now_ns=clock())
+
+    assert total(results, "dropped", "r") == 1
+    assert results.failure("a") == "r: d"
+
+
+def test_a_workers_counters_add_what_is_new_since_the_last_state(results, make_state, clock):
+    results.put_states([make_state(num_steps=10, dropped={"backlog": 1})])
+    clock.sleep_s(1)
+    results.put_states([make_state(num_steps=15, dropped={"backlog": 1})])
+    results.put_states([make_state(num_steps=15, dropped={"backlog": 1})])
+
+    assert total(results, "steps", "FULL") == 15
+    assert total(results, "step_ns") == 15 * 300_000
+    assert total(results, "step_bucket", "2") == 15
+    assert total(results, "dropped", "backlog") == 1
+
+
+@pytest.mark.parametrize("server_id", ["vllm-a", "vllm-b"])
+def test_counters_do_not_fall_when_a_server_starts_again(results, make_state, clock, server_id):
+    """Neither as the same server, nor as another one of the same labels."""
+    server = Server(server_id=server_id, model_name="tiny")
+    results.put_states([make_state(num_steps=10)])
+    clock.sleep_s(60)
+
+    results.put_states([make_state(num_steps=4, server=server, started_ns=clock())])
+
+    assert total(results, "steps", "FULL") == 14
+
+
+def test_a_histogram_of_another_version_is_left_out(results, make_state):
+    state = make_state()
+    (histogram,) = state.steps
+    other = type(histogram)(phase=histogram.phase, graph_mode="FULL", num_steps=1, sum_ns=1, bucket_counts=(1, 2))
+
+    results.put_states([make_state(steps=(other,))])
+
+    assert total(results, "steps", "FULL") is None
+
+
+def test_one_request_at_a_time_for_a_server(results):
+    assert results.add_capture("a", request("1")) is None
+    assert results.add_capture("a", request("2")) == "1"
+    assert results.add_capture("b", request("3")) is None
+    results.cancel_capture("1")
+    assert results.add_capture("a", request("4")) is None
+    assert results.add_capture("a", request("5", created_ns=2 * 10**9)) is None  # the 4th expired
+
+
+def test_a_request_is_as_far_as_its_slowest_rank(results, add, make_state):
+    ranks = [Server(server_id="vllm-a", model_name="tiny", rank=rank) for rank in range(2)]
+    results.put_states(make_state(server=server) for server in ranks)
+    results.add_capture("vllm-a", request("c", steps=2))
+    add("a0", server=ranks[0], capture_id="c")
+    add("b0", server=ranks[0], capture_id="c")
+    add("a1", server=ranks[1], capture_id="c")
+    results.add_failure("b1", ranks[1], capture_id="c", reason="r", detail="", now_ns=1)
+
+    (row,) = results.captures("c")
+
+    assert (row.recorded, row.analyzed, row.settled) == (2, 1, 2)
+
+
+def test_the_file_and_its_log_are_only_ours(settings, results, add):
+    add("a")
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in settings.spool.glob("results.sqlite3*")}
+    assert set(modes.values()) == {0o600}
+    assert len(modes) == 3  # the file, its log and the log's index
+
+
+def test_a_file_of_a_newer_version_is_refused_with_advice(tmp_path):
+    path = tmp_path / "results"
+    Results(path).__exit__(None, None, None)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+    with pytest.raises(TaxbreakError, match=r"results: the results are of version 99.* upgrade it"):
+        Results(path)
+
+
+def test_a_file_that_is_no_results_file_is_refused(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(os.urandom(4096))
+
+    with pytest.raises(TaxbreakError, match=r"notes\.txt: cannot use the results"):
+        Results(path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(TaxbreakError, match="TAXBREAK_RESULTS"):
+        Results(tmp_path / "file" / "results")
+
+
+def test_many_processes_may_open_a_new_file_at_once(tmp_path):
+    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results import Results\n"
+    script += "sys.stdin.read()\nwith Results(Path(sys.argv[1])) as r: r.note_attempt('a')"
+    command = [sys.executable, "-c", script, str(tmp_path / "results")]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]
+
+    for process in processes:
+        process.stdin.close()
+    errors = [process.stderr.read().decode() for process in processes]
+    codes = [process.wait() for process in processes]
+
+    assert errors == [""] * 8
+    assert codes == [0] * 8
+    with Results(tmp_path / "results") as results:
+        assert results.note_attempt("a") == 9
+    for process in processes:
+        process.stderr.close()

@@ -1,0 +1,140 @@
+"""Scheduler outputs as vLLM builds them, and a profile that profiles nothing."""
+
+import warnings
+
+import pytest
+
+from taxbreak_vllm.model import Server
+from taxbreak_vllm.serving.recorder import Recorder
+from taxbreak_vllm.serving.steps import GraphModes
+from taxbreak_vllm.serving.watch import Watch
+from taxbreak_vllm.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def vllm_output():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM's own imports
+        return pytest.importorskip("vllm.v1.core.sched.output", exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def schedule(vllm_output):
+    """Build a SchedulerOutput from new requests (id, prompt, computed) and cached ones (id, outputs)."""
+
+    def schedule(tokens, *, new=(), cached=(), resumed=(), drafts=None, encoder=None):
+        output = vllm_output.SchedulerOutput.make_empty()
+        output.scheduled_new_reqs = [
+            vllm_output.NewRequestData(
+                req_id=req_id,
+                prompt_token_ids=None if prompt is None else [7] * prompt,
+                mm_features=[],
+                sampling_params=None,
+                pooling_params=None,
+                block_ids=([],),
+                num_computed_tokens=computed,
+                lora_request=None,
+            )
+            for req_id, prompt, computed in new
+        ]
+        output.scheduled_cached_reqs = vllm_output.CachedRequestData(
+            req_ids=[req_id for req_id, _ in cached],
+            resumed_req_ids=set(resumed),
+            new_token_ids=[],
+            all_token_ids={},
+            new_block_ids=[None for _ in cached],
+            num_computed_tokens=[100 for _ in cached],
+            num_output_tokens=[outputs for _, outputs in cached],
+        )
+        output.num_scheduled_tokens = dict(tokens)
+        output.total_num_scheduled_tokens = sum(tokens.values())
+        output.scheduled_spec_decode_tokens = {req_id: [7] * n for req_id, n in (drafts or {}).items()}
+        output.scheduled_encoder_inputs = encoder or {}
+        return output
+
+    return schedule
+
+
+@pytest.fixture(scope="session")
+def decode(schedule):
+    """A step of two requests that generate."""
+    return schedule({"a": 1, "b": 1}, cached=[("a", 3), ("b", 9)])
+
+
+class Clock:
+    """A clock that goes on by itself, one step of it per reading."""
+
+    def __init__(self, step_ns=1):
+        self.now_ns = 0
+        self.step_ns = step_ns
+
+    def __call__(self):
+        self.now_ns += self.step_ns
+        return self.now_ns
+
+
+class FakeProfile:
+    """Stands for torch.profiler; fails where told to."""
+
+    def __init__(self, step_id="", *, stacks=False, fails_at=()):
+        self.step_id = step_id
+        self.stacks = stacks
+        self.fails_at = fails_at
+        self.calls = []
+
+    def start(self):
+        self._call("start")
+
+    def stop(self):
+        self._call("stop")
+
+    def export(self, path):
+        self._call("export")
+        path.write_text(f'{{"step": "{self.step_id}"}}')
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name in self.fails_at:
+            raise RuntimeError(f"{name} failed")
+
+
+@pytest.fixture
+def profiles():
+    """Every profile opened in this test."""
+    return []
+
+
+@pytest.fixture
+def open_recorder(profiles):
+    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False):
+        def open_profile(step_id, *, stacks):
+            profiles.append(FakeProfile(step_id, stacks=stacks, fails_at=fails_at))
+            return profiles[-1]
+
+        return Recorder(drops, open_profile=open_profile, is_taken=is_taken)
+
+    return open_recorder
+
+
+@pytest.fixture
+def open_watch(tmp_path, open_recorder):
+    """Build a watch whose thread does not run: a test turns its outbox by hand."""
+
+    def open_watch(*, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), **settings):
+        settings = {"spool": tmp_path / "spool", "sample_every": 2, **settings}
+        return Watch(
+            Server(server_id="server", rank=0),
+            Settings(**settings),
+            graph_modes=GraphModes(decode=modes[0], mixed=modes[1], max_tokens=64),
+            records=records,
+            open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
+            now_ns=Clock(1000),
+            unix_ns=Clock(),
+        )
+
+    return open_watch
+
+
+@pytest.fixture
+def clock():
+    return Clock()

@@ -1,0 +1,135 @@
+import json
+import logging
+
+import pytest
+
+from taxbreak_vllm.serving.recorder import Drops, Recorder, TorchProfile, is_profiler_taken
+
+
+@pytest.fixture
+def drops():
+    return Drops()
+
+
+def test_a_bracket_gives_the_profile_that_was_open(drops, open_recorder, profiles):
+    recorder = open_recorder(drops)
+
+    assert recorder.start(None, "step-1", stacks=True)
+    profile = recorder.stop()
+
+    assert profile is profiles[0]
+    assert (profile.step_id, profile.stacks, profile.calls) == ("step-1", True, ["start", "stop"])
+    assert drops.counts() == {}
+
+
+def test_nothing_is_started_while_another_profiler_runs(drops, open_recorder, profiles):
+    recorder = open_recorder(drops, is_taken=lambda worker: worker == "busy")
+
+    assert not recorder.start("busy", "step-1", stacks=False)
+    assert recorder.start("free", "step-2", stacks=False)
+
+    assert drops.counts() == {"vllm_profiler": 1}
+    assert [profile.step_id for profile in profiles] == ["step-2"]
+
+
+def test_a_profiler_that_does_not_start_is_closed_and_counted(drops, open_recorder, profiles):
+    recorder = open_recorder(drops, fails_at={"start"})
+
+    assert not recorder.start(None, "step-1", stacks=False)
+
+    assert profiles[0].calls == ["start", "stop"]
+    assert drops.counts() == {"profiler": 1}
+    assert recorder.stop() is None
+
+
+def test_a_profiler_that_does_not_stop_is_counted(drops, open_recorder):
+    recorder = open_recorder(drops, fails_at={"stop"})
+    recorder.start(None, "step-1", stacks=False)
+
+    assert recorder.stop() is None
+    assert drops.counts() == {"profiler": 1}
+
+
+def test_a_probe_that_raises_is_counted_and_nothing_is_started(drops, open_recorder, profiles):
+    def is_taken(worker):
+        raise AttributeError("_profiler_type")
+
+    assert not open_recorder(drops, is_taken=is_taken).start(None, "step-1", stacks=False)
+
+    assert drops.counts() == {"profiler": 1}
+    assert profiles == []
+
+
+def test_a_discarded_bracket_is_closed_and_counted_by_its_reason(drops, open_recorder, profiles):
+    recorder = open_recorder(drops)
+    recorder.discard("nothing is open")
+    recorder.start(None, "step-1", stacks=False)
+
+    recorder.discard("step_failed")
+
+    assert profiles[0].calls == ["start", "stop"]
+    assert drops.counts() == {"step_failed": 1}
+
+
+def test_each_reason_is_logged_once(drops, caplog):
+    with caplog.at_level(logging.WARNING, "vllm.taxbreak"):
+        for reason in ("spool", "spool", "export"):
+            drops.add(reason, "why")
+
+    assert [record.args[0] for record in caplog.records] == ["spool", "export"]
+    assert drops.counts() == {"spool": 2, "export": 1}
+
+
+class _Theirs:
+    is_running = False
+    _active = False
+
+
+class _Worker:
+    def __init__(self):
+        self.profiler = None
+
+
+def test_a_real_profile_holds_the_window_as_an_annotation(drops, tmp_path):
+    torch = pytest.importorskip("torch")
+    recorder = Recorder(drops)
+
+    assert recorder.start(_Worker(), "step-7", stacks=False)
+    torch.ones(3) + 1
+    profile = recorder.stop()
+    profile.export(tmp_path / "trace.json")
+
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    (window,) = [event for event in events if event["name"] == "taxbreak.step:step-7"]
+    (add,) = [event for event in events if event["name"] == "aten::add"]
+    assert window["cat"] == "user_annotation"
+    assert window["ts"] <= add["ts"] <= add["ts"] + add["dur"] <= window["ts"] + window["dur"]
+    assert add["args"]["Input Dims"][0] == [3]
+    assert drops.counts() == {}
+
+
+def test_a_torch_profiler_of_somebody_else_is_seen():
+    pytest.importorskip("torch")
+    worker = _Worker()
+    assert not is_profiler_taken(worker)
+
+    theirs = TorchProfile("theirs", stacks=False)
+    theirs.start()
+    try:
+        assert is_profiler_taken(worker)
+    finally:
+        theirs.stop()
+
+    assert not is_profiler_taken(worker)
+
+
+@pytest.mark.parametrize("flag", ["is_running", "_active"])
+def test_vllms_profiler_is_seen_running_and_waiting_to(flag):
+    pytest.importorskip("torch")
+    worker = _Worker()
+    worker.profiler = _Theirs()
+    assert not is_profiler_taken(worker)
+
+    setattr(worker.profiler, flag, True)
+
+    assert is_profiler_taken(worker)
