@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 
@@ -49,7 +50,8 @@ def capture_steps(
                     )
                 sleep(_POLL_S)
         except BaseException:
-            client.delete(f"captures/{capture_id}")
+            with suppress(httpx.HTTPError):
+                client.delete(f"captures/{capture_id}")
             raise
 
 

@@ -3,6 +3,7 @@
 The order of work reads off `decompose` and `measure`; the sums over steps are in `summary`, the equations in `taxes`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from taxbreak_vllm import taxes
 from taxbreak_vllm.model import Breakdown, Source, Tier
 from taxbreak_vllm.summary import Measured, coverage, devices, group_by_time, named, summarize, threads
 from taxbreak_vllm.trace.cpu import link_cpu
-from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, has_launch_call, link
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kernels import Kind as KernelKind
@@ -34,7 +35,7 @@ def decompose(events: Events, *, source: Source, rules: KernelRules, floor_ns: i
     if events.is_truncated:
         notes.append("the file ends in the middle: read up to its last whole event")
     return Breakdown(
-        source=source,
+        source=source if source.device_type else dataclasses.replace(source, device_type=measured.device_type),
         coverage=coverage(measured),
         steps=tuple(steps),
         total=named(total, None),
@@ -66,7 +67,7 @@ def measure(
     device = main_device(activities)
     measured = Measured(
         events=events,
-        device_type="cuda",
+        device_type="rocm" if is_rocm(events) else "cuda",
         host=host,
         activities=activities,
         dispatches=dispatches,
@@ -88,8 +89,15 @@ def is_cpu_backend(events: Events) -> bool:
     """Tell a trace of the CPU backend: ops, but no device activity and no launch call that could have made one."""
     if len(events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)) or not len(events.rows(Kind.OP)):
         return False
-    host, _, _ = link(events)
-    return host.num_launches_without_activity == 0
+    return not has_launch_call(events)
+
+
+def is_rocm(events: Events) -> bool:
+    """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
+    calls = np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist()
+    return any(key.startswith(("roctracer", "rocprof", "hip_")) for key in events.metadata) or any(
+        events.names[name].startswith("hip") for name in calls
+    )
 
 
 def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRules) -> tuple[Measured, list[str]]:

@@ -373,8 +373,8 @@ def hdbi(active_ns: int, orchestration_ns: int | None) -> float | None:
 def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
     """Add steps of separate captures into one total: sums of parts, HDBI of the sums, families added, top rows merged.
 
-    A sum of `None`s stays None. Not for the steps of one trace, whose device windows may overlap: a trace's own `total`
-    is taken over the whole trace.
+    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum. Not for the steps of one trace,
+    whose device windows may overlap: a trace's own `total` is taken over the whole trace.
     """
     parts = list(steps)
 
@@ -398,7 +398,7 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
     kernels = sum(s.kernels for s in parts)
     phases = {s.phase for s in parts}
     modes = {s.graph_mode for s in parts}
-    valid = all(s.hdbi is not None for s in parts)
+    valid = [s for s in parts if s.hdbi is not None]
     return StepBreakdown(
         phase=phases.pop() if len(phases) == 1 else None,
         graph_mode=modes.pop() if len(modes) == 1 else None,
@@ -408,7 +408,7 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         device=device,
         taxes=taxes,
         exposed=add(ExposedTax, (s.exposed for s in parts)),
-        hdbi=hdbi(device.active_ns, taxes.orchestration_ns) if valid else None,
+        hdbi=hdbi(sum(s.device.active_ns for s in valid), sum_or_none(s.taxes.orchestration_ns for s in valid)),
         tklqt_ns=sum_or_none(s.tklqt_ns for s in parts),
         tklqt_per_kernel_ns=sum_or_none(s.tklqt_per_kernel_ns for s in parts),
         akd_ns=device.kernel_sum_ns // kernels if kernels else None,

@@ -47,7 +47,7 @@ def phase_table(breakdowns: Mapping[str, StepBreakdown]) -> Table:
 def top_table(step: StepBreakdown, limit: int = TOP_ROWS) -> Table:
     """Show the dearest (op, kernel) pairs of a step."""
     table = Table(pad_edge=False)
-    # Only the names give way on a narrow terminal; rich shrinks the columns that may wrap, and these never have a space.
+    # Only the names give way on a narrow terminal: rich shrinks columns that may wrap, and these have no space.
     table.add_column("op", overflow="ellipsis")
     table.add_column("kernel", overflow="ellipsis")
     table.add_column("family", no_wrap=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -130,7 +130,7 @@ class Spool:
     def claim(self) -> Iterator[bool]:
         """Become the one analyzer of this spool; yields False while another process is it."""
         self._make(self.root)
-        with open(self.root / ".analyzer.lock", "w") as lock:
+        with _open_private(self.root / ".analyzer.lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -142,8 +142,8 @@ class Spool:
         """List all complete captures, oldest first."""
         found = []
         for rank_dir in self._rank_dirs():
-            with suppress(FileNotFoundError):
-                for entry in os.scandir(rank_dir):
+            for entry in _entries(rank_dir):
+                with suppress(FileNotFoundError):  # evicted this very moment
                     if _NAME.fullmatch(entry.name) and entry.is_dir():
                         found.append((entry.stat().st_mtime_ns, entry.path))
         return [Capture(Path(path)) for _, path in sorted(found)]
@@ -154,10 +154,8 @@ class Spool:
 
     def mark(self, capture: Capture, outcome: str) -> None:
         """Note that a capture was analyzed and how; a capture evicted meanwhile is left alone."""
-        modified_ns = capture.path.stat().st_mtime_ns if capture.path.exists() else None
-        if modified_ns is None:
-            return
         with suppress(FileNotFoundError):
+            modified_ns = capture.path.stat().st_mtime_ns
             _write_bytes(capture.path / ANALYZED, outcome.encode())
             os.utime(capture.path, ns=(modified_ns, modified_ns))  # keeps "oldest first" about the recording
 
@@ -199,15 +197,26 @@ class Spool:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def sweep(self, *, older_than_ns: int) -> int:
-        """Remove temporary folders last touched before `older_than_ns` (Unix time); return how many there were."""
-        removed = 0
+        """Remove what was left behind before `older_than_ns` (Unix time); return how many folders that were.
+
+        That is temporary folders of writers that died, and servers that publish no more and have no capture left.
+        """
+        doomed = []
         for rank_dir in self._rank_dirs():
-            with suppress(FileNotFoundError):
-                for entry in os.scandir(rank_dir):
-                    if entry.name.startswith(".") and entry.is_dir() and entry.stat().st_mtime_ns < older_than_ns:
-                        shutil.rmtree(entry.path, ignore_errors=True)
-                        removed += 1
-        return removed
+            entries = _entries(rank_dir)
+            doomed += [e.path for e in entries if e.name.startswith(".") and e.is_dir() and _is_older(e, older_than_ns)]
+            if not any(e.is_dir() for e in entries) and all(_is_older(e, older_than_ns) for e in entries):
+                doomed.append(str(rank_dir))
+        for path in doomed:
+            shutil.rmtree(path, ignore_errors=True)
+        for server in _entries(self.root):
+            if (
+                server.is_dir()
+                and _is_older(server, older_than_ns)
+                and not any(e.is_dir() for e in _entries(server.path))
+            ):
+                shutil.rmtree(server.path, ignore_errors=True)
+        return len(doomed)
 
     def size_bytes(self) -> int:
         """Bytes of all captures."""
@@ -217,15 +226,13 @@ class Spool:
         return self.root / _checked(server_id) / str(rank)
 
     def _rank_dirs(self) -> list[Path]:
-        try:
-            servers = [entry for entry in os.scandir(self.root) if _NAME.fullmatch(entry.name) and entry.is_dir()]
-        except FileNotFoundError:
-            return []
-        found = []
-        for server in servers:
-            with suppress(FileNotFoundError):
-                found += [Path(rank.path) for rank in os.scandir(server) if rank.name.isdigit() and rank.is_dir()]
-        return sorted(found)
+        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and entry.is_dir()]
+        return sorted(
+            Path(rank.path)
+            for server in servers
+            for rank in _entries(server.path)
+            if rank.name.isdigit() and rank.is_dir()
+        )
 
     def _make(self, folder: Path) -> None:
         for part in reversed([folder, *folder.parents]):
@@ -234,9 +241,23 @@ class Spool:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with open(self.root / ".writer.lock", "w") as lock:
+        with _open_private(self.root / ".writer.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_older(entry: os.DirEntry[str], than_ns: int) -> bool:
+    try:
+        return entry.stat().st_mtime_ns < than_ns
+    except FileNotFoundError:
+        return False
 
 
 def _checked(name: str) -> str:
@@ -258,10 +279,14 @@ def _write(path: Path, value: object) -> None:
     _write_bytes(path, msgspec.json.encode(value))
 
 
+def _open_private(path: Path) -> IO[bytes]:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
 def _write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with _open_private(temporary) as file:
             file.write(data)
         temporary.replace(path)
     finally:

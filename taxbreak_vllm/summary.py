@@ -101,9 +101,12 @@ def summarize(
     duration = a.end_ns - a.start_ns
     kernels = np.bincount(own[is_kernel], minlength=count)
     kernel_sum = sum_by(own, duration, count, is_kernel)
+    num_names = len(m.events.names)
+    unique_kernels = np.bincount(
+        np.unique(own[is_kernel] * num_names + a.name[is_kernel]) // num_names, minlength=count
+    )
 
-    fallback = windows[0].thread if count else 0
-    thread = main_thread(d.thread, group, count, fallback)
+    thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
     host = m.partition.between(m.host.key(thread, start), m.host.key(thread, end))
     tax = [_sum_or_none(group, column, count) for column in (m.ft_ns, m.ct_ns, m.kt_ns)]
     launch_delay, kernel_delay = _launch_delays(m, group, owner, count)
@@ -140,7 +143,7 @@ def summarize(
                 inference_latency_ns=latency[i],
                 launches=None if is_cpu else int(launches[i]),
                 kernels=int(kernels[i]),
-                unique_kernels=len({row.kernel for row in tops[i] if row.family != Family.COPY}),
+                unique_kernels=int(unique_kernels[i]),
                 kernels_per_output_token=float(kernels[i] / tokens) if tokens else None,
                 families=families[i],
                 top=tuple(tops[i]),
@@ -151,9 +154,11 @@ def summarize(
 
 
 def sum_by(group: Index, values: Int64, num_groups: int, chosen: Bool | None = None) -> Int64:
-    """Sum integers per group, leaving out negative groups; exact while a sum stays below 2^53 ns (104 days)."""
+    """Sum integers per group, leaving out negative groups; queueing delays add up beyond the exact part of a float."""
     keep = group >= 0 if chosen is None else chosen & (group >= 0)
-    return np.bincount(group[keep], weights=values[keep], minlength=num_groups).astype(np.int64)
+    total = np.zeros(num_groups, dtype=np.int64)
+    np.add.at(total, group[keep], values[keep])
+    return total
 
 
 def _sum_or_none(group: Index, values: Int64 | None, num_groups: int) -> Int64 | None:

@@ -40,19 +40,12 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     t_from = np.where(is_first, t_root, np.minimum(previous_return, dispatches.launch_key))
     t_dispatch = partition.between(t_from, dispatches.launch_key)[HostClass.DISPATCH]
 
-    boundary = np.sort(
-        np.concatenate(
-            (
-                host.root_end,
-                host.call_end[host.call_is_launch | host.call_is_blocking],
-                dispatches.return_key,
-                step_start,
-                _first_events(host),
-            )
-        )
-    )
-    index = np.searchsorted(boundary, t_root, side="right") - 1
-    t_boundary = np.where(index >= 0, boundary[np.maximum(index, 0)], t_root)
+    is_boundary = (host.call_is_launch | host.call_is_blocking) & (host.call_dispatch < 0)
+    boundary = np.sort(np.concatenate((host.root_end, host.call_end[is_boundary], step_start, _first_events(host))))
+    t_boundary = boundary[np.searchsorted(boundary, t_root, side="right") - 1]
+    # A launch is a boundary for those after it, never for itself, though its call may have no length.
+    returned = np.concatenate(([0], np.maximum.accumulate(dispatches.return_key)))[: len(dispatches)]
+    t_boundary = np.maximum(t_boundary, np.minimum(returned, t_root))
     t_py = np.where(is_first, partition.between(t_boundary, t_root)[HostClass.PYTHON], 0)
     return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0))
 
@@ -103,11 +96,11 @@ def t_sys(activities: Activities, dispatches: Dispatches) -> int | None:
 def _stream_busy_until(activities: Activities) -> Int64:
     """For each activity, until when the earlier ones on its stream kept that busy; the minimum int64 for the first."""
     order = np.lexsort((activities.start_ns, activities.stream, activities.device))
-    stream = activities.stream[order]
-    device = activities.device[order]
+    stream, device, end_ns = activities.stream[order], activities.device[order], activities.end_ns[order]
     opens = np.concatenate(([True], (stream[1:] != stream[:-1]) | (device[1:] != device[:-1])))
-    # One stream runs its work in order, so the end of the one before is the latest end so far.
-    busy_until = np.concatenate(([np.iinfo(np.int64).min], activities.end_ns[order][:-1]))
+    # Each stream on a stretch of its own, so that one running maximum serves all (ROCm overlaps work on one stream).
+    shift = np.cumsum(opens) * (int(end_ns.max() - end_ns.min()) + 1) - end_ns.min()
+    busy_until = np.concatenate(([0], (np.maximum.accumulate(end_ns + shift) - shift)[:-1]))
     busy_until[opens] = np.iinfo(np.int64).min
     result = np.empty_like(busy_until)
     result[order] = busy_until

@@ -21,11 +21,11 @@ ORDER = (
     {"baselines"},
     {"taxes"},
     {"insight", "replay"},
-    {"service", "report", "client"},
+    {"service", "report", "client", "export"},
     {"demo"},
     {"cli"},
 )
-ALSO_TAXES = {"decompose", "summary", "analysis"}  # taxes.py in several files
+ALSO_TAXES = {"paper", "decompose", "summary", "analysis", "recording"}  # taxes.py in several files
 SERVING_MAY = {"serving", "model", "settings", "spool", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 

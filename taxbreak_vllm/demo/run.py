@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import count
@@ -27,7 +27,9 @@ from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import Breakdown, Phase, StepBreakdown
 from taxbreak_vllm.report import phase_table
 
-MODELS: Mapping[str, Callable[[Path], Path]] = {"tiny-llama": write_tiny_llama, "tiny-moe": write_tiny_moe}
+WriteModel = Callable[[Path], Path]
+
+MODELS: Mapping[str, WriteModel] = {"tiny-llama": write_tiny_llama, "tiny-moe": write_tiny_moe}
 PHASES = (Phase.PREFILL, Phase.DECODE)
 SAMPLE_EVERY = 8  # far more than a real server needs: a demo is short
 MIN_STEPS = 5
@@ -35,7 +37,7 @@ _ANALYSIS_S = 180.0
 _PAUSE_S = 1.0  # between two rounds while the page is looked at
 
 
-def run_demo(*, once: bool, models: Sequence[str] = tuple(MODELS)) -> int:
+def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS) -> int:
     """Run the demo and return the exit status; every process it started has ended by then.
 
     With `once` it ends after the table, otherwise it keeps the last server and the page up until Ctrl-C.
@@ -59,28 +61,27 @@ def run_demo(*, once: bool, models: Sequence[str] = tuple(MODELS)) -> int:
         return 128 + signal.SIGINT
 
 
-def _run(processes: Processes, models: Sequence[str], *, once: bool, progress: Console) -> int:
+def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, progress: Console) -> int:
     spool = processes.folder / "spool"
     with _stage(progress, "the sidecar starts"):
         sidecar = start_sidecar(processes, spool).wait()
     breakdowns: dict[str, StepBreakdown] = {}
     vllm: Server | None = None
-    for name in models:
+    for name, write_model in models.items():
         if vllm is not None:
             vllm.process.stop()
         with _stage(progress, f"{name}: vLLM starts with --worker-extension-cls taxbreak_vllm.WorkerExtension"):
-            vllm = _serve(processes, name, spool).wait()
+            vllm = _serve(processes, write_model(processes.folder / name), spool).wait()
         with _stage(progress, f"{name}: prefill-heavy and decode-heavy requests, steps sampled and analyzed"):
             measured = _measure(vllm, sidecar, name)
         breakdowns |= {f"{name} {phase}, {len(found.steps)} steps": found.total for phase, found in measured.items()}
     _show(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
     if vllm is not None and not once:
-        _stay(vllm, models[-1], progress)
+        _stay(vllm, name, progress)
     return 0
 
 
-def _serve(processes: Processes, name: str, spool: Path) -> Server:
-    model = MODELS[name](processes.folder / name)
+def _serve(processes: Processes, model: Path, spool: Path) -> Server:
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": str(SAMPLE_EVERY)}
     return start_vllm(processes, model, env=env)
 

@@ -20,6 +20,9 @@ WORKER_EXTENSION = ("--worker-extension-cls", "taxbreak_vllm.WorkerExtension")
 VLLM_START_S = 300.0
 SIDECAR_START_S = 60.0
 
+# vLLM puts sockets with names of 36 characters into TMPDIR, and a socket's path ends at 107.
+_MAX_FOLDER_CHARS = 64
+
 _VLLM_FLAGS = (
     *("--load-format", "dummy"),
     *("--dtype", "float32"),
@@ -92,14 +95,25 @@ def start_sidecar(
 
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))}
-    return kept | {
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "XDG_CONFIG_HOME": str(folder / "config"),
-        "HF_HOME": str(folder / "cache" / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "PYTHONUNBUFFERED": "1",  # the last words of a killed process are in its log
+    places = {
+        "TMPDIR": folder / "tmp",
+        "XDG_CACHE_HOME": folder / "cache",
+        "XDG_CONFIG_HOME": folder / "config",
+        "HF_HOME": folder / "cache" / "huggingface",
     }
+    if len(str(folder)) > _MAX_FOLDER_CHARS:
+        del places["TMPDIR"]
+    for place in places.values():
+        place.mkdir(parents=True, exist_ok=True)
+    return (
+        kept
+        | {name: str(place) for name, place in places.items()}
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONUNBUFFERED": "1",  # the last words of a killed process are in its log
+        }
+    )
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 import taxbreak_vllm
-from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi
+from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
 from taxbreak_vllm.service.counts import NUM_BUCKETS
 from taxbreak_vllm.service.results import Results, StepRow, Total
 from taxbreak_vllm.service.servers import live
@@ -194,10 +194,9 @@ def _window_gauges(steps: Iterable[StepRow], states: Iterable[WorkerState]) -> I
 
 
 def _hdbi(rows: list[StepRow]) -> float | None:
-    """HDBI of the sums, as `model.add_steps` has it: null where it is null for one step."""
-    if any(row.hdbi is None for row in rows):
-        return None
-    return hdbi(sum(row.active_ns for row in rows), sum(row.orchestration_ns or 0 for row in rows))
+    """HDBI of the sums, as `model.add_steps` has it: over the steps that have one."""
+    valid = [row for row in rows if row.hdbi is not None]
+    return hdbi(sum(row.active_ns for row in valid), sum_or_none(row.orchestration_ns for row in valid))
 
 
 def _overhead(states: Iterable[WorkerState]) -> Metric:

@@ -139,8 +139,10 @@ def _table(title: str, caption: str, columns: Sequence[str], rows: Iterable[Sequ
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     if not body:
         body = f'<tr><td colspan="{len(columns)}">nothing yet</td></tr>'
+    name = html.escape(title)
+    said = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
-        f'<h2>{html.escape(title)}</h2><div class="scroll"><table><caption>{html.escape(caption)}</caption>'
+        f'<h2>{name}</h2><div class="scroll" role="region" aria-label="{name}" tabindex="0"><table>{said}'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

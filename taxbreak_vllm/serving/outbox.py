@@ -1,7 +1,8 @@
 """The worker's side of the spool, on a thread of its own: recordings and state go out, requests for steps come in.
 
-The step's thread only ever appends to a bounded queue. Recordings are exported, compressed and stored here; a disk that
-is full or read-only costs samples, which are counted, and nothing else.
+The step's thread hands over one recording and goes on; while it is being stored no step is recorded, as exporting holds
+the GIL (torch 2.13), and a recorded step would show that as its own host time. A disk that is full or read-only costs
+samples, which are counted, and nothing else.
 """
 
 import gzip
@@ -9,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from taxbreak_vllm.errors import SpoolError
@@ -40,7 +42,6 @@ class Outbox:
         state: Callable[[], WorkerState],
         follow: Callable[[CaptureRequest | None], None],
         max_trace_bytes: int,
-        max_pending: int = 8,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._spool = spool
@@ -50,30 +51,24 @@ class Outbox:
         self._follow = follow
         self._max_trace_bytes = max_trace_bytes
         self._now_ns = now_ns
-        self._pending: queue.Queue[Recording | None] = queue.Queue(max_pending)
+        self._pending: queue.SimpleQueue[Recording] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="taxbreak-outbox", daemon=True)
         self._is_closed = False
         self._published: WorkerState | None = None
         self._published_ns = 0
         self._can_publish = True
+        self.is_busy = False
         self.num_stored = 0
         self.export_ns = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether another recording would be dropped."""
-        return self._pending.full()
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def offer(self, recording: Recording) -> None:
-        """Take a recording without waiting; one too many is dropped."""
-        try:
-            self._pending.put_nowait(recording)
-        except queue.Full:
-            self._lose(recording, "backlog", "as earlier ones are still being stored")
+        """Take a recording without waiting; for the thread of the steps, while `is_busy` is False."""
+        self.is_busy = True
+        self._pending.put(recording)
 
     def close(self) -> None:
         """Let the thread store what it was given and end; waits for it, briefly."""
@@ -83,17 +78,21 @@ class Outbox:
 
     def turn(self, *, wait_s: float) -> None:
         """Store one recording if one comes within `wait_s`, then read the request and publish the state if due."""
-        try:
-            recording = self._pending.get(timeout=wait_s) if wait_s else self._pending.get_nowait()
-        except queue.Empty:
-            recording = None
-        if recording is not None:
-            self.store(recording)
+        with suppress(queue.Empty):
+            self._store(self._pending.get(block=wait_s > 0, timeout=wait_s or None))
+            self.is_busy = False
         self._follow(self._spool.read_request(self._server_id))
         self._publish()
 
-    def store(self, recording: Recording) -> None:
-        """Export a recording into the spool."""
+    def _run(self) -> None:
+        try:
+            while not self._is_closed or self.is_busy:
+                self.turn(wait_s=POLL_NS / 1e9)
+            self._publish(at_once=True)
+        except Exception:
+            logger.exception("taxbreak: the storing thread ended; steps are no longer recorded")
+
+    def _store(self, recording: Recording) -> None:
         try:
             evicted = self._spool.put(recording.info, lambda path: self._write_trace(recording, path))
         except _TooLargeError:
@@ -109,18 +108,9 @@ class Outbox:
             if evicted:
                 self._drops.add("evicted", f"as {self._spool.root} is full of unread ones", count=len(evicted))
 
-    def _run(self) -> None:
-        try:
-            while not (self._is_closed and self._pending.empty()):
-                self.turn(wait_s=POLL_NS / 1e9)
-            self._publish(at_once=True)
-        except Exception:
-            logger.exception("taxbreak: the storing thread ended; steps are no longer recorded")
-
     def _write_trace(self, recording: Recording, path: Path) -> None:
         raw = path.with_name("trace.json")
         try:
-            # holds the GIL for as long as it lasts (torch 2.13), and so is time taken from serving
             started_ns = self._now_ns()
             recording.profile.export(raw)
             self.export_ns += self._now_ns() - started_ns

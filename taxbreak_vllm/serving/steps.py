@@ -201,8 +201,8 @@ class StepTimes:
         self._times_by_kind: dict[tuple[Phase, str], _Times] = {}
         self._ring_by_kind: dict[tuple[Phase, str, int], _Ring] = {}
 
-    def add(self, phase: Phase, graph_mode: str, num_tokens: int, elapsed_ns: int) -> None:
-        """Count one plain step."""
+    def add(self, phase: Phase, graph_mode: str, num_tokens: int, elapsed_ns: int, is_quiet: bool = True) -> None:
+        """Count one plain step; one beside which an earlier recording was being stored is not compared with."""
         key = (phase, graph_mode, num_tokens.bit_length())
         ring = self._ring_by_kind.get(key)
         if ring is None:
@@ -210,13 +210,14 @@ class StepTimes:
         times = ring.times
         times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
         times.sum_ns += elapsed_ns
-        ring.times_ns[ring.num_added % self._ring_size] = elapsed_ns
-        ring.num_added += 1
+        if is_quiet:
+            ring.times_ns[ring.num_added % self._ring_size] = elapsed_ns
+            ring.num_added += 1
 
     def median(self, phase: Phase, graph_mode: str, num_tokens: int) -> tuple[int | None, int]:
         """Return the median (ns) of the latest plain steps of this kind and how many it is taken over."""
         ring = self._ring_by_kind.get((phase, graph_mode, num_tokens.bit_length()))
-        if ring is None:
+        if ring is None or ring.num_added == 0:
             return None, 0
         num_kept = min(ring.num_added, self._ring_size)
         return median_low(ring.times_ns[:num_kept]), num_kept

@@ -72,6 +72,7 @@ class Watch:
         self._is_broken = False
         self._num_steps = 0
         self._overhead_ns = 0
+        self._is_quiet = True
         self._work: Work | None = None
         self._begun_ns = 0
         self._bracket: _Bracket | None = None
@@ -99,6 +100,7 @@ class Watch:
                 self.abandon("unfinished")
             work = _DUMMY_BATCH if scheduled is None else classify(scheduled)
             self._num_steps += 1
+            self._is_quiet = not self.outbox.is_busy
             sample = None if self._sampler is None else self._sampler.decide(work.phase)
             if sample is None or self._open(worker, sample):
                 self._work = work
@@ -128,7 +130,7 @@ class Watch:
                 self._finish(self._bracket, work, output, ended_ns, has_sampled=has_sampled)
             else:
                 graph_mode = self._graph_modes.of(work.phase, work.num_tokens)
-                self._times.add(work.phase, graph_mode, work.num_tokens, ended_ns - self._begun_ns)
+                self._times.add(work.phase, graph_mode, work.num_tokens, ended_ns - self._begun_ns, self._is_quiet)
         except Exception as error:
             self._break(error)
 
@@ -163,9 +165,9 @@ class Watch:
         if not self._records:
             sample.take(1)
             return False
-        if self.outbox.is_full:
+        if not self._is_quiet:
             if sample.progress is None:
-                self._drops.add("backlog", "as earlier ones are still being stored")
+                self._drops.add("backlog", "as the one before is still being stored")
             return True
         # all of it before the profiler starts, as what comes after is in the recorded window
         sample.take(1)

@@ -53,7 +53,7 @@ def link_cpu(
     chosen = np.flatnonzero(computes)
     chosen = chosen[np.argsort(compute_from[chosen], kind="stable")]
 
-    is_root = find_roots(start, end)
+    root_start, root_end = find_roots(start, end)
     rows, begin, finish = ops[chosen], compute_from[chosen], end[chosen]
     begin_ns = begin - events.thread[rows].astype(np.int64) * stride + origin
     finish_ns = events.end_ns[rows]
@@ -67,12 +67,13 @@ def link_cpu(
         stride_ns=stride,
         origin_ns=origin,
         op_row=ops,
-        root_start=start[is_root],
-        root_end=end[is_root],
+        root_start=root_start,
+        root_end=root_end,
         call_start=begin,
         call_end=finish,
         call_is_launch=nothing,
         call_is_blocking=~nothing,
+        call_dispatch=np.arange(count),
         num_launches_without_activity=0,
         lost_graph_ns=np.empty(0, dtype=np.int64),
     )

@@ -26,16 +26,17 @@ _LAUNCH = re.compile(r"^(?:cuda|cu|hip).*Launch(?!HostFunc)")
 _GRAPH_LAUNCH = re.compile(r"GraphLaunch")
 _COPY = re.compile(r"^(?:cuda|cu|hip).*Mem(?:cpy|set)")
 _SYNCHRONIZE = re.compile(r"Synchronize")
-_SYNCHRONOUS_COPY = re.compile(r"Memcpy(?!.*Async)")
-_DEVICE_TO_HOST = re.compile(r"DtoH|Device(?: Memory)? -> (?:Host|Pinned|Pageable)|D2H")
+_SYNCHRONOUS_COPY = re.compile(r"^(?:cuda|cu|hip|hipDrv)Memcpy(?!.*Async)")
+_DEVICE_TO_HOST = re.compile(r"DtoH|Device(?: Memory)? -> (?:Host|Pinned|Pageable)|D2H|DeviceToHost")
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the host threads did.
 
-    Root ops (`root_*`) and runtime calls (`call_*`) in the order of `key`; the keys are positions on the shared time
-    line. `call_is_launch` marks kernel and graph launches, `call_is_blocking` what made the host wait.
+    Root ops (`root_*`), disjoint and in the order of `key`, and runtime calls (`call_*`), as keys: positions on the
+    shared time line. `call_is_launch` marks kernel and graph launches, `call_is_blocking` what made the host wait,
+    `call_dispatch` indexes Dispatches (-1: no activity came of the call).
     `num_launches_without_activity` counts launch calls that left no trace on the device, calls nested in another launch
     call aside; `lost_graph_ns` are the starts of those among them that replayed a graph.
     """
@@ -49,6 +50,7 @@ class Host:
     call_end: Int64
     call_is_launch: Bool
     call_is_blocking: Bool
+    call_dispatch: Index
     num_launches_without_activity: int
     lost_graph_ns: Int64
 
@@ -116,7 +118,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     op_start, op_end = key(ops, events.start_ns), key(ops, events.end_ns)
     op_order = np.lexsort((-op_end, op_start))
     ops, op_start, op_end = ops[op_order], op_start[op_order], op_end[op_order]
-    is_root = find_roots(op_start, op_end)
+    root_start, root_end = find_roots(op_start, op_end)
 
     call_start, call_end = key(calls, events.start_ns), key(calls, events.end_ns)
     is_launch_name = _by_name(events, calls, _is_launch)
@@ -129,27 +131,27 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     np.add.at(num_kernels, call_of_activity[linked & is_kernel], 1)
     num_activities = np.zeros(len(calls), dtype=np.int64)
     np.add.at(num_activities, call_of_activity[linked], 1)
-    is_blocking |= _waited_for_own_copy(events, device_rows, call_of_activity, calls)
+    is_blocking |= ~is_launch_name & _waited_for_own_copy(events, device_rows, call_of_activity, calls)
 
     missing = is_launch_name & (num_activities == 0) & ~_is_nested(call_start, call_end, num_activities > 0)
-    host = Host(
-        stride_ns=stride,
-        origin_ns=origin,
-        op_row=ops,
-        root_start=op_start[is_root],
-        root_end=op_end[is_root],
-        call_start=call_start,
-        call_end=call_end,
-        call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
-        call_is_blocking=is_blocking,
-        num_launches_without_activity=int(missing.sum()),
-        lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
-    )
-
     chosen = np.flatnonzero(num_activities > 0)
     chosen = chosen[np.argsort(call_start[chosen], kind="stable")]
     dispatch_of_call = np.full(len(calls) + 1, -1, dtype=np.intp)
     dispatch_of_call[chosen] = np.arange(len(chosen))
+    host = Host(
+        stride_ns=stride,
+        origin_ns=origin,
+        op_row=ops,
+        root_start=root_start,
+        root_end=root_end,
+        call_start=call_start,
+        call_end=call_end,
+        call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
+        call_is_blocking=is_blocking,
+        call_dispatch=dispatch_of_call[:-1],
+        num_launches_without_activity=int(missing.sum()),
+        lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
+    )
     activities = Activities(
         row=device_rows,
         start_ns=events.start_ns[device_rows],
@@ -189,12 +191,21 @@ def time_line(events: Events) -> tuple[int, int]:
     return origin, stride
 
 
-def find_roots(start: Int64, end: Int64) -> Bool:
-    """Mark the outermost of nested intervals, given in the order (start, longest first)."""
+def has_launch_call(events: Events) -> bool:
+    """Tell whether any call could have launched a kernel, by its name."""
+    return any(_is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+
+
+def find_roots(start: Int64, end: Int64) -> tuple[Int64, Int64]:
+    """Return start and end of the outermost of nested intervals, given in the order (start, longest first).
+
+    Intervals that cross, as rounding to µs makes them, are one.
+    """
     if not len(start):
-        return np.empty(0, dtype=bool)
-    covered_to = np.concatenate(([np.int64(-1)], np.maximum.accumulate(end)[:-1]))
-    return np.asarray(start >= covered_to)
+        return start, end
+    covered_to = np.maximum.accumulate(end)
+    first = np.flatnonzero(np.concatenate(([True], start[1:] >= covered_to[:-1])))
+    return start[first], covered_to[np.concatenate((first[1:] - 1, [len(end) - 1]))]
 
 
 def containing(start: Int64, end: Int64, at: Int64) -> Index:

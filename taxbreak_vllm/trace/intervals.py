@@ -33,7 +33,10 @@ def union_by_group(group: Int64, start_ns: Int64, end_ns: Int64, num_groups: int
     covered_to = np.maximum.accumulate(end)
     before = np.concatenate(([np.int64(-1)], covered_to[:-1]))
     new = end - np.minimum(np.maximum(start, before), end)
-    return np.bincount(group, weights=new, minlength=num_groups).astype(np.int64)
+    total = np.zeros(num_groups, dtype=np.int64)
+    opens = np.flatnonzero(np.concatenate(([True], np.diff(group) != 0)))
+    total[group[opens]] = np.add.reduceat(new, opens)
+    return total
 
 
 @dataclass(frozen=True, slots=True)

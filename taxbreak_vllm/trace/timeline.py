@@ -118,9 +118,9 @@ def main_device(activities: Activities) -> int:
     return int(devices[np.argmax(counts)])
 
 
-def main_thread(thread: NDArray[np.int32], group: Index, num_groups: int, fallback: int) -> NDArray[np.int32]:
-    """Return for each group the thread with most of its launches; `fallback` for a group without any."""
-    main = np.full(num_groups, fallback, dtype=np.int32)
+def main_thread(thread: NDArray[np.int32], group: Index, fallback: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return for each group the thread with most of its launches; its `fallback` for a group without any."""
+    main = fallback.copy()
     keep = group >= 0
     if keep.any():
         stride = int(thread.max()) + 1

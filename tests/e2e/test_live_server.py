@@ -1,26 +1,28 @@
 """One flag on a live vLLM server gives a breakdown: from real requests to Prometheus, the API and the command line."""
 
+import gzip
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from taxbreak_vllm import Breakdown, analyze
-from taxbreak_vllm.demo.load import send
+from taxbreak_vllm.demo.load import ROUND, send
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool import STEP, Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 PHASES = ("prefill", "decode")
 MIN_STEPS = 5
+FIRST_SEED = 1
 
 
 @dataclass
@@ -83,7 +85,7 @@ def live(processes, tiny_llama):
     vllm = start_vllm(processes, tiny_llama, env=env)
     live = Live(vllm, start_sidecar(processes, spool).wait(), Spool(spool, max_bytes=2**30, max_captures=10**6))
     vllm.wait()
-    seeds = iter(range(1, 10**6))
+    seeds = iter(range(FIRST_SEED, 10**6))
 
     def is_enough():
         send(vllm.url, "tiny-llama", seed=next(seeds))
@@ -169,29 +171,28 @@ def test_no_time_of_any_capture_is_lost_or_counted_twice(settled):
             assert device.idle.host_ns == sum(getattr(exposed, part) for part in exposed.__dataclass_fields__)
 
 
-def test_the_worker_says_the_window_that_the_trace_has(settled):
-    """The recorded step as the worker timed it holds the step that the trace shows."""
-    for capture in settled.spool.captures():
-        info, breakdown = capture.read_info(), analyze(capture.path)
+def test_the_trace_shows_the_step_that_the_worker_timed(settled):
+    captures = [(capture.read_info(), analyze(capture.path)) for capture in settled.spool.captures()]
 
-        (step,) = breakdown.steps
-        assert step.phase == info.phase
-        assert 0 < step.window_ns <= info.window_ns
+    assert all(info.phase == step.phase for info, breakdown in captures for step in breakdown.steps)
+    assert all(len(breakdown.steps) == 1 for _, breakdown in captures)
+    ratio = statistics.median(breakdown.steps[0].window_ns / info.window_ns for info, breakdown in captures)
+    assert ratio == pytest.approx(1, abs=0.1)
 
 
 def test_a_capture_asked_for_returns_within_seconds(live):
     command = [sys.executable, "-m", "taxbreak_vllm.cli", "capture", "--url", live.sidecar.url]
-    started_s = time.monotonic()
 
     with requests_under_way(live.vllm):
         done = subprocess.run(
-            [*command, "--steps", "4", "--phase", "decode", "--json"], capture_output=True, timeout=60, check=False
+            [*command, "--steps", "4", "--phase", "decode", "--json"], capture_output=True, timeout=90, check=False
         )
+        done_unix_ns = time.time_ns()
 
     assert done.returncode == 0, done.stderr.decode()
-    assert time.monotonic() - started_s < 20
-    breakdown = Breakdown.from_json(done.stdout)
-    assert [step.phase for step in breakdown.steps] == ["decode"] * 4
+    assert [step.phase for step in Breakdown.from_json(done.stdout).steps] == ["decode"] * 4
+    (request,) = live.get("/v1/taxbreak/captures").json()["captures"]
+    assert done_unix_ns - request["created_unix_ns"] < 15 * 10**9  # without the start of the command itself
 
 
 def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, processes):
@@ -204,6 +205,11 @@ def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(sett
     assert {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES} == before
 
 
-def test_the_spool_holds_no_prompt_and_only_its_owner_reads_it(settled):
-    for path in Path(settled.spool.root).rglob("*"):
-        assert path.stat().st_mode & 0o077 == 0, path
+def test_the_spool_holds_no_prompt_and_only_its_owner_may_enter(settled):
+    prompts = [prompt for kind in ROUND for prompt in kind.prompts(FIRST_SEED)]
+
+    assert settled.spool.root.stat().st_mode & 0o077 == 0
+    for capture in settled.spool.captures():
+        assert all(file.stat().st_mode & 0o077 == 0 for file in capture.path.iterdir())
+        stored = gzip.decompress(capture.trace_path.read_bytes()).decode() + (capture.path / STEP).read_text()
+        assert not any(prompt in stored for prompt in prompts)

@@ -236,7 +236,7 @@ def analyzer_command(tmp_path, settings):
     script = tmp_path / "fake_analyzer.py"
     script.write_text(FAKE_ANALYZER)
     spool, results = str(settings.spool), str(settings.results_path)
-    return [sys.executable, str(script), "--spool", spool, "--results", results, "--limit-s", "1"]
+    return [sys.executable, str(script), "--spool", spool, "--results", results]
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ def start(analyzer_command):
     """Start analyzer processes; none outlives its test."""
     started = []
 
-    def start(**env):
+    def start(*options, **env):
         process = subprocess.Popen(
-            analyzer_command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | env
+            [*analyzer_command, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | env
         )
         started.append(process)
         return process
@@ -225,7 +225,7 @@ def test_a_capture_that_takes_the_process_with_it_is_set_aside_after_three_tries
     good = put("good")
 
     for _ in range(MAX_ATTEMPTS):
-        assert start().wait() == -ended_by
+        assert start("--limit-s", "1").wait() == -ended_by
     start()
     until(lambda: good.is_analyzed)
 

@@ -133,8 +133,3 @@ def open_watch(tmp_path, open_recorder):
         )
 
     return open_watch
-
-
-@pytest.fixture
-def clock():
-    return Clock()

@@ -8,9 +8,7 @@ def _picked(sampler, num_steps, phase=Phase.DECODE):
     return [number for number in range(1, num_steps + 1) if sampler.decide(phase) is not None]
 
 
-@pytest.mark.parametrize(
-    ("sample_every", "picked"), [(2, [2, 4, 6]), (7, [7, 14, 21]), (1000, [16, 1016, 2016])]
-)
+@pytest.mark.parametrize(("sample_every", "picked"), [(2, [2, 4, 6]), (7, [7, 14, 21]), (1000, [16, 1016, 2016])])
 def test_one_step_in_so_many_is_picked_and_none_of_the_cold_ones(sample_every, picked):
     assert _picked(Sampler(sample_every), picked[-1]) == picked
 

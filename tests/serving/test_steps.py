@@ -145,7 +145,10 @@ def test_a_step_falls_into_the_first_bucket_that_bounds_it():
     (histogram,) = times.histograms()
 
     assert histogram.bucket_counts == (2, 1, *[0] * (len(STEP_BUCKETS_NS) - 3), 1, 1)
-    assert (histogram.num_steps, histogram.sum_ns) == (5, sum([1, *STEP_BUCKETS_NS[:1] * 2, 1, *STEP_BUCKETS_NS[-1:] * 2, 1]))
+    assert (histogram.num_steps, histogram.sum_ns) == (
+        5,
+        sum([1, *STEP_BUCKETS_NS[:1] * 2, 1, *STEP_BUCKETS_NS[-1:] * 2, 1]),
+    )
 
 
 def test_histograms_are_told_apart_by_phase_and_graph_mode_not_by_size():

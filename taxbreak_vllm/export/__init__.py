@@ -1,0 +1,1 @@
+"""Breakdowns and dispatches for other tools: a data frame, Parquet, speedscope, one HTML page."""

@@ -1,0 +1,153 @@
+"""Dispatches and steps as pandas data frames.
+
+In: a path or `Measured`, breakdowns. Out: one row per dispatch with all its spans, one row per step with all its
+figures; integer ns, missing values as NA.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from taxbreak_vllm import taxes
+from taxbreak_vllm.model import Breakdown, StepBreakdown
+from taxbreak_vllm.recording import read_recording
+from taxbreak_vllm.summary import Measured, group_by_time
+from taxbreak_vllm.trace.dispatches import Bool
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.timeline import partition_host
+
+
+def dispatches(path: str | Path, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> pd.DataFrame:
+    """Return one row per dispatch of a trace or capture, in launch order, every time and span in ns.
+
+    step, phase, thread ("pid:tid") · op (leaf), root_op, launch (the call) · kernel (its first; the copy or fill where
+    there is none), family, i_lib, device, stream · t_root, t_launch, t_return, t_dev, t_end on the trace's own clock ·
+    t_py_ns, t_dispatch_ns, t_launch_ns (t_dev - t_launch, negative where a trace says so) · delta_ft_ns, delta_ct_ns,
+    delta_kt_ns · num_kernels, num_activities, is_graph, tier. Definitions: methodology sections 2 and 3. NA is what
+    does not exist (no op around a launch, no step) or could not be measured.
+
+    Raises TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its
+    StepInfo.
+    """
+    recording = read_recording(path)
+    return dispatch_table(recording.measure(rules=rules, floor_ns=floor_ns), recording.windows)
+
+
+def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
+    """Return one row per dispatch; `windows` are the trace's steps."""
+    a, d, names = m.activities, m.dispatches, m.events.names
+    order = np.argsort(d.launch_ns, kind="stable")
+    step = group_by_time(windows, d.launch_ns)
+    shown = np.where(d.first_kernel >= 0, d.first_kernel, d.first)
+    kind = m.kind[shown]
+    # On the CPU backend an op is its own launch: there is no call and no launch path.
+    is_cpu = m.device_type == "cpu"
+    t_dev = a.start_ns[d.first]
+    t_end = np.full(len(d), np.iinfo(np.int64).min)
+    linked = a.dispatch >= 0
+    np.maximum.at(t_end, a.dispatch[linked], a.end_ns[linked])
+    has_root = d.root >= 0
+    root_name, t_root = _roots(m)
+    spans = taxes.spans(m.host, d, partition_host(m.host), _step_starts(m, windows))
+    threads = [":".join(thread) for thread in m.events.threads]
+    columns = {
+        "step": _texts([w.name for w in windows], step, step >= 0),
+        "phase": _texts([w.phase for w in windows], step, step >= 0),
+        "thread": _texts(threads, d.thread),
+        "op": _texts(names, d.leaf_name, d.leaf_name >= 0),
+        "root_op": _texts(names, root_name, has_root),
+        "launch": _texts(names, m.events.name[d.row], np.full(len(d), not is_cpu)),
+        "kernel": _texts(names, a.name[shown]),
+        "family": _texts([k.family for k in m.kinds], kind),
+        "i_lib": np.array([k.i_lib for k in m.kinds], dtype=bool)[m.kind[d.first]] & ~d.is_graph,
+        "device": a.device[shown],
+        "stream": a.stream[shown],
+        "t_root": _integers(t_root, has_root),
+        "t_launch": d.launch_ns,
+        "t_return": d.return_ns,
+        "t_dev": t_dev,
+        "t_end": t_end,
+        "t_py_ns": spans.t_py,
+        "t_dispatch_ns": spans.t_dispatch,
+        "t_launch_ns": _integers(t_dev - d.launch_ns, np.full(len(d), not is_cpu)),
+        "delta_ft_ns": _integers_or_na(m.ft_ns, len(d)),
+        "delta_ct_ns": _integers_or_na(m.ct_ns, len(d)),
+        "delta_kt_ns": _integers_or_na(m.kt_ns, len(d)),
+        "num_kernels": d.num_kernels,
+        "num_activities": d.num_activities,
+        "is_graph": d.is_graph,
+        "tier": _texts([m.tier], np.zeros(len(d), dtype=np.intp)),
+    }
+    return pd.DataFrame(columns).iloc[order].reset_index(drop=True)
+
+
+def step_table(breakdown: Breakdown) -> pd.DataFrame:
+    """Return one row per step with all its figures, in ns; nested names are joined by dots, `name` is `step`."""
+    types = column_types(StepBreakdown)
+    readers = {name: attrgetter(name) for name in types}
+    rows = [{name: read(step) for name, read in readers.items()} for step in breakdown.steps]
+    table = pd.DataFrame(rows, columns=list(types)).astype(types).rename(columns={"name": "step"})
+    return table.assign(notes=pd.Series(["; ".join(step.notes) for step in breakdown.steps], dtype="string"))
+
+
+def column_types(cls: type, prefix: str = "") -> dict[str, str]:
+    """Return the column type of each figure of a dataclass of `model`, so that an unknown one has its type too."""
+    types: dict[str, str] = {}
+    for name, hint in get_type_hints(cls).items():
+        kind = next((kind for kind in get_args(hint) if kind is not NoneType), hint) if _is_optional(hint) else hint
+        if not isinstance(kind, type):
+            continue  # families, top and notes are collections
+        if dataclasses.is_dataclass(kind):
+            types |= column_types(kind, f"{prefix}{name}.")
+        else:
+            types[prefix + name] = next(column for base, column in _COLUMN_BY_KIND.items() if issubclass(kind, base))
+    return types
+
+
+def _is_optional(hint: object) -> bool:
+    return NoneType in get_args(hint)
+
+
+_COLUMN_BY_KIND = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
+
+
+def _roots(m: Measured) -> tuple[Index, Int64]:
+    """Return for each dispatch the name of its root op (-1: none) and t_root in trace time."""
+    e, d, host = m.events, m.dispatches, m.host
+    name, t_root = np.full(len(d), -1, dtype=np.intp), d.launch_ns.copy()
+    has_root = d.root >= 0
+    start = host.root_start[d.root[has_root]]
+    # Ops come by start, the longest first, so the first that starts with the root is the root.
+    op_start = host.key(e.thread[host.op_row], e.start_ns[host.op_row])
+    name[has_root] = e.name[host.op_row[np.searchsorted(op_start, start, side="left")]]
+    t_root[has_root] -= d.launch_key[has_root] - start
+    return name, t_root
+
+
+def _step_starts(m: Measured, windows: Sequence[StepWindow]) -> Int64:
+    threads = np.unique(m.dispatches.thread)
+    start_ns = np.array([window.start_ns for window in windows], dtype=np.int64)
+    return m.host.key(np.repeat(threads, len(start_ns)), np.tile(start_ns, len(threads)))
+
+
+def _texts(texts: Sequence[str | None], index: NDArray[np.integer[Any]], known: Bool | None = None) -> pd.Series:
+    # The spare last entry is NA, and -1 picks it.
+    choice = np.array([*(None if text is None else str(text) for text in texts), None], dtype=object)
+    return pd.Series(choice[index if known is None else np.where(known, index, -1)], dtype="string")
+
+
+def _integers(values: Int64, known: Bool) -> pd.Series:
+    return pd.Series(values, dtype="Int64").where(known)
+
+
+def _integers_or_na(values: Int64 | None, length: int) -> pd.Series:
+    return pd.Series(pd.NA, index=range(length), dtype="Int64") if values is None else pd.Series(values, dtype="Int64")

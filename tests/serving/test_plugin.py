@@ -1,0 +1,139 @@
+import asyncio
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from taxbreak_vllm.serving import plugin
+from taxbreak_vllm.serving.worker import server_id
+
+
+def _python(code, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("named", [None, "", "other", "other,taxbreaker"])
+def test_without_being_named_the_plugin_touches_nothing(named, monkeypatch):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    env = {} if named is None else {"VLLM_PLUGINS": named}
+    code = "import sys; from taxbreak_vllm.serving.plugin import register; register(); print('vllm' in sys.modules)"
+
+    assert _python(code, **env) == "False"
+
+
+def test_named_it_hooks_every_worker_however_often_it_is_called():
+    pytest.importorskip("vllm", exc_type=ImportError)
+    code = """
+from taxbreak_vllm.serving.plugin import register
+from taxbreak_vllm.serving.worker import WorkerExtension
+register()
+register()
+from vllm.v1.worker.worker_base import WorkerBase
+class Worker(WorkerBase):
+    def __init__(self, **config): pass
+    def sample_tokens(self, grammar_output): pass
+    def execute_dummy_batch(self): pass
+class Extended(Worker, WorkerExtension): pass
+print([vars(kind(vllm_config=None)).keys() >= {'execute_model', 'taxbreak_status'} for kind in (Worker, Extended)])
+"""
+    assert _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-1] == "[True, True]"
+
+
+def test_a_vllm_it_does_not_know_starts_all_the_same():
+    code = """
+import sys
+sys.modules['vllm'] = None
+from taxbreak_vllm.serving.plugin import register
+register()
+print('on')
+"""
+    assert _python(code, VLLM_PLUGINS="taxbreak") == "on"
+
+
+class _Mounted:
+    def __init__(self, error=None):
+        self.error = error
+        self.started = []
+
+    def start(self, server_id):
+        if self.error is not None:
+            raise self.error
+        self.started.append(server_id)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def mounted(monkeypatch):
+    """Puts a module in the place of service.mount, and what it mounts in the test's hands."""
+    mounted = _Mounted()
+    monkeypatch.setitem(
+        sys.modules, "taxbreak_vllm.service.mount", SimpleNamespace(mount=lambda app, settings: mounted)
+    )
+    return mounted
+
+
+ENGINE = SimpleNamespace(vllm_config=SimpleNamespace(instance_id="170"))
+
+
+def _start(endpoint, engine=ENGINE):
+    asyncio.run(endpoint.init_state(engine, None, None))
+
+
+def test_the_analyzer_is_started_for_the_id_that_the_workers_use(mounted):
+    endpoint = plugin.endpoint_plugin()
+
+    endpoint.attach_router("app")
+    _start(endpoint)
+
+    assert mounted.started == [server_id(ENGINE.vllm_config)]
+
+
+def test_a_server_without_an_engine_has_nothing_to_analyze(mounted):
+    endpoint = plugin.endpoint_plugin()
+
+    endpoint.attach_router("app")
+    _start(endpoint, engine=None)
+
+    assert mounted.started == []
+
+
+def test_a_wrong_setting_is_one_warning_and_no_routes(mounted, monkeypatch, caplog):
+    monkeypatch.setenv("TAXBREAK_PORT", "high")
+    endpoint = plugin.endpoint_plugin()
+
+    endpoint.attach_router("app")
+    _start(endpoint)
+
+    (record,) = caplog.records
+    assert "TAXBREAK_PORT='high'" in record.getMessage()
+    assert mounted.started == []
+
+
+def test_a_service_that_cannot_be_imported_or_started_does_not_stop_vllm(mounted, monkeypatch, caplog):
+    endpoint = plugin.endpoint_plugin()
+    endpoint.attach_router("app")
+    mounted.error = RuntimeError("no process to be had")
+    _start(endpoint)
+
+    monkeypatch.setitem(sys.modules, "taxbreak_vllm.service.mount", None)
+    plugin.endpoint_plugin().attach_router("app")
+
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_vllm_takes_it_for_an_endpoint_plugin():
+    pytest.importorskip("vllm", exc_type=ImportError)
+    code = """
+from taxbreak_vllm.serving.plugin import endpoint_plugin
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
+print(isinstance(endpoint_plugin(), EndpointPlugin))
+"""
+    assert _python(code).splitlines()[-1] == "True"

@@ -1,0 +1,326 @@
+import gzip
+
+import pytest
+
+from taxbreak_vllm.model import Batch, CaptureRequest, Phase
+from taxbreak_vllm.spool import Spool
+
+
+class _Output:
+    """Stands for vLLM's ModelRunnerOutput."""
+
+    def __init__(self, *sampled):
+        self.sampled_token_ids = list(sampled)
+
+
+class _AsyncOutput:
+    """Stands for vLLM's AsyncModelRunnerOutput, whose tokens are still on the device."""
+
+    def get_output(self):
+        raise AssertionError("waits for the device")
+
+
+def _run(watch, step, output=None, *, worker=None, has_sampled=True):
+    watch.begin(worker, step)
+    watch.between()
+    watch.end(output or _Output([1], [2]), has_sampled=has_sampled)
+
+
+def _captures(watch, tmp_path):
+    watch.outbox.turn(wait_s=0)
+    return Spool(tmp_path / "spool", max_bytes=1, max_captures=1).captures()
+
+
+def test_every_plain_step_is_counted_by_phase(open_watch, decode, schedule):
+    watch = open_watch(sample_every=1000)
+
+    for _ in range(3):
+        _run(watch, decode)
+    _run(watch, schedule({"a": 5}, new=[("a", 5, 0)]))
+    _run(watch, None, has_sampled=False)
+
+    # the clock goes on by 1 µs with each of the two readings of a step
+    assert [(h.phase, h.num_steps, h.sum_ns) for h in watch.state().steps] == [
+        (Phase.DECODE, 3, 3000),
+        (Phase.PREFILL, 1, 1000),
+        (Phase.IDLE, 1, 1000),
+    ]
+
+
+def test_a_picked_step_becomes_a_capture_beside_its_plain_twin(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=4)
+
+    for _ in range(4):
+        _run(watch, decode)
+
+    (capture,) = _captures(watch, tmp_path)
+    info = capture.read_info()
+    assert info.step_id == capture.step_id == "server.r0.s4"
+    assert (info.phase, info.batch) == (Phase.DECODE, Batch(requests=2, prompt_tokens=0, output_tokens=2))
+    assert (info.window_ns, info.plain_window_ns, info.num_plain) == (1000, 1000, 3)
+    assert info.overhead_ns == 2000  # the readings before the profiler starts and after it stopped
+    assert (info.graph_mode, info.async_output, info.capture_id) == ("none", False, None)
+    assert b"server.r0.s4" in gzip.decompress(capture.trace_path.read_bytes())
+    assert [h.num_steps for h in watch.state().steps] == [3]
+
+
+def test_sampled_tokens_are_counted_where_they_are_at_hand(open_watch, schedule, tmp_path):
+    watch = open_watch(sample_every=2)
+    verify = schedule({"a": 4, "b": 4}, cached=[("a", 3), ("b", 3)], drafts={"a": 3, "b": 3})
+
+    for _ in range(2):
+        _run(watch, verify, _Output([1, 2, 3], [4]))
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().batch.output_tokens == 4
+
+
+def test_tokens_still_on_the_device_are_told_from_the_schedule_and_the_result_says_so(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=2)
+
+    for _ in range(2):
+        _run(watch, decode, _AsyncOutput())
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().async_output
+    assert capture.read_info().batch.output_tokens == 2
+
+
+def test_a_step_that_samples_nothing_has_no_output_tokens(open_watch, schedule, tmp_path):
+    watch = open_watch(sample_every=2)
+
+    for _ in range(2):
+        _run(watch, schedule({"a": 5}, new=[("a", 5, 0)]), has_sampled=False)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().batch == Batch(requests=1, prompt_tokens=5, output_tokens=0)
+
+
+def test_a_request_records_consecutive_steps_and_its_progress_is_published(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=1000)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=3, phase=Phase.DECODE))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(5):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert [capture.read_info().capture_id for capture in spool.captures()] == ["c", "c", "c"]
+    assert [capture.read_info().step_index for capture in spool.captures()] == [1, 2, 3]
+    assert (watch.state().capture_id, watch.state().capture_recorded) == ("c", 3)
+
+
+def test_stacks_are_recorded_where_a_request_wants_them(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=1, stacks=True))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(2):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert [profile.stacks for profile in profiles] == [True, False]
+
+
+def test_while_a_recording_is_being_stored_no_step_is_recorded_or_compared_with(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2)
+    for _ in range(7):
+        _run(watch, decode)
+    assert watch.state().dropped == {"backlog": 2}
+    assert len(profiles) == 1
+
+    watch.outbox.turn(wait_s=0)
+    _run(watch, decode)
+
+    captures = _captures(watch, tmp_path)
+    assert [capture.read_info().step_index for capture in captures] == [2, 8]
+    assert captures[1].read_info().num_plain == 1
+    assert [h.num_steps for h in watch.state().steps] == [6]
+
+
+def test_a_rank_that_only_times_leaves_out_what_another_records(open_watch, decode, profiles):
+    watch = open_watch(sample_every=5, records=False)
+
+    for _ in range(10):
+        _run(watch, decode)
+
+    assert profiles == []
+    assert [h.num_steps for h in watch.state().steps] == [8]
+
+
+def test_switched_off_it_times_and_never_records(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2, enabled=False)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=3))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(6):
+        _run(watch, decode)
+
+    assert profiles == []
+    assert [h.num_steps for h in watch.state().steps] == [6]
+    assert not watch.state().enabled
+
+
+def test_a_step_that_vllm_fails_is_forgotten_and_the_profiler_closed(open_watch, decode, profiles):
+    watch = open_watch(sample_every=2)
+    _run(watch, decode)
+
+    watch.begin(None, decode)
+    watch.abandon()
+    _run(watch, decode)
+
+    assert profiles[0].calls == ["start", "stop"]
+    assert watch.state().dropped == {"step_failed": 1}
+    assert [h.num_steps for h in watch.state().steps] == [2]
+
+
+def test_a_step_that_never_ends_is_forgotten_with_the_next(open_watch, decode, profiles):
+    watch = open_watch(sample_every=2)
+    _run(watch, decode)
+
+    watch.begin(None, decode)
+    _run(watch, decode)
+
+    assert profiles[0].calls == ["start", "stop"]
+    assert watch.state().dropped == {"unfinished": 1}
+
+
+class _Observability:
+    def __init__(self):
+        self.cudagraph_metrics = False
+
+
+class _VllmConfig:
+    def __init__(self):
+        self.observability_config = _Observability()
+
+
+class _Stats:
+    runtime_mode = "PIECEWISE"
+
+
+class _State:
+    cudagraph_stats = _Stats
+
+
+class _Runner:
+    execute_model_state = _State
+
+
+class _Worker:
+    def __init__(self):
+        self.vllm_config = _VllmConfig()
+        self.model_runner = _Runner()
+
+
+def test_the_graph_mode_of_a_recorded_step_is_asked_for_and_only_then(open_watch, decode, tmp_path):
+    watch, worker = open_watch(sample_every=2, modes=("full", "piecewise")), _Worker()
+    asked = []
+
+    for _ in range(3):
+        watch.begin(worker, decode)
+        asked.append(worker.vllm_config.observability_config.cudagraph_metrics)
+        watch.between()
+        watch.end(_Output([1], [2]), has_sampled=True)
+
+    assert asked == [False, True, False]
+    assert not worker.vllm_config.observability_config.cudagraph_metrics
+    assert [h.graph_mode for h in watch.state().steps] == ["full"]
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().graph_mode == "piecewise"
+
+
+@pytest.mark.parametrize("ending", ["abandon", "direct"])
+def test_vllms_setting_is_restored_however_the_step_ends(open_watch, decode, ending):
+    watch, worker = open_watch(sample_every=2, modes=("full", "piecewise")), _Worker()
+    _run(watch, decode, worker=worker)
+
+    watch.begin(worker, decode)
+    if ending == "abandon":
+        watch.abandon()
+    else:
+        watch.end(_Output(), has_sampled=False)
+
+    assert not worker.vllm_config.observability_config.cudagraph_metrics
+
+
+def test_a_user_who_wants_graph_metrics_keeps_them(open_watch, decode):
+    watch, worker = open_watch(sample_every=2, modes=("full", "piecewise")), _Worker()
+    worker.vllm_config.observability_config.cudagraph_metrics = True
+
+    for _ in range(2):
+        _run(watch, decode, worker=worker)
+
+    assert worker.vllm_config.observability_config.cudagraph_metrics
+
+
+@pytest.mark.parametrize("fails_at", ["start", "stop", "export"])
+def test_a_failing_profiler_costs_samples_only(open_watch, decode, fails_at, tmp_path):
+    watch = open_watch(sample_every=2, fails_at={fails_at})
+
+    for _ in range(6):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    state = watch.state()
+    assert state.dropped == {"export" if fails_at == "export" else "profiler": 3}
+    assert state.enabled
+    assert state.num_samples == 0
+    assert _captures(watch, tmp_path) == []
+
+
+def test_a_request_goes_on_after_a_sample_it_lost(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=1000, is_taken=lambda worker: worker == "busy")
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=2))
+    watch.outbox.turn(wait_s=0)
+
+    for worker in ("busy", "free", "busy", "free", "free"):
+        _run(watch, decode, worker=worker)
+        watch.outbox.turn(wait_s=0)
+
+    assert len(spool.captures()) == len(profiles) == 2
+    assert watch.state().dropped == {"vllm_profiler": 2}
+
+
+def test_a_scheduler_output_of_another_kind_ends_the_watch_and_is_said_once(open_watch, decode, caplog):
+    watch = open_watch(sample_every=2)
+    _run(watch, decode)
+
+    for _ in range(3):
+        _run(watch, object())
+    _run(watch, decode)
+
+    assert watch.state().dropped == {"hook": 1}
+    assert not watch.state().enabled
+    assert [h.num_steps for h in watch.state().steps] == [1]
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_a_fault_of_ours_inside_a_bracket_closes_the_profiler(open_watch, decode, profiles):
+    watch = open_watch(sample_every=2)
+    _run(watch, decode)
+
+    class _Odd:
+        sampled_token_ids = 7
+
+    _run(watch, decode, _Odd())
+
+    assert profiles[0].calls == ["start", "stop"]
+    assert watch.state().dropped == {"hook": 1}
+
+
+def test_overhead_is_what_recording_took_and_serving_time_starts_with_the_first_request(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=2)
+    assert watch.state().serving_ns == 0
+
+    watch.arm()
+    for _ in range(2):
+        _run(watch, decode)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert watch.state().overhead_ns == capture.read_info().overhead_ns + watch.outbox.export_ns
+    assert watch.state().serving_ns > 0

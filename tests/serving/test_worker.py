@@ -1,0 +1,326 @@
+import gc
+import socket
+import threading
+import time
+import weakref
+from types import SimpleNamespace
+
+import pytest
+
+from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, server_id
+from taxbreak_vllm.spool import Spool
+
+
+class VllmError(Exception):
+    pass
+
+
+class PlainWorker:
+    """Stands for a vLLM worker: notes its calls, returns what it is told to return, raises what it is told to raise."""
+
+    rank = 0
+
+    def __init__(self, **config):
+        self.calls = []
+        self.outputs = {}
+        self.profiler = None
+        self.device = SimpleNamespace(type="cpu")
+        self.vllm_config = SimpleNamespace(
+            instance_id="170",
+            parallel_config=SimpleNamespace(
+                tensor_parallel_size=2, world_size=4, data_parallel_rank=0, data_parallel_index=0
+            ),
+            model_config=SimpleNamespace(served_model_name="tiny", model="/models/tiny", dtype="torch.float32"),
+            compilation_config=None,
+        )
+
+    def execute_model(self, scheduler_output):
+        return self._call("execute_model", scheduler_output)
+
+    def sample_tokens(self, grammar_output):
+        return self._call("sample_tokens", grammar_output)
+
+    def execute_dummy_batch(self):
+        return self._call("execute_dummy_batch")
+
+    def compile_or_warm_up_model(self):
+        return self._call("compile_or_warm_up_model")
+
+    def _call(self, name, *args):
+        self.calls.append((name, *args))
+        output = self.outputs.get(name)
+        if isinstance(output, BaseException):
+            raise output
+        return output() if callable(output) else output
+
+
+class FakeWatch:
+    """Notes what the hooks tell it."""
+
+    def __init__(self):
+        self.told = []
+
+    def arm(self):
+        self.told.append("arm")
+
+    def begin(self, worker, scheduled):
+        self.told.append("idle" if scheduled is None else "begin")
+
+    def between(self):
+        self.told.append("between")
+
+    def end(self, output, *, has_sampled):
+        self.told.append(("end", output, has_sampled))
+
+    def abandon(self):
+        self.told.append("abandon")
+
+    def state(self):
+        raise RuntimeError("no state")
+
+
+@pytest.fixture
+def watch():
+    return FakeWatch()
+
+
+@pytest.fixture
+def worker(watch):
+    worker = PlainWorker()
+    install(worker, open_watch=lambda worker: watch)
+    return worker
+
+
+def _extend(worker_class):
+    """Make vLLM's worker class of a test, extended as vLLM does it (worker_base.py, init_worker)."""
+
+    class Base:
+        pass
+
+    extended = type(worker_class.__name__, (worker_class, Base), {})
+    assert not [name for name in dir(WorkerExtension) if not name.startswith("__") and hasattr(extended, name)]
+    extended.__bases__ = (*extended.__bases__, WorkerExtension)
+    return extended
+
+
+def test_vllms_way_of_extending_a_worker_hooks_the_object_and_not_the_class():
+    extended = _extend(PlainWorker)
+
+    worker = extended(vllm_config=None, local_rank=0)
+
+    assert {"execute_model", "sample_tokens", "taxbreak_status"} <= vars(worker).keys()
+    assert worker.calls == []
+    assert vars(PlainWorker)["execute_model"] is PlainWorker.execute_model
+
+
+def test_a_class_of_workers_may_be_lent_the_constructor():
+    class Base(PlainWorker):
+        pass
+
+    Base.__new__ = WorkerExtension.__new__
+
+    assert "taxbreak_status" in vars(type("Worker", (Base,), {})(vllm_config=None))
+
+
+def test_a_worker_is_hooked_once(worker, watch, decode):
+    install(worker, open_watch=lambda worker: FakeWatch())
+
+    worker.execute_model(decode)
+
+    assert watch.told == ["arm", "begin", "between"]
+
+
+def test_an_object_that_is_no_worker_is_left_alone(caplog):
+    thing = SimpleNamespace(execute_model=print)
+
+    install(thing)
+
+    assert vars(thing) == {"execute_model": print}
+    assert "cannot be watched" in caplog.text
+
+
+def test_hooks_sleep_until_the_first_real_request(worker, watch, decode, schedule):
+    warm_up = schedule({"_warmup_0_": 16}, new=[("_warmup_0_", 16, 0)])
+    worker.outputs["compile_or_warm_up_model"] = lambda: worker.execute_model(decode)
+
+    worker.compile_or_warm_up_model()
+    worker.execute_model(warm_up)
+    worker.sample_tokens(None)
+    worker.execute_model(schedule({}))
+    worker.execute_dummy_batch()
+    assert watch.told == []
+
+    worker.execute_model(decode)
+    assert watch.told == ["arm", "begin", "between"]
+    assert [name for name, *_ in worker.calls] == [
+        "compile_or_warm_up_model",
+        "execute_model",
+        "execute_model",
+        "sample_tokens",
+        "execute_model",
+        "execute_dummy_batch",
+        "execute_model",
+    ]
+
+
+def test_a_step_is_framed_from_the_first_call_to_the_return_of_the_second(worker, watch, decode):
+    worker.outputs["sample_tokens"] = "tokens"
+
+    assert worker.execute_model(decode) is None
+    assert worker.sample_tokens("grammar") == "tokens"
+
+    assert watch.told == ["arm", "begin", "between", ("end", "tokens", True)]
+    assert worker.calls == [("execute_model", decode), ("sample_tokens", "grammar")]
+
+
+def test_a_step_that_returns_its_output_directly_ends_there(worker, watch, decode):
+    worker.outputs["execute_model"] = "pooled"
+
+    assert worker.execute_model(scheduler_output=decode) == "pooled"
+
+    assert watch.told == ["arm", "begin", ("end", "pooled", False)]
+
+
+def test_a_dummy_batch_is_a_step_without_a_schedule(worker, watch, decode):
+    worker.execute_model(decode)
+
+    worker.execute_dummy_batch()
+
+    assert watch.told[-2:] == ["idle", ("end", None, False)]
+
+
+@pytest.mark.parametrize("name", ["execute_model", "sample_tokens", "execute_dummy_batch"])
+@pytest.mark.parametrize("error", [VllmError("of vLLM"), KeyboardInterrupt()])
+def test_an_exception_of_vllm_passes_unchanged_and_ends_the_step(worker, watch, decode, name, error):
+    worker.execute_model(decode)
+    worker.outputs[name] = error
+    num_calls = len(worker.calls)
+
+    with pytest.raises(type(error)) as caught:
+        getattr(worker, name)(*([] if name == "execute_dummy_batch" else [decode]))
+
+    assert caught.value is error
+    assert watch.told[-1] == "abandon"
+    assert len(worker.calls) == num_calls + 1
+
+
+def test_a_warm_up_that_fails_fails_as_before(worker, watch, decode):
+    worker.outputs["compile_or_warm_up_model"] = VllmError()
+
+    with pytest.raises(VllmError):
+        worker.compile_or_warm_up_model()
+
+    worker.execute_model(decode)
+    assert watch.told[0] == "arm"
+
+
+@pytest.mark.parametrize("scheduled", ["decode", object()])
+def test_a_watch_that_cannot_be_opened_leaves_the_worker_as_it_was(scheduled, decode):
+    worker, num_tries = PlainWorker(), []
+    install(worker, open_watch=lambda worker: num_tries.append(1))
+    worker.outputs["sample_tokens"] = "tokens"
+
+    worker.compile_or_warm_up_model()
+    for _ in range(3):
+        worker.execute_model(decode if scheduled == "decode" else scheduled)
+        assert worker.sample_tokens(None) == "tokens"
+
+    assert len(num_tries) == 1
+    assert worker.taxbreak_status() == {}
+
+
+def test_a_status_that_fails_is_empty(worker, decode):
+    worker.execute_model(decode)
+
+    assert worker.taxbreak_status() == {}
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("TAXBREAK_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("TAXBREAK_SAMPLE_EVERY", "2")
+    return monkeypatch
+
+
+def _serve(worker, step, *, num_steps):
+    for _ in range(num_steps):
+        worker.execute_model(step)
+        worker.sample_tokens(None)
+
+
+def _wait_for_a_sample(worker):
+    deadline = time.monotonic() + 20
+    while not worker.taxbreak_status()["num_samples"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_wrong_setting_is_one_warning_and_the_worker_works(settings, decode, caplog, tmp_path):
+    settings.setenv("TAXBREAK_SAMPLE_EVERY", "often")
+    worker = _extend(PlainWorker)()
+
+    worker.compile_or_warm_up_model()
+    _serve(worker, decode, num_steps=4)
+
+    (record,) = caplog.records
+    assert "TAXBREAK_SAMPLE_EVERY='often'" in record.getMessage()
+    assert len(worker.calls) == 9
+    assert not (tmp_path / "spool").exists()
+
+
+def test_the_real_thing_records_and_tells_its_status_and_ends_with_its_worker(settings, decode, tmp_path):
+    pytest.importorskip("torch")
+    num_threads = threading.active_count()
+    worker = _extend(PlainWorker)()
+    worker.outputs["sample_tokens"] = lambda: SimpleNamespace(sampled_token_ids=[[1], [2]])
+
+    worker.compile_or_warm_up_model()
+    _serve(worker, decode, num_steps=2)
+    _wait_for_a_sample(worker)
+    _serve(worker, decode, num_steps=2)
+    status = worker.taxbreak_status()
+    is_gone = weakref.ref(worker)
+    del worker
+    gc.collect()
+
+    assert is_gone() is None
+    assert threading.active_count() == num_threads
+    captures = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9).captures()
+    assert [capture.read_info().step_index for capture in captures] == [2, 4]
+    assert status["server"]["model_name"] == "tiny"
+    assert [(kind["phase"], kind["num_steps"]) for kind in status["steps"]] == [("decode", 2)]
+
+
+def test_one_rank_of_a_tensor_parallel_group_records(settings, decode, tmp_path):
+    worker = _extend(PlainWorker)()
+    worker.rank = 1
+
+    worker.compile_or_warm_up_model()
+    _serve(worker, decode, num_steps=4)
+    status = worker.taxbreak_status()
+    del worker
+    gc.collect()
+
+    assert Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9).captures() == []
+    assert [kind["num_steps"] for kind in status["steps"]] == [2]
+
+
+def test_ranks_are_numbered_through_all_engines():
+    worker = PlainWorker()
+    worker.rank = 3
+    worker.vllm_config.parallel_config.data_parallel_index = 2
+    worker.vllm_config.model_config.served_model_name = ["first", "second"]
+
+    server = describe(worker)
+
+    assert (server.engine, server.rank) == ("2", 2 * 4 + 3)
+    assert (server.model_name, server.dtype, server.device_type) == ("first", "float32", "cpu")
+
+
+@pytest.mark.parametrize("instance_id", ["170", "170_dp3"])
+def test_a_server_has_one_id_in_all_its_engines_and_it_can_name_a_folder(instance_id, monkeypatch, tmp_path):
+    monkeypatch.setattr(socket, "gethostname", lambda: "_node_1." + "x" * 90)
+
+    name = server_id(SimpleNamespace(instance_id=instance_id))
+
+    assert name == f"vllm--node-1.{'x' * 32}-170"
+    assert Spool(tmp_path, max_bytes=1, max_captures=1).read_request(name) is None

@@ -1,0 +1,182 @@
+"""The spool: captures are there whole or not at all, within bounds, and every reader may die at any byte."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.model import Batch, CaptureRequest, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.spool import Spool
+
+SERVER = Server(server_id="server-a")
+
+
+def info(step_id: str, rank: int = 0) -> StepInfo:
+    return StepInfo(
+        step_id=step_id,
+        step_index=1,
+        server=Server(server_id="server-a", rank=rank),
+        phase=Phase.DECODE,
+        batch=Batch(requests=1),
+        graph_mode="none",
+        started_unix_ns=1,
+        window_ns=2,
+    )
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", max_bytes=10_000, max_captures=4)
+
+
+def put(spool: Spool, step_id: str, size: int = 100, rank: int = 0) -> list[str]:
+    lost = spool.put(info(step_id, rank), lambda path: path.write_bytes(b"x" * size) and None)
+    return [capture.step_id for capture in lost]
+
+
+def test_what_is_put_is_listed_read_and_found(spool):
+    put(spool, "one")
+    put(spool, "two", rank=3)
+
+    assert [capture.step_id for capture in spool.captures()] == ["one", "two"]
+    found = spool.find("two")
+    assert found is not None
+    assert found.read_info().server.rank == 3
+    assert found.trace_path.read_bytes() == b"x" * 100
+
+
+def test_a_writer_that_dies_leaves_nothing_to_read(spool):
+    def dies(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        spool.put(info("one"), dies)
+
+    assert spool.captures() == []
+
+
+def test_the_oldest_captures_go_first_and_those_nobody_read_are_named(spool):
+    for step_id in ("a", "b", "c", "d"):
+        put(spool, step_id)
+    spool.mark(spool.captures()[0], "analyzed")
+
+    assert put(spool, "e") == []
+    assert put(spool, "f") == ["b"]
+    assert [capture.step_id for capture in spool.captures()] == ["c", "d", "e", "f"]
+
+
+def test_the_spool_never_exceeds_its_bytes(spool):
+    for number in range(20):
+        put(spool, f"s{number}", size=3000)
+
+        assert spool.size_bytes() <= 10_000
+
+
+def test_a_capture_larger_than_the_spool_is_refused_and_costs_nothing(spool):
+    put(spool, "small")
+
+    with pytest.raises(SpoolError, match="exceeds"):
+        put(spool, "large", size=20_000)
+
+    assert [capture.step_id for capture in spool.captures()] == ["small"]
+
+
+def test_a_marked_capture_is_pending_no_more_and_keeps_its_age(spool):
+    put(spool, "one")
+    put(spool, "two")
+    first = spool.captures()[0]
+
+    spool.mark(first, "analyzed")
+
+    assert [capture.step_id for capture in spool.pending()] == ["two"]
+    assert spool.captures()[0] == first
+
+
+def test_marking_an_evicted_capture_is_no_error(spool):
+    put(spool, "one")
+    capture = spool.captures()[0]
+    spool.remove(capture)
+
+    spool.mark(capture, "analyzed")
+
+    assert spool.captures() == []
+
+
+def test_only_one_claims_the_spool_at_a_time(spool):
+    other = Spool(spool.root, max_bytes=1, max_captures=1)
+
+    with spool.claim() as mine, other.claim() as theirs:
+        assert (mine, theirs) == (True, False)
+    with other.claim() as theirs:
+        assert theirs
+
+
+@pytest.mark.parametrize("step_id", ["../one", "", ".hidden", "a/b", "one\n", "x" * 200])
+def test_an_id_that_is_no_plain_name_finds_and_stores_nothing(spool, step_id):
+    put(spool, "one")
+
+    assert spool.find(step_id) is None
+    with pytest.raises(SpoolError, match="cannot name"):
+        put(spool, step_id)
+
+
+def test_requests_are_read_replaced_and_taken_back_only_by_their_own_id(spool):
+    spool.put_request("server-a", CaptureRequest(capture_id="x", steps=1))
+    spool.put_request("server-a", CaptureRequest(capture_id="y", steps=2, phase=Phase.DECODE))
+
+    spool.cancel_request("server-a", "x")
+    standing = spool.read_request("server-a")
+    assert standing is not None
+    assert standing.capture_id == "y"
+    spool.cancel_request("server-a", "y")
+    assert spool.read_request("server-a") is None
+
+
+def test_states_are_read_and_garbage_is_left_out(spool):
+    spool.put_state(WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True))
+    (spool.root / "server-b" / "0").mkdir(parents=True)
+    (spool.root / "server-b" / "0" / "state.json").write_text("{")
+
+    assert [state.server.server_id for state in spool.states()] == ["server-a"]
+
+
+def test_folders_are_0700_and_files_0600_whatever_the_umask(spool):
+    umask = os.umask(0)
+    try:
+        put(spool, "one")
+        spool.put_state(WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True))
+        with spool.claim():
+            pass
+    finally:
+        os.umask(umask)
+
+    for folder, _, files in os.walk(spool.root):
+        assert os.stat(folder).st_mode & 0o777 == 0o700
+        assert {os.stat(os.path.join(folder, name)).st_mode & 0o777 for name in files} <= {0o600}
+
+
+def test_sweeping_removes_what_dead_writers_and_servers_left(spool):
+    put(spool, "one")
+    (spool.root / "server-a" / "0" / ".two.tmp").mkdir()
+    spool.put_state(
+        WorkerState(server=Server(server_id="server-b"), started_unix_ns=1, updated_unix_ns=2, enabled=True)
+    )
+
+    assert spool.sweep(older_than_ns=1) == 0
+    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 2
+    assert [capture.step_id for capture in spool.captures()] == ["one"]
+    assert not (spool.root / "server-b").exists()
+
+
+def test_a_spool_that_cannot_be_written_is_one_error_with_its_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    spool = Spool(tmp_path / "file", max_bytes=1000, max_captures=1)
+
+    with pytest.raises(SpoolError, match="file"):
+        put(spool, "one")
+    with pytest.raises(SpoolError, match="file"):
+        spool.put_state(WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True))
+    assert spool.captures() == []
