@@ -58,7 +58,7 @@ def measure(
     is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
-    spans = taxes.spans(host, dispatches, partition, _step_starts(host, dispatches, windows))
+    spans = taxes.spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
     base_ns = taxes.t_base(spans.t_dispatch, i_lib, is_kernel_launch & ~dispatches.is_graph & (dispatches.root >= 0))
     ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
     if ct_ns is not None:
@@ -77,6 +77,7 @@ def measure(
         kinds=kinds,
         kind=kind,
         op=op,
+        spans=spans,
         ft_ns=taxes.delta_ft(spans, ct_ns),
         ct_ns=ct_ns,
         kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, sys_ns),
@@ -105,7 +106,7 @@ def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRul
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
     partition = partition_host(host)
-    spans = taxes.spans(host, dispatches, partition, _step_starts(host, dispatches, windows))
+    spans = taxes.spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
     device = main_device(activities)
     measured = Measured(
         events=events,
@@ -119,6 +120,7 @@ def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRul
         kinds=kinds,
         kind=kind,
         op=op,
+        spans=spans,
         ft_ns=taxes.delta_ft(spans, None),
         ct_ns=None,
         kt_ns=np.zeros_like(spans.t_py),
@@ -149,13 +151,6 @@ def _classify(
     pairs, index = np.unique(activities.name * np.int64(width) + op, return_inverse=True)
     names = (*events.names, "")
     return tuple(classify(names[pair // width], names[pair % width]) for pair in pairs.tolist()), index
-
-
-def _step_starts(host: Host, dispatches: Dispatches, windows: Sequence[StepWindow]) -> Int64:
-    """Place every step's start on every launching thread: what a thread did before a step is not the step's."""
-    threads = np.unique(dispatches.thread)
-    start_ns = np.array([window.start_ns for window in windows], dtype=np.int64)
-    return host.key(np.repeat(threads, len(start_ns)), np.tile(start_ns, len(threads)))
 
 
 def _cuda_notes(base_ns: int | None, sys_ns: int | None, floor_ns: int | None, host: Host) -> list[str]:

@@ -26,6 +26,7 @@ from taxbreak_vllm.model import (
     TopRow,
     hdbi,
 )
+from taxbreak_vllm.taxes import Spans
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64, Partition, union_by_group
 from taxbreak_vllm.trace.kernels import Family, Kind
@@ -39,7 +40,7 @@ _LOST_GRAPH = "a graph launch left no recorded node, so device time is incomplet
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A trace with everything measured: columns of `trace`, and ΔFT, ΔCT, ΔKT in ns for each dispatch (None: unknown).
+    """A trace with everything measured: columns of `trace`; raw spans, ΔFT, ΔCT, ΔKT of each dispatch (None: unknown).
 
     For each activity `kind` indexes `kinds` and `op` Events.names: the leaf op around its launch, the launch call where
     there is none, len(names) where it has no launch event. `device` is the one whose device figures are shown.
@@ -56,6 +57,7 @@ class Measured:
     kinds: tuple[Kind, ...]
     kind: Index
     op: Int64
+    spans: Spans
     ft_ns: Int64
     ct_ns: Int64 | None
     kt_ns: Int64 | None

@@ -4,12 +4,14 @@ In: the columns of `trace`. Out: one value a dispatch, int64 ns. Each function i
 equation of TaxBreak (arXiv 2603.12465); `decompose` puts them together. Nothing here reads files or prints.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Int64, Partition
+from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import HostClass
 
 # Of the launches that found their stream idle, this share is quicker than what we take for T_sys from a trace alone.
@@ -27,8 +29,8 @@ class Spans:
 def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
     """Measure the raw host spans of every dispatch, exclusively: no instant counts for two of them.
 
-    `step_start` are the keys of the steps' starts on the shared time line: boundaries of T_py, like the end of a root
-    op, of a launch or of a blocking call.
+    `step_start` (of `step_starts`) are boundaries of T_py like the end of a root op, of a launch or of a blocking call;
+    before a thread's first event or own step nothing is known of it.
     """
     has_root = dispatches.root >= 0
     previous = np.concatenate(([-1], dispatches.root[:-1])) if len(dispatches) else dispatches.root
@@ -40,8 +42,9 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     t_from = np.where(is_first, t_root, np.minimum(previous_return, dispatches.launch_key))
     t_dispatch = partition.between(t_from, dispatches.launch_key)[HostClass.DISPATCH]
 
+    known_from = _first_per_thread(np.concatenate((step_start, _first_events(host))), host.stride_ns)
     is_boundary = (host.call_is_launch | host.call_is_blocking) & (host.call_dispatch < 0)
-    boundary = np.sort(np.concatenate((host.root_end, host.call_end[is_boundary], step_start, _first_events(host))))
+    boundary = np.sort(np.concatenate((host.root_end, host.call_end[is_boundary], step_start, known_from)))
     t_boundary = boundary[np.searchsorted(boundary, t_root, side="right") - 1]
     # A launch is a boundary for those after it, never for itself, though its call may have no length.
     returned = np.concatenate(([0], np.maximum.accumulate(dispatches.return_key)))[: len(dispatches)]
@@ -50,11 +53,30 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0))
 
 
+def step_starts(host: Host, dispatches: Dispatches, windows: Sequence[StepWindow]) -> Int64:
+    """Place the steps' starts on the threads that launch: what a thread did before a step is not the step's.
+
+    A step's own thread is known from its start on, any other from its first event.
+    """
+    threads = np.unique(dispatches.thread)
+    start_ns = np.array([window.start_ns for window in windows], dtype=np.int64)
+    own_thread = np.array([window.thread for window in windows], dtype=np.int32)
+    thread = np.repeat(threads, len(windows))
+    keys = host.key(thread, np.tile(start_ns, len(threads)))
+    first = _first_events(host)
+    known_from = first[np.searchsorted(first // host.stride_ns, thread)]
+    return keys[(thread == np.tile(own_thread, len(threads))) | (keys >= known_from)]
+
+
 def _first_events(host: Host) -> Int64:
-    """The key of each thread's first recorded event: before it nothing is known of the thread."""
-    starts = np.sort(np.concatenate((host.root_start, host.call_start)))
-    thread = starts // host.stride_ns
-    return starts[np.concatenate(([True], thread[1:] != thread[:-1]))] if len(starts) else starts
+    """The key of the first op or call of each thread that has one."""
+    return _first_per_thread(np.concatenate((host.root_start, host.call_start)), host.stride_ns)
+
+
+def _first_per_thread(keys: Int64, stride_ns: int) -> Int64:
+    keys = np.sort(keys)
+    thread = keys // stride_ns
+    return keys[np.concatenate(([True], thread[1:] != thread[:-1]))] if len(keys) else keys
 
 
 def t_base(t_dispatch: Int64, i_lib: Bool, is_kernel_launch: Bool) -> int | None:

@@ -2,11 +2,17 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hypothesis import settings
+
+from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.model import Breakdown, Source
+from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.kineto import Events, read_events
 
 settings.register_profile("taxbreak", deadline=None, derandomize=True)
 settings.load_profile("taxbreak")
@@ -22,3 +28,31 @@ def reference() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def rules() -> KernelRules:
+    """The packaged rule file."""
+    return KernelRules.load()
+
+
+@pytest.fixture
+def read(reference, tmp_path) -> Callable[..., Events]:
+    """Write made-up events (builders of `reference`) to a file and read it; keywords stand beside the events."""
+
+    def read(events, **around):
+        path = tmp_path / "trace.json"
+        path.write_text(reference.to_json(events, **around))
+        return read_events(path)
+
+    return read
+
+
+@pytest.fixture
+def analyze(read, rules) -> Callable[..., Breakdown]:
+    """Write made-up events to a file and decompose it."""
+
+    def analyze(events, *, floor_ns=None, **around):
+        return decompose(read(events, **around), source=Source(), rules=rules, floor_ns=floor_ns)
+
+    return analyze

@@ -307,7 +307,9 @@ def _figures(trace, window, dispatches, activities, lost):
     return {
         "name": window["name"],
         "window_ns": end - start,
-        "host": {f"{name}_ns": host[name] for name in ("python", "dispatch", "library", "launch", "runtime", "blocked")},
+        "host": {
+            f"{name}_ns": host[name] for name in ("python", "dispatch", "library", "launch", "runtime", "blocked")
+        },
         "device": {
             "window_ns": device_end - start,
             "active_ns": active_ns,

@@ -1,6 +1,6 @@
 """The whole decomposition against the slow reference, and what the first reader of a breakdown relies on."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import msgspec
 import pytest
@@ -63,17 +63,37 @@ ON_DEVICE = {
 
 
 @st.composite
+def dispatches(draw, correlation):
+    """An op around a launch and what came of it, most often in this order."""
+    begin, before, length, rest, delay = (draw(st.integers(*bounds)) for bounds in ((0, 60), (0, 6), *[(0, 4)] * 3))
+    launch, thread = begin + before, draw(st.sampled_from((1, 1, 1, 2)))
+    blank = {"thread": None, "correlation": correlation, "device": None, "stream": None}
+    kernels = draw(st.lists(st.tuples(st.sampled_from(KERNELS), st.integers(0, 6)), min_size=1, max_size=3))
+    name = "cudaGraphLaunch" if len(kernels) > 1 else draw(st.sampled_from(CALLS[:3]))
+    made = [
+        blank | {"kind": "op", "name": draw(st.sampled_from(OPS)), "start": begin, "end": launch + length + rest},
+        blank | {"kind": "call", "name": name, "start": launch, "end": launch + length},
+    ]
+    made = [event | {"thread": thread} for event in made]
+    at = launch + delay
+    for kernel_name, duration in kernels:
+        made.append(blank | {"kind": "kernel", "name": kernel_name, "start": at, "end": at + duration})
+        made[-1] |= {"device": 0, "stream": 7}
+        at += duration + draw(st.integers(0, 2))
+    return [event | {"start": event["start"] * 7, "end": event["end"] * 7} for event in made]
+
+
+@st.composite
 def traces(draw):
-    """Some 30 events in any order, on a handful of threads, streams and devices."""
-    ops = draw(st.lists(events("op", OPS, 30, thread=THREADS), max_size=10))
-    calls = draw(st.lists(events("call", CALLS, 8, thread=THREADS, correlation=CORRELATIONS), max_size=12))
-    kernels = draw(st.lists(events("kernel", KERNELS, 30, **ON_DEVICE), max_size=10))
-    copies = draw(st.lists(events("memcpy", COPIES, 8, **ON_DEVICE), max_size=3))
-    fills = draw(st.lists(events("memset", ("Memset (Device)",), 3, **ON_DEVICE), max_size=2))
-    steps = draw(st.lists(events("step", ("taxbreak.step:a", "taxbreak.step:b"), 30, thread=THREADS), max_size=3))
-    # One activity at least: without any, a trace with ops is the CPU backend's.
-    kernels = kernels or [draw(events("kernel", KERNELS, 30, **ON_DEVICE))]
-    return draw(st.permutations([*ops, *calls, *kernels, *copies, *fills, *steps]))
+    """Some 40 events in any order, on a handful of threads, streams and devices: half of them whole dispatches."""
+    made = [event for i in range(draw(st.integers(1, 6))) for event in draw(dispatches(20 + i))]
+    made += draw(st.lists(events("op", OPS, 30, thread=THREADS), max_size=6))
+    made += draw(st.lists(events("call", CALLS, 8, thread=THREADS, correlation=CORRELATIONS), max_size=8))
+    made += draw(st.lists(events("kernel", KERNELS, 30, **ON_DEVICE), max_size=5))
+    made += draw(st.lists(events("memcpy", COPIES, 8, **ON_DEVICE), max_size=3))
+    made += draw(st.lists(events("memset", ("Memset (Device)",), 3, **ON_DEVICE), max_size=2))
+    made += draw(st.lists(events("step", ("taxbreak.step:a", "taxbreak.step:b"), 30, thread=THREADS), max_size=3))
+    return draw(st.permutations(made))
 
 
 def classify(name, op):
@@ -81,20 +101,10 @@ def classify(name, op):
     return str(kind.family), kind.i_lib
 
 
-def read_and_decompose(path, text, floor_ns=None):
-    path.write_text(text)
-    return decompose(read_events(path), source=Source(path=str(path)), rules=RULES, floor_ns=floor_ns)
-
-
-@pytest.fixture
-def analyze(reference, tmp_path):
-    """Write made-up events to a file and decompose it."""
-    return lambda events, **options: read_and_decompose(tmp_path / "t.json", reference.to_json(events), **options)
-
-
 @pytest.fixture(scope="module")
-def workplace(reference, tmp_path_factory):
-    return SimpleNamespace(reference=reference, path=tmp_path_factory.mktemp("traces") / "t.json")
+def path(tmp_path_factory):
+    """One file for all examples of a test."""
+    return tmp_path_factory.mktemp("traces") / "trace.json"
 
 
 def assert_conserved(step):
@@ -111,14 +121,15 @@ def vars_of(value):
     return list(msgspec.to_builtins(value).values())
 
 
-@settings(max_examples=200)
+@settings(max_examples=250)
 @given(events=traces(), base_ns=st.sampled_from(BASES_NS), floor_ns=st.sampled_from((None, 5)))
-def test_every_figure_equals_the_slow_reference(workplace, events, base_ns, floor_ns):
-    events = workplace.reference.shifted(events, base_ns)
+def test_every_figure_equals_the_slow_reference_and_is_conserved(reference, path, events, base_ns, floor_ns):
+    events = reference.shifted(events, base_ns)
+    path.write_text(reference.to_json(events))
 
-    got = read_and_decompose(workplace.path, workplace.reference.to_json(events), floor_ns)
+    got = decompose(read_events(path), source=Source(), rules=RULES, floor_ns=floor_ns)
 
-    want = workplace.reference.breakdown(events, classify, floor_ns)
+    want = reference.breakdown(events, classify, floor_ns)
     coverage = msgspec.to_builtins(got.coverage)
     assert {key: coverage[key] for key in want["coverage"]} == want["coverage"]
     assert list(msgspec.to_builtins(got.devices)) == want["devices"]
@@ -126,6 +137,7 @@ def test_every_figure_equals_the_slow_reference(workplace, events, base_ns, floo
     assert len(got.steps) == len(want["steps"])
     for step, expected in zip((*got.steps, got.total), (*want["steps"], want["total"]), strict=True):
         assert comparable(step, expected) == expected
+        assert_conserved(step)
 
 
 def comparable(step, expected):
@@ -135,3 +147,208 @@ def comparable(step, expected):
         for row in step.top
     }
     return {key: tree[key] for key in expected}
+
+
+@settings(max_examples=60)
+@given(
+    events=st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), min_size=1, max_size=15),
+    steps=st.lists(events("step", ("taxbreak.step:a",), 30, thread=THREADS), max_size=2),
+)
+def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
+    path.write_text(reference.to_json([*events, *steps]))
+
+    got = decompose(read_events(path), source=Source(), rules=RULES)
+
+    assert got.source.device_type == "cpu"
+    for step in (*got.steps, got.total):
+        assert_conserved(step)
+        assert step.taxes.delta_kt_ns == 0
+        assert step.tklqt_ns is step.tklqt_per_kernel_ns is step.launches is None
+
+
+def test_a_trace_without_step_annotations_is_one_step_equal_to_the_total(analyze, reference):
+    breakdown = analyze([reference.call("cudaLaunchKernel", 0, 10, 1), reference.kernel("k", 20, 50, 1)])
+
+    assert [step.name for step in breakdown.steps] == ["trace"]
+    assert dataclasses.replace(breakdown.steps[0], name=None) == breakdown.total
+
+
+def test_a_lost_graph_makes_hdbi_null_in_its_step_and_the_total_and_nowhere_else(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.step("whole", 0, 100),
+            r.call("cudaGraphLaunch", 10, 20, 1),
+            r.kernel("k", 30, 90, 1),
+            r.step("lost", 100, 200),
+            r.call("cudaGraphLaunch", 110, 120, 2),
+            r.call("cudaLaunchKernel", 130, 140, 3),
+            r.kernel("k", 150, 190, 3),
+        ],
+        floor_ns=5,
+    )
+
+    whole, lost = breakdown.steps
+    # T_py 10 (0 to 10) + T_sys 5 over 60 active: 60 / 75.
+    assert whole.hdbi == 60 / 75
+    assert whole.notes == ()
+    assert lost.hdbi is None
+    assert breakdown.total.hdbi is None
+    assert "left no recorded node" in lost.notes[0]
+    assert "left no recorded node" in " ".join(breakdown.notes)
+    assert breakdown.coverage.graph_launches == 2
+    assert breakdown.coverage.launches_without_activity == 1
+
+
+def test_one_graph_launch_counts_once_for_launches_and_n_times_for_kernels(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [r.call("cudaGraphLaunch", 100, 150, 1), *(r.kernel(f"k{i}", 200 + 10 * i, 206 + 10 * i, 1) for i in range(4))],
+        floor_ns=7,
+    )
+
+    total = breakdown.total
+    assert (total.launches, total.kernels, total.unique_kernels) == (1, 4, 4)
+    assert total.tklqt_ns == 100  # 200 - 100
+    assert total.tklqt_per_kernel_ns == 100 + 110 + 120 + 130
+    assert total.taxes.delta_kt_ns == 7  # one floor, not four
+    assert (total.akd_ns, total.device.kernel_sum_ns, total.device.active_ns) == (6, 24, 24)
+    assert total.device.idle.queue_ns == 3 * 4  # the gaps between nodes: launched long ago
+
+
+def test_kernels_without_a_launch_event_are_counted_and_their_time_is_shown(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.call("cudaLaunchKernel", 0, 5, 1),
+            r.kernel("linked", 10, 20, 1),
+            r.kernel("orphan", 25, 40, 99),
+            r.kernel("no correlation", 40, 50),
+        ]
+    )
+
+    coverage, total = breakdown.coverage, breakdown.total
+    assert (coverage.kernels, coverage.linked, coverage.unlinked) == (3, 1, 2)
+    assert total.device.active_ns == 10 + 25
+    assert total.device.idle.queue_ns == 5  # who launched it, and when, is unknown
+    assert {row.op for row in total.top if row.kernel != "linked"} == {"(no launch event)"}
+    assert total.tklqt_per_kernel_ns == 10
+
+
+def test_negative_launch_delay_is_reported_as_it_is(analyze, reference):
+    r = reference
+    breakdown = analyze([r.call("cudaLaunchKernel", 100, 120, 1), r.kernel("k", 95, 130, 1)])
+
+    assert breakdown.total.tklqt_ns == -5
+    assert breakdown.total.tklqt_per_kernel_ns == -5
+
+
+def test_overlapping_streams_count_their_time_once(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.call("cudaLaunchKernel", 0, 5, 1),
+            r.call("cudaLaunchKernel", 5, 9, 2),
+            r.kernel("a", 10, 50, 1, stream=7),
+            r.kernel("b", 30, 70, 2, stream=8),
+        ]
+    )
+
+    assert breakdown.total.device.kernel_sum_ns == 80
+    assert breakdown.total.device.active_ns == 60  # 10 to 70
+
+
+def test_figures_are_of_the_device_with_most_activities_and_the_others_are_listed(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.kernel("a", 0, 100, device=3),
+            r.kernel("b", 0, 10, device=5),
+            r.kernel("c", 20, 30, device=5),
+        ]
+    )
+
+    assert breakdown.total.device.active_ns == 20
+    assert [(d.device, d.activities, d.active_ns) for d in breakdown.devices] == [(3, 1, 100), (5, 2, 20)]
+
+
+def test_activities_belong_to_the_step_that_launched_them_however_late_they_run(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.step("first", 0, 100),
+            r.call("cudaLaunchKernel", 10, 20, 1),
+            r.step("second", 100, 200),
+            r.call("cudaLaunchKernel", 110, 120, 2),
+            r.kernel("late", 90, 150, 1),
+            r.kernel("next", 150, 260, 2),
+        ]
+    )
+
+    first, second = (step.device for step in breakdown.steps)
+    assert (first.window_ns, first.active_ns, first.other_active_ns, first.idle_ns) == (150, 60, 0, 90)
+    # From 100 to 260: 50 ns of the first step's kernel, 110 of its own.
+    assert (second.window_ns, second.active_ns, second.other_active_ns, second.idle_ns) == (160, 110, 50, 0)
+    assert breakdown.total.device.window_ns == 260
+
+
+def test_copying_kernels_are_kernels_but_copies_are_not(analyze, reference):
+    r = reference
+    copy_kernel = "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(at::TensorIt"
+    breakdown = analyze(
+        [
+            r.kernel(copy_kernel, 0, 10),
+            r.kernel("ampere_sgemm_128x64_tn", 10, 20),
+            r.memcpy("Memcpy DtoD (Device -> Device)", 20, 30),
+        ]
+    )
+
+    assert breakdown.total.kernels == 2
+    assert breakdown.total.unique_kernels == 2
+    assert breakdown.total.families["copy"].kernels == 1
+    assert breakdown.total.families["copy"].active_ns == 20
+
+
+def test_sums_beyond_the_exact_part_of_a_float_stay_exact(analyze, reference):
+    r = reference
+    late = 2**53 + 1  # ns between a launch and its kernel
+    events = [e for i in range(3) for e in (r.call("cudaLaunchKernel", i, i, i), r.kernel("k", i + late, i + late, i))]
+
+    assert analyze(events).total.tklqt_ns == 3 * late
+
+
+@pytest.mark.parametrize(
+    ("launch", "around", "device_type"),
+    [
+        ("cudaLaunchKernel", {}, "cuda"),
+        ("hipLaunchKernel", {}, "rocm"),
+        (None, {"roctracer_version": 4}, "rocm"),
+        (None, {"hip_driver_version": 60}, "rocm"),
+        (None, {"cuda_driver_version": 12090}, "cuda"),
+    ],
+)
+def test_the_kind_of_device_is_read_from_the_trace(analyze, reference, launch, around, device_type):
+    events = [reference.kernel("k", 10, 20, 1)]
+    events += [reference.call(launch, 0, 5, 1)] if launch else []
+
+    assert analyze(events, **around).source.device_type == device_type
+
+
+def test_a_source_that_names_its_device_type_keeps_it(read, reference, rules):
+    events = read([reference.kernel("k", 10, 20)])
+
+    assert decompose(events, source=Source(device_type="npu"), rules=rules).source.device_type == "npu"
+
+
+def test_ops_beside_launches_without_any_activity_are_a_gpu_trace_that_lost_its_device_half(analyze, reference):
+    r = reference
+    breakdown = analyze([r.op("aten::mm", 0, 100), r.call("cudaLaunchKernel", 50, 60, 1)])
+
+    assert breakdown.source.device_type == "cuda"
+    assert breakdown.coverage.launches_without_activity == 1
+    assert breakdown.total.hdbi is None
+
+
+def test_a_trace_with_neither_ops_nor_activities_is_refused_in_one_line(analyze, reference):
+    with pytest.raises(TraceFormatError, match=r"^[^\n]*trace\.json[^\n]*neither[^\n]*$"):
+        analyze([reference.step("empty", 0, 10)])

@@ -64,8 +64,9 @@ def _article(breakdown: Breakdown) -> str:
     source, total = breakdown.source, breakdown.total
     drawn = breakdown.steps[:MAX_BARS]
     cut = f" The first {MAX_BARS} of {len(breakdown.steps)} steps." if len(drawn) < len(breakdown.steps) else ""
-    facts = (source.model_name, source.dtype, source.device_name or source.device_type, _version("torch", source.torch))
-    facts += (_version("vllm", source.vllm), f"attribution: {breakdown.attribution}")
+    facts = [source.model_name, source.dtype, source.device_name or source.device_type]
+    facts += [f"{name} {version}" for name, version in (("torch", source.torch), ("vLLM", source.vllm)) if version]
+    facts.append(f"attribution: {breakdown.attribution}")
     notes = dict.fromkeys([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)])
     return "".join(
         (
@@ -129,8 +130,8 @@ def _cards(total: StepBreakdown) -> str:
 
 
 def _step_row(step: StepBreakdown) -> tuple[str, ...]:
-    times_ns = (step.taxes.delta_ft_ns, step.taxes.delta_ct_ns, step.taxes.delta_kt_ns, step.device.idle.host_ns)
-    times_ns += (step.device.active_ns, step.device.idle_ns, step.tklqt_ns)
+    times_ns = [step.taxes.delta_ft_ns, step.taxes.delta_ct_ns, step.taxes.delta_kt_ns, step.device.idle.host_ns]
+    times_ns += [step.device.active_ns, step.device.idle_ns, step.tklqt_ns]
     counts = (_count(step.launches), _count(step.kernels))
     name, phase = step.name or "total", step.phase or _UNKNOWN
     return (name, phase, _time(step.window_ns), _ratio(step.hdbi), *map(_time, times_ns), *counts)
@@ -237,7 +238,3 @@ def _ratio(value: float | None) -> str:
 
 def _count(value: float | None) -> str:
     return _UNKNOWN if value is None else f"{value:,.1f}".removesuffix(".0")
-
-
-def _version(name: str, version: str) -> str:
-    return f"{name} {version}" if version else ""

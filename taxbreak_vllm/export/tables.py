@@ -22,7 +22,7 @@ from taxbreak_vllm.summary import Measured, group_by_time
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.steps import StepWindow, whole_trace
 from taxbreak_vllm.trace.timeline import partition_host
 
 
@@ -43,10 +43,11 @@ def dispatches(path: str | Path, *, floor_ns: int | None = None, rules: KernelRu
 
 
 def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
-    """Return one row per dispatch; `windows` are the trace's steps."""
+    """Return one row per dispatch; `windows` are the trace's steps, and a trace without any is one step."""
     a, d, names = m.activities, m.dispatches, m.events.names
     order = np.argsort(d.launch_ns, kind="stable")
-    step = group_by_time(windows, d.launch_ns)
+    step = group_by_time(windows, d.launch_ns) if windows else np.zeros(len(d), dtype=np.intp)
+    windows = windows or [whole_trace(m.events)]
     shown = np.where(d.first_kernel >= 0, d.first_kernel, d.first)
     kind = m.kind[shown]
     # On the CPU backend an op is its own launch: there is no call and no launch path.

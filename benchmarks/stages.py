@@ -1,0 +1,27 @@
+"""Analyze one trace in this process and print what each stage took, as JSON: decode, analysis, the JSON of the result.
+
+Run by `trace_speed.py` as a process of its own, for growth with the size of the file without the cost of starting.
+"""
+
+import json
+import sys
+import time
+
+from taxbreak_vllm.analysis import analyze
+from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.model import Source
+from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.kineto import read_events
+
+path, small = sys.argv[1:]
+analyze(small)  # what is loaded at the first use only belongs to the start
+rules = KernelRules.load()
+marks_ns = [time.process_time_ns()]
+events = read_events(path)
+marks_ns.append(time.process_time_ns())
+breakdown = decompose(events, source=Source(path=""), rules=rules)
+marks_ns.append(time.process_time_ns())
+breakdown.to_json()
+marks_ns.append(time.process_time_ns())
+stages_ns = [end - start for start, end in zip(marks_ns, marks_ns[1:], strict=False)]
+print(json.dumps(dict(zip(("decode", "analysis", "json"), stages_ns, strict=True)) | {"events": events.num_events}))
