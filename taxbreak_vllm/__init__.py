@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from taxbreak_vllm.analysis import analyze
     from taxbreak_vllm.errors import TaxbreakError
+    from taxbreak_vllm.export.tables import dispatches
     from taxbreak_vllm.model import Breakdown, Phase
     from taxbreak_vllm.serving.worker import WorkerExtension
 
@@ -21,9 +22,10 @@ _HOME = {
     "TaxbreakError": "taxbreak_vllm.errors",
     "WorkerExtension": "taxbreak_vllm.serving.worker",
     "analyze": "taxbreak_vllm.analysis",
+    "dispatches": "taxbreak_vllm.export.tables",
 }
 
-__all__ = ["Breakdown", "Phase", "TaxbreakError", "WorkerExtension", "__version__", "analyze"]
+__all__ = ["Breakdown", "Phase", "TaxbreakError", "WorkerExtension", "__version__", "analyze", "dispatches"]
 
 
 def __getattr__(name: str) -> object:

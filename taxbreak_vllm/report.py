@@ -8,25 +8,29 @@ from rich.text import Text
 from taxbreak_vllm.model import Breakdown, StepBreakdown
 
 TOP_ROWS = 12
+MAX_STEPS = 40
 _NAME_CHARS = 60
 
 
 def step_table(breakdown: Breakdown) -> Table:
-    """Show one row a step, and the total."""
-    rows = {step.name or "": step for step in breakdown.steps}
+    """Show one row for each of the first steps, and the total of all."""
+    rows = [(step.name or "", step) for step in breakdown.steps[:MAX_STEPS]]
     if len(breakdown.steps) != 1:
-        rows["total"] = breakdown.total
-    return phase_table(rows)
+        rows.append((f"total of {len(breakdown.steps)} steps", breakdown.total))
+    return _balance_table(rows)
 
 
 def phase_table(breakdowns: Mapping[str, StepBreakdown]) -> Table:
     """Show the host/device balance of each titled breakdown in one row: HDBI, taxes, exposed tax, device time."""
+    return _balance_table(breakdowns.items())
+
+
+def _balance_table(rows: Iterable[tuple[str, StepBreakdown]]) -> Table:
     table = Table(pad_edge=False)
     table.add_column("step", overflow="fold", max_width=34)
     for title in ("phase", "window", "HDBI", "ΔFT", "ΔCT", "ΔKT", "exposed", "device", "idle", "TKLQT", "kernels"):
         table.add_column(title, justify="left" if title == "phase" else "right", no_wrap=True)
-    for title, step in breakdowns.items():
-        exposed = step.device.idle.host_ns
+    for title, step in rows:
         table.add_row(
             title,
             step.phase or "–",
@@ -35,7 +39,7 @@ def phase_table(breakdowns: Mapping[str, StepBreakdown]) -> Table:
             _ms(step.taxes.delta_ft_ns),
             _ms(step.taxes.delta_ct_ns),
             _ms(step.taxes.delta_kt_ns),
-            _ms(exposed),
+            _ms(step.device.idle.host_ns),
             _ms(step.device.active_ns),
             _ms(step.device.idle_ns),
             _ms(step.tklqt_ns),

@@ -160,10 +160,10 @@ def _verdict(figure: Figure) -> str:
 def _value(value: float | None, is_time: bool, sign: str = "") -> str:
     if value is None:
         return _UNKNOWN
-    if not is_time:
-        return f"{value:{sign}.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
     if value == 0:
         return "0"
+    if not is_time:
+        return f"{value:{sign}.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
     if abs(value) < 100_000:
         return f"{value / 1e3:{sign}.1f} µs"
     return f"{value / 1e6:{sign}.3f} ms" if abs(value) < 10_000_000 else f"{value / 1e6:{sign}.1f} ms"

@@ -42,7 +42,7 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     t_from = np.where(is_first, t_root, np.minimum(previous_return, dispatches.launch_key))
     t_dispatch = partition.between(t_from, dispatches.launch_key)[HostClass.DISPATCH]
 
-    known_from = _first_per_thread(np.concatenate((step_start, _first_events(host))), host.stride_ns)
+    known_from = _first_per_thread(host, step_start)
     is_boundary = (host.call_is_launch | host.call_is_blocking) & (host.call_dispatch < 0)
     boundary = np.sort(np.concatenate((host.root_end, host.call_end[is_boundary], step_start, known_from)))
     t_boundary = boundary[np.searchsorted(boundary, t_root, side="right") - 1]
@@ -61,22 +61,17 @@ def step_starts(host: Host, dispatches: Dispatches, windows: Sequence[StepWindow
     threads = np.unique(dispatches.thread)
     start_ns = np.array([window.start_ns for window in windows], dtype=np.int64)
     own_thread = np.array([window.thread for window in windows], dtype=np.int32)
+    known_from = _first_per_thread(host, host.key(own_thread, start_ns))
     thread = np.repeat(threads, len(windows))
     keys = host.key(thread, np.tile(start_ns, len(threads)))
-    first = _first_events(host)
-    known_from = first[np.searchsorted(first // host.stride_ns, thread)]
-    return keys[(thread == np.tile(own_thread, len(threads))) | (keys >= known_from)]
+    return np.asarray(keys[keys >= known_from[np.searchsorted(known_from // host.stride_ns, thread)]])
 
 
-def _first_events(host: Host) -> Int64:
-    """The key of the first op or call of each thread that has one."""
-    return _first_per_thread(np.concatenate((host.root_start, host.call_start)), host.stride_ns)
-
-
-def _first_per_thread(keys: Int64, stride_ns: int) -> Int64:
-    keys = np.sort(keys)
-    thread = keys // stride_ns
-    return keys[np.concatenate(([True], thread[1:] != thread[:-1]))] if len(keys) else keys
+def _first_per_thread(host: Host, others: Int64) -> Int64:
+    """The key of the first op, call or other instant of each thread that has one."""
+    keys = np.sort(np.concatenate((host.root_start, host.call_start, others)))
+    thread = keys // host.stride_ns
+    return np.asarray(keys[np.concatenate(([True], thread[1:] != thread[:-1]))[: len(keys)]])
 
 
 def t_base(t_dispatch: Int64, i_lib: Bool, is_kernel_launch: Bool) -> int | None:

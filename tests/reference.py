@@ -6,6 +6,7 @@ An event is a dict with kind, name, start, end (ns), thread, correlation, device
 
 import json
 from collections import Counter
+from itertools import pairwise
 from statistics import median
 
 import portion
@@ -91,13 +92,7 @@ def _us(ns):
 def breakdown(events, classify, floor_ns=None):
     """Decompose as `taxbreak_vllm.decompose.decompose` should: {"coverage", "steps", "total", "devices", "threads"}."""
     trace = _Trace(events, classify, floor_ns)
-    end = max((e["end"] for e in events if e["device"] is None), default=None)
-    start = min(e["start"] for e in events)
-    host = [e for e in events if e["kind"] in ("op", "call")] or [e for e in events if e["kind"] == "step"]
-    counts = Counter(e["thread"] for e in host)
-    busiest = max(counts, key=lambda t: (counts[t], -trace.thread_order.index(t))) if counts else None
-    whole = {"name": None, "start": start, "end": start if end is None else end, "thread": busiest}
-    total = _figures(trace, whole, trace.dispatches, trace.activities, trace.lost)
+    total = _figures(trace, trace.whole, trace.dispatches, trace.activities, trace.lost)
     steps = [
         _figures(
             trace,
@@ -129,6 +124,7 @@ class _Trace:
         in_file = [e | {"call": None, "dispatch": None} for e in events if e["device"] is not None]
         self.activities = sorted(in_file, key=lambda a: a["start"])
         self.steps = _steps(events)
+        self.whole = self._whole(events)
         self.roots = {t: _roots([o for o in self.ops if o["thread"] == t]) for t in self.thread_order}
 
         for activity in self.activities:
@@ -149,6 +145,14 @@ class _Trace:
         self.without_activity = [c for c in self.without_activity if not self._is_inside_dispatch(c)]
         self.lost = [c for c in self.without_activity if "GraphLaunch" in c["name"]]
         self._tax(floor_ns)
+
+    def _whole(self, events):
+        start = min(e["start"] for e in events)
+        end = max((e["end"] for e in events if e["device"] is None), default=start)
+        host = [e for e in events if e["kind"] in ("op", "call")] or [e for e in events if e["kind"] == "step"]
+        counts = Counter(e["thread"] for e in host)
+        busiest = max(counts, key=lambda t: (counts[t], -self.thread_order.index(t)), default=None)
+        return {"name": None, "start": start, "end": end, "thread": busiest}
 
     def _call_of(self, activity):
         same = [c for c in self.calls if c["correlation"] == activity["correlation"] is not None]
@@ -217,13 +221,14 @@ class _Trace:
             dispatch["t_py"], dispatch["t_dispatch"] = 0, self.host(thread, begin, launch)["dispatch"]
             return
         t_root = root[0] if root else launch
-        starts = [e["start"] for e in (*self.ops, *self.calls) if e["thread"] == thread]
+        windows = self.steps or [self.whole]
+        starts = [e["start"] for e in (*self.ops, *self.calls, *windows) if e["thread"] == thread]
         stops = [c for c in self.calls if c["thread"] == thread and c["class"] in ("launch", "blocked")]
         boundaries = [
-            min(starts),
+            min(starts),  # before it nothing is known of the thread
             *(r[1] for r in self.roots[thread]),
             *(c["end"] for c in stops if not c["activities"]),
-            *(w["start"] for w in self.steps),
+            *(w["start"] for w in windows if w["start"] >= min(starts)),
         ]
         returned = [min(d["end"], t_root) for d in earlier]
         boundary = max([b for b in boundaries if b <= t_root] + returned)
@@ -307,9 +312,7 @@ def _figures(trace, window, dispatches, activities, lost):
     return {
         "name": window["name"],
         "window_ns": end - start,
-        "host": {
-            f"{name}_ns": host[name] for name in ("python", "dispatch", "library", "launch", "runtime", "blocked")
-        },
+        "host": {f"{name}_ns": host[name] for name in ("python", *PRIORITY)},
         "device": {
             "window_ns": device_end - start,
             "active_ns": active_ns,
@@ -351,7 +354,7 @@ def _idle(trace, on_device, start, end):
             stretches.append({"start": activity["start"], "end": activity["end"], "first": activity})
     inside = [s for s in stretches if s["end"] > start and s["start"] < end]
     cause, by_class = Counter(), Counter()
-    for before, after in zip(inside, inside[1:], strict=False):
+    for before, after in pairwise(inside):
         fell_idle, resumed, dispatch = before["end"], after["start"], after["first"]["dispatch"]
         launched = min(max(dispatch["start"], fell_idle), resumed) if dispatch else fell_idle
         if dispatch:

@@ -15,7 +15,7 @@ from taxbreak_vllm.trace.kineto import read_events
 
 RULES = KernelRules.load()
 
-# Where a trace lies on the clock: float µs hold ns, hold them barely, no longer, and the largest a float can count by 1.
+# Where a trace lies on the clock: float µs hold ns, hold them barely, no longer; 2^53 µs is where floats skip whole µs.
 BASES_NS = (0, 1_000_000_007, 4_450_000_000_000_000_123, 1_709_226_384_123_456_789, 2**53 * 1000 + 1)
 OPS = ("aten::mm", "aten::add", "vllm::unified_attention", "_C::rms_norm")
 CALLS = (

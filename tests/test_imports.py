@@ -21,7 +21,7 @@ ORDER = (
     {"baselines"},
     {"taxes"},
     {"insight", "replay"},
-    {"service", "report", "client", "export"},
+    {"service", "report", "report_insight", "client", "export"},
     {"demo"},
     {"cli"},
 )

@@ -118,7 +118,7 @@ class _Hooks:
         self._sample_tokens = worker.sample_tokens
         self._execute_dummy_batch = worker.execute_dummy_batch
         self._compile_or_warm_up_model = worker.compile_or_warm_up_model
-        self._is_warming = False
+        self._is_asleep = False
         self._is_open = False
         self._opened: Watch | None = None
         self._armed: Watch | None = None
@@ -141,11 +141,11 @@ class _Hooks:
 
     def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         self._armed = None
-        self._is_warming = True
+        self._is_asleep = True
         try:
             result = self._compile_or_warm_up_model(*args, **kwargs)
         finally:
-            self._is_warming = False
+            self._is_asleep = False
         self._open()
         return result
 
@@ -192,7 +192,7 @@ class _Hooks:
 
     def _arm(self, scheduled: ScheduledStep) -> Watch | None:
         try:
-            if self._is_warming or not is_real(scheduled):
+            if self._is_asleep or not is_real(scheduled):
                 return None
             self._open()
             if self._opened is not None:
@@ -200,7 +200,7 @@ class _Hooks:
                 self._armed = self._opened
         except Exception as error:
             logger.warning("taxbreak: this worker cannot be watched: %r", error)
-            self._opened, self._is_open = None, True
+            self._is_asleep = True
         return self._armed
 
     def _open(self) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
-from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -16,9 +16,7 @@ KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
 def server(processes, tiny_llama):
     spool = processes.folder / "spool"
     env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
-    server = start_vllm(processes, tiny_llama, flags=("--api-key", "none"), env=env)
-    start_sidecar(processes, spool).wait()
-    return server.wait()
+    return start_vllm(processes, tiny_llama, flags=("--api-key", "none"), env=env).wait()
 
 
 def _get(server, path, **query):
@@ -35,7 +33,7 @@ def test_vllms_own_routes_still_answer(server):
     assert httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=30.0).is_success
 
 
-def test_the_server_tells_its_own_breakdown(server):
+def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
     seeds = iter(range(1, 10**6))
 
     def has_both_phases():

@@ -214,19 +214,27 @@ def test_a_warm_up_that_fails_fails_as_before(worker, watch, decode):
     assert watch.told[0] == "arm"
 
 
-@pytest.mark.parametrize("scheduled", ["decode", object()])
-def test_a_watch_that_cannot_be_opened_leaves_the_worker_as_it_was(scheduled, decode):
+def test_a_watch_that_cannot_be_opened_leaves_the_worker_as_it_was(decode):
     worker, num_tries = PlainWorker(), []
     install(worker, open_watch=lambda worker: num_tries.append(1))
     worker.outputs["sample_tokens"] = "tokens"
 
     worker.compile_or_warm_up_model()
     for _ in range(3):
-        worker.execute_model(decode if scheduled == "decode" else scheduled)
+        worker.execute_model(decode)
         assert worker.sample_tokens(None) == "tokens"
 
     assert len(num_tries) == 1
     assert worker.taxbreak_status() == {}
+
+
+def test_a_scheduler_output_that_cannot_be_read_is_said_once_and_served(worker, watch, caplog):
+    for _ in range(3):
+        worker.execute_model(object())
+
+    assert len(worker.calls) == 3
+    assert len(caplog.records) == 1
+    assert watch.told == []
 
 
 def test_a_status_that_fails_is_empty(worker, decode):
