@@ -84,9 +84,7 @@ def _template(events: bytes) -> tuple[list[bytes], list[tuple[str, int]]]:
     return pieces, numbers
 
 
-def _one_copy(
-    pieces: Sequence[bytes], numbers: Sequence[tuple[str, int]], copy: int, shift_us: int
-) -> Iterator[bytes]:
+def _one_copy(pieces: Sequence[bytes], numbers: Sequence[tuple[str, int]], copy: int, shift_us: int) -> Iterator[bytes]:
     highest: dict[str, int] = {}
     for key, value in numbers:
         highest[key] = max(highest.get(key, 0), value)

@@ -3,6 +3,7 @@
 Run by `trace_speed.py` as a process of its own, for growth with the size of the file without the cost of starting.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -23,5 +24,5 @@ breakdown = decompose(events, source=Source(path=""), rules=rules)
 marks_ns.append(time.process_time_ns())
 breakdown.to_json()
 marks_ns.append(time.process_time_ns())
-stages_ns = [end - start for start, end in zip(marks_ns, marks_ns[1:], strict=False)]
+stages_ns = [end - start for start, end in itertools.pairwise(marks_ns)]
 print(json.dumps(dict(zip(("decode", "analysis", "json"), stages_ns, strict=True)) | {"events": events.num_events}))

@@ -49,12 +49,27 @@ def analyze(
         float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
+    html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
+    speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
     from taxbreak_vllm.analysis import analyze as analyze_path
 
     floor_ns = None if floor_us is None else round(floor_us * 1000)
     breakdowns = [analyze_path(path, floor_ns=floor_ns) for path in paths]
+    if html:
+        from taxbreak_vllm.export.html import write_html
+
+        write_html(breakdowns, html)
+    if speedscope:
+        from taxbreak_vllm.export.speedscope import write_speedscope
+
+        write_speedscope(paths, speedscope)
+    if parquet:
+        from taxbreak_vllm.export.parquet import write_parquet
+
+        write_parquet(breakdowns, parquet, floor_ns=floor_ns)
     if json:
         if len(breakdowns) == 1:
             _print_json(breakdowns[0].to_json())
@@ -70,6 +85,63 @@ def analyze(
         console.print(step_table(breakdown))
         if top:
             console.print(top_table(breakdown.total, top))
+
+
+@app.command()
+def fusion(
+    path: Annotated[Path, typer.Argument(help="a trace (.json, .json.gz, .json.zst) or a capture (folder)")],
+    *,
+    json: Json = False,
+    min_score: Annotated[
+        float, typer.Option(min=0.01, max=1, help="proximity score a candidate needs; 1: always together")
+    ] = 1.0,
+    max_length: Annotated[int, typer.Option(min=2, max=64, help="longest chain, in kernels")] = 8,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = 12,
+) -> None:
+    """Find kernels that always run one after another, and the launches that fusing them would save."""
+    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+
+    report = find_fusion(path, lengths=range(2, max_length + 1), min_score=min_score)
+    if json:
+        _print_json(report.to_json())
+        return
+    from taxbreak_vllm.report_insight import chain_table, fusion_lines, fusion_table
+
+    console = _console()
+    for line in fusion_lines(report):
+        console.print(line, highlight=False, markup=False)
+    console.print(fusion_table(report))
+    if top:
+        console.print(chain_table(report, top))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="a trace or capture: before")],
+    b: Annotated[Path, typer.Argument(help="a trace or capture: after")],
+    *,
+    json: Json = False,
+    floor_us: Annotated[
+        float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = 12,
+) -> None:
+    """Show what moved from A to B: by phase, by family, by op and kernel."""
+    from taxbreak_vllm.analysis import analyze as analyze_path
+    from taxbreak_vllm.insight.diff import diff as compare
+
+    floor_ns = None if floor_us is None else round(floor_us * 1000)
+    found = compare(analyze_path(a, floor_ns=floor_ns), analyze_path(b, floor_ns=floor_ns))
+    if json:
+        _print_json(found.to_json())
+        return
+    from taxbreak_vllm.report_insight import diff_lines, diff_tables
+
+    console = _console()
+    for line in diff_lines(found):
+        console.print(line, highlight=False, markup=False)
+    for table in diff_tables(found, top):
+        console.print(table)
 
 
 @app.command()

@@ -1,0 +1,157 @@
+"""Public traces of real GPUs against figures computed from their raw JSON, there and here."""
+
+import gzip
+import json
+import math
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.model import Source
+from taxbreak_vllm.trace.dispatches import link
+from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.kineto import read_events
+
+TRACES = Path(__file__).parents[2] / "shared" / "traces"
+FILES = (
+    "a100_hta_negqueue_infer_graph.json.gz",
+    "amd_vllm_prefilldecode_piecewise.json.gz",
+    "b200_vllm_eager_infer.json.gz",
+    "b300_sglang_qwen3-30b-a3b_decode_cudagraph.json.gz",
+    "h100_hf_bert-small_infer.json.gz",
+    "h100_hf_timesformer_infer.json.gz",
+    "h800_deepseek_train.json.gz",
+    "v100_kineto_resnet50_train.json.gz",
+)
+DEVICE_CATEGORIES = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
+DEVICE_CATEGORIES |= {"Kernel": "kernel", "Memcpy": "memcpy", "Memset": "memset"}
+RUNTIME_CATEGORIES = ("cuda_runtime", "cuda_driver", "Runtime")
+
+
+class Trace:
+    """One file, read twice: by us, and as plain JSON with decimal µs."""
+
+    def __init__(self, path: Path) -> None:
+        figures = json.loads((TRACES / "reference.json").read_text())
+        self.expected = figures.get(path.name) or figures[path.name.removesuffix(".gz")]
+        with gzip.open(path) as file:
+            events = json.load(file, parse_float=Decimal)["traceEvents"]
+        whole = [e for e in events if e.get("ph") == "X"]
+        self.num_events = len(events)
+        self.latest_us = float(max(e["ts"] for e in whole))
+        self.calls = {
+            e["args"]["correlation"]: e
+            for e in whole
+            if e.get("cat") in RUNTIME_CATEGORIES and "correlation" in e["args"]
+        }
+        self.activities = [e for e in whole if e.get("cat") in DEVICE_CATEGORIES]
+        self.kernels = [e for e in self.activities if DEVICE_CATEGORIES[e["cat"]] == "kernel"]
+        self.events = read_events(path)
+        self.breakdown = decompose(self.events, source=Source(path=str(path)), rules=KernelRules.load())
+
+    @property
+    def linked(self):
+        """(kernel, launch) of each kernel that has one."""
+        pairs = [(kernel, self.calls.get(kernel["args"].get("correlation"))) for kernel in self.kernels]
+        return [(kernel, launch) for kernel, launch in pairs if launch]
+
+    def noise_us(self, num_terms):
+        """What a sum of float µs may be off by: a spacing at the timestamps for each difference, and the rounding."""
+        return num_terms * math.ulp(self.latest_us) + 0.001
+
+
+@pytest.fixture(scope="module", params=FILES)
+def trace(request):
+    path = TRACES / request.param
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: the public traces come with the project's shared folder")
+    return Trace(path)
+
+
+def to_ns(us):
+    exact = Decimal(us) * 1000
+    assert exact == exact.to_integral_value(), "finer than a nanosecond"
+    return int(exact)
+
+
+def union_ns(activities):
+    covered, total = -1, 0
+    for start, end in sorted((to_ns(a["ts"]), to_ns(a["ts"] + a["dur"])) for a in activities):
+        total += max(end - max(start, covered), 0)
+        covered = max(covered, end)
+    return total
+
+
+def test_every_event_is_read(trace):
+    assert trace.breakdown.coverage.events == trace.num_events == trace.expected["events"]
+    assert trace.breakdown.coverage.dropped_events == 0
+    assert trace.events.raw_bytes == trace.expected["raw_bytes"]
+    assert not trace.events.is_truncated
+
+
+def test_kernels_are_linked_as_the_reference_has_it(trace):
+    coverage, expected = trace.breakdown.coverage, trace.expected
+
+    assert (coverage.kernels, coverage.linked) == (expected["kernels"], expected["linked"])
+    assert coverage.kernel_launches == expected["unique_launches"]
+    assert coverage.unlinked == expected["kernels"] - expected["linked"]
+    assert coverage.activities == len(trace.activities)
+
+
+def test_sums_equal_decimal_arithmetic_on_the_raw_text_to_the_nanosecond(trace):
+    _, activities, dispatches = link(trace.events)
+    launches = {id(launch): launch for _, launch in trace.linked}
+    first = {}
+    for kernel, launch in trace.linked:
+        first[id(launch)] = min(first.get(id(launch), kernel["ts"]), kernel["ts"])
+    total = trace.breakdown.total
+    of_kernels = dispatches.num_kernels > 0
+
+    assert total.tklqt_per_kernel_ns == sum(to_ns(kernel["ts"] - launch["ts"]) for kernel, launch in trace.linked)
+    assert total.tklqt_ns == sum(to_ns(ts - launches[key]["ts"]) for key, ts in first.items())
+    assert total.device.kernel_sum_ns == sum(to_ns(kernel["dur"]) for kernel in trace.kernels)
+    call_ns = (dispatches.return_ns - dispatches.launch_ns)[of_kernels]
+    assert int(call_ns.sum()) == sum(to_ns(launch["dur"]) for launch in launches.values())
+    assert total.device.active_ns == union_ns(trace.activities)
+    assert int((activities.end_ns - activities.start_ns).sum()) == sum(to_ns(a["dur"]) for a in trace.activities)
+
+
+def test_sums_agree_with_the_reference_within_its_float_noise(trace):
+    total, expected = trace.breakdown.total, trace.expected
+    num_linked, num_launches = expected["linked"], expected["unique_launches"]
+    negative = [kernel for kernel, launch in trace.linked if kernel["ts"] < launch["ts"]]
+    launches = {id(launch): launch for _, launch in trace.linked}.values()
+
+    assert total.tklqt_per_kernel_ns / 1000 == pytest.approx(
+        expected["tklqt_us"], rel=1e-15, abs=trace.noise_us(num_linked)
+    )
+    assert total.device.kernel_sum_ns / 1000 == pytest.approx(expected["kernel_us"], rel=1e-12, abs=0.001)
+    assert float(sum(launch["dur"] for launch in launches)) == pytest.approx(
+        expected["unique_launch_cpu_us"], rel=1e-12, abs=0.001
+    )
+    assert len(launches) == num_launches
+    assert len(negative) == expected["negative"]
+
+
+def test_the_device_is_as_busy_as_hta_says(trace):
+    busy = trace.expected["hta_ns"]["temporal"]
+    busy_us = busy["compute_time(us)"] + busy["non_compute_time(us)"]
+
+    assert trace.breakdown.total.device.active_ns / 1000 == pytest.approx(
+        busy_us, abs=trace.noise_us(2 * len(trace.activities))
+    )
+
+
+def test_every_nanosecond_of_every_step_is_accounted_for(trace):
+    for step in (*trace.breakdown.steps, trace.breakdown.total):
+        host, device, idle, exposed = step.host, step.device, step.device.idle, step.exposed
+        parts = (host.python_ns, host.dispatch_ns, host.library_ns, host.launch_ns, host.runtime_ns, host.blocked_ns)
+        assert sum(parts) == step.window_ns
+        assert device.active_ns + device.other_active_ns + device.idle_ns == device.window_ns
+        assert idle.host_ns + idle.blocked_ns + idle.queue_ns + idle.edge_ns == device.idle_ns
+        exposed_parts = (exposed.delta_ft_ns, exposed.delta_ct_ns, exposed.delta_kt_ns, exposed.other_ns)
+        assert sum(exposed_parts) == idle.host_ns
+        causes = (idle.host_ns, idle.blocked_ns, idle.queue_ns, idle.edge_ns)
+        assert min(*parts, *exposed_parts, *causes, device.active_ns, device.other_active_ns) >= 0
