@@ -4,26 +4,46 @@ import dataclasses
 from pathlib import Path
 
 from taxbreak_vllm.decompose import decompose
-from taxbreak_vllm.model import Breakdown, Calibration, Source, StepBreakdown, StepInfo
+from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Phase, Source, StepBreakdown, StepInfo
 from taxbreak_vllm.spool import STEP, Capture
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, read_events
 
 
-def analyze(path: str | Path, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> Breakdown:
+def analyze(
+    path: str | Path,
+    *,
+    floor_ns: int | None = None,
+    rules: KernelRules | None = None,
+    attribution: Attribution = Attribution.EXCLUSIVE,
+    phase: Phase | None = None,
+    step: str | None = None,
+) -> Breakdown:
     """Decompose a recorded trace (.json, .json.gz, .json.zst) or a capture (its folder).
 
-    `floor_ns` is a measured T_sys in ns; without it the trace's own quickest launches stand for it. Raises
-    TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its StepInfo.
+    `floor_ns` is a measured T_sys in ns; without it the trace's own quickest launches stand for it. `phase` and `step`
+    (a name or, from 0 on, a number) choose the steps to show; total and estimates stay those of the whole trace.
+    Raises TraceFormatError for a file that is missing, damaged, not a trace or without such a step, SpoolError for a
+    capture without its StepInfo.
     """
     path = Path(path)
+    rules = rules or KernelRules.load()
     if (path / STEP).is_file():
-        return analyze_capture(Capture(path), floor_ns=floor_ns, rules=rules)
-    events = read_events(path)
-    return decompose(events, source=_source(events), rules=rules or KernelRules.load(), floor_ns=floor_ns)
+        breakdown = analyze_capture(Capture(path), floor_ns=floor_ns, rules=rules, attribution=attribution)
+    else:
+        events = read_events(path)
+        breakdown = decompose(events, source=_source(events), rules=rules, floor_ns=floor_ns, attribution=attribution)
+    return breakdown if phase is None and step is None else _choose(breakdown, phase, step)
 
 
-def analyze_capture(capture: Capture, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> Breakdown:
+def analyze_capture(
+    capture: Capture,
+    *,
+    floor_ns: int | None = None,
+    rules: KernelRules | None = None,
+    attribution: Attribution = Attribution.EXCLUSIVE,
+) -> Breakdown:
     """Decompose one capture of the spool; its StepInfo gives phase, batch, labels and the plain step time."""
     info = capture.read_info()
     events = read_events(capture.trace_path)
@@ -42,13 +62,27 @@ def analyze_capture(capture: Capture, *, floor_ns: int | None = None, rules: Ker
         rank=server.rank,
         device_type=server.device_type,
     )
-    breakdown = decompose(events, source=source, rules=rules or KernelRules.load(), floor_ns=floor_ns)
+    breakdown = decompose(
+        events, source=source, rules=rules or KernelRules.load(), floor_ns=floor_ns, attribution=attribution
+    )
     return dataclasses.replace(
         breakdown,
         steps=tuple(_labelled(step, info) for step in breakdown.steps),
         total=_labelled(breakdown.total, info),
         calibration=_calibration(info),
     )
+
+
+def _choose(breakdown: Breakdown, phase: Phase | None, name: str | None) -> Breakdown:
+    steps = [
+        step
+        for number, step in enumerate(breakdown.steps)
+        if (phase is None or step.phase == phase) and (name is None or name in (step.name, str(number)))
+    ]
+    if not steps:
+        wanted = " ".join(str(part) for part in (phase, name) if part is not None)
+        raise TraceFormatError(f"{breakdown.source.path}: no step {wanted!r} among its {len(breakdown.steps)}")
+    return dataclasses.replace(breakdown, steps=tuple(steps))
 
 
 def _source(events: Events) -> Source:

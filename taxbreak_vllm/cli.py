@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from taxbreak_vllm.errors import SettingsError, SpoolError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.model import Attribution, Phase
 
 app = typer.Typer(
     name="taxbreak",
@@ -48,6 +49,11 @@ def analyze(
     floor_us: Annotated[
         float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
     ] = None,
+    attribution: Annotated[
+        Attribution, typer.Option(help="exclusive: no instant counts twice; paper: the published definitions")
+    ] = Attribution.EXCLUSIVE,
+    phase: Annotated[Phase | None, typer.Option(help="only the steps of this phase")] = None,
+    step: Annotated[str | None, typer.Option(help="only the step of this name or number, from 0 on")] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
@@ -57,7 +63,9 @@ def analyze(
     from taxbreak_vllm.analysis import analyze as analyze_path
 
     floor_ns = None if floor_us is None else round(floor_us * 1000)
-    breakdowns = [analyze_path(path, floor_ns=floor_ns) for path in paths]
+    breakdowns = [
+        analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step) for path in paths
+    ]
     if html:
         from taxbreak_vllm.export.html import write_html
 
@@ -84,7 +92,7 @@ def analyze(
             console.print(line, highlight=False, markup=False)
         console.print(step_table(breakdown))
         if top:
-            console.print(top_table(breakdown.total, top))
+            console.print(top_table(breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total, top))
 
 
 @app.command()
@@ -168,7 +176,7 @@ def capture(
         "http://127.0.0.1:9797"
     ),
     steps: Annotated[int, typer.Option(min=1, help="how many steps to record")] = 4,
-    phase: Annotated[str | None, typer.Option(help="only steps of this phase: prefill, decode, mixed, …")] = None,
+    phase: Annotated[Phase | None, typer.Option(help="only steps of this phase")] = None,
     timeout_s: Annotated[float, typer.Option(min=1, help="give up after this long (seconds)")] = 60.0,
     stacks: Annotated[bool, typer.Option("--stacks", help="record Python stacks too (slower)")] = False,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,

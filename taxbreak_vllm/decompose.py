@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from taxbreak_vllm import taxes
-from taxbreak_vllm.model import Breakdown, Source, Tier
+from taxbreak_vllm import paper, taxes
+from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
 from taxbreak_vllm.summary import Measured, coverage, devices, group_by_time, named, summarize, threads
 from taxbreak_vllm.trace.cpu import link_cpu
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, has_launch_call, link
@@ -21,7 +21,14 @@ from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
 
 
-def decompose(events: Events, *, source: Source, rules: KernelRules, floor_ns: int | None = None) -> Breakdown:
+def decompose(
+    events: Events,
+    *,
+    source: Source,
+    rules: KernelRules,
+    floor_ns: int | None = None,
+    attribution: Attribution = Attribution.EXCLUSIVE,
+) -> Breakdown:
     """Decompose a trace into ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total.
 
     `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. Raises TraceFormatError
@@ -29,13 +36,14 @@ def decompose(events: Events, *, source: Source, rules: KernelRules, floor_ns: i
     """
     windows = find_steps(events)
     whole = whole_trace(events)
-    measured, notes = measure(events, windows or [whole], rules=rules, floor_ns=floor_ns)
+    measured, notes = measure(events, windows or [whole], rules=rules, floor_ns=floor_ns, attribution=attribution)
     total = summarize(measured, [whole], np.zeros(len(measured.dispatches), dtype=np.intp), is_total=True)[0]
     steps = summarize(measured, windows, group_by_time(windows, measured.dispatches.launch_ns)) if windows else [total]
     if events.is_truncated:
         notes.append("the file ends in the middle: read up to its last whole event")
     return Breakdown(
         source=source if source.device_type else dataclasses.replace(source, device_type=measured.device_type),
+        attribution=attribution,
         coverage=coverage(measured),
         steps=tuple(steps),
         total=named(total, None),
@@ -46,7 +54,12 @@ def decompose(events: Events, *, source: Source, rules: KernelRules, floor_ns: i
 
 
 def measure(
-    events: Events, windows: Sequence[StepWindow], *, rules: KernelRules, floor_ns: int | None
+    events: Events,
+    windows: Sequence[StepWindow],
+    *,
+    rules: KernelRules,
+    floor_ns: int | None = None,
+    attribution: Attribution = Attribution.EXCLUSIVE,
 ) -> tuple[Measured, list[str]]:
     """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate."""
     if is_cpu_backend(events):
@@ -83,7 +96,13 @@ def measure(
         kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, sys_ns),
         tier=Tier.TRACE if floor_ns is None else Tier.FLOOR,
     )
-    return measured, _cuda_notes(base_ns, sys_ns, floor_ns, host)
+    notes = _cuda_notes(base_ns, sys_ns, floor_ns, host)
+    if attribution is Attribution.PAPER:
+        measured = paper.attribute(measured, sys_ns)
+        notes.append(
+            "attribution as published: each kernel from its op's start, device time a sum, nvjet framework-native"
+        )
+    return measured, notes
 
 
 def is_cpu_backend(events: Events) -> bool:
@@ -106,7 +125,7 @@ def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRul
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
     partition = partition_host(host)
-    spans = taxes.spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
+    spans = taxes.cpu_spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
     device = main_device(activities)
     measured = Measured(
         events=events,

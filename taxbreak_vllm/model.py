@@ -32,6 +32,13 @@ class Phase(StrEnum):
     IDLE = "idle"
 
 
+class Attribution(StrEnum):
+    """Whose definitions: ours, where no instant counts twice, or the papers' (`paper.py`)."""
+
+    EXCLUSIVE = "exclusive"
+    PAPER = "paper"
+
+
 class Tier(StrEnum):
     """Where a baseline comes from, best first (methodology section 6)."""
 
@@ -314,7 +321,7 @@ class Breakdown:
     """The decomposition of one trace or capture; `taxbreak.breakdown/1`."""
 
     source: Source
-    attribution: str = "exclusive"
+    attribution: Attribution = Attribution.EXCLUSIVE
     calibration: Calibration = field(default_factory=Calibration)
     coverage: Coverage = field(default_factory=Coverage)
     steps: tuple[StepBreakdown, ...] = ()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model import (
+    Attribution,
     Coverage,
     DeviceShare,
     DeviceTime,
@@ -62,6 +63,7 @@ class Measured:
     ct_ns: Int64 | None
     kt_ns: Int64 | None
     tier: Tier
+    attribution: Attribution = Attribution.EXCLUSIVE
 
 
 def group_by_time(windows: Sequence[StepWindow], at_ns: Int64) -> Index:
@@ -120,10 +122,13 @@ def summarize(
         np.bincount(np.maximum(_lost(m, windows, is_total), 0), minlength=count) if len(m.host.lost_graph_ns) else None
     )
     is_cpu = m.device_type == "cpu"
+    t_device = kernel_sum if m.attribution is Attribution.PAPER else active
 
     steps = []
     for i, step in enumerate(windows):
         ft, ct, kt = (None if column is None else int(column[i]) for column in tax)
+        if is_cpu:  # what comes after the last computing op is the host's too
+            ft = int(host[HostClass.PYTHON, i] + host[HostClass.DISPATCH, i])
         # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
         orchestration = None if ft is None or kt is None else ft + (ct or 0) + kt
         is_lost = lost is not None and lost[i] > 0
@@ -138,7 +143,7 @@ def summarize(
                 device=_device_time(window, i, int(active[i]), int(kernel_sum[i]), int(device_end[i] - start[i])),
                 taxes=Taxes(delta_ft_ns=ft, delta_ct_ns=ct, delta_kt_ns=kt, orchestration_ns=orchestration),
                 exposed=_exposed(window, i),
-                hdbi=None if is_lost or not active[i] else hdbi(int(active[i]), orchestration),
+                hdbi=None if is_lost or not active[i] else hdbi(int(t_device[i]), orchestration),
                 tklqt_ns=None if is_cpu else int(launch_delay[i]),
                 tklqt_per_kernel_ns=None if is_cpu else int(kernel_delay[i]),
                 akd_ns=int(kernel_sum[i] // kernels[i]) if kernels[i] else None,

@@ -53,6 +53,18 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0))
 
 
+def cpu_spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
+    """Share all Python and dispatch time among the computing ops of the CPU backend (methodology section 7).
+
+    Each gets what passed since the last one computed on its thread, or the step began: ops that compute nothing too.
+    """
+    known_from = _first_per_thread(host, step_start)
+    boundary = np.sort(np.concatenate((dispatches.return_key, step_start, known_from)))
+    since = boundary[np.searchsorted(boundary, dispatches.launch_key, side="right") - 1]
+    shares = partition.between(since, dispatches.launch_key)
+    return Spans(t_py=shares[HostClass.PYTHON], t_dispatch=shares[HostClass.DISPATCH])
+
+
 def step_starts(host: Host, dispatches: Dispatches, windows: Sequence[StepWindow]) -> Int64:
     """Place the steps' starts on the threads that launch: what a thread did before a step is not the step's.
 

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import settings
 
 from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.decompose import measure as measure_trace
 from taxbreak_vllm.model import Breakdown, Source
+from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, read_events
+from taxbreak_vllm.trace.steps import find_steps, whole_trace
 
 settings.register_profile("taxbreak", deadline=None, derandomize=True)
 settings.load_profile("taxbreak")
@@ -46,6 +49,18 @@ def read(reference, tmp_path) -> Callable[..., Events]:
         return read_events(path)
 
     return read
+
+
+@pytest.fixture
+def measure(read, rules) -> Callable[..., Measured]:
+    """Write made-up events to a file and measure them, dispatch by dispatch."""
+
+    def measure(events, *, floor_ns=None):
+        columns = read(events)
+        windows = find_steps(columns) or [whole_trace(columns)]
+        return measure_trace(columns, windows, rules=rules, floor_ns=floor_ns)[0]
+
+    return measure
 
 
 @pytest.fixture

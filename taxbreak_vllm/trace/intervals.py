@@ -126,8 +126,10 @@ class Partition:
 
     def back_from(self, t_ns: Int64, number: int, amount_ns: Int64) -> Int64:
         """Return the latest x <= t with `amount` ns of one class in [x, t); needs that much of it before t."""
+        if not len(self.edges_ns):
+            return t_ns
         target = self.until(t_ns)[number] - amount_ns
         prefix = self.before_ns[number]
         # The last edge whose prefix is still <= target; from there on the class runs (or nothing is wanted: x = t).
-        index = np.clip(np.searchsorted(prefix, target, side="right") - 1, 0, max(len(self.edges_ns) - 1, 0))
+        index = np.clip(np.searchsorted(prefix, target, side="right") - 1, 0, len(self.edges_ns) - 1)
         return np.where(amount_ns > 0, self.edges_ns[index] + (target - prefix[index]), t_ns)
