@@ -22,7 +22,7 @@ from taxbreak_vllm.trace.dispatches import (
     next_outer,
     time_line,
 )
-from taxbreak_vllm.trace.intervals import Int64
+from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 
@@ -48,8 +48,9 @@ def link_cpu(
     is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))
     free = (end - start)[is_leaf & is_metadata]
     cost_ns = dispatch_ns if dispatch_ns is not None else int(np.median(free)) if len(free) else 0
-    compute_from = np.maximum(start, _last_child_end(end)) + cost_ns
-    computes = _outermost_custom(end, ~is_metadata & (compute_from < end), aten_name[events.name[ops]])
+    outer = next_outer(end)
+    compute_from = np.maximum(start, _last_child_end(outer, end)) + cost_ns
+    computes = _outermost_custom(outer, ~is_metadata & (compute_from < end), aten_name[events.name[ops]])
     chosen = np.flatnonzero(computes)
     chosen = chosen[np.argsort(compute_from[chosen], kind="stable")]
 
@@ -105,18 +106,17 @@ def link_cpu(
     return host, activities, dispatches, cost_ns
 
 
-def _last_child_end(end: Int64) -> Int64:
-    """Return when the last child of each op returned, -1 for a leaf; ops come in the order (start, longest first)."""
-    outer = next_outer(end)
+def _last_child_end(outer: Index, end: Int64) -> Int64:
+    """Return when the last child of each op returned, -1 for a leaf; `outer` is of `next_outer`."""
     last = np.full(len(end), -1, dtype=np.int64)
     has_outer = outer >= 0
     np.maximum.at(last, outer[has_outer], end[has_outer])
     return last
 
 
-def _outermost_custom(end: Int64, candidate: Bool, is_aten: Bool) -> Bool:
+def _outermost_custom(outer_op: Index, candidate: Bool, is_aten: Bool) -> Bool:
     """Drop the ops outside `aten::` that have a computing op below them: they are glue around it."""
-    outer = next_outer(end).tolist()
+    outer = outer_op.tolist()
     computes = candidate.tolist()
     has_computing_child = [False] * len(outer)
     aten = is_aten.tolist()

@@ -219,17 +219,20 @@ def containing(start: Int64, end: Int64, at: Int64) -> Index:
 def innermost(start: Int64, end: Int64, at: Int64) -> Index:
     """Return for each instant the index of the innermost nested interval [start, end) around it, else -1.
 
-    The intervals come in the order (start, longest first). From the last one begun, step outwards to the next earlier
-    interval that ends later; each round moves all instants that are not there yet, so rounds are at most the depth.
+    The intervals come in the order (start, longest first). Of those that hold any instant, from the last one begun, step
+    outwards to the next earlier that ends later; a round moves all instants not there yet: no more rounds than depth.
     """
-    index = np.searchsorted(start, at, side="right") - 1
-    if not len(start):
+    instants = np.sort(at)
+    holding = np.flatnonzero(np.searchsorted(instants, start) < np.searchsorted(instants, end))
+    if not len(holding):
         return np.full(len(at), -1, dtype=np.intp)
+    end = end[holding]
+    index = np.searchsorted(start[holding], at, side="right") - 1
     outer = next_outer(end)
     while True:
         outside = (index >= 0) & (at >= end[np.maximum(index, 0)])
         if not outside.any():
-            return index
+            return np.where(index >= 0, holding[np.maximum(index, 0)], -1)
         index[outside] = outer[index[outside]]
 
 
