@@ -219,8 +219,8 @@ def containing(start: Int64, end: Int64, at: Int64) -> Index:
 def innermost(start: Int64, end: Int64, at: Int64) -> Index:
     """Return for each instant the index of the innermost nested interval [start, end) around it, else -1.
 
-    The intervals come in the order (start, longest first). Of those that hold any instant, from the last one begun, step
-    outwards to the next earlier that ends later; a round moves all instants not there yet: no more rounds than depth.
+    The intervals come in the order (start, longest first). Of those that hold any instant, from the last one begun,
+    step outwards to the next earlier that ends later; a round moves all instants not there yet: as many as they nest.
     """
     instants = np.sort(at)
     holding = np.flatnonzero(np.searchsorted(instants, start) < np.searchsorted(instants, end))
