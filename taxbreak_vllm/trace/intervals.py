@@ -87,18 +87,21 @@ class Partition:
         """Build from the (start, end) columns that cover classes 1, 2, …, in rising priority; times must be >= 0."""
         num_classes = len(covers) + 1
         time = np.concatenate([part for cover in covers for part in cover])
-        code = np.repeat(np.arange(1, num_classes).repeat(2), [len(part) for cover in covers for part in cover]).astype(
-            np.int8
+        code = np.repeat(
+            np.arange(1, num_classes, dtype=np.int8).repeat(2), [len(part) for cover in covers for part in cover]
         )
         step = np.repeat(
-            np.tile(np.array([1, -1]), num_classes - 1), [len(part) for cover in covers for part in cover]
-        ).astype(np.int32)
+            np.tile(np.array([1, -1], dtype=np.int8), num_classes - 1),
+            [len(part) for cover in covers for part in cover],
+        )
         order = np.argsort(time, kind="stable")
         time, code, step = time[order], code[order], step[order]
         winner = np.zeros(len(time), dtype=np.int8)
         for number in range(1, num_classes):
-            covered = np.cumsum(np.where(code == number, step, 0)) > 0
+            covered = np.cumsum(np.where(code == number, step, 0), dtype=np.int32) > 0
             winner[covered] = number
+        changes = np.concatenate(([True], winner[1:] != winner[:-1]))[: len(time)]
+        time, winner = time[changes], winner[changes]
         length = np.diff(time, append=time[-1:])
         before = np.zeros((num_classes, len(time) + 1), dtype=np.int64)
         for number in range(num_classes):
