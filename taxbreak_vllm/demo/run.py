@@ -129,7 +129,7 @@ def _meaning(breakdowns: Mapping[str, StepBreakdown]) -> Iterator[str]:
     if all(step.tklqt_ns is None and step.taxes.delta_kt_ns == 0 for step in breakdowns.values()):
         yield "On vLLM's CPU backend ops run where they are dispatched: ΔKT is 0 by definition and there is no TKLQT."
     if all(step.taxes.delta_ct_ns is None for step in breakdowns.values()):
-        yield "ΔCT is –, not 0: without replay a library's front-end is not told from its compute and counts as device time."
+        yield "ΔCT is –, not 0: until replay tells it apart, a library's front-end counts as device time."
     yield "HDBI is the device's share of device and host orchestration time: 0 is host-bound, 1 is device-bound."
     known = {title: step for title, step in breakdowns.items() if step.hdbi is not None}
     if known:
