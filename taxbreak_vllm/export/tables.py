@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taxbreak_vllm import taxes
 from taxbreak_vllm.model import Breakdown, StepBreakdown
 from taxbreak_vllm.recording import read_recording
 from taxbreak_vllm.summary import Measured, group_by_time
@@ -23,7 +22,6 @@ from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.steps import StepWindow, whole_trace
-from taxbreak_vllm.trace.timeline import partition_host
 
 
 def dispatches(path: str | Path, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> pd.DataFrame:
@@ -58,7 +56,6 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
     np.maximum.at(t_end, a.dispatch[linked], a.end_ns[linked])
     has_root = d.root >= 0
     root_name, t_root = _roots(m)
-    spans = taxes.spans(m.host, d, partition_host(m.host), _step_starts(m, windows))
     threads = [":".join(thread) for thread in m.events.threads]
     columns = {
         "step": _texts([w.name for w in windows], step, step >= 0),
@@ -77,8 +74,8 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
         "t_return": d.return_ns,
         "t_dev": t_dev,
         "t_end": t_end,
-        "t_py_ns": spans.t_py,
-        "t_dispatch_ns": spans.t_dispatch,
+        "t_py_ns": m.spans.t_py,
+        "t_dispatch_ns": m.spans.t_dispatch,
         "t_launch_ns": _integers(t_dev - d.launch_ns, np.full(len(d), not is_cpu)),
         "delta_ft_ns": _integers_or_na(m.ft_ns, len(d)),
         "delta_ct_ns": _integers_or_na(m.ct_ns, len(d)),
@@ -132,12 +129,6 @@ def _roots(m: Measured) -> tuple[Index, Int64]:
     name[has_root] = e.name[host.op_row[np.searchsorted(op_start, start, side="left")]]
     t_root[has_root] -= d.launch_key[has_root] - start
     return name, t_root
-
-
-def _step_starts(m: Measured, windows: Sequence[StepWindow]) -> Int64:
-    threads = np.unique(m.dispatches.thread)
-    start_ns = np.array([window.start_ns for window in windows], dtype=np.int64)
-    return m.host.key(np.repeat(threads, len(start_ns)), np.tile(start_ns, len(threads)))
 
 
 def _texts(texts: Sequence[str | None], index: NDArray[np.integer[Any]], known: Bool | None = None) -> pd.Series:
