@@ -8,7 +8,9 @@ from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Phase, Source, StepBreakdown, StepInfo
 from taxbreak_vllm.spool import STEP, Capture
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import Events, read_events
+from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+
+MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
 
 def analyze(
@@ -63,13 +65,18 @@ def analyze_capture(
         device_type=server.device_type,
     )
     breakdown = decompose(
-        events, source=source, rules=rules or KernelRules.load(), floor_ns=floor_ns, attribution=attribution
+        events,
+        source=source,
+        rules=rules or KernelRules.load(),
+        floor_ns=floor_ns,
+        attribution=attribution,
+        op_cost_ns=(info.op_cost_ns or 0) if _is_calibrated(info) else 0,
     )
     return dataclasses.replace(
         breakdown,
         steps=tuple(_labelled(step, info) for step in breakdown.steps),
         total=_labelled(breakdown.total, info),
-        calibration=_calibration(info),
+        calibration=_calibration(info, len(events.rows(Kind.OP))),
     )
 
 
@@ -101,7 +108,15 @@ def _labelled(step: StepBreakdown, info: StepInfo) -> StepBreakdown:
     )
 
 
-def _calibration(info: StepInfo) -> Calibration:
+def _is_calibrated(info: StepInfo) -> bool:
+    return info.op_cost_ns is not None and bool(info.plain_window_ns) and info.num_plain >= MIN_PLAIN_STEPS
+
+
+def _calibration(info: StepInfo, num_ops: int) -> Calibration:
     if not info.plain_window_ns:
-        return Calibration()
-    return Calibration(dilation=info.window_ns / info.plain_window_ns)
+        return Calibration(op_cost_ns=info.op_cost_ns)
+    dilation = info.window_ns / info.plain_window_ns
+    if info.op_cost_ns is None or not _is_calibrated(info):
+        return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns)
+    residual = (info.window_ns - num_ops * info.op_cost_ns) / info.plain_window_ns - 1
+    return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated")

@@ -28,15 +28,18 @@ def decompose(
     rules: KernelRules,
     floor_ns: int | None = None,
     attribution: Attribution = Attribution.EXCLUSIVE,
+    op_cost_ns: int = 0,
 ) -> Breakdown:
     """Decompose a trace into ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total.
 
-    `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. Raises TraceFormatError
-    where there is nothing to decompose.
+    `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. `op_cost_ns` is what the
+    profiler added to each op, to be taken off ΔFT. Raises TraceFormatError where there is nothing to decompose.
     """
     windows = find_steps(events)
     whole = whole_trace(events)
-    measured, notes = measure(events, windows or [whole], rules=rules, floor_ns=floor_ns, attribution=attribution)
+    measured, notes = measure(
+        events, windows or [whole], rules=rules, floor_ns=floor_ns, attribution=attribution, op_cost_ns=op_cost_ns
+    )
     total = summarize(measured, [whole], np.zeros(len(measured.dispatches), dtype=np.intp), is_total=True)[0]
     steps = summarize(measured, windows, group_by_time(windows, measured.dispatches.launch_ns)) if windows else [total]
     if events.is_truncated:
@@ -60,10 +63,11 @@ def measure(
     rules: KernelRules,
     floor_ns: int | None = None,
     attribution: Attribution = Attribution.EXCLUSIVE,
+    op_cost_ns: int = 0,
 ) -> tuple[Measured, list[str]]:
     """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate."""
     if is_cpu_backend(events):
-        return _measure_cpu(events, windows, rules)
+        return _measure_cpu(events, windows, rules, op_cost_ns)
     host, activities, dispatches = link(events)
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, rules.classify)
@@ -91,7 +95,8 @@ def measure(
         kind=kind,
         op=op,
         spans=spans,
-        ft_ns=taxes.delta_ft(spans, ct_ns),
+        ft_ns=taxes.observed(taxes.delta_ft(spans, ct_ns), spans.num_ops, op_cost_ns),
+        op_cost_ns=op_cost_ns,
         ct_ns=ct_ns,
         kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, sys_ns),
         tier=Tier.TRACE if floor_ns is None else Tier.FLOOR,
@@ -120,7 +125,9 @@ def is_rocm(events: Events) -> bool:
     )
 
 
-def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRules) -> tuple[Measured, list[str]]:
+def _measure_cpu(
+    events: Events, windows: Sequence[StepWindow], rules: KernelRules, op_cost_ns: int
+) -> tuple[Measured, list[str]]:
     host, activities, dispatches, dispatch_ns = link_cpu(events, rules.is_metadata_op)
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
@@ -140,7 +147,8 @@ def _measure_cpu(events: Events, windows: Sequence[StepWindow], rules: KernelRul
         kind=kind,
         op=op,
         spans=spans,
-        ft_ns=taxes.delta_ft(spans, None),
+        ft_ns=taxes.observed(taxes.delta_ft(spans, None), spans.num_ops, op_cost_ns),
+        op_cost_ns=op_cost_ns,
         ct_ns=None,
         kt_ns=np.zeros_like(spans.t_py),
         tier=Tier.TRACE,

@@ -80,7 +80,8 @@ class StepInfo:
     `step_id` is unique across servers and ranks and safe as a file name. `window_ns` is the recorded (profiled) step,
     `plain_window_ns` the median of the last `num_plain` unrecorded steps of the same phase, token bucket and graph mode
     (None while there are none). `overhead_ns` is what recording cost the step besides its dilation (profiler start and
-    stop). No prompt, token or request id is ever stored.
+    stop); `op_cost_ns` is what the profiler adds to each op it records, calibrated once in this process with empty ops.
+    No prompt, token or request id is ever stored.
     """
 
     step_id: str
@@ -94,6 +95,7 @@ class StepInfo:
     plain_window_ns: int | None = None
     num_plain: int = 0
     overhead_ns: int = 0
+    op_cost_ns: int | None = None
     async_output: bool = False
     capture_id: str | None = None
 
@@ -271,9 +273,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Observer effect (methodology section 5): `dilation` = profiled / plain step; "uncalibrated": it is unknown."""
+    """Observer effect (methodology section 5).
+
+    `dilation` is the recorded step over the median plain one. Where that and the profiler's cost per op are known, the
+    cost is taken off ΔFT and `state` is "calibrated"; `residual` is what the step then still takes beyond the plain
+    one, as a share of it. `host` and `device` stay as recorded.
+    """
 
     dilation: float | None = None
+    op_cost_ns: int | None = None
     residual: float | None = None
     state: str = "uncalibrated"
 

@@ -64,7 +64,7 @@ def kernel_spans(events: Events, activities: Activities, dispatches: Dispatches)
     t_dispatch[has_leaf] = np.maximum(launch_ns[has_leaf] - leaf_start, 0)
     outer = _enclosing_other(events, ops, end)[leaf[has_leaf]]
     t_py[has_leaf] = np.where(outer >= 0, leaf_start - events.start_ns[ops[np.maximum(outer, 0)]], 0)
-    return kernels, Spans(t_py=t_py, t_dispatch=t_dispatch)
+    return kernels, Spans(t_py=t_py, t_dispatch=t_dispatch, num_ops=np.zeros(len(kernels), dtype=np.int64))
 
 
 def _by_external_id(events: Events, ops: Index, wanted: Int64) -> Index:

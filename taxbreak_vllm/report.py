@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from taxbreak_vllm.model import Breakdown, StepBreakdown
+from taxbreak_vllm.model import Breakdown, Calibration, StepBreakdown
 
 TOP_ROWS = 12
 MAX_STEPS = 40
@@ -84,12 +84,18 @@ def summary_lines(breakdown: Breakdown) -> Iterable[str]:
             f"({coverage.graph_launches} graphs), {coverage.unlinked} without a launch event; "
             f"{coverage.events} events read, {coverage.dropped_events} unreadable"
         )
-    dilation = breakdown.calibration.dilation
-    yield f"calibration: {breakdown.calibration.state}" + (
-        "" if dilation is None else f"; recording made this step {dilation:.2f}× as long as a plain one"
-    )
+    yield _calibration(breakdown.calibration)
     notes = [*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]
     yield from (f"note: {note}" for note in dict.fromkeys(notes))
+
+
+def _calibration(calibration: Calibration) -> str:
+    parts = [f"calibration: {calibration.state}"]
+    if calibration.dilation is not None:
+        parts.append(f"recording made this step {calibration.dilation:.2f}× as long as a plain one")
+    if calibration.residual is not None:
+        parts.append(f"{calibration.residual:+.1%} unexplained after {calibration.op_cost_ns} ns an op")
+    return "; ".join(parts)
 
 
 def _name(name: str) -> Text:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from taxbreak_vllm import taxes
 from taxbreak_vllm.model import (
     Attribution,
     Coverage,
@@ -64,6 +65,7 @@ class Measured:
     kt_ns: Int64 | None
     tier: Tier
     attribution: Attribution = Attribution.EXCLUSIVE
+    op_cost_ns: int = 0
 
 
 def group_by_time(windows: Sequence[StepWindow], at_ns: Int64) -> Index:
@@ -112,6 +114,7 @@ def summarize(
 
     thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
     host = m.partition.between(m.host.key(thread, start), m.host.key(thread, end))
+    num_ops = taxes.ops_between(m.host, m.host.key(thread, start), m.host.key(thread, end))
     tax = [_sum_or_none(group, column, count) for column in (m.ft_ns, m.ct_ns, m.kt_ns)]
     launch_delay, kernel_delay = _launch_delays(m, group, owner, count)
     launches = np.bincount(group[group >= 0], minlength=count)
@@ -128,7 +131,7 @@ def summarize(
     for i, step in enumerate(windows):
         ft, ct, kt = (None if column is None else int(column[i]) for column in tax)
         if is_cpu:  # what comes after the last computing op is the host's too
-            ft = int(host[HostClass.PYTHON, i] + host[HostClass.DISPATCH, i])
+            ft = int(taxes.observed(host[HostClass.PYTHON, i] + host[HostClass.DISPATCH, i], num_ops[i], m.op_cost_ns))
         # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
         orchestration = None if ft is None or kt is None else ft + (ct or 0) + kt
         is_lost = lost is not None and lost[i] > 0

@@ -20,10 +20,11 @@ FLOOR_PERCENTILE = 5
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """T_py and T_dispatch of each dispatch (methodology section 2), int64 ns."""
+    """T_py and T_dispatch of each dispatch (methodology section 2), int64 ns, and how many ops began within them."""
 
     t_py: Int64
     t_dispatch: Int64
+    num_ops: Int64
 
 
 def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
@@ -50,7 +51,8 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     returned = np.concatenate(([0], np.maximum.accumulate(dispatches.return_key)))[: len(dispatches)]
     t_boundary = np.maximum(t_boundary, np.minimum(returned, t_root))
     t_py = np.where(is_first, partition.between(t_boundary, t_root)[HostClass.PYTHON], 0)
-    return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0))
+    num_ops = np.where(has_root, ops_between(host, t_from, dispatches.launch_key), 0)
+    return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0), num_ops=num_ops)
 
 
 def cpu_spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
@@ -62,7 +64,13 @@ def cpu_spans(host: Host, dispatches: Dispatches, partition: Partition, step_sta
     boundary = np.sort(np.concatenate((dispatches.return_key, step_start, known_from)))
     since = boundary[np.searchsorted(boundary, dispatches.launch_key, side="right") - 1]
     shares = partition.between(since, dispatches.launch_key)
-    return Spans(t_py=shares[HostClass.PYTHON], t_dispatch=shares[HostClass.DISPATCH])
+    num_ops = ops_between(host, since, dispatches.launch_key)
+    return Spans(t_py=shares[HostClass.PYTHON], t_dispatch=shares[HostClass.DISPATCH], num_ops=num_ops)
+
+
+def ops_between(host: Host, start: Int64, end: Int64) -> Int64:
+    """Count the ops that begin in each [start, end), given as keys."""
+    return np.searchsorted(host.op_start, end, side="left") - np.searchsorted(host.op_start, start, side="left")
 
 
 def step_starts(host: Host, dispatches: Dispatches, windows: Sequence[StepWindow]) -> Int64:
@@ -100,6 +108,11 @@ def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int) -> Int64:
 def delta_ft(spans: Spans, ct_ns: Int64 | None) -> Int64:
     """ΔFT = T_py + T_dispatch - ΔCT (Eq. 1); an unknown ΔCT is not taken off."""
     return spans.t_py + spans.t_dispatch - (0 if ct_ns is None else ct_ns)
+
+
+def observed(tax_ns: Int64, num_ops: Int64, op_cost_ns: int) -> Int64:
+    """Take the profiler's own cost off a tax that holds `num_ops` recorded ops (methodology section 5), down to 0."""
+    return np.asarray(np.maximum(tax_ns - num_ops * op_cost_ns, 0))
 
 
 def delta_kt(is_kernel_launch: Bool, floor_ns: int) -> Int64:

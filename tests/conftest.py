@@ -1,6 +1,7 @@
 """What several test modules share: they are no package, so it comes as fixtures."""
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,10 @@ from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, read_events
 from taxbreak_vllm.trace.steps import find_steps, whole_trace
+
+# A shell that runs us in the background has Ctrl-C ignored, and what we start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("taxbreak", deadline=None, derandomize=True)
 settings.load_profile("taxbreak")

@@ -211,7 +211,7 @@ def test_a_stream_that_overlaps_its_own_work_is_busy_until_the_last_of_it_ends(m
 def test_the_equations_hold_on_columns():
     t_dispatch, i_lib = np.array([10, 40, 25, 90]), np.array([False, True, True, False])
     is_kernel = np.array([True, True, True, False])
-    spans = taxes.Spans(t_py=np.array([1, 2, 3, 4]), t_dispatch=t_dispatch)
+    spans = taxes.Spans(t_py=np.array([1, 2, 3, 4]), t_dispatch=t_dispatch, num_ops=np.zeros(4, dtype=np.int64))
 
     base = taxes.t_base(t_dispatch, i_lib, is_kernel)
     ct = taxes.delta_ct(t_dispatch, i_lib, 30)

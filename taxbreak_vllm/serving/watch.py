@@ -209,6 +209,7 @@ class Watch:
             plain_window_ns=plain_window_ns,
             num_plain=num_plain,
             overhead_ns=overhead_ns,
+            op_cost_ns=self._recorder.op_cost_ns,
             async_output=hasattr(output, "get_output"),
             capture_id=bracket.sample.capture_id,
         )

@@ -68,6 +68,7 @@ def link_cpu(
         stride_ns=stride,
         origin_ns=origin,
         op_row=ops,
+        op_start=start,
         root_start=root_start,
         root_end=root_end,
         call_start=begin,

@@ -34,9 +34,9 @@ _DEVICE_TO_HOST = re.compile(r"DtoH|Device(?: Memory)? -> (?:Host|Pinned|Pageabl
 class Host:
     """What the host threads did.
 
-    Root ops (`root_*`), disjoint and in the order of `key`, and runtime calls (`call_*`), as keys: positions on the
-    shared time line. `call_is_launch` marks kernel and graph launches, `call_is_blocking` what made the host wait,
-    `call_dispatch` indexes Dispatches (-1: no activity came of the call).
+    All ops (`op_*`) in the order of `key`, root ops (`root_*`), disjoint and in that order too, and runtime calls
+    (`call_*`), as keys: positions on the shared time line. `call_is_launch` marks kernel and graph launches,
+    `call_is_blocking` what made the host wait, `call_dispatch` indexes Dispatches (-1: no activity came of the call).
     `num_launches_without_activity` counts launch calls that left no trace on the device, calls nested in another launch
     call aside; `lost_graph_ns` are the starts of those among them that replayed a graph.
     """
@@ -44,6 +44,7 @@ class Host:
     stride_ns: int
     origin_ns: int
     op_row: Index
+    op_start: Int64
     root_start: Int64
     root_end: Int64
     call_start: Int64
@@ -142,6 +143,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         stride_ns=stride,
         origin_ns=origin,
         op_row=ops,
+        op_start=op_start,
         root_start=root_start,
         root_end=root_end,
         call_start=call_start,

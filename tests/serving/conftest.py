@@ -106,12 +106,12 @@ def profiles():
 
 @pytest.fixture
 def open_recorder(profiles):
-    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False):
+    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0):
         def open_profile(step_id, *, stacks):
             profiles.append(FakeProfile(step_id, stacks=stacks, fails_at=fails_at))
             return profiles[-1]
 
-        return Recorder(drops, open_profile=open_profile, is_taken=is_taken)
+        return Recorder(drops, open_profile=open_profile, is_taken=is_taken, time_op=time_op)
 
     return open_recorder
 
