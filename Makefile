@@ -6,7 +6,7 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format clean
+.PHONY: help demo test check lint types format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ format: ## let ruff rewrite what it can
 	$(install) cpu,dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: ## speed and memory of the trace analysis beside its peers, in one run (BENCH=--huge for a 1.2 GB trace)
+	$(install) cpu,test
+	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
