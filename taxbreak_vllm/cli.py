@@ -5,13 +5,15 @@ Results go to stdout, one JSON object with `--json`; progress and errors go to s
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from taxbreak_vllm.errors import SettingsError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Attribution, Phase
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="taxbreak",
@@ -214,9 +216,10 @@ def _print_json(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _console() -> Console:
-    # A table piped into a file should not be cut at 80 columns.
-    console = Console()
+def _console() -> "Console":
+    from rich.console import Console  # a sixth of the start-up, which --json need not pay
+
+    console = Console()  # a table piped into a file should not be cut at 80 columns
     return console if console.is_terminal else Console(width=160)
 
 
