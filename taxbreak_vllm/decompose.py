@@ -79,7 +79,9 @@ def measure(
     base_ns = taxes.t_base(spans.t_dispatch, i_lib, is_kernel_launch & ~dispatches.is_graph & (dispatches.root >= 0))
     ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
     if ct_ns is not None:
-        partition = partition_host(host, taxes.library_spans(partition, dispatches, ct_ns))
+        library = taxes.library_spans(partition, dispatches, ct_ns)
+        del partition  # two at once would be the peak of memory
+        partition = partition_host(host, library)
     sys_ns = taxes.t_sys(activities, dispatches) if floor_ns is None else floor_ns
     device = main_device(activities)
     measured = Measured(

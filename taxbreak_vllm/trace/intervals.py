@@ -80,7 +80,10 @@ class Partition:
 
     edges_ns: Int64
     cls: NDArray[np.int8]
-    before_ns: NDArray[np.int64]  # [num_classes, num_edges + 1]; one prefix sum per class
+    # Per class, the positions of its stretches in `edges_ns` and their summed length before each (and after the last).
+    # A dense table would hold every class's sum at every edge: 48 bytes an edge against 12.
+    _stretches: tuple[NDArray[np.int32], ...]
+    _sums_ns: tuple[Int64, ...]
 
     @classmethod
     def of(cls, covers: list[tuple[Int64, Int64]]) -> "Partition":
@@ -96,6 +99,7 @@ class Partition:
         )
         order = np.argsort(time, kind="stable")
         time, code, step = time[order], code[order], step[order]
+        del order  # as long as all that stays
         winner = np.zeros(len(time), dtype=np.int8)
         for number in range(1, num_classes):
             covered = np.cumsum(np.where(code == number, step, 0), dtype=np.int32) > 0
@@ -103,24 +107,24 @@ class Partition:
         changes = np.concatenate(([True], winner[1:] != winner[:-1]))[: len(time)]
         time, winner = time[changes], winner[changes]
         length = np.diff(time, append=time[-1:])
-        before = np.zeros((num_classes, len(time) + 1), dtype=np.int64)
-        for number in range(num_classes):
-            np.cumsum(np.where(winner == number, length, 0), out=before[number, 1:])
+        stretches = tuple(np.flatnonzero(winner == number).astype(np.int32) for number in range(num_classes))
+        sums = tuple(np.concatenate(([np.int64(0)], np.cumsum(length[own]))) for own in stretches)
         if len(time):
-            before[0] += time[0]  # everything before the first edge is class 0
-        return cls(edges_ns=time, cls=winner, before_ns=before)
+            sums[0][:] += time[0]  # everything before the first edge is class 0
+        return cls(edges_ns=time, cls=winner, _stretches=stretches, _sums_ns=sums)
 
     def until(self, t_ns: Int64) -> NDArray[np.int64]:
         """Return the ns of every class before each t, int64[num_classes, len(t)]."""
+        sums = np.zeros((len(self._stretches), len(t_ns)), dtype=np.int64)
         if not len(self.edges_ns):
-            sums = np.zeros((self.before_ns.shape[0], len(t_ns)), dtype=np.int64)
             sums[0] = t_ns
             return sums
         index = np.searchsorted(self.edges_ns, t_ns, side="right") - 1
-        sums = self.before_ns[:, np.maximum(index, 0)]
+        for number, (own, before) in enumerate(zip(self._stretches, self._sums_ns, strict=True)):
+            sums[number] = before[np.searchsorted(own, index.astype(np.int32), side="left")]
         rest = t_ns - self.edges_ns[np.maximum(index, 0)]
         current = np.where(index >= 0, self.cls[np.maximum(index, 0)], 0)
-        np.add.at(sums, (current, np.arange(len(t_ns))), rest)
+        sums[current, np.arange(len(t_ns))] += rest
         return sums
 
     def between(self, start_ns: Int64, end_ns: Int64) -> NDArray[np.int64]:
@@ -132,7 +136,9 @@ class Partition:
         if not len(self.edges_ns):
             return t_ns
         target = self.until(t_ns)[number] - amount_ns
-        prefix = self.before_ns[number]
-        # The last edge whose prefix is still <= target; from there on the class runs (or nothing is wanted: x = t).
-        index = np.clip(np.searchsorted(prefix, target, side="right") - 1, 0, len(self.edges_ns) - 1)
-        return np.where(amount_ns > 0, self.edges_ns[index] + (target - prefix[index]), t_ns)
+        own, before = self._stretches[number], self._sums_ns[number]
+        if not len(own):
+            return t_ns
+        # The last stretch whose sum is still <= target; x lies in it (or nothing is wanted: x = t).
+        at = np.clip(np.searchsorted(before, target, side="right") - 1, 0, len(own) - 1)
+        return np.where(amount_ns > 0, self.edges_ns[own[at]] + (target - before[at]), t_ns)

@@ -180,6 +180,9 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+_TYPES = (np.int8, np.int64, np.int64, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
+
+
 class _Columns:
     """Collects the columns of all blocks."""
 
@@ -188,7 +191,8 @@ class _Columns:
         self.num_dropped = 0
         self._name_ids: defaultdict[str, int] = _interner()
         self._thread_ids: defaultdict[tuple[int | str, int | str], int] = _interner()
-        self._blocks: list[tuple[NDArray[Any], ...]] = []
+        # Bytes that grow in place: joining blocks at the end would hold every column twice.
+        self._bytes = [bytearray() for _ in _TYPES]
 
     def add(self, text: bytes) -> None:
         """Add the events of a JSON list; raises msgspec.DecodeError, with nothing added, where the text is not one."""
@@ -224,27 +228,23 @@ class _Columns:
             dur_ns = np.array([_exact_ns(e.dur) for e in exact if e.ts is not None], dtype=np.int64)
         name_ids, thread_ids = self._name_ids, self._thread_ids
         args = [e.args for e in rows]
-        self._blocks.append(
-            (
-                np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8),
-                start_ns,
-                start_ns + dur_ns,
-                np.array([name_ids[e.name] for e in rows], dtype=np.int32),
-                np.array([thread_ids[e.pid, e.tid] for e in rows], dtype=np.int32),
-                np.array([a.correlation for a in args], dtype=np.int64),
-                np.array([a.external if a.external >= 0 else a.external_old for a in args], dtype=np.int64),
-                np.array([a.stream for a in args], dtype=np.int64),
-                np.array([a.device for a in args], dtype=np.int64),
-            )
+        parts = (
+            np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8),
+            start_ns,
+            start_ns + dur_ns,
+            np.array([name_ids[e.name] for e in rows], dtype=np.int32),
+            np.array([thread_ids[e.pid, e.tid] for e in rows], dtype=np.int32),
+            np.array([a.correlation for a in args], dtype=np.int64),
+            np.array([a.external if a.external >= 0 else a.external_old for a in args], dtype=np.int64),
+            np.array([a.stream for a in args], dtype=np.int64),
+            np.array([a.device for a in args], dtype=np.int64),
         )
+        for column, part in zip(self._bytes, parts, strict=True):
+            column += part.tobytes()
 
     def finish(self, path: str, around: Around) -> Events:
         """Join the blocks."""
-        types = (np.int8, np.int64, np.int64, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
-        columns = [
-            np.concatenate([block[i] for block in self._blocks]) if self._blocks else np.empty(0, dtype)
-            for i, dtype in enumerate(types)
-        ]
+        columns = [np.frombuffer(part, dtype) for part, dtype in zip(self._bytes, _TYPES, strict=True)]
         kind, start_ns, end_ns, name, thread, correlation, external, stream, device = columns
         names = tuple(self._name_ids)
         # Old traces write one thread as 5 here and as "5" there.
@@ -256,9 +256,9 @@ class _Columns:
             path=path,
             kind=kind,
             start_ns=start_ns,
-            end_ns=np.maximum(end_ns, start_ns),
+            end_ns=np.maximum(end_ns, start_ns, out=end_ns),
             name=name,
-            thread=same[thread],
+            thread=np.take(same, thread, out=thread, mode="clip"),  # "clip" writes in place, "raise" by a copy
             correlation=correlation,
             external=external,
             stream=stream,
