@@ -228,7 +228,7 @@ class _Columns:
             dur_ns = np.array([_exact_ns(e.dur) for e in exact if e.ts is not None], dtype=np.int64)
         name_ids, thread_ids = self._name_ids, self._thread_ids
         args = [e.args for e in rows]
-        parts = (
+        parts: tuple[NDArray[Any], ...] = (
             np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8),
             start_ns,
             start_ns + dur_ns,
