@@ -6,7 +6,7 @@ Nothing is measured here.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -189,6 +189,11 @@ class Baselines:
             rows = self._db.execute("SELECT body FROM environments ORDER BY id").fetchall()
         return [msgspec.json.decode(body, type=Environment) for (body,) in rows]
 
+    def view(self, told: Mapping[str, str]) -> "View | None":
+        """Return what was measured where a trace says it was made; None where nothing or several places fit."""
+        fitting = [environment for environment in self.environments() if environment.fits(**told)]
+        return View(self, fitting[0], self.floors(fitting[0])) if len(fitting) == 1 else None
+
     def put(self, environment: Environment, baselines: Iterable[Baseline]) -> None:
         """Add entries, each in place of an earlier one of its signature, all or none."""
         with self._errors(), self._writing():
@@ -196,6 +201,16 @@ class Baselines:
             self._db.executemany(
                 "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?)",
                 [(key, entry.signature, msgspec.json.encode(entry)) for entry in baselines],
+            )
+
+    def forget(self, environment: Environment, signatures: Iterable[str]) -> None:
+        """Drop those of these entries that failed, crashed, timed out or took too much memory."""
+        own = self.get(environment, list(signatures))
+        again = [key for key, entry in own.items() if entry.outcome not in (Outcome.MEASURED, Outcome.DENIED)]
+        with self._errors(), self._writing():
+            key = self._id(environment)
+            self._db.executemany(
+                "DELETE FROM baselines WHERE environment = ? AND signature = ?", [(key, one) for one in again]
             )
 
     def put_floors(self, environment: Environment, floors: Floors) -> None:
@@ -305,6 +320,19 @@ class Baselines:
             yield
         except sqlite3.Error as error:
             raise BaselineError(f"{self.path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The entries and floors of one environment, for reading."""
+
+    store: Baselines
+    environment: Environment
+    floors: Floors | None
+
+    def get(self, signatures: Sequence[str]) -> dict[str, Baseline]:
+        """Return the entries of these signatures that there are."""
+        return self.store.get(self.environment, signatures)
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 GRAPH_NODES = (1, 8, 64, 512)
 _RUNS = 200
 _GRAPH_RUNS = 50
-_OP_BATCHES, _OPS_PER_BATCH = 21, 64
+_BATCHES, _CALLS_PER_BATCH = 21, 64
 _SOURCE = 'extern "C" __global__ void taxbreak_nothing() {}'
 
 
@@ -98,20 +98,32 @@ def _op_spread(call: Callable[[], object]) -> Spread:
 
 
 def profiler_op_cost(now_ns: Callable[[], int] = time.perf_counter_ns) -> Spread:
-    """ε_op: what recording adds to an op of one tensor, over batches with the profiler and the median without."""
-    empty, op = torch.empty(0), torch.ops.aten.alias.default
+    """ε_op: what recording adds to an op, over batches with the profiler and the median without.
+
+    The cost grows with what there is to record, so the ops are of the kinds a step has most, on no elements.
+    """
+    empty, aten = torch.empty(0), torch.ops.aten
+
+    def five_ops() -> None:
+        aten.slice.Tensor(empty, 0, 0, 0, 1)  # records as_strided too
+        aten.add_.Tensor(empty, empty)
+        aten.copy_.default(empty, empty, True)
+        aten.view.default(empty, [0])
+
     with torch.inference_mode():
-        return _profiler_cost(lambda: op(empty), is_gpu=False, now_ns=now_ns)
+        return _profiler_cost(five_ops, ops=5, is_gpu=False, now_ns=now_ns)
 
 
-def _profiler_cost(call: Callable[[], object], *, is_gpu: bool, now_ns: Callable[[], int]) -> Spread:
+def _profiler_cost(call: Callable[[], object], *, ops: int, is_gpu: bool, now_ns: Callable[[], int]) -> Spread:
+    """The cost per op of a call that records `ops` of them, or per launch."""
+
     def batches() -> list[float]:
         times_ns = []
-        for _ in range(_OP_BATCHES):
+        for _ in range(_BATCHES):
             begun_ns = now_ns()
-            for _ in range(_OPS_PER_BATCH):
+            for _ in range(_CALLS_PER_BATCH):
                 call()
-            times_ns.append((now_ns() - begun_ns) / _OPS_PER_BATCH)
+            times_ns.append((now_ns() - begun_ns) / (_CALLS_PER_BATCH * ops))
             if is_gpu:
                 torch.cuda.synchronize()
         return times_ns
@@ -152,7 +164,7 @@ def _launch_floors(launch: Callable[[], object]) -> list[Floor]:
         Floor(kind=FloorKind.KERNEL, spread=Spread.of(latency_ns.tolist()), nodes=1),
         Floor(
             kind=FloorKind.PROFILER_LAUNCH,
-            spread=_profiler_cost(launch, is_gpu=True, now_ns=time.perf_counter_ns),
+            spread=_profiler_cost(launch, ops=1, is_gpu=True, now_ns=time.perf_counter_ns),
         ),
     ]
 

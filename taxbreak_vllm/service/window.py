@@ -67,7 +67,9 @@ def _coverage(parts: Sequence[Breakdown]) -> Coverage:
     counts = {
         field.name: sum(getattr(part.coverage, field.name) for part in parts)
         for field in fields(Coverage)
-        if field.name != "replay"
+        if field.name not in ("replay", "denied")
     }
     shares = replay_shares([(part.coverage.replay, part.steps[0].taxes.orchestration_ns) for part in parts])
-    return Coverage(**counts, replay=shares)
+    weights_ns = [part.steps[0].taxes.orchestration_ns or 0 for part in parts]
+    denied_ns = sum(part.coverage.denied * weight for part, weight in zip(parts, weights_ns, strict=True))
+    return Coverage(**counts, replay=shares, denied=denied_ns / sum(weights_ns) if sum(weights_ns) else 0.0)
