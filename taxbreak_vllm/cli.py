@@ -296,12 +296,29 @@ def serve(
     results: Annotated[Path | None, typer.Option(help="SQLite file of results")] = None,
     retention_s: Annotated[int | None, typer.Option(help="how long analyzed steps are kept (seconds)")] = None,
     window_s: Annotated[int | None, typer.Option(help="window of the hdbi gauge and the page (seconds)")] = None,
+    baselines: Annotated[Path | None, typer.Option(help="SQLite file of floors and replayed baselines")] = None,
+    replay: Annotated[bool | None, typer.Option(help="replay new signatures in the background")] = None,
+    replay_core_ratio: Annotated[float | None, typer.Option(help="most of one core that replay may take")] = None,
+    replay_device: Annotated[str | None, typer.Option(help="device to replay on; a GPU only when named here")] = None,
 ) -> None:
     """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
     from taxbreak_vllm.service.app import serve as run
     from taxbreak_vllm.settings import load_settings
 
-    run(load_settings(spool=spool, host=host, port=port, results=results, retention_s=retention_s, window_s=window_s))
+    run(
+        load_settings(
+            spool=spool,
+            host=host,
+            port=port,
+            results=results,
+            retention_s=retention_s,
+            window_s=window_s,
+            baselines=baselines,
+            replay=replay,
+            replay_core_ratio=replay_core_ratio,
+            replay_device=replay_device,
+        )
+    )
 
 
 @app.command()

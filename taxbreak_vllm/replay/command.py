@@ -9,7 +9,7 @@ from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome
 from taxbreak_vllm.errors import BaselineError
 from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
-from taxbreak_vllm.replay.runner import Limits, Progress, run
+from taxbreak_vllm.replay.runner import Limits, Progress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.spool import STEP
 from taxbreak_vllm.trace.calls import signature
@@ -51,11 +51,8 @@ def replay_paths(
     here: list[Environment] = []
 
     def check(environment: Environment) -> None:
-        if not environment.fits(**found.told):
-            raise BaselineError(_elsewhere(environment, found))
+        accept(environment, found, store)
         here.append(environment)
-        for task, reason in found.denied:
-            store.put(environment, task.entries(Outcome.DENIED, reason, now_ns=0))
         if retry:
             store.forget(environment, [key for task in found.tasks for key in _keys(task)])
 
@@ -80,6 +77,21 @@ def replay_paths(
         left=left,
         trouble=tuple(entry for entry in ordered if entry.outcome is not Outcome.MEASURED)[:_MAX_TROUBLE],
     )
+
+
+def accept(environment: Environment, found: Plan, store: Baselines) -> None:
+    """Note what is never replayed; raises BaselineError where the traces were not made in this environment."""
+    if not environment.fits(**found.told):
+        raise BaselineError(_elsewhere(environment, found))
+    for task, reason in found.denied:
+        store.put(environment, task.entries(Outcome.DENIED, reason, now_ns=0))
+
+
+def is_done(found: Plan, store: Baselines) -> bool:
+    """Tell without starting a child whether the store has all that a plan asks for."""
+    view = store.view(found.told)
+    tasks = [*found.tasks, *(task for task, _ in found.denied)]
+    return view is not None and not missing(tasks, store, view.environment)
 
 
 def _recordings(path: Path) -> list[Path]:

@@ -5,14 +5,14 @@ since T_dispatch counts from the root op; on the CPU backend the op that compute
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from taxbreak_vllm.decompose import is_cpu_backend
-from taxbreak_vllm.errors import BaselineError
+from taxbreak_vllm.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.recording import Recording, read_recording
 from taxbreak_vllm.replay.denied import reason_denied
 from taxbreak_vllm.replay.task import Task
@@ -37,36 +37,69 @@ class Plan:
 
 
 def plan(paths: Iterable[Path], *, rules: KernelRules | None = None) -> Plan:
-    """Collect the calls of traces or captures.
+    """Collect the calls of traces or captures made in one place.
 
-    Raises BaselineError where they were made in different places, else what reading them raises.
+    Raises BaselineError where they were made in several, or there are none, else what reading them raises.
+    """
+    found = plans(paths, rules=rules)
+    if len(found) != 1:
+        places = "; ".join(" ".join(value for value in one.told.values() if value) for one in found)
+        raise BaselineError(f"the traces were made in {len(found)} places, not one: {places}")
+    return found[0]
+
+
+def plans(
+    paths: Iterable[Path],
+    *,
+    rules: KernelRules | None = None,
+    on_damaged: Callable[[TaxbreakError], None] | None = None,
+) -> list[Plan]:
+    """Collect the calls of traces or captures, one plan a place they were made in.
+
+    Raises what reading them raises, or hands it to `on_damaged` and goes on without that one.
     """
     rules = rules or KernelRules.load()
-    count: Counter[Call] = Counter()
-    kernels: defaultdict[Call, dict[Kernel, None]] = defaultdict(dict)
-    reasons: dict[Call, str] = {}
-    told: dict[str, str] = {}
-    dtypes = set()
+    drafts: defaultdict[tuple[str, ...], _Draft] = defaultdict(_Draft)
     for path in paths:
-        found = read_recording(path)
-        here = found.environment()
-        if told and here != told:
-            raise BaselineError(f"{path}: made in another place than the traces before it: {_differences(told, here)}")
-        told = here
-        dtypes.add(found.info.server.dtype if found.info else "")
-        for signature, times in _signatures(found, rules):
+        try:
+            recording = read_recording(path)
+            told = recording.environment()
+            drafts[tuple(told.values())].add(recording, told, rules)
+        except TaxbreakError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
+    return [draft.finish() for draft in drafts.values()]
+
+
+class _Draft:
+    """A plan being collected."""
+
+    def __init__(self) -> None:
+        self._count: Counter[Call] = Counter()
+        self._kernels: defaultdict[Call, dict[Kernel, None]] = defaultdict(dict)
+        self._reasons: dict[Call, str] = {}
+        self._told: dict[str, str] = {}
+        self._dtypes: set[str] = set()
+
+    def add(self, recording: Recording, told: dict[str, str], rules: KernelRules) -> None:
+        self._told = told
+        self._dtypes.add(recording.info.server.dtype if recording.info else "")
+        for signature, times in _signatures(recording, rules):
             call, reason = _choose(signature)
-            count[call] += times
-            kernels[call][signature.kernel] = None
+            self._count[call] += times
+            self._kernels[call][signature.kernel] = None
             if reason is not None:
-                reasons[call] = reason
-    ordered = [Task(call=call, kernels=tuple(kernels[call])) for call, _ in count.most_common()]
-    return Plan(
-        tasks=tuple(task for task in ordered if task.call not in reasons),
-        denied=tuple((task, reasons[task.call]) for task in ordered if task.call in reasons),
-        told=told,
-        dtype=_KINETO_DTYPES.get(dtypes.pop(), "") if len(dtypes) == 1 else "",
-    )
+                self._reasons[call] = reason
+
+    def finish(self) -> Plan:
+        ordered = [Task(call=call, kernels=tuple(self._kernels[call])) for call, _ in self._count.most_common()]
+        return Plan(
+            tasks=tuple(task for task in ordered if task.call not in self._reasons),
+            denied=tuple((task, self._reasons[task.call]) for task in ordered if task.call in self._reasons),
+            told=self._told,
+            dtype=_KINETO_DTYPES.get(self._dtypes.pop(), "") if len(self._dtypes) == 1 else "",
+        )
 
 
 _KINETO_DTYPES = {"float32": "float", "float16": "c10::Half", "bfloat16": "c10::BFloat16", "float64": "double"}
@@ -94,7 +127,3 @@ def _choose(signature: Signature) -> tuple[Call, str | None]:
         if reason is None:
             break
     return call, reason
-
-
-def _differences(told: dict[str, str], here: dict[str, str]) -> str:
-    return ", ".join(f"{name} {told[name]!r} and {here[name]!r}" for name in told if told[name] != here[name])

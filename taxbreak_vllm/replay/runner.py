@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -33,14 +33,34 @@ _CHUNK_BYTES = 2**16
 class Limits:
     """What a run may take.
 
-    `task_s` is the longest a task may take, `total_s` the run (None: until done), `max_core_ratio` the share of one
-    core (None: all it can get), `batch` how many tasks a child serves before a new one takes over.
+    `task_s` is the longest a task may take, `total_s` the run (None: until done), `batch` how many tasks a child serves
+    before a new one takes over.
     """
 
     task_s: float = 30.0
     total_s: float | None = None
-    max_core_ratio: float | None = None
     batch: int = 512
+
+
+class Pace:
+    """Keeps what children take of the processor to a share of one core, from now on; without a share, to nothing."""
+
+    def __init__(self, max_core_ratio: float | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._max_core_ratio = max_core_ratio
+        self._now_s = now_s
+        self._started_s = now_s()
+        self._spent_ns = 0
+
+    def spend(self, cpu_ns: int) -> None:
+        """Count the processor time of a child that is gone."""
+        self._spent_ns += cpu_ns
+
+    def due_s(self, running_ns: int = 0) -> float:
+        """How long to wait until the share is kept, with what a running child has taken; 0 when it is."""
+        if self._max_core_ratio is None:
+            return 0.0
+        elapsed_s = self._now_s() - self._started_s
+        return max(0.0, (self._spent_ns + running_ns) / 1e9 / self._max_core_ratio - elapsed_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +223,7 @@ def run(
     options: Options,
     limits: Limits,
     *,
+    pace: Pace | None = None,
     check: Callable[[Environment], None] = lambda _: None,
     may_go_on: Callable[[], bool] = lambda: True,
     report: Callable[[Progress], None] = lambda _: None,
@@ -217,17 +238,18 @@ def run(
     from the store.
     """
     started_s = now_s()
-    with Crew(options, limits.batch, open_child) as crew:
+    pace = pace or Pace()
+    with Crew(options, limits.batch, open_child) as crew, _counted(crew, pace):
         environment = crew.environment
         check(environment)
         left = missing(tasks, store, environment)
         done = len(tasks) - len(left)
         for task in left:
             report(Progress(done=done, total=len(tasks), op=task.call.op))
-            while (pause_s := _pause_s(limits, now_s() - started_s, crew.cpu_ns, may_go_on)) != 0:
-                if pause_s is None:
-                    return len(tasks) - done
-                sleep(pause_s)
+            while (due_s := pace.due_s(crew.cpu_ns)) > 0 or not may_go_on():
+                sleep(min(due_s, 1.0) or 1.0)
+            if limits.total_s is not None and now_s() - started_s >= limits.total_s:
+                break
             entries = crew.serve(task, limits.task_s)
             store.put(environment, entries)
             done += 1
@@ -242,23 +264,25 @@ def missing(tasks: Sequence[Task], store: Baselines, environment: Environment) -
     return [task for task in tasks if any(key not in known for key in keys[task])]
 
 
-def measure_floors(options: Options, *, timeout_s: float = 300.0) -> tuple[Environment, Floors]:
+def measure_floors(
+    options: Options, *, pace: Pace | None = None, timeout_s: float = 300.0
+) -> tuple[Environment, Floors]:
     """Measure the floors in a child process; raises ReplayError where that fails."""
     with Child(options) as child:
         try:
             floors = child.serve(None, timeout_s).floors
         except _LostError as error:
             raise ReplayError(f"the floors could not be measured: {error.reason}") from None
+        finally:
+            if pace is not None:
+                pace.spend(child.cpu_ns)
         assert floors is not None
         return child.environment, floors
 
 
-def _pause_s(limits: Limits, elapsed_s: float, cpu_ns: int, may_go_on: Callable[[], bool]) -> float | None:
-    """How long to wait before the next task, at most a second; None when the run's time is over."""
-    if limits.total_s is not None and elapsed_s >= limits.total_s:
-        return None
-    if limits.max_core_ratio is not None:
-        due_s = cpu_ns / 1e9 / limits.max_core_ratio - elapsed_s
-        if due_s > 0:
-            return min(1.0, due_s)
-    return 0 if may_go_on() else 1.0
+@contextmanager
+def _counted(crew: Crew, pace: Pace) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        pace.spend(crew.cpu_ns)
