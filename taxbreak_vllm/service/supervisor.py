@@ -80,7 +80,8 @@ class Supervisor:
             if time.monotonic() - started_s > _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
             if not self._stop.is_set():
-                logger.warning("%s ended (%s) and is started again in %.1f s", " ".join(self._command[:3]), outcome, pause_s)
+                command = " ".join(self._command[:3])
+                logger.warning("%s ended (%s) and is started again in %.1f s", command, outcome, pause_s)
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 self.num_restarts += not self._stop.is_set()
