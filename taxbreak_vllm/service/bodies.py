@@ -208,7 +208,7 @@ _ROW = StepRow(
     phase=Phase.DECODE,
     graph_mode="NONE",
     started_unix_ns=_YEAR_2025_NS,
-    capture_id=None,
+    capture_id=_CAPTURE.id,
     window_ns=_STEP.window_ns,
     active_ns=_STEP.device.active_ns,
     exposed_ns=_STEP.device.idle.host_ns,
@@ -241,13 +241,13 @@ _STATUS = Status(
     analyzer=AnalyzerUse(restarts=0),
 )
 
-EXAMPLES: dict[type, Any] = {
+EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     Capture: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),
-    CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=None)),
+    CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),
 }
 _PROBLEM_SCHEMA = {
     "type": "object",
@@ -266,7 +266,8 @@ _ERRORS = {
     HTTPStatus.BAD_REQUEST: "the body is no JSON",
     HTTPStatus.UNAUTHORIZED: "the key of TAXBREAK_API_KEY is missing or wrong",
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
-    HTTPStatus.CONFLICT: "a capture of this server is running",
+    HTTPStatus.CONFLICT: "a capture of this server is running, or has ended, or several servers could be meant",
+    HTTPStatus.GONE: "the capture was taken back",
     HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here",
     HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",
