@@ -194,13 +194,13 @@ def create_router(
     @router.get(
         "/captures/{capture_id}",
         response_model=CaptureOutcome,
-        responses=answer(CaptureOutcome) | errors(HTTPStatus.NOT_FOUND, HTTPStatus.GONE),
+        responses=answer(CaptureOutcome) | errors(HTTPStatus.NOT_FOUND),
     )
     def capture(results: Store, capture_id: str) -> Response:
         """How far a request has come, and its breakdown once it has ended."""
         row = _find(results, capture_id)
         if row.is_cancelled:
-            raise Problem(HTTPStatus.GONE, "this capture was taken back")
+            raise Problem(HTTPStatus.NOT_FOUND, "this capture was taken back")
         found = msgspec.to_builtins(Capture.of(row, now_ns()))
         if found["status"] != "running" and (window := results.window(capture_id=capture_id)).num_steps:
             found["breakdown"] = window.to_builtins()

@@ -236,7 +236,7 @@ def test_a_capture_taken_back_frees_the_server(client, running, spool):
 
     assert spool.read_request("vllm-a") is None
     assert client.delete(f"captures/{first}").json()["status"] == "cancelled"
-    problem(client.get(f"captures/{first}"), 410)
+    assert problem(client.get(f"captures/{first}"), 404)["detail"] == "this capture was taken back"
     assert client.post("captures", json={}).status_code == 202
 
 
@@ -359,7 +359,19 @@ def test_a_server_that_mounts_the_routes_asks_itself(serve, running, spool, make
 
 @pytest.mark.parametrize(
     "body",
-    [{"steps": 0}, {"steps": 257}, {"steps": "5"}, {"steps": True}, {"phase": "x"}, {"timeout_s": 0}, {"n": 1}, [], 7],
+    [
+        {"steps": 0},
+        {"steps": 257},
+        {"steps": "5"},
+        {"steps": True},
+        {"steps": 1.5},
+        {"phase": "x"},
+        {"timeout_s": 0},
+        {"timeout_s": "9"},
+        {"n": 1},
+        [],
+        7,
+    ],
 )
 def test_a_wrong_body_is_a_problem_and_asks_for_nothing(client, running, spool, body):
     assert problem(client.post("captures", json=body), 422)["errors"]
