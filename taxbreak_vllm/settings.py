@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         pattern=r"^(cpu|cuda(:\d+)?)$",
         description="device to replay on in the background: cpu, cuda or cuda:N; a GPU only when named",
     )
+    captures_per_minute: int = Field(
+        default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
+    )
     api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
 
     @property
