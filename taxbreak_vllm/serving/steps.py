@@ -76,12 +76,12 @@ def is_generation(scheduled: ScheduledStep) -> bool:
         scheduled.scheduled_new_reqs
         or cached.resumed_req_ids
         or scheduled.scheduled_encoder_inputs
-        or 0 in cached.num_output_tokens
+        or not all(cached.num_output_tokens)
     ):
         return False
+    num_more = scheduled.total_num_scheduled_tokens - len(scheduled.num_scheduled_tokens)
     drafts_by_id = scheduled.scheduled_spec_decode_tokens
-    num_drafts = sum(map(len, drafts_by_id.values())) if drafts_by_id else 0
-    return scheduled.total_num_scheduled_tokens == len(scheduled.num_scheduled_tokens) + num_drafts
+    return num_more == (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0)
 
 
 def classify(scheduled: ScheduledStep) -> Work:
