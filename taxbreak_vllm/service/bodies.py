@@ -11,6 +11,8 @@ from taxbreak_vllm.model import (
     Batch,
     Breakdown,
     Calibration,
+    Control,
+    ControlState,
     Coverage,
     DeviceTime,
     ExposedTax,
@@ -22,6 +24,7 @@ from taxbreak_vllm.model import (
     StepBreakdown,
     Taxes,
     Tier,
+    WorkerControl,
     WorkerState,
 )
 from taxbreak_vllm.service.problems import MEDIA_TYPE
@@ -54,6 +57,21 @@ class CaptureBody(BaseModel):
         default=60, ge=1, le=3600, description="give up after this many seconds"
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
+    server_id: str | None = Field(default=None, description="which server, where several are running")
+
+
+class ControlBody(BaseModel):
+    """How a server shall record from now on; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"sample_every": 500}]})
+
+    enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
+    sample_every: Annotated[int, _Number] | None = Field(
+        default=None, ge=2, le=2**31, description="record one step in this many of each kind"
+    )
+    overhead_budget_ratio: Annotated[float, _Number] | None = Field(
+        default=None, gt=0, le=1, description="share of wall time that recording may take"
+    )
     server_id: str | None = Field(default=None, description="which server, where several are running")
 
 
@@ -212,6 +230,28 @@ _CAPTURE = Capture(
     created_unix_ns=_YEAR_2025_NS,
     expires_unix_ns=_YEAR_2025_NS + 30 * 10**9,
 )
+_CONTROL = ControlState(
+    server_id="vllm-a",
+    applied=True,
+    control=Control(
+        control_id="5b1e2d4c6f0f0e6f7d3c3b4f0f9d7c3a",
+        enabled=True,
+        sample_every=500,
+        overhead_budget_ratio=0.005,
+        updated_unix_ns=_YEAR_2025_NS,
+    ),
+    workers=(
+        WorkerControl(
+            engine="0",
+            rank=0,
+            enabled=True,
+            off_reason="",
+            sample_every=500,
+            overhead_budget_ratio=0.005,
+            control_id="5b1e2d4c6f0f0e6f7d3c3b4f0f9d7c3a",
+        ),
+    ),
+)
 _ROW = StepRow(
     step_id="vllm-a-0-1000",
     server_id="vllm-a",
@@ -259,6 +299,7 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     Capture: msgspec.to_builtins(_CAPTURE),
+    ControlState: msgspec.to_builtins(_CONTROL),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),
     CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),
 }

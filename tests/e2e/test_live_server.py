@@ -82,6 +82,7 @@ def requests_under_way(server):
 def live(processes, tiny_llama):
     spool = processes.folder / "spool"
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
+    env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
     vllm = start_vllm(processes, tiny_llama, env=env)
     live = Live(vllm, start_sidecar(processes, spool).wait(), Spool(spool, max_bytes=2**30, max_captures=10**6))
     vllm.wait()

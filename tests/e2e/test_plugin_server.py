@@ -18,6 +18,7 @@ def start(processes, tiny_llama):
     def start(num_api_servers):
         spool = processes.folder / f"spool{num_api_servers}"
         env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
+        env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
         flags = ("--api-key", "none", "--api-server-count", str(num_api_servers))
         return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}").wait()
 
@@ -47,6 +48,14 @@ def test_the_routes_are_behind_the_servers_own_key(server):
 def test_vllms_own_routes_still_answer(server):
     assert httpx.get(f"{server.url}/metrics", timeout=30.0).is_success
     assert httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=30.0).is_success
+
+
+def test_each_of_its_api_servers_knows_which_server_it_belongs_to(server_of_two):
+    """Connections are spread over both; the engine's id is not theirs."""
+    found = [_get(server_of_two, "control") for _ in range(24)]
+
+    assert [response.status_code for response in found] == [200] * 24
+    assert len({response.json()["server_id"] for response in found}) == 1
 
 
 def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
