@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from taxbreak_vllm.errors import TaxbreakError, TraceFormatError
+from taxbreak_vllm.errors import SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Breakdown, Server, StepInfo
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import Capture, Spool
@@ -95,6 +95,8 @@ class Analyzer:
     def _decompose(self, capture: Capture) -> None:
         try:
             info = capture.read_info()
+            if info.step_id != capture.step_id:
+                raise SpoolError(f"{capture.path}: a copy of {info.step_id}, which counts under its own name only")
             breakdown = self._analyze(capture)
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")

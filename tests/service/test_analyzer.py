@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,17 @@ def test_a_capture_without_its_info_is_counted_under_its_workers_labels(make_ana
 
     (dropped,) = [t for t in results.totals() if t.counter == "dropped"]
     assert (dropped.model_name, dropped.label, dropped.value) == ("tiny", "analysis_failed", 1)
+
+
+def test_a_copy_of_a_capture_under_another_name_is_not_counted_again(make_analyzer, put, results):
+    original = put("a")
+    shutil.copytree(original.path, original.path.with_name("b"))
+
+    make_analyzer().turn()
+
+    assert {step.step_id for step in results.steps()} == {"a"}
+    assert counted(results, "dropped", "analysis_failed") == 1
+    assert "a copy of a" in results.failure("b")
 
 
 def test_a_fault_of_our_own_costs_one_capture(make_analyzer, put, results, caplog):
