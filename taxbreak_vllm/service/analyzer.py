@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -111,7 +112,12 @@ class Analyzer:
             self._results.forget_attempts(capture.step_id)  # we are asked to leave: not the capture's fault
             raise
         else:
-            self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+            try:
+                self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+            except sqlite3.OperationalError:
+                with suppress(sqlite3.OperationalError):
+                    self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
+                raise
 
     def _set_aside(self, capture: Capture, reason: str, detail: str) -> None:
         line = " ".join(detail.split())[:_MAX_DETAIL]
@@ -140,6 +146,16 @@ class Analyzer:
         self._housekeeping_due_ns = now_ns + _HOUSEKEEPING_NS
 
 
+def run_on(analyzer: Analyzer, stop: StopEvent) -> None:
+    """Run until `stop` is set, through times in which the results cannot be written."""
+    while not stop.is_set():
+        try:
+            analyzer.run(stop)
+        except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
+            logger.warning("the results cannot be written: %s; trying again", error)
+            stop.wait(_POLL_S)
+
+
 def _info_or_none(capture: Capture) -> StepInfo | None:
     try:
         return capture.read_info()
@@ -161,7 +177,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     try:
         with _claimed(spool, stop), Results(options.results) as results:
             analyze = _bounded((load or _load_analysis)(), options.limit_s)
-            Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9).run(stop)
+            run_on(Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
         return 1
