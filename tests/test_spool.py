@@ -51,7 +51,11 @@ def test_a_link_is_no_capture_no_rank_and_no_server_as_it_may_lead_out_of_the_sp
     put(spool, "one")
     (outside := tmp_path / "outside").mkdir()
     inside = spool.root / "server-a" / "0"
-    for link, target in ((inside / "two", inside / "one"), (inside.with_name("1"), inside), (spool.root / "b", outside)):
+    for link, target in (
+        (inside / "two", inside / "one"),
+        (inside.with_name("1"), inside),
+        (spool.root / "b", outside),
+    ):
         link.symlink_to(target)
 
     assert [capture.path for capture in spool.captures()] == [inside / "one"]
