@@ -56,7 +56,10 @@ def test_a_picked_step_becomes_a_capture_beside_its_plain_twin(open_watch, decod
     (capture,) = _captures(watch, tmp_path)
     info = capture.read_info()
     assert info.step_id == capture.step_id == "server.r0.s4"
-    assert (info.phase, info.batch) == (Phase.DECODE, Batch(requests=2, prompt_tokens=0, output_tokens=2))
+    assert (info.phase, info.batch) == (
+        Phase.DECODE,
+        Batch(requests=2, prompt_tokens=0, output_tokens=2, draft_tokens=0, accepted_tokens=0),
+    )
     assert (info.window_ns, info.plain_window_ns, info.num_plain) == (1000, 1000, 3)
     assert info.overhead_ns == 2000  # the readings before the profiler starts and after it stopped
     assert (info.graph_mode, info.async_output, info.capture_id) == ("none", False, None)
@@ -93,7 +96,9 @@ def test_a_step_that_samples_nothing_has_no_output_tokens(open_watch, schedule, 
         _run(watch, schedule({"a": 5}, new=[("a", 5, 0)]), has_sampled=False)
 
     (capture,) = _captures(watch, tmp_path)
-    assert capture.read_info().batch == Batch(requests=1, prompt_tokens=5, output_tokens=0)
+    assert capture.read_info().batch == Batch(
+        requests=1, prompt_tokens=5, output_tokens=0, draft_tokens=0, accepted_tokens=0
+    )
 
 
 def test_a_request_records_consecutive_steps_and_its_progress_is_published(open_watch, decode, tmp_path):
@@ -322,5 +327,7 @@ def test_overhead_is_what_recording_took_and_serving_time_starts_with_the_first_
         _run(watch, decode)
 
     (capture,) = _captures(watch, tmp_path)
-    assert watch.state().overhead_ns == capture.read_info().overhead_ns + watch.outbox.export_ns
+    info = capture.read_info()
+    dilation_ns = info.window_ns - info.plain_window_ns
+    assert watch.state().overhead_ns == info.overhead_ns + dilation_ns + watch.outbox.cost_ns
     assert watch.state().serving_ns > 0
