@@ -15,7 +15,6 @@ from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
-from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.
@@ -57,9 +56,11 @@ def plain_answers(tiny_llama, answers, tmp_path_factory):
 
 
 # Far more than a real server needs, so that a test sees many samples soon.
-SAMPLE_OFTEN = {"TAXBREAK_SAMPLE_EVERY": "16", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
-if "overhead_budget_ratio" in Settings.model_fields:
-    SAMPLE_OFTEN["TAXBREAK_OVERHEAD_BUDGET_RATIO"] = "1"
+SAMPLE_OFTEN = {
+    "TAXBREAK_SAMPLE_EVERY": "16",
+    "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
+    "TAXBREAK_SPOOL_MAX_CAPTURES": "10000",
+}
 
 
 @dataclass

@@ -5,22 +5,25 @@ a fault in a step ends it for good. `clock -7200` in the file sets the clock tha
 """
 
 import functools
+import itertools
 import os
 import time
 from pathlib import Path
 from typing import Any, Self
 
-from taxbreak_vllm.serving import outbox, recorder, sampler, steps, watch, worker
+from taxbreak_vllm.serving import kinds, outbox, policy, recorder, sampler, watch, worker
 from taxbreak_vllm.spool import Spool
 
 PARTS = {
-    "classify": (watch, "classify"),
+    "Kinds.of_step": (kinds.Kinds, "of_step"),
+    "Kind.add": (kinds.Kind, "add"),
+    "Kind.median": (kinds.Kind, "median"),
+    "Kinds.histograms": (kinds.Kinds, "histograms"),
     "Sampler.decide": (sampler.Sampler, "decide"),
-    "Sampler.follow": (sampler.Sampler, "follow"),
-    "GraphModes.of": (steps.GraphModes, "of"),
-    "StepTimes.add": (steps.StepTimes, "add"),
-    "StepTimes.median": (steps.StepTimes, "median"),
-    "StepTimes.histograms": (steps.StepTimes, "histograms"),
+    "Policy.allows": (policy.Policy, "allows"),
+    "Policy.settle": (policy.Policy, "settle"),
+    "Policy.follow": (policy.Policy, "follow"),
+    "classify": (watch, "classify"),
     "ask_graph_mode": (watch, "_ask"),
     "TorchProfile.open": (recorder.TorchProfile, "__init__"),
     "TorchProfile.start": (recorder.TorchProfile, "start"),
@@ -35,6 +38,7 @@ PARTS = {
 # These fail once they have done their work: a profiler left on would be another fault than the one meant.
 LATE = {"TorchProfile.stop"}
 
+_server_id = worker.server_id
 _CONTROL = Path(os.environ["FAULTY_CONTROL"])
 
 
@@ -67,10 +71,13 @@ class Reopened:
     """Stands for the worker's watch, a new one after every change of the control file."""
 
     def __init__(self, its_worker: Any) -> None:
+        self._numbers = itertools.count()
         self._open(its_worker)
 
     def _open(self, its_worker: Any) -> None:
         self._fault = _fault()
+        number = next(self._numbers)  # each is a server of its own, as its steps are numbered from 1 again
+        worker.server_id = lambda config: f"{_server_id(config)}-{number}"
         opened = worker.open_watch(its_worker)
         assert opened is not None
         opened._unix_ns = _unix_ns

@@ -13,11 +13,12 @@ from taxbreak_vllm.demo.servers import Server, start_vllm
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 REASONS = {
-    "classify": "hook",
+    "Kinds.of_step": "hook",
+    "Kind.add": "hook",
+    "Kind.median": "hook",
     "Sampler.decide": "hook",
-    "GraphModes.of": "hook",
-    "StepTimes.add": "hook",
-    "StepTimes.median": "hook",
+    "Policy.allows": "hook",
+    "classify": "hook",
     "ask_graph_mode": "hook",
     "Outbox.offer": "hook",
     "TorchProfile.open": "profiler",
@@ -27,9 +28,13 @@ REASONS = {
     "Spool.put": "export",
     "Spool.put_state": "outbox",
     "Spool.read_request": "outbox",
-    "Sampler.follow": "outbox",
-    "StepTimes.histograms": "outbox",
+    "Policy.settle": "outbox",
+    "Policy.follow": "outbox",
+    "Kinds.histograms": "outbox",
 }
+
+# While these fail the worker cannot say what it counts, or not anew; it does before its successor takes over.
+UNHEARD = {"Spool.put_state", "Kinds.histograms", "Policy.settle", "Policy.follow", "Spool.read_request"}
 
 _SEEDS = iter(range(1, 10**6))
 
@@ -56,7 +61,7 @@ class Breakable:
 
     def goes_on(self):
         before = self.watched.value("sampled_steps_total")
-        self.load_until(lambda: self.watched.value("sampled_steps_total") >= before + 4, "sampling again")
+        self.load_until(lambda: self.watched.value("sampled_steps_total") > before, "sampling again")
         self.watched.settle()
 
 
@@ -74,19 +79,17 @@ def breakable(processes, tiny_llama, sample_often, watch_spool):
 
 @pytest.mark.parametrize(("part", "reason"), REASONS.items())
 def test_a_part_of_ours_that_raises_costs_samples_and_no_answer(breakable, answers, plain_answers, part, reason):
-    breakable.goes_on()
     before = breakable.watched.dropped(reason)
 
     breakable.turn_to(part)
     told = answers(breakable.server)
-    if reason == "hook":  # nothing that hangs on it comes back by itself
+    if part not in UNHEARD:
         breakable.load_until(lambda: breakable.watched.dropped(reason) > before, f"counting {reason}")
-    again = answers(breakable.server)
     breakable.turn_to("")
 
-    assert told == again == plain_answers
-    breakable.load_until(lambda: breakable.watched.dropped(reason) > before, f"counting {reason}")
+    assert told == plain_answers
     breakable.goes_on()
+    assert breakable.watched.dropped(reason) > before
 
 
 def test_a_clock_that_steps_back_under_the_worker_loses_no_step_and_counts_none_twice(
@@ -102,7 +105,9 @@ def test_a_clock_that_steps_back_under_the_worker_loses_no_step_and_counts_none_
     breakable.turn_to("")
     breakable.goes_on()
     url = f"{breakable.watched.sidecar.url}/v1/taxbreak/captures"
-    asked = httpx.post(url, json={"steps": 4}, timeout=30.0).raise_for_status().json()
+    servers = breakable.watched.get("/v1/taxbreak/status").json()["servers"]
+    newest = max(servers, key=lambda state: state["started_unix_ns"])["server"]["server_id"]
+    asked = httpx.post(url, json={"steps": 4, "server_id": newest}, timeout=30.0).raise_for_status().json()
     breakable.load_until(
         lambda: breakable.watched.get(f"/v1/taxbreak/captures/{asked['id']}").json()["analyzed"] == 4, "captured"
     )
