@@ -147,12 +147,12 @@ def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar
         f"{ON}, {TIMES}×": (WORKER_EXTENSION, settings("often", often)),
     }
     servers = {}
-    for name, (flags, env) in kinds.items():
-        _say(f"starting the server: {name}")
-        servers[name] = start_vllm(processes, model, flags=flags, env=env, name=f"vllm-{len(servers)}").wait()
+    _say(f"starting {len(kinds)} servers")
+    for number, (name, (flags, env)) in enumerate(kinds.items()):
+        servers[name] = start_vllm(processes, model, flags=flags, env=env, name=f"vllm-{number}")
         if with_sidecar and name.startswith(ON):
-            start_sidecar(processes, Path(env["TAXBREAK_SPOOL"]), name=f"sidecar-{len(servers)}").wait()
-    return servers
+            start_sidecar(processes, Path(env["TAXBREAK_SPOOL"]), name=f"sidecar-{number}").wait()
+    return {name: server.wait() for name, server in servers.items()}
 
 
 def _arrivals(client: Client, server: Server, options: argparse.Namespace) -> dict[str, Arrivals]:

@@ -100,8 +100,7 @@ def victim(disk, processes, tiny_llama, answers, sample_often, watch_spool):
 
     a_file.unlink()
     root.mkdir(parents=True, mode=0o700)
-    # its results lie elsewhere: what the sidecar does without its own file is not this module's matter
-    env = {"TAXBREAK_RESULTS": str(processes.folder / "results.sqlite3")}
+    env = {"TAXBREAK_RESULTS": str(folder / "results.sqlite3")}  # to be deleted with the spool is another fault
     return Victim(server, watch_spool(processes, root, env=env), folder, is_mounted, first_answers)
 
 
@@ -125,10 +124,12 @@ def test_a_full_disk_costs_the_samples_and_nothing_else(victim, answers, plain_a
     told = answers(victim.server)
     victim.load()
     left = {capture.step_id for capture in victim.watched.spool.captures()}
+    scraped = httpx.get(f"{victim.watched.sidecar.url}/metrics", timeout=30.0).status_code
     filler.unlink()
 
     assert told == plain_answers
     assert left == stored
+    assert scraped in (200, 503)
     victim.wait_for_drops("spool", before=before)
     victim.goes_on()
     assert not [line for line in victim.warnings() if "Traceback" in line]
@@ -270,7 +271,7 @@ def test_a_sidecar_killed_in_mid_analysis_counts_each_step_once_when_it_is_back(
     victim, processes, answers, plain_answers, watch_spool
 ):
     victim.goes_on()
-    results = processes.folder / "results.sqlite3"
+    results = victim.disk / "results.sqlite3"
     (analyzer,) = _pids("taxbreak_vllm.service.analyzer", victim.root)
 
     def is_caught_at_work():
@@ -306,7 +307,7 @@ def test_a_clock_that_steps_back_under_the_sidecar_loses_no_step_and_counts_none
         pytest.skip("needs libfaketime: apt-get install faketime")
     offset = processes.folder / "offset"
     offset.write_text("+0")
-    results = {"TAXBREAK_RESULTS": str(processes.folder / "results.sqlite3")}
+    results = {"TAXBREAK_RESULTS": str(victim.disk / "results.sqlite3")}
     fake = {"LD_PRELOAD": str(libraries[0]), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
     victim.watched.settle()
     victim.watched.sidecar.process.stop()
