@@ -101,7 +101,9 @@ def victim(disk, processes, tiny_llama, answers, sample_often, watch_spool):
     a_file.unlink()
     root.mkdir(parents=True, mode=0o700)
     env = {"TAXBREAK_RESULTS": str(folder / "results.sqlite3")}  # to be deleted with the spool is another fault
-    return Victim(server, watch_spool(processes, root, env=env), folder, is_mounted, first_answers)
+    victim = Victim(server, watch_spool(processes, root, env=env), folder, is_mounted, first_answers)
+    victim.goes_on()
+    return victim
 
 
 def test_a_server_that_starts_without_a_spool_answers_and_says_so_once_and_goes_on_once_it_has_one(
@@ -110,14 +112,13 @@ def test_a_server_that_starts_without_a_spool_answers_and_says_so_once_and_goes_
     assert victim.first_answers == plain_answers
     assert len([line for line in victim.warnings() if "cannot publish" in line]) == 1
 
-    victim.load_until(lambda: victim.watched.dropped("spool") > 0, "counting what was lost")
-    victim.goes_on()
+    assert victim.watched.dropped("spool") > 0
+    assert victim.watched.value("sampled_steps_total") > 0
 
 
 def test_a_full_disk_costs_the_samples_and_nothing_else(victim, answers, plain_answers):
     if not victim.is_mounted:
         pytest.skip("a disk that may be filled has to be mounted, and only root may do that")
-    victim.goes_on()
     before, stored = victim.watched.dropped("spool"), {capture.step_id for capture in victim.watched.spool.captures()}
 
     filler = _fill(victim.disk)
@@ -145,7 +146,6 @@ def _fill(disk):
 
 
 def test_a_spool_that_becomes_unwritable_costs_the_samples_and_nothing_else(victim, answers, plain_answers):
-    victim.goes_on()
     before = victim.watched.dropped("spool")
 
     away = victim.root.with_name("away")
@@ -162,7 +162,6 @@ def test_a_spool_that_becomes_unwritable_costs_the_samples_and_nothing_else(vict
 
 
 def test_a_spool_that_is_deleted_comes_back(victim, answers, plain_answers):
-    victim.goes_on()
     before = victim.watched.value("sampled_steps_total")
 
     shutil.rmtree(victim.root)
@@ -270,7 +269,6 @@ def _pids(*words):
 def test_a_sidecar_killed_in_mid_analysis_counts_each_step_once_when_it_is_back(
     victim, processes, answers, plain_answers, watch_spool
 ):
-    victim.goes_on()
     results = victim.disk / "results.sqlite3"
     (analyzer,) = _pids("taxbreak_vllm.service.analyzer", victim.root)
 
@@ -340,7 +338,6 @@ def test_vllms_profiler_and_ours_leave_each_other_alone_whichever_starts_first(
     victim, processes, answers, plain_answers, requests_under_way
 ):
     """Theirs starts while we record every step, runs while we would sample, and ends before we go on."""
-    victim.goes_on()
     before, theirs = victim.watched.dropped("vllm_profiler"), _their_traces(processes)
 
     url = f"{victim.watched.sidecar.url}/v1/taxbreak/captures"
@@ -371,7 +368,6 @@ def test_a_worker_and_an_engine_killed_in_mid_capture_leave_nothing_half_read_an
     victim, processes, tiny_llama, answers, plain_answers, sample_often
 ):
     """Two servers on one spool: the second is killed, and its successor too; the first never notices."""
-    victim.goes_on()
     lost = victim.watched.dropped("analysis_failed")
     env = sample_often | {"TAXBREAK_SPOOL": str(victim.root)}
     for killed in ("worker", "engine"):
