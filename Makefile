@@ -6,7 +6,7 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench bench-serving soak compat clean
+.PHONY: help demo test check lint types format bench bench-step bench-serving soak compat clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ format: ## let ruff rewrite what it can
 bench: ## speed and memory of the trace analysis beside its peers, in one run (BENCH=--huge for a 1.2 GB trace)
 	$(install) cpu,test
 	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
+
+bench-step: ## what an unrecorded step costs the worker, beside empty wrappers
+	$(install) cpu,test
+	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
 
 bench-serving: ## what the plugin costs a server, as `vllm bench serve` sees it, in pairs (BENCH='--pairs 20 --round-s 8')
 	$(install) cpu,test

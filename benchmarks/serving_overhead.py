@@ -72,7 +72,7 @@ Values = dict[str, dict[str, dict[str, list[float]]]]
 def main() -> None:
     """Measure, print, write."""
     options = _options()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     load_before = os.getloadavg()[0]
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Processes(Path(folder)) as processes:

@@ -157,6 +157,30 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerControl:
+    """How one worker records now; the members are those of `WorkerState`."""
+
+    engine: str
+    rank: int
+    enabled: bool
+    off_reason: str | None = None
+    sample_every: int | None = None
+    overhead_budget_ratio: float | None = None
+    slowdown: int = 1
+    control_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlState:
+    """What was last said about a server's recording, None for nothing yet, and what its workers do."""
+
+    server_id: str
+    applied: bool
+    control: Control | None
+    workers: tuple[WorkerControl, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureRequest:
     """A wish for the next `steps` steps of one server, written into the spool by whoever asks, read by its workers."""
 

@@ -107,6 +107,13 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
 
+    def messages_ns(self, server_id: str) -> int | None:
+        """Return when the messages to a server last changed, to the clock tick of the file system; None with none."""
+        try:
+            return os.stat(self.root / _checked(server_id)).st_mtime_ns
+        except OSError:
+            return None
+
     def read_request(self, server_id: str) -> CaptureRequest | None:
         """Return the standing request for a server, None where there is none or it cannot be read."""
         try:

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 import taxbreak_vllm
 from taxbreak_vllm.errors import SpoolError
 from taxbreak_vllm.model import CaptureRequest, Phase
+from taxbreak_vllm.service.control import add_control_routes
 from taxbreak_vllm.service.problems import Problem, problem_route
 from taxbreak_vllm.service.results import CaptureRow, Results
-from taxbreak_vllm.service.servers import live, recording
+from taxbreak_vllm.service.servers import choose, live, recording
 from taxbreak_vllm.service.window import merge
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
@@ -139,7 +140,7 @@ def create_router(
     def ask(results: Store, request: Request, body: CaptureBody) -> Response:
         """Ask a running server for its next steps."""
         now = now_ns()
-        target = _choose(recording(live(spool.states(), now_ns=now)), body.server_id or server_id())
+        target = choose(recording(live(spool.states(), now_ns=now)), body.server_id or server_id())
         wish = CaptureRequest(
             capture_id=uuid.uuid4().hex,
             steps=body.steps,
@@ -186,19 +187,8 @@ def create_router(
             results.cancel_capture(capture_id)
         return _json(_describe(_find(results, capture_id), now_ns()))
 
+    add_control_routes(router, spool, server_id=server_id, now_ns=now_ns)
     return router
-
-
-def _choose(servers: list[str], wanted: str | None) -> str:
-    """Pick the server to ask."""
-    if not servers:
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no running server records steps into this spool")
-    if wanted is None and len(servers) == 1:
-        return servers[0]
-    if wanted not in servers:
-        detail = "several servers are running" if wanted is None else f"{wanted} is none of the running servers"
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{detail}: set server_id to one of them", servers=servers)
-    return wanted
 
 
 def _find(results: Results, capture_id: str) -> CaptureRow:

@@ -14,7 +14,7 @@ from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_
 NEVER = 2**62
 
 _RING_SIZE = 64
-_MAX_CACHED = 4096  # a decode step has as many tokens as requests, and vLLM's bound for those is lower
+_MAX_CACHED = 4096  # tokens; a step that only generates has about as many as requests, and vLLM bounds those lower
 
 
 class _Times:
@@ -61,7 +61,7 @@ class Kind:
         self.weight = 0
         self.num_weighed = 0
 
-    def add(self, elapsed_ns: int, *, is_quiet: bool = True) -> None:
+    def add(self, elapsed_ns: int, is_quiet: bool = True) -> None:
         """Count one plain step; one beside which an earlier recording was being stored is not compared with."""
         times = self.times
         times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
@@ -87,6 +87,7 @@ class Kinds:
         self._times_by_label: dict[tuple[Phase, str], _Times] = {}
         self._kind_by_label: dict[tuple[Phase, str, int], Kind] = {}
         self._decode_by_tokens: dict[int, Kind] = {}
+        self._verify_by_tokens: dict[int, Kind] = {}
 
     def __iter__(self) -> Iterator[Kind]:
         return iter(list(self._kind_by_label.values()))
@@ -101,17 +102,18 @@ class Kinds:
         return kind
 
     def of_step(self, scheduled: ScheduledStep) -> Kind:
-        """Return the kind of a step from its scheduler output, that of a plain decode by one look-up."""
-        if not scheduled.scheduled_spec_decode_tokens and is_generation(scheduled):
-            num_tokens = scheduled.total_num_scheduled_tokens
-            kind = self._decode_by_tokens.get(num_tokens)
-            if kind is None:
-                kind = self.of(Phase.DECODE if num_tokens else Phase.IDLE, num_tokens)
-                if num_tokens < _MAX_CACHED:
-                    self._decode_by_tokens[num_tokens] = kind
-            return kind
-        work = classify(scheduled)
-        return self.of(work.phase, work.num_tokens)
+        """Return the kind of a step from its scheduler output, that of most by one look-up."""
+        num_tokens, is_generated = scheduled.total_num_scheduled_tokens, is_generation(scheduled)
+        if is_generated:
+            cache = self._verify_by_tokens if scheduled.scheduled_spec_decode_tokens else self._decode_by_tokens
+            try:
+                return cache[num_tokens]
+            except KeyError:
+                pass
+        kind = self.of(classify(scheduled).phase, num_tokens)
+        if is_generated and num_tokens < _MAX_CACHED:
+            cache[num_tokens] = kind
+        return kind
 
     def num_steps(self) -> int:
         """Return how many steps began; for the thread that counts them."""

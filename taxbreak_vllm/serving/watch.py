@@ -150,7 +150,7 @@ class Watch:
         self._kind = None
         try:
             if self._bracket is None:
-                kind.add(ended_ns - self._begun_ns, is_quiet=self._is_quiet)
+                kind.add(ended_ns - self._begun_ns, self._is_quiet)
             else:
                 self._finish(self._bracket, kind, output, ended_ns, has_sampled=has_sampled)
         except Exception as error:

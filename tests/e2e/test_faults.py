@@ -26,7 +26,7 @@ from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 DISK_BYTES = 64 * 2**20
 LONG_ANSWER = Requests(num_requests=4, prompt_tokens=8, output_tokens=400, concurrency=4)

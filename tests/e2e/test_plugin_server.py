@@ -16,7 +16,8 @@ KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
 def server(processes, tiny_llama):
     spool = processes.folder / "spool"
     env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
-    return start_vllm(processes, tiny_llama, flags=("--api-key", "none"), env=env).wait()
+    env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
+    return start_vllm(processes, tiny_llama, flags=("--api-key", "none", "--api-server-count", "2"), env=env).wait()
 
 
 def _get(server, path, **query):
@@ -31,6 +32,14 @@ def test_the_routes_are_behind_the_servers_own_key(server):
 def test_vllms_own_routes_still_answer(server):
     assert httpx.get(f"{server.url}/metrics", timeout=30.0).is_success
     assert httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=30.0).is_success
+
+
+def test_each_of_its_api_servers_knows_which_server_it_belongs_to(server):
+    """Connections are spread over both; the engine's id is not theirs."""
+    found = [_get(server, "control") for _ in range(24)]
+
+    assert [response.status_code for response in found] == [200] * 24
+    assert len({response.json()["server_id"] for response in found}) == 1
 
 
 def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):

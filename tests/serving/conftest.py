@@ -139,7 +139,9 @@ class EveryNth(NamedTuple):
 def open_watch(tmp_path, open_recorder):
     """Build a watch whose thread does not run: a test turns its outbox by hand."""
 
-    def open_watch(*, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), **settings):
+    def open_watch(
+        *, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), turn_ns=0, **settings
+    ):
         settings = {"spool": tmp_path / "spool", "sample_every": 2, "overhead_budget_ratio": 1.0, **settings}
         return Watch(
             Server(server_id="server", rank=0),
@@ -149,7 +151,7 @@ def open_watch(tmp_path, open_recorder):
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
             now_ns=Clock(1000),
             unix_ns=Clock(),
-            cpu_ns=Clock(0),
+            cpu_ns=Clock(turn_ns),
             draw=EveryNth,
         )
 
