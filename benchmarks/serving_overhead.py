@@ -4,7 +4,7 @@
 
 The servers differ in our part alone: `absent` (its entry points are not even loaded), `unnamed` (installed, not asked
 for: the same code on a step's path as `absent`, so the two tell how much two alike servers differ), `off`, `on` and
-`on, 10×` its rate. All stay up, idle ones cost nothing, and each pair measures every server, in an order
+`on, 10×` its rate and its budget. All stay up, idle ones cost nothing, and each pair measures every server, in an order
 of its own, within a minute: what else the machine does meets all of them. A change is the ratio to `absent` in the same
 pair.
 Prints tables and writes `benchmarks/results/serving_overhead.json`.
@@ -139,12 +139,13 @@ def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar
         return {"TAXBREAK_SPOOL": str(processes.folder / f"spool-{name}"), "TAXBREAK_SAMPLE_EVERY": str(every)} | others
 
     often = max(2, sample_every // TIMES)
+    budget = TIMES * Settings.model_fields["overhead_budget_ratio"].default
     kinds: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {
         BASE: ((), {"VLLM_PLUGINS": ""}),
         TWIN: ((), {}),
         "off": (WORKER_EXTENSION, settings("off", sample_every, TAXBREAK_ENABLED="false")),
         ON: (WORKER_EXTENSION, settings("on", sample_every)),
-        f"{ON}, {TIMES}×": (WORKER_EXTENSION, settings("often", often)),
+        f"{ON}, {TIMES}×": (WORKER_EXTENSION, settings("often", often, TAXBREAK_OVERHEAD_BUDGET_RATIO=str(budget))),
     }
     servers = {}
     _say(f"starting {len(kinds)} servers")

@@ -125,6 +125,7 @@ def main() -> None:
         env = {
             "TAXBREAK_SPOOL": str(spool),
             "TAXBREAK_SAMPLE_EVERY": str(options.sample_every),
+            "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",  # as often as asked for
             "TAXBREAK_SPOOL_MAX_BYTES": str(SPOOL_BYTES),
             "TAXBREAK_SPOOL_MAX_CAPTURES": str(SPOOL_CAPTURES),
             "TAXBREAK_RESULTS": str(folders["on"] / "results.sqlite3"),
