@@ -6,10 +6,10 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench clean
+.PHONY: help demo test check lint types format bench bench-step bench-serving soak compat clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
@@ -39,6 +39,21 @@ bench: ## speed and memory of the trace analysis beside its peers, in one run (B
 	$(install) cpu,test
 	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
 
+bench-step: ## what an unrecorded step costs the worker, beside empty wrappers
+	$(install) cpu,test
+	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
+
+bench-serving: ## what the plugin costs a server, as `vllm bench serve` sees it, in pairs (BENCH='--pairs 20 --round-s 8')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/serving_overhead.py $(BENCH)
+
+soak: ## 10,000 requests to a server that records much: answers, memory, disk (SOAK='--requests 50000')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/soak.py $(SOAK)
+
+compat: ## the tests on a real server with vLLM 0.26.0, 0.29.0 and 0.32.0 (VERSIONS='0.30.0', ARGS=tests/e2e/test_offline.py)
+	@ARGS='$(ARGS)' sh scripts/compat.sh $(VERSIONS)
+
 clean: ## remove .venv and every cache
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
+	rm -rf .venv .venv-compat .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

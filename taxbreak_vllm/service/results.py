@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
+from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import (
     STEP_BUCKETS_NS,
     Breakdown,
@@ -185,6 +186,8 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self._db = open_database(path)
+        self._path = path
+        self._inode = path.stat().st_ino
 
     def __enter__(self) -> Self:
         return self
@@ -259,8 +262,11 @@ class Results:
     def put_states(self, states: Iterable[WorkerState]) -> None:
         """Take over the workers' states and count what is new in them since the last time.
 
-        A worker that was started anew counts from zero again, so all of its counts are new.
+        A worker that was started anew counts from zero again, so all of its counts are new. Raises TaxbreakError where
+        the results file was deleted: what went into it from now on nobody would see.
         """
+        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+            raise TaxbreakError(f"{self._path}: was deleted; the next analyzer makes a new one")
         fresh = [(state, last) for state in states if (last := self.worker(state.server)) != state]
         if not fresh:
             return

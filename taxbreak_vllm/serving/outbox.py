@@ -63,6 +63,9 @@ class Outbox:
         self._published: WorkerState | None = None
         self._published_ns = 0
         self._can_publish = True
+        self._messages: tuple[CaptureRequest | None, Control | None] = (None, None)
+        self._changed_ns: int | None = None
+        self._read_ns = -PUBLISH_NS
         self.is_busy = False
         self.num_stored = 0
         self.cost_ns = 0
@@ -95,12 +98,18 @@ class Outbox:
             if recording.progress is not None:
                 self.asked_cost_ns += self.cost_ns - before_ns
         with self._costing():
-            has_news = self._follow(
-                self._spool.read_request(self._server_id), self._spool.read_control(self._server_id)
-            )
+            has_news = self._follow(*self._read())
             if recording is not None:
                 self.is_busy = False  # only now: what storing cost is settled before the next step may be recorded
             self._publish(at_once=has_news)
+
+    def _read(self) -> tuple[CaptureRequest | None, Control | None]:
+        """Read request and control where they changed, and once a second: two changes in a clock tick look like one."""
+        changed_ns, now_ns = self._spool.messages_ns(self._server_id), self._now_ns()
+        if changed_ns != self._changed_ns or now_ns - self._read_ns >= PUBLISH_NS:
+            self._changed_ns, self._read_ns = changed_ns, now_ns
+            self._messages = (self._spool.read_request(self._server_id), self._spool.read_control(self._server_id))
+        return self._messages
 
     @contextmanager
     def _costing(self) -> Iterator[None]:
@@ -111,12 +120,18 @@ class Outbox:
             self.cost_ns += self._cpu_ns() - started_ns
 
     def _run(self) -> None:
+        while not self._is_closed or self.is_busy:
+            self._survive(lambda: self.turn(wait_s=POLL_NS / 1e9))
+        self._survive(lambda: self._publish(at_once=True))
+
+    def _survive(self, act: Callable[[], None]) -> None:
+        """Count a fault of our own instead of ending this thread by it: what it would have said would be lost too."""
         try:
-            while not self._is_closed or self.is_busy:
-                self.turn(wait_s=POLL_NS / 1e9)
-            self._publish(at_once=True)
-        except Exception:
-            logger.exception("taxbreak: the storing thread ended; steps are no longer recorded")
+            act()
+        except Exception as error:
+            self.is_busy = False
+            self._drops.add("outbox", repr(error))
+            time.sleep(POLL_NS / 1e9)
 
     def _store(self, recording: Recording) -> None:
         try:

@@ -116,7 +116,9 @@ def _count_prompts(scheduled: ScheduledStep) -> tuple[int, int, int | None]:
     num_prompts = prompt_tokens = num_completed = 0
     is_known = True
     for new in scheduled.scheduled_new_reqs:
-        num_tokens, length = tokens_by_id.get(new.req_id, 0), _prompt_length(new)
+        # drafts may stand behind the last token of a prompt too, where a prefix hit has left no more of it
+        num_tokens = tokens_by_id.get(new.req_id, 0) - len(drafts_by_id.get(new.req_id, ()))
+        length = _prompt_length(new)
         is_complete = length is not None and new.num_computed_tokens + num_tokens >= length
         if is_complete and num_tokens == 1 and new.num_computed_tokens > 0:
             continue

@@ -52,6 +52,12 @@ def test_a_new_request_with_one_token_left_after_a_prefix_hit_decodes(schedule):
     assert classify(step) == Work(Phase.DECODE, 2, 2, prompt_tokens=0, output_tokens=2)
 
 
+def test_drafts_behind_that_one_token_make_it_a_verify(schedule):
+    step = schedule({"a": 4}, new=[("a", 33, 32)], drafts={"a": 3})
+
+    assert classify(step) == Work(Phase.VERIFY, 4, 1, prompt_tokens=0, output_tokens=None, draft_tokens=3)
+
+
 def test_a_prompt_of_one_token_is_a_prefill(schedule):
     assert classify(schedule({"a": 1}, new=[("a", 1, 0)])).phase is Phase.PREFILL
 
