@@ -75,7 +75,7 @@ def cuda_graphs(e: Evidence) -> Advice | None:
     if not e.is_gpu or e.has_graphs or launches < MIN_LAUNCHES or not e.weighs(e.host_ns):
         return None
     tokens = max((step.batch.prompt_tokens or 0) + (step.batch.output_tokens or 0) for step in e.steps)
-    settings = (_FULL_GRAPHS, "no --enforce-eager")
+    settings: tuple[str, ...] = (_FULL_GRAPHS, "no --enforce-eager")
     if e.phase not in _DECODING and tokens:
         settings += (f"--max-cudagraph-capture-size {tokens} or more",)
     exposed = e.total.exposed
