@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 import msgspec
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from taxbreak_vllm.model import Phase
@@ -38,7 +38,7 @@ def render(articles: Sequence[Article]) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _template():  # type: ignore[no-untyped-def]  # noqa: ANN202 - jinja2.Template
+def _template() -> Template:
     static = files(__package__) / "static"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"time": time, "ratio": ratio, "percent": percent, "json": _json, "per": per}
@@ -76,4 +76,4 @@ def percent(value: float | None) -> str:
 
 def _json(value: object) -> Markup:
     """Encode for a script element of type application/json, where `<` alone could end it."""
-    return Markup(msgspec.json.encode(value).decode().replace("<", "\\u003c"))  # noqa: S704
+    return Markup(msgspec.json.encode(value).decode().replace("<", "\\u003c"))

@@ -165,7 +165,7 @@ def calibration_words(calibration: Calibration) -> Iterator[str]:
         return
     yield f"Recording made a step {calibration.dilation:.2f}× as long as the plain steps around it (median)."
     if calibration.state != "calibrated":
-        yield "Uncalibrated: too few plain steps were timed, or what the profiler costs is not known; nothing is corrected."
+        yield "Uncalibrated: too few plain steps were timed beside them, so nothing is corrected."
     elif calibration.op_cost_ns is not None:
         yield f"The profiler's own {calibration.op_cost_ns:,} ns an op are taken off ΔFT."
     if calibration.residual is not None:
