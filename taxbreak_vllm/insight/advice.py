@@ -48,13 +48,16 @@ def advise(
     if not trusted:
         return AdviceReport(verdict=Verdict.WITHHELD, reasons=tuple(said or ["nothing was recorded yet"]))
     found: list[Advice] = []
+    idle: list[str] = []
     for evidence in by_phase(trusted, fusion, machine):
         advice = [one for rule in RULES if (one := rule(evidence)) is not None]
         if not advice:
-            said.append(_no_action(evidence))
+            idle.append(_no_action(evidence))
         found += advice
     found.sort(key=lambda advice: -advice.at_most_ratio)
-    return AdviceReport(verdict=Verdict.ACT if found else Verdict.NO_ACTION, advice=tuple(found), reasons=tuple(said))
+    return AdviceReport(
+        verdict=Verdict.ACT if found else Verdict.NO_ACTION, advice=tuple(found), reasons=(*idle, *said)
+    )
 
 
 def _counted(reason: str, count: int, num_all: int) -> str:
@@ -66,7 +69,7 @@ def _no_action(e: Evidence) -> str:
     waits = f"the device waits for the host {e.percent(e.host_ns)} of the time"
     if e.doubt_ns and e.host_ns >= WORTH_RATIO * e.total.device.window_ns:
         waits += f", but recording added {e.percent(e.doubt_ns)}"
-    return f"{name}: no action: {waits} and no part of its own work stands out"
+    return f"{name}: nothing to change: {waits}, and no part of its own work stands out"
 
 
 def cuda_graphs(e: Evidence) -> Advice | None:
@@ -183,8 +186,7 @@ def async_scheduling(e: Evidence) -> Advice | None:
         amount_ns,
         finding=f"for {e.percent(amount_ns)} of the step the device idles while the host sits in a synchronize or a"
         " synchronous copy",
-        change="Let the next step be prepared while this one runs, and avoid what needs the tokens at once"
-        " (logits processors in Python, structured output without a need).",
+        change="Let the next step be prepared while this one runs.",
         settings=("--async-scheduling",),
         refuted_by="vLLM logs that asynchronous scheduling is on already, or idle by cause 'blocked' stays",
     )
@@ -220,10 +222,10 @@ def batch_size(e: Evidence) -> Advice | None:
         e.host_ns,
         finding=f"{requests:.1f} requests share a step, and for {e.percent(e.host_ns)} of it the device waits for the"
         " host, which works nearly as long for one request as for many",
-        change="Let more requests share a step: the same host work then serves more tokens. It raises throughput;"
-        " a single request becomes no faster.",
+        change="Let more requests share a step: the same host work then serves more tokens.",
         settings=("--max-num-seqs (larger)", "fewer replicas for the same load"),
-        refuted_by="vllm:num_requests_waiting is 0: there are no more requests to share the step",
+        refuted_by="vllm:num_requests_waiting is 0: there are no more requests to share the step; and it raises"
+        " throughput only, a single request becomes no faster",
     )
 
 
@@ -238,10 +240,10 @@ def prefill_budget(e: Evidence) -> Advice | None:
         e.host_ns,
         finding=f"{tokens:,.0f} prompt tokens a step, and for {e.percent(e.host_ns)} of it the device waits for the"
         " host",
-        change="Give a step more prompt tokens, so that fewer steps carry the same prompts. Decode steps that wait"
-        " behind them become longer.",
+        change="Give a step more prompt tokens, so that fewer steps carry the same prompts.",
         settings=("--max-num-batched-tokens (larger)", "--enable-chunked-prefill"),
-        refuted_by="prompts are shorter than the budget and arrive one by one",
+        refuted_by="prompts are shorter than the budget and arrive one by one, or decode steps that share a step with"
+        " longer chunks become too slow",
     )
 
 
@@ -311,7 +313,7 @@ def smaller_weights(e: Evidence) -> Advice | None:
         amount_ns,
         finding=f"the device works {busy} of the time from its first to its last activity, and"
         f" {amount_ns / whole_ns:.0%} of its work is {what}; a faster host would change nothing",
-        change="Make the work smaller: 8-bit weights and activations."
+        change="Make the work smaller: 8-bit weights and activations, or a faster device."
         if is_matmul
         else "Make the cache smaller, or use a faster attention kernel.",
         settings=("--quantization fp8",) if is_matmul else ("--kv-cache-dtype fp8", "--attention-backend …"),
@@ -342,7 +344,7 @@ def fused_kernels(e: Evidence) -> Advice | None:
         component,
         amount_ns,
         finding=bound + chain,
-        change="Fuse them: vLLM's own passes first, torch.compile for the rest.",
+        change="Fuse the small kernels: vLLM's own passes first, torch.compile for the rest.",
         settings=(
             """--compilation-config '{"mode": 3, "pass_config": {"fuse_norm_quant": true, "fuse_act_quant": true}}'""",
             "-O3",

@@ -234,7 +234,8 @@ def _added_ns(breakdown: Breakdown, step: StepBreakdown) -> int:
 
 def _between_ns(breakdowns: Sequence[Breakdown], phase: Phase | None) -> int | None:
     """Return the time between the steps of traces that hold several; captures hold one each, so it is unknown there."""
-    several = [b for b in breakdowns if len(b.steps) > 1 and all(step.phase for step in b.steps)]
+    traces = [b for b in breakdowns if b.source.path and not b.source.server_id]  # others are sums of captures
+    several = [b for b in traces if len(b.steps) > 1 and all(step.phase for step in b.steps)]
     if not several or phase is None:
         return None
     return sum(max(0, b.total.window_ns - sum(step.window_ns for step in b.steps)) for b in several)

@@ -53,7 +53,7 @@ class Lane:
 class StepTimeline:
     """One step. `window_ns` is its length on the host, `device_window_ns` reaches to the end of its last activity.
 
-    `drawn_ns` is less where a lane had more than `MAX_SEGMENTS` segments: what comes after it is left out.
+    `drawn_ns` is less where a lane had more than `max_segments`: what comes after it is left out.
     """
 
     step: str
@@ -81,10 +81,12 @@ def step_timelines(
     windows = recording.windows or (whole_trace(recording.events),)
     wanted = None if steps is None else set(steps)
     chosen = [i for i, window in enumerate(windows) if wanted is None or window.name in wanted][:limit]
-    return list(_timelines(recording, windows, chosen))
+    return list(_timelines(recording, windows, chosen, max_segments))
 
 
-def _timelines(recording: Recording, windows: tuple[StepWindow, ...], chosen: list[int]) -> Iterator[StepTimeline]:
+def _timelines(
+    recording: Recording, windows: tuple[StepWindow, ...], chosen: list[int], max_segments: int
+) -> Iterator[StepTimeline]:
     m = recording.measure()
     group = group_by_time(windows, m.dispatches.launch_ns)
     thread = main_thread(m.dispatches.thread, group, np.array([w.thread for w in windows], dtype=np.int32))
@@ -92,7 +94,7 @@ def _timelines(recording: Recording, windows: tuple[StepWindow, ...], chosen: li
     linked = m.activities.dispatch >= 0
     owner[linked] = group[m.activities.dispatch[linked]]
     for index in chosen:
-        yield _timeline(m, windows[index], int(thread[index]), owner == index)
+        yield _timeline(m, windows[index], int(thread[index]), owner == index, max_segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class _Columns:
     name: Int64
 
 
-def _timeline(m: Measured, window: StepWindow, thread: int, is_own: Bool) -> StepTimeline:
+def _timeline(m: Measured, window: StepWindow, thread: int, is_own: Bool, max_segments: int) -> StepTimeline:
     start_ns = window.start_ns
     shown = is_own & (m.activities.device == m.device)
     end_ns = max(window.end_ns, int(m.activities.end_ns[shown].max()) if shown.any() else window.end_ns)
@@ -117,7 +119,7 @@ def _timeline(m: Measured, window: StepWindow, thread: int, is_own: Bool) -> Ste
         _device_lane(m, shown, start_ns, end_ns),
         *_stream_lanes(m, start_ns, end_ns),
     ]
-    drawn_ns = min([end_ns, *(int(lane.start_ns[MAX_SEGMENTS]) for lane in lanes if len(lane.kind) > MAX_SEGMENTS)])
+    drawn_ns = min([end_ns, *(int(lane.start_ns[max_segments]) for lane in lanes if len(lane.kind) > max_segments)])
     keeps = [lane.start_ns < drawn_ns for lane in lanes]
     used = np.unique(np.concatenate([lane.name[keep] for lane, keep in zip(lanes, keeps, strict=True)]))
     used = used[used >= 0]

@@ -41,7 +41,7 @@ def render(articles: Sequence[Article]) -> tuple[str, str]:
 def _template() -> Template:
     static = files(__package__) / "static"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"time": time, "ratio": ratio, "percent": percent, "json": _json, "per": per}
+    environment.filters |= {"time": time, "ratio": ratio, "percent": percent, "json": _json, "per": per, "span": span}
     environment.globals |= {
         name.partition(".")[0] + "_" + name.rpartition(".")[2]: Markup((static / name).read_text(encoding="utf-8"))
         for name in _FILES
@@ -50,13 +50,21 @@ def _template() -> Template:
 
 
 def time(duration_ns: float | None) -> str:
-    """Say a duration with three figures or more: µs, from 10 ms on ms, from 10 s on s."""
+    """Say a duration to a tenth of a µs, from 1 ms on in ms, from 10 s on in s; `page.js` says it alike."""
     if duration_ns is None:
         return UNKNOWN
     size = abs(duration_ns)
-    if size < 10_000_000:
+    if size < 1_000_000:
         return f"{duration_ns / 1e3:,.1f} µs"
-    return f"{duration_ns / 1e6:,.1f} ms" if size < 10_000_000_000 else f"{duration_ns / 1e9:,.1f} s"
+    if size < 10_000_000_000:
+        return f"{duration_ns / 1e6:,.{1 if size >= 100_000_000 else 2}f} ms"
+    return f"{duration_ns / 1e9:,.1f} s"
+
+
+def span(seconds: int) -> str:
+    """Say a window in its largest whole unit."""
+    unit, word = next(((u, w) for u, w in ((86400, "d"), (3600, "h"), (60, "min")) if seconds % u == 0), (1, "s"))
+    return f"{seconds // unit} {word}"
 
 
 def per(value: float | None, count: int) -> float | None:

@@ -4,7 +4,7 @@ Rendered on the server by `page.render`; it refreshes itself. Totals are those o
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.evidence import AdviceReport
@@ -23,6 +23,7 @@ from taxbreak_vllm.page.view import (
     facts_of,
     phase_view,
 )
+from taxbreak_vllm.service.machine import read_machine
 from taxbreak_vllm.service.results import Results, StepRow
 from taxbreak_vllm.service.servers import live, recording
 from taxbreak_vllm.service.window import merge
@@ -44,7 +45,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     return Article(
         title=whole.source.model_name or "host and device of vLLM",
         facts=facts_of(whole),
-        advice=_advice(results, rows),
+        advice=_advice(results, rows, alive),
         phases=phases,
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),
@@ -85,14 +86,15 @@ def _phases(results: Results, since_ns: int) -> Iterator[PhaseView]:
             yield phase_view(phase, num_steps, breakdown.total)
 
 
-def _advice(results: Results, rows: list[StepRow]) -> AdviceReport:
-    """Advise on the newest steps of each phase."""
+def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerState]) -> AdviceReport:
+    """Advise on the newest steps of each phase, and on the machine where one worker runs on it."""
     chosen: dict[Phase, list[str]] = {}
     for row in rows:
         chosen.setdefault(row.phase, []).append(row.step_id)
     ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
     stored = (results.breakdown(step_id) for step_id in ids)
-    return advise([Breakdown.from_json(data) for data in stored if data is not None])
+    machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
+    return advise([Breakdown.from_json(data) for data in stored if data is not None], machine=machine)
 
 
 def _point(row: StepRow) -> Point:

@@ -1,4 +1,5 @@
 "use strict";
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 604800];
 const PHASES = ["--k-active", "--k-python", "--k-queue", "--k-library", "--k-launch", "--k-runtime"];
 const IDLE = { host: "waits for the host", blocked: "host blocked", queue: "launched, not begun", edge: "before the first, after the last" };
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -11,9 +12,11 @@ const make = (tag, text = "", attributes = {}) => {
 const number = (value, digits) => value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const time = (ns) => {
   if (ns === null || ns === undefined) return "–";
-  if (Math.abs(ns) < 1e7) return `${number(ns / 1e3, 1)} µs`;
-  return Math.abs(ns) < 1e10 ? `${number(ns / 1e6, 1)} ms` : `${number(ns / 1e9, 1)} s`;
+  const size = Math.abs(ns);
+  if (size < 1e6) return `${number(ns / 1e3, 1)} µs`;
+  return size < 1e10 ? `${number(ns / 1e6, size >= 1e8 ? 1 : 2)} ms` : `${number(ns / 1e9, 1)} s`;
 };
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
 const isDark = (hex) => {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
   return 0.3 * r + 0.59 * g + 0.11 * b < 140;
@@ -78,10 +81,10 @@ class Charts {
     const host = this.section.querySelector(`[data-chart=${name}]`);
     const axis = { stroke: cssColor("--soft"), grid: { stroke: cssColor("--line"), width: 1 }, ticks: { stroke: cssColor("--line"), width: 1 } };
     const options = {
-      width: this.width(host), height: 220, scales: { x: { time: this.data.is_time }, y: scale },
-      axes: [{ ...axis, ...(this.data.is_time ? {} : { incrs: [1, 2, 5, 10, 20, 50, 100, 200] }) },
+      width: this.width(host), height: 220, scales: { x: { time: false }, y: scale },
+      axes: [{ ...axis, incrs: STEPS, space: 70, ...(this.data.is_time ? { values: (_, ticks) => ticks.map(clock) } : {}) },
         { ...axis, size: 74, values: (_, ticks) => ticks.map(onAxis) }],
-      series: [{ label: this.data.is_time ? "time" : "step" }, ...series.map(([label, color, width]) => ({
+      series: [this.data.is_time ? { label: "time", value: (_, v) => (v ? clock(v) : "–") } : { label: "step" }, ...series.map(([label, color, width]) => ({
         label, stroke: cssColor(color), width, spanGaps: true, points: { size: 5, fill: cssColor(color) }, value: (_, v) => (v === null || v === undefined ? "–" : onLegend(v)),
       }))],
     };
@@ -350,7 +353,7 @@ class Timeline {
       const cell = make("td");
       cell.append(show);
       const doing = this.doing(host, wait);
-      row.append(make("td", IDLE[wait.kind], { class: "text" }), make("td", time(wait.from)), cell, make("td", doing, { class: "name", title: doing }));
+      row.append(make("td", IDLE[wait.kind], { class: "text" }), make("td", time(wait.from)), cell, make("td", doing, { class: "text name", title: doing }));
       return row;
     }));
   }
