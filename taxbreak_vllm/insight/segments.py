@@ -70,7 +70,11 @@ class StepTimeline:
 
 
 def step_timelines(
-    path: str | Path, *, limit: int = 1, steps: Iterable[str | None] | None = None
+    path: str | Path,
+    *,
+    limit: int = 1,
+    steps: Iterable[str | None] | None = None,
+    max_segments: int = MAX_SEGMENTS,
 ) -> list[StepTimeline]:
     """Return the timelines of the first steps of a trace or capture, or of the first of those named.
 

@@ -34,12 +34,6 @@ FROM chosen ORDER BY created_unix_ns DESC
 """
 
 
-_COLUMNS = {
-    "exposed_ns": "breakdown ->> '$.steps[0].device.idle.host_ns'",
-    **{f"{tax}_ns": f"breakdown ->> '$.steps[0].taxes.{tax}_ns'" for tax in ("delta_ft", "delta_ct", "delta_kt")},
-}
-
-
 @dataclass(frozen=True, slots=True)
 class StepRow:
     """One analyzed step without its breakdown."""
@@ -55,10 +49,6 @@ class StepRow:
     capture_id: str | None
     window_ns: int
     active_ns: int
-    exposed_ns: int
-    delta_ft_ns: int | None
-    delta_ct_ns: int | None
-    delta_kt_ns: int | None
     orchestration_ns: int | None
     hdbi: float | None
     dilation: float | None
@@ -219,8 +209,7 @@ class Results:
         self, *, since_ns: int | None = None, phase: Phase | None = None, limit: int | None = None
     ) -> list[StepRow]:
         """Return the newest analyzed steps, newest first, without their breakdowns."""
-        columns = ", ".join(_COLUMNS.get(name, name) for name in StepRow.__dataclass_fields__)
-        rows = self._select(columns, since_ns=since_ns, phase=phase, limit=limit)
+        rows = self._select(", ".join(StepRow.__dataclass_fields__), since_ns=since_ns, phase=phase, limit=limit)
         return [_step_row(**dict(zip(StepRow.__dataclass_fields__, row, strict=True))) for row in rows]
 
     def breakdowns(

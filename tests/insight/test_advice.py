@@ -1,4 +1,4 @@
-"""Each rule fires where it must and is silent where it must; every setting named exists in the vLLM that is installed."""
+"""Each rule fires where it must and is silent where it must; every setting exists in the installed vLLM."""
 
 import importlib.util
 import json
