@@ -8,6 +8,7 @@ is judged only where one trace holds several steps.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.evidence import (
     WORTH_RATIO,
@@ -20,8 +21,10 @@ from taxbreak_vllm.insight.evidence import (
     by_phase,
     distrust,
 )
-from taxbreak_vllm.insight.fusion import FusionReport
 from taxbreak_vllm.model import Breakdown, Phase, add_steps
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.insight.fusion import FusionReport
 
 DEVICE_BOUND_RATIO = 0.80  # of the time between the first and the last activity
 SMALL_BATCH = 16  # requests a step; host work hardly grows with them
@@ -39,7 +42,7 @@ Rule = Callable[[Evidence], Advice | None]
 
 
 def advise(
-    breakdowns: Sequence[Breakdown], *, fusion: FusionReport | None = None, machine: Machine | None = None
+    breakdowns: Sequence[Breakdown], *, fusion: "FusionReport | None" = None, machine: Machine | None = None
 ) -> AdviceReport:
     """Apply every rule to every phase of the breakdowns that can be trusted."""
     doubts = [distrust(breakdown) for breakdown in breakdowns]

@@ -7,13 +7,15 @@ In: breakdowns, of a trace or of the captures of a window, and what else is know
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from taxbreak_vllm.insight.fusion import FusionReport
 from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model import Breakdown, Calibration, Phase, StepBreakdown, add_steps
+
+if TYPE_CHECKING:  # it reads traces, which the sidecar's own process never does
+    from taxbreak_vllm.insight.fusion import FusionReport
 
 WORTH_RATIO = 0.10  # a smaller share of the step is not worth a restart
 MIN_LINKED_RATIO = 0.95  # of the kernels
@@ -100,7 +102,7 @@ class Evidence:
     device_type: str
     dtype: str
     between_ns: int | None = None
-    fusion: FusionReport | None = None
+    fusion: "FusionReport | None" = None
     machine: Machine | None = None
 
     def weighs(self, amount_ns: int) -> bool:
@@ -198,7 +200,7 @@ def distrust(breakdown: Breakdown) -> str | None:
 
 
 def by_phase(
-    breakdowns: Sequence[Breakdown], fusion: FusionReport | None, machine: Machine | None
+    breakdowns: Sequence[Breakdown], fusion: "FusionReport | None", machine: Machine | None
 ) -> Iterable[Evidence]:
     parts: dict[Phase | None, list[tuple[Breakdown, StepBreakdown]]] = {}
     for breakdown in breakdowns:

@@ -5,12 +5,15 @@ In: breakdowns and what insight made of them. Out: `Article`, one per breakdown.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.evidence import AdviceReport
-from taxbreak_vllm.insight.fusion import FusionReport
-from taxbreak_vllm.insight.segments import StepTimeline
 from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model import Breakdown, Calibration, Coverage, ExposedTax, Phase, StepBreakdown, Taxes
+
+if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
+    from taxbreak_vllm.insight.fusion import FusionReport
+    from taxbreak_vllm.insight.segments import StepTimeline
 
 MAX_POINTS = 600  # steps drawn over time
 MAX_CHAINS = 12
@@ -106,8 +109,8 @@ class Article:
     calibration: tuple[str, ...]
     coverage: tuple[str, ...]
     notes: tuple[str, ...]
-    timelines: tuple[StepTimeline, ...] = ()
-    fusion: FusionReport | None = None
+    timelines: "tuple[StepTimeline, ...]" = ()
+    fusion: "FusionReport | None" = None
     live: Live | None = None
 
 

@@ -4,10 +4,10 @@ Counters are those of the `totals` table and never fall. Gauges speak of the win
 server they speak of. What was not measured has no series. Integer ns become seconds here.
 """
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +20,23 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 import taxbreak_vllm
 from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
 from taxbreak_vllm.service.counts import NUM_BUCKETS
-from taxbreak_vllm.service.results import Results, StepRow, Total
+from taxbreak_vllm.service.results import Balance, Dilation, Results, Total
 from taxbreak_vllm.service.servers import live
-from taxbreak_vllm.service.window import median, replay_shares
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.service.window import replay_shares
+from taxbreak_vllm.spool import Spool, Survey
 
 _NS = 1e9
 _SERVER = ("model_name", "engine", "rank")
 _STEP = (*_SERVER, "phase")
+_MAX_STEP_ID = 128 - len("step_id")  # OpenMetrics bounds the label set of an exemplar
+
+_Series = tuple[str, ...]  # the values of _STEP
+_Exemplars = dict[_Series, dict[int, Exemplar]]  # by bucket
 
 
 class _CounterFamily(NamedTuple):
@@ -74,13 +79,14 @@ _COUNTERS = (
 
 
 class TaxbreakCollector(Collector):
-    """Reads results and spool anew at each scrape and keeps nothing between two."""
+    """Reads results and spool anew at each scrape; of the spool it remembers what changes no more."""
 
     def __init__(
         self, results_path: Path, spool: Spool, *, window_ns: int, now_ns: Callable[[], int] = time.time_ns
     ) -> None:
         self._results_path = results_path
         self._spool = spool
+        self._survey = Survey(spool)
         self._window_ns = window_ns
         self._now_ns = now_ns
 
@@ -90,27 +96,27 @@ class TaxbreakCollector(Collector):
         states = live(self._spool.states(), now_ns=now_ns)
         with Results(self._results_path) as results:
             totals = results.totals()
-            steps = results.steps(since_ns=now_ns - self._window_ns)
+            balances = results.balances(since_ns=now_ns - self._window_ns)
+            dilations = results.dilations(since_ns=now_ns - self._window_ns)
+        exemplars = _exemplars(balances)
         families = (
-            *_counters(totals),
-            _step_seconds(totals),
-            *_window_gauges(steps, states),
+            *_counters(totals, exemplars),
+            _step_seconds(totals, exemplars),
+            *_window_gauges(balances, dilations, states),
             *self._gauges(states, now_ns),
         )
         yield from (family for family in families if family.samples)
 
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield _overhead(states)
+        size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
-            "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=self._spool.size_bytes(), unit="bytes"
+            "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"
         )
-        lag_ns = 0
-        with suppress(FileNotFoundError):  # evicted this very moment, so it waits no longer
-            lag_ns = max((now_ns - capture.path.stat().st_mtime_ns for capture in self._spool.pending()[:1]), default=0)
         yield GaugeMetricFamily(
             "taxbreak_analysis_lag_seconds",
             "Age of the oldest capture that waits for its analysis, 0 with none.",
-            value=max(0, lag_ns) / _NS,
+            value=0.0 if oldest_unix_ns is None else max(0, now_ns - oldest_unix_ns) / _NS,
             unit="seconds",
         )
         yield InfoMetricFamily(
@@ -118,7 +124,17 @@ class TaxbreakCollector(Collector):
         )
 
 
-def _counters(totals: Iterable[Total]) -> Iterator[Metric]:
+def _exemplars(balances: Iterable[Balance]) -> _Exemplars:
+    """Return of each series and bucket the recorded step that was analyzed last, newest first."""
+    found: _Exemplars = defaultdict(dict)
+    for row in sorted(balances, key=lambda row: row.started_unix_ns, reverse=True):
+        if len(row.step_id) <= _MAX_STEP_ID:
+            labels = {"step_id": row.step_id}
+            found[_series(row)][row.bucket] = Exemplar(labels, row.window_ns / _NS, row.started_unix_ns / _NS)
+    return found
+
+
+def _counters(totals: Iterable[Total], exemplars: _Exemplars) -> Iterator[Metric]:
     by_counter: dict[str, list[Total]] = defaultdict(list)
     for total in totals:
         by_counter[total.counter].append(total)
@@ -127,18 +143,16 @@ def _counters(totals: Iterable[Total]) -> Iterator[Metric]:
         is_time = name.endswith("_seconds")
         family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
         for total in by_counter[counter]:
-            values = (
-                total.model_name,
-                total.engine,
-                str(total.rank),
-                *([total.phase] if has_phase else []),
-                total.label,
-            )
-            family.add_metric(values[: len(labels)], total.value / _NS if is_time else total.value)
+            series = (total.model_name, total.engine, str(total.rank), *([total.phase] if has_phase else []))
+            steps = exemplars.get(series, {}).values() if counter == "sampled_steps" else ()
+            exemplar = next((step._replace(value=1.0) for step in steps), None)
+            values = (*series, total.label)[: len(labels)]
+            family.add_metric(values, total.value / _NS if is_time else total.value, exemplar=exemplar)
         yield family
 
 
-def _step_seconds(totals: Iterable[Total]) -> Metric:
+def _step_seconds(totals: Iterable[Total], exemplars: _Exemplars) -> Metric:
+    """Plain steps by duration; the exemplar of a bucket is a recorded step that took as long."""
     family = HistogramMetricFamily(
         "taxbreak_step_seconds", "Duration of engine steps timed without being recorded.", labels=_STEP, unit="seconds"
     )
@@ -152,12 +166,18 @@ def _step_seconds(totals: Iterable[Total]) -> Metric:
             buckets[series][int(total.label)] = total.value
     bounds = [*(str(bound_ns / _NS) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
     for labels, counts in buckets.items():
+        of_series = exemplars.get(labels, {})
         up_to = zip(bounds, accumulate(counts), strict=True)
-        family.add_metric(labels, list(up_to), sums_ns[labels] / _NS)
+        with_exemplars = [
+            (*bucket, of_series[index]) if index in of_series else bucket for index, bucket in enumerate(up_to)
+        ]
+        family.add_metric(labels, with_exemplars, sums_ns[labels] / _NS)
     return family
 
 
-def _window_gauges(steps: Iterable[StepRow], states: Iterable[WorkerState]) -> Iterator[Metric]:
+def _window_gauges(
+    balances: Iterable[Balance], dilations: Iterable[Dilation], states: Iterable[WorkerState]
+) -> Iterator[Metric]:
     balance = GaugeMetricFamily(
         "taxbreak_hdbi",
         "Device time over device and orchestration time of the window's sampled steps: 0 host-bound, 1 device-bound.",
@@ -176,27 +196,24 @@ def _window_gauges(steps: Iterable[StepRow], states: Iterable[WorkerState]) -> I
         unit="ratio",
     )
     running = {_server(state) for state in states}
-    by_labels: dict[tuple[str, ...], list[StepRow]] = defaultdict(list)
-    for step in steps:
-        server = (step.model_name, step.engine, str(step.rank))
-        if server in running:
-            by_labels[(*server, step.phase)].append(step)
-    for labels, rows in by_labels.items():
-        value = _hdbi(rows)
+    by_series: dict[_Series, list[Balance]] = defaultdict(list)
+    for row in balances:
+        if _series(row)[:3] in running:
+            by_series[_series(row)].append(row)
+    for series, rows in by_series.items():
+        value = hdbi(sum(row.active_ns or 0 for row in rows), sum_or_none(row.orchestration_ns for row in rows))
         if value is not None:
-            balance.add_metric(labels, value)
-        ratio = median(row.dilation for row in rows)
-        if ratio is not None:
-            dilation.add_metric(labels, ratio)
-        for tier, share in replay_shares([(row.replay, row.orchestration_ns) for row in rows]).items():
-            coverage.add_metric((*labels, tier), share)
+            balance.add_metric(series, value)
+        tier_sums = [sum_or_none(of_tier) for of_tier in zip(*(row.tier_sums for row in rows), strict=True)]
+        for tier, share in replay_shares(tier_sums).items():
+            coverage.add_metric((*series, tier), share)
+    ratios: dict[_Series, list[float]] = defaultdict(list)
+    for step in dilations:
+        ratios[_series(step)].append(step.dilation)
+    for series, found in ratios.items():
+        if series[:3] in running:
+            dilation.add_metric(series, statistics.median(found))
     yield from (balance, dilation, coverage)
-
-
-def _hdbi(rows: list[StepRow]) -> float | None:
-    """HDBI of the sums, as `model.add_steps` has it: over the steps that have one."""
-    valid = [row for row in rows if row.hdbi is not None]
-    return hdbi(sum(row.active_ns for row in valid), sum_or_none(row.orchestration_ns for row in valid))
 
 
 def _overhead(states: Iterable[WorkerState]) -> Metric:
@@ -214,6 +231,10 @@ def _overhead(states: Iterable[WorkerState]) -> Metric:
         serving_ns = sum(state.serving_ns for state in members)
         family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
     return family
+
+
+def _series(row: Balance | Dilation) -> _Series:
+    return (row.model_name, row.engine, str(row.rank), row.phase)
 
 
 def _server(state: WorkerState) -> tuple[str, ...]:

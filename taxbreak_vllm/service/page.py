@@ -4,7 +4,7 @@ Rendered on the server by `page.render`; it refreshes itself. Totals are those o
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.evidence import AdviceReport
@@ -14,7 +14,6 @@ from taxbreak_vllm.page.view import (
     MAX_POINTS,
     Article,
     Live,
-    PhaseView,
     Point,
     StepLine,
     WorkerLine,
@@ -26,11 +25,10 @@ from taxbreak_vllm.page.view import (
 from taxbreak_vllm.service.machine import read_machine
 from taxbreak_vllm.service.results import Results, StepRow
 from taxbreak_vllm.service.servers import live, recording
-from taxbreak_vllm.service.window import merge
+from taxbreak_vllm.service.window import MAX_STEPS
 from taxbreak_vllm.spool import Spool
 
 MAX_ADVISED_STEPS = 16  # of each phase; decoding one takes half a millisecond
-MAX_MERGED_STEPS = 2000
 LISTED_STEPS = 20
 
 
@@ -38,18 +36,24 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     """Read the window that ends now."""
     since_ns = now_ns - window_s * 10**9
     rows = results.steps(since_ns=since_ns, limit=MAX_POINTS)
-    whole = _window(results, since_ns, None)[1]
-    phases = tuple(_phases(results, since_ns))
+    every, *of_phase = (
+        results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0) for phase in (None, *Phase)
+    )
+    whole = every.breakdown
     states = spool.states()
     alive = live(states, now_ns=now_ns)
     return Article(
         title=whole.source.model_name or "host and device of vLLM",
         facts=facts_of(whole),
         advice=_advice(results, rows, alive),
-        phases=phases,
+        phases=tuple(
+            phase_view(phase, found.num_steps, found.breakdown.total)
+            for phase, found in zip(Phase, of_phase, strict=True)
+            if found.num_steps
+        ),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),
-        num_steps=sum(phase.num_steps for phase in phases),
+        num_steps=every.num_steps,
         history=tuple(map(_point, rows)),
         history_is_time=True,
         calibration=tuple(calibration_words(whole.calibration)),
@@ -72,18 +76,6 @@ def page(article: Article) -> tuple[str, dict[str, str]]:
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-
-
-def _window(results: Results, since_ns: int, phase: Phase | None) -> tuple[int, Breakdown]:
-    parts = results.breakdowns(since_ns=since_ns, phase=phase, limit=MAX_MERGED_STEPS)
-    return len(parts), merge(parts)
-
-
-def _phases(results: Results, since_ns: int) -> Iterator[PhaseView]:
-    for phase in Phase:
-        num_steps, breakdown = _window(results, since_ns, phase)
-        if num_steps:
-            yield phase_view(phase, num_steps, breakdown.total)
 
 
 def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerState]) -> AdviceReport:

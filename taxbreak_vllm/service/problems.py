@@ -7,7 +7,7 @@ import base64
 import binascii
 import hmac
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -26,10 +26,13 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(Exception):
     """An answer other than the one asked for; `more` are further members of the problem object."""
 
-    def __init__(self, status: HTTPStatus, detail: str, **more: object) -> None:
+    def __init__(
+        self, status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None, **more: object
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.headers = headers or {}
         self.more = more
 
 
@@ -39,6 +42,7 @@ def problem_response(error: Exception, *, challenge: str = "Bearer") -> Response
     match error:
         case Problem():
             status, detail, more = error.status, error.detail, error.more
+            headers |= error.headers
         case RequestValidationError():
             status, detail = (
                 HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response, Security
 from fastapi.security import HTTPBearer
 
+from taxbreak_vllm.service.bodies import errors
 from taxbreak_vllm.service.problems import Problem, problem_route
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
@@ -30,6 +31,10 @@ def create_timeline_router(settings: Settings) -> APIRouter:
         tags=["taxbreak"],
         route_class=problem_route(key),
         dependencies=[Security(HTTPBearer(auto_error=False))] if key else [],
+        responses=errors(
+            *(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+            *([HTTPStatus.UNAUTHORIZED] if key else []),
+        ),
     )
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()

