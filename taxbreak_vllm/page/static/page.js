@@ -109,7 +109,9 @@ class Timeline {
     for (const button of this.section.querySelectorAll("[data-do]")) button.addEventListener("click", () => this.move(button.dataset.do));
     this.listen();
     new ResizeObserver(() => this.draw()).observe(this.box);
+    this.isSeen = !data.is_live;
     this.offer(data);
+    if (this.isSeen) return;
     // A step is taken apart on the server when someone looks at it.
     const seen = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
