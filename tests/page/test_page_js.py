@@ -123,7 +123,7 @@ def test_a_segment_says_what_it_is_under_the_pointer(visit, address):
 
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 18 + 2 * 42 + 25)
 
-        assert page.locator(".tip").inner_text().startswith(("device active", "idle: "))
+        assert page.locator(".tip").inner_text().startswith(("active", "idle: "))
 
 
 def test_everything_that_can_be_done_can_be_reached_by_keyboard(visit, address):

@@ -158,22 +158,30 @@ class Timeline {
     this.note.textContent = this.help;
     if (timeline.drawn_ns < timeline.device_window_ns) this.note.textContent += ` Only the first ${time(timeline.drawn_ns)} of ${time(timeline.device_window_ns)} are drawn.`;
     this.canvas.setAttribute("aria-label", `${timeline.lanes.map((lane) => `${lane.title}: ${lane.kind.length} segments`).join("; ")}. The longest waits are in the table below.`);
-    const used = new Map();
-    for (const lane of timeline.lanes) {
-      if (lane.title === "ops") continue;
-      for (const kind of new Set(lane.kind)) used.set(this.variable(lane, lane.kinds[kind]), this.word(lane, lane.kinds[kind]));
-    }
-    const legend = make("ul", "", { class: "legend" });
+    const groups = new Map([["host", new Map()], ["device", new Map()], ["kernels", new Map()]]);
+    timeline.lanes.forEach((lane, row) => {
+      if (lane.title === "ops") return;
+      const group = row === 0 ? "host" : lane.title === "device" ? "device" : "kernels";
+      for (const kind of new Set(lane.kind)) groups.get(group).set(this.variable(lane, lane.kinds[kind]), this.word(lane, lane.kinds[kind]));
+    });
+    this.section.querySelector("[data-timeline-legend]").replaceChildren(...[...groups].map(([group, used]) => this.legend(group, used)));
+    this.look(0, timeline.drawn_ns);
+  }
+
+  legend(group, used) {
+    const legend = make("ul", "", { class: "legend" }), title = make("li");
+    title.append(make("b", group));
+    legend.append(title);
     for (const [variable, word] of used) {
       const item = make("li"), square = document.createElementNS("http://www.w3.org/2000/svg", "svg"), rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
       for (const [name, value] of Object.entries({ width: 8, height: 8, fill: `var(${variable})` })) rect.setAttribute(name, value);
       square.setAttribute("viewBox", "0 0 8 8");
+      square.setAttribute("aria-hidden", "true");
       square.append(rect);
       item.append(square, word);
       legend.append(item);
     }
-    this.section.querySelector("[data-timeline-legend]").replaceChildren(legend);
-    this.look(0, timeline.drawn_ns);
+    return legend;
   }
 
   showChains(report) {
@@ -195,7 +203,7 @@ class Timeline {
   }
 
   word(lane, kind) {
-    if (lane.title === "device") return kind === "active" ? "device active" : kind === "other_active" ? "other steps" : `idle: ${IDLE[kind]}`;
+    if (lane.title === "device") return kind === "active" ? "active" : kind === "other_active" ? "active for other steps" : `idle: ${IDLE[kind]}`;
     return kind;
   }
 
