@@ -28,7 +28,7 @@ from taxbreak_vllm.service.servers import live, recording
 from taxbreak_vllm.service.window import MAX_STEPS
 from taxbreak_vllm.spool import Spool
 
-MAX_ADVISED_STEPS = 16  # of each phase; decoding one takes half a millisecond
+MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
 LISTED_STEPS = 20
 
 
@@ -36,8 +36,10 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     """Read the window that ends now."""
     since_ns = now_ns - window_s * 10**9
     rows = results.steps(since_ns=since_ns, limit=MAX_POINTS)
+    seen = sorted({balance.phase for balance in results.balances(since_ns=since_ns)}, key=list(Phase).index)
     every, *of_phase = (
-        results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0) for phase in (None, *Phase)
+        results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0, with_ops=phase is None)
+        for phase in (None, *seen)
     )
     whole = every.breakdown
     states = spool.states()
@@ -48,8 +50,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
         advice=_advice(results, rows, alive),
         phases=tuple(
             phase_view(phase, found.num_steps, found.breakdown.total)
-            for phase, found in zip(Phase, of_phase, strict=True)
-            if found.num_steps
+            for phase, found in zip(seen, of_phase, strict=True)
         ),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),

@@ -164,10 +164,10 @@ def test_with_a_key_the_browser_asks_for_it_and_the_form_too(sidecar, processes,
     asks = {"http_credentials": {"username": "any", "password": KEY}, "expected_log": ("401", "422", "503")}
 
     with visit(guarded.url, **asks) as page:
-        page.get_by_label("key").fill("wrong")
+        page.get_by_role("textbox", name="key").fill("wrong")
         page.get_by_role("button", name="Record").click()
         page.get_by_text("this needs the key").wait_for()
-        page.get_by_label("key").fill(KEY)
+        page.get_by_role("textbox", name="key").fill(KEY)
         page.get_by_role("button", name="Record").click()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("cancelled: 0 of 4 steps").wait_for()

@@ -445,7 +445,9 @@ async function refresh() {
   try {
     const answer = await fetch(location.href, { cache: "no-store" });
     if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    // Its style is here already, and has a nonce that this page does not know.
+    const text = (await answer.text()).replace(/<style[^]*?<\/style>/g, "");
+    const fresh = new DOMParser().parseFromString(text, "text/html");
     for (const section of document.querySelectorAll("[data-refresh]")) {
       const newer = fresh.getElementById(section.id);
       // What someone is reading by keyboard stays.
