@@ -167,12 +167,14 @@ def calibration_words(calibration: Calibration) -> Iterator[str]:
         )
         return
     yield f"Recording made a step {calibration.dilation:.2f}× as long as the plain steps around it (median)."
-    if calibration.state != "calibrated":
+    if calibration.state != "calibrated" and calibration.residual is not None:
+        yield "Not every step is calibrated: beside some, too few plain steps were timed to correct anything."
+    elif calibration.state != "calibrated":
         yield "Uncalibrated: too few plain steps were timed beside them, so nothing is corrected."
     elif calibration.op_cost_ns is not None:
         yield f"The profiler's own {calibration.op_cost_ns:,} ns an op are taken off ΔFT."
     if calibration.residual is not None:
-        yield f"{calibration.residual:+.0%} of a plain step remains unexplained after that."
+        yield f"{calibration.residual:+.0%} of a plain step remains unexplained where it was corrected."
 
 
 def coverage_words(coverage: Coverage) -> Iterator[str]:

@@ -11,6 +11,7 @@ from taxbreak_vllm.page.view import calibration_words, coverage_words, facts_of
     [
         (Calibration(), ["Uncalibrated: no plain step", "upper bounds"]),
         (Calibration(dilation=1.5), ["1.50× as long", "Uncalibrated: too few plain steps"]),
+        (Calibration(dilation=1.5, residual=0.2), ["Not every step is calibrated", "+20% of a plain step"]),
         (
             Calibration(dilation=1.5, op_cost_ns=527, residual=-0.03, state="calibrated"),
             ["1.50× as long", "527 ns an op are taken off ΔFT", "-3% of a plain step remains unexplained"],

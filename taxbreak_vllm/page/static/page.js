@@ -191,15 +191,14 @@ class Timeline {
       return;
     }
     const chains = report.chains.filter((chain) => chain.is_maximal).slice(0, this.data.max_chains);
-    words.textContent = [...report.notes, report.launches
-      ? `Fusing all of them would leave ${report.launches_after} of ${report.launches} launches; score 1 means that the first kernel never runs without the others`
-      : "no launches"].join(". ") + ".";
+    const saved = `Fusing all of them would leave ${report.launches_after} of ${report.launches} launches; score 1 means that the first kernel never runs without the others`;
+    words.textContent = `${[...report.notes, ...(report.launches ? [saved] : [])].join(". ")}.`;
+    this.fusion.querySelector(".scroll").hidden = !chains.length;
     body.replaceChildren(...chains.map((chain) => {
       const row = make("tr"), names = make("td", chain.kernels.join(" → "), { class: "text name", title: chain.kernels.join("\n") });
       row.append(names, make("td", chain.length), make("td", number(chain.count, 0)), make("td", chain.score.toFixed(2)));
       return row;
     }));
-    if (!chains.length) body.append(make("tr"));
   }
 
   word(lane, kind) {
