@@ -362,6 +362,7 @@ class Results:
         capture_id: str | None = None,
         limit: int | None = None,
         listed: int = MAX_LISTED_STEPS,
+        with_ops: bool = True,
     ) -> Window:
         """Return the newest analyzed steps as one breakdown that lists the newest `listed` of them."""
         where, values = _where(since_ns=since_ns, phase=phase, server_id=server_id, capture_id=capture_id)
@@ -369,7 +370,7 @@ class Results:
         self._db.execute("BEGIN")  # all that is read below is of one moment
         try:
             self._db.execute(f"CREATE TEMP TABLE chosen AS {chosen}", (*values, _all(limit)))
-            return read_window(self._db, listed=listed)
+            return read_window(self._db, listed=listed, with_ops=with_ops)
         finally:
             self._db.execute("ROLLBACK")
 

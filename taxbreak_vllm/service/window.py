@@ -110,8 +110,11 @@ class Window:
         return self.breakdown.to_builtins() | {"steps": self.steps}
 
 
-def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS) -> Window:
-    """Add up the steps whose `seq` the table `chosen` holds; of source, phase and graph mode what all share is kept."""
+def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_ops: bool = True) -> Window:
+    """Add up the steps whose `seq` the table `chosen` holds; of source, phase and graph mode what all share is kept.
+
+    Without ops, which are most of the rows, the total has neither `top` nor `families`.
+    """
     row = db.execute(_TOTALS).fetchone()
     num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
     tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
@@ -119,7 +122,7 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS) -> Wi
     total = msgspec.convert(tree, StepBreakdown)
     output_tokens = total.batch.output_tokens
     phases = db.execute(_PHASES).fetchall()
-    families = {family: FamilyShare(kernels=k, active_ns=a, launches=n) for family, k, a, n in db.execute(_FAMILIES)}
+    families = db.execute(_FAMILIES) if with_ops else ()
     total = replace(
         total,
         phase=Phase(phases[0][0]) if len(phases) == 1 else None,
@@ -128,13 +131,13 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS) -> Wi
         akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
         unique_kernels=unique_kernels or 0,
         kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
-        families=families,
-        top=tuple(_top_row(*row) for row in db.execute(_TOP)),
+        families={family: FamilyShare(kernels=k, active_ns=a, launches=n) for family, k, a, n in families},
+        top=tuple(_top_row(*row) for row in db.execute(_TOP)) if with_ops else (),
         notes=_notes(db, "step_notes"),
     )
     steps = tuple(_decode_stored(data).steps[0] for (data,) in db.execute(_LISTED, (listed,)))
     notes = _notes(db, "notes")
-    if len(steps) < num_steps:
+    if 0 < len(steps) < num_steps:
         notes = (f"{len(steps)} newest of {num_steps} steps listed, all in total", *notes)
     breakdown = Breakdown(
         source=_common(Source, [msgspec.json.decode(text, type=Source) for text in _distinct(db, "source")]),
