@@ -1,4 +1,4 @@
-"""The sidecar: the API, the metrics and the page on one port, and an analyzer in a process of its own."""
+"""The sidecar: the API, the metrics and the page on one port; analyzer and replayer in processes of their own."""
 
 import asyncio
 import signal
@@ -24,7 +24,7 @@ from taxbreak_vllm.service.metrics import TaxbreakCollector
 from taxbreak_vllm.service.page import Overview, render
 from taxbreak_vllm.service.problems import Problem, check_token, problem_response
 from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
+from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command, replayer_command
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
 
@@ -38,17 +38,20 @@ def create_app(
 ) -> FastAPI:
     """Build the sidecar's app; the analyzer lives as long as the app's lifespan."""
     analyzer = supervisor or Supervisor(analyzer_command(settings))
+    replayer = Supervisor(replayer_command(settings)) if settings.replay and supervisor is None else None
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     window_ns = settings.window_s * 10**9
     exposition = Exposition(TaxbreakCollector(settings.results_path, spool, window_ns=window_ns, now_ns=now_ns))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        analyzer.start()
+        processes = [process for process in (analyzer, replayer) if process is not None]
+        for process in processes:
+            process.start()
         try:
             yield
         finally:
-            await asyncio.to_thread(analyzer.close)
+            await asyncio.gather(*(asyncio.to_thread(process.close) for process in processes))
 
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
     app = FastAPI(title="taxbreak", version=taxbreak_vllm.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
