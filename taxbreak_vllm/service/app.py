@@ -41,8 +41,7 @@ def create_app(
     analyzer = supervisor or Supervisor(analyzer_command(settings))
     replayer = Supervisor(replayer_command(settings)) if settings.replay and supervisor is None else None
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-    window_ns = settings.window_s * 10**9
-    exposition = Exposition(TaxbreakCollector(settings.results_path, spool, window_ns=window_ns, now_ns=now_ns))
+    exposition = Exposition(TaxbreakCollector.of(settings, spool, now_ns=now_ns))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

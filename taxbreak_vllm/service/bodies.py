@@ -39,7 +39,7 @@ def _is_number(value: object) -> object:
     return value
 
 
-_Number = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
+NUMBER = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
 
 
 class CaptureBody(BaseModel):
@@ -49,29 +49,12 @@ class CaptureBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"steps": 4, "phase": "decode", "timeout_s": 30}]}
     )
 
-    steps: Annotated[int, _Number] = Field(
-        default=5, ge=1, le=256, description="how many steps to record, on each rank"
-    )
+    steps: Annotated[int, NUMBER] = Field(default=5, ge=1, le=256, description="how many steps to record, on each rank")
     phase: Phase | None = Field(default=None, description="only steps of this phase; by default any but idle")
-    timeout_s: Annotated[float, _Number] = Field(
+    timeout_s: Annotated[float, NUMBER] = Field(
         default=60, ge=1, le=3600, description="give up after this many seconds"
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
-    server_id: str | None = Field(default=None, description="which server, where several are running")
-
-
-class ControlBody(BaseModel):
-    """How a server shall record from now on; what is left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"sample_every": 500}]})
-
-    enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
-    sample_every: Annotated[int, _Number] | None = Field(
-        default=None, ge=2, le=2**31, description="record one step in this many of each kind"
-    )
-    overhead_budget_ratio: Annotated[float, _Number] | None = Field(
-        default=None, gt=0, le=1, description="share of wall time that recording may take"
-    )
     server_id: str | None = Field(default=None, description="which server, where several are running")
 
 
@@ -230,28 +213,6 @@ _CAPTURE = Capture(
     created_unix_ns=_YEAR_2025_NS,
     expires_unix_ns=_YEAR_2025_NS + 30 * 10**9,
 )
-_CONTROL = ControlState(
-    server_id="vllm-a",
-    applied=True,
-    control=Control(
-        control_id="5b1e2d4c6f0f0e6f7d3c3b4f0f9d7c3a",
-        enabled=True,
-        sample_every=500,
-        overhead_budget_ratio=0.005,
-        updated_unix_ns=_YEAR_2025_NS,
-    ),
-    workers=(
-        WorkerControl(
-            engine="0",
-            rank=0,
-            enabled=True,
-            off_reason="",
-            sample_every=500,
-            overhead_budget_ratio=0.005,
-            control_id="5b1e2d4c6f0f0e6f7d3c3b4f0f9d7c3a",
-        ),
-    ),
-)
 _ROW = StepRow(
     step_id="vllm-a-0-1000",
     server_id="vllm-a",
@@ -294,13 +255,26 @@ _STATUS = Status(
     analyzer=AnalyzerUse(restarts=0),
 )
 
+_CONTROL = ControlState(
+    server_id="vllm-a",
+    applied=True,
+    control=Control(
+        control_id=_CAPTURE.id,
+        enabled=True,
+        sample_every=500,
+        overhead_budget_ratio=0.005,
+        updated_unix_ns=_YEAR_2025_NS,
+    ),
+    workers=(WorkerControl(engine="0", rank=0, enabled=True, sample_every=500, overhead_budget_ratio=0.005),),
+)
+
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     Capture: msgspec.to_builtins(_CAPTURE),
-    ControlState: msgspec.to_builtins(_CONTROL),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),
+    ControlState: msgspec.to_builtins(_CONTROL),
     CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),
 }
 _PROBLEM_SCHEMA = {
@@ -320,7 +294,7 @@ _ERRORS = {
     HTTPStatus.BAD_REQUEST: "the body is no JSON",
     HTTPStatus.UNAUTHORIZED: "the key of TAXBREAK_API_KEY is missing or wrong",
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
-    HTTPStatus.CONFLICT: "a capture of this server is running, or has ended, or several servers could be meant",
+    HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
     HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here",
     HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",

@@ -11,17 +11,34 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.model import Control, ControlState, WorkerControl, WorkerState
-from taxbreak_vllm.service.bodies import ControlBody, answer, errors
+from taxbreak_vllm.service.bodies import NUMBER, answer, errors
 from taxbreak_vllm.service.servers import choose, live
 from taxbreak_vllm.spool import Spool
+
+
+class ControlBody(BaseModel):
+    """How a server shall record from now on; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"enabled": True, "sample_every": 500}]})
+
+    enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
+    sample_every: Annotated[int, NUMBER] | None = Field(
+        default=None, ge=2, le=2**31, description="record one step in this many of each kind"
+    )
+    overhead_budget_ratio: Annotated[float, NUMBER] | None = Field(
+        default=None, gt=0, le=1, description="share of wall time that recording may take"
+    )
+    server_id: str | None = Field(default=None, description="which server, where several are running")
 
 
 def add_control_routes(
     router: APIRouter, spool: Spool, *, server_id: Callable[[], str | None], now_ns: Callable[[], int]
 ) -> None:
     """Add `GET control` and `PUT control`; `server_id` names the server meant where a request names none."""
+
     unclear = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
     def find(wanted: str | None) -> tuple[str, list[WorkerState]]:

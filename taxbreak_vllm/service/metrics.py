@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 import taxbreak_vllm
+from taxbreak_vllm.baselines import Baselines, FloorKind
+from taxbreak_vllm.errors import BaselineError
 from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
 from taxbreak_vllm.service.counts import NUM_BUCKETS
 from taxbreak_vllm.service.results import Balance, Results, Series, Total
 from taxbreak_vllm.service.servers import live
 from taxbreak_vllm.service.window import replay_shares
+from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool, Survey
 
 _NS = 1e9
@@ -81,13 +85,31 @@ class TaxbreakCollector(Collector):
     """Reads results and spool anew at each scrape; of the spool it remembers what changes no more."""
 
     def __init__(
-        self, results_path: Path, spool: Spool, *, window_ns: int, now_ns: Callable[[], int] = time.time_ns
+        self,
+        results_path: Path,
+        spool: Spool,
+        *,
+        window_ns: int,
+        baselines_path: Path | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._results_path = results_path
+        self._baselines_path = baselines_path
         self._spool = spool
         self._survey = Survey(spool)
         self._window_ns = window_ns
         self._now_ns = now_ns
+
+    @classmethod
+    def of(cls, settings: Settings, spool: Spool, *, now_ns: Callable[[], int] = time.time_ns) -> "TaxbreakCollector":
+        """Make the collector of these settings."""
+        return cls(
+            settings.results_path,
+            spool,
+            window_ns=settings.window_s * 10**9,
+            baselines_path=settings.baselines_path,
+            now_ns=now_ns,
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family that has a series."""
@@ -108,6 +130,7 @@ class TaxbreakCollector(Collector):
 
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield _overhead(states)
+        yield _launch_floors(states, self._baselines_path)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"
@@ -227,6 +250,30 @@ def _overhead(states: Iterable[WorkerState]) -> Metric:
     for labels, members in spent.items():
         serving_ns = sum(state.serving_ns for state in members)
         family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
+    return family
+
+
+def _launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
+    """The floors that were measured where a running worker is; none where several places could be meant."""
+    family = GaugeMetricFamily(
+        "taxbreak_launch_floor_seconds",
+        "Least time of a launch, measured with empty kernels: of one, of a graph, and of each node more in a graph.",
+        labels=(*_SERVER, "kind"),
+        unit="seconds",
+    )
+    if path is None or not path.is_file():
+        return family
+    with suppress(BaselineError), Baselines(path) as baselines:
+        for labels, server in {_server(state): state.server for state in states}.items():
+            told = {"device_type": server.device_type, "device_name": server.device_name, "torch": server.torch}
+            view = baselines.view(told)
+            if view is None or view.floors is None:
+                continue
+            graph_ns, node_ns = view.floors.graph_line() or (None, None)
+            floors_ns = {"kernel": view.floors.median_ns(FloorKind.KERNEL), "graph": graph_ns, "graph_node": node_ns}
+            for kind, floor_ns in floors_ns.items():
+                if floor_ns is not None:
+                    family.add_metric((*labels, kind), floor_ns / _NS)
     return family
 
 

@@ -20,9 +20,7 @@ class Mounted:
             settings, server_id=lambda: self._server_id, num_restarts=lambda: self._supervisor.num_restarts
         )
         spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-        self.exposition = Exposition(
-            TaxbreakCollector(settings.results_path, spool, window_ns=settings.window_s * 10**9)
-        )
+        self.exposition = Exposition(TaxbreakCollector.of(settings, spool))
 
     def start(self, server_id: str) -> None:
         """Say which server's app this is, and start an analyzer; of several on one spool the others wait."""

@@ -24,7 +24,7 @@ from taxbreak_vllm.page.view import (
 )
 from taxbreak_vllm.service.machine import read_machine
 from taxbreak_vllm.service.results import Results, StepRow
-from taxbreak_vllm.service.servers import live, recording
+from taxbreak_vllm.service.servers import live
 from taxbreak_vllm.service.window import MAX_STEPS
 from taxbreak_vllm.spool import Spool
 
@@ -63,7 +63,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
         live=Live(
             window_s=window_s,
             has_key=has_key,
-            servers=tuple(recording(alive)),
+            servers=tuple(sorted({state.server.server_id for state in alive if state.enabled})),
             workers=tuple(_worker_line(state, is_live=state in alive) for state in states),
         ),
     )
