@@ -30,6 +30,7 @@ LATE = (Threshold(None, GREEN), Threshold(60, YELLOW), Threshold(300, RED))
 
 WORKER, WORKER_NAME = "model_name, instance, engine, rank", "{{model_name}} · {{instance}} rank {{rank}}"
 OVERHEAD = f"taxbreak_capture_overhead_ratio{{{SERVER}}}"
+ENABLED = f"taxbreak_recording_enabled{{{SERVER}}}"
 LAG = f"max by (instance) (taxbreak_analysis_lag_seconds{{{SCRAPED}}})"
 SPOOL = f"sum by (instance) (taxbreak_spool_bytes{{{SCRAPED}}})"
 SAMPLED, PLAIN = rate("taxbreak_sampled_steps_total", "phase"), rate("taxbreak_steps_total", "phase")
@@ -52,12 +53,20 @@ def health() -> Dashboard:
             width=4,
         ),
         tile(
+            "Recording",
+            "Servers that record steps, and servers where recording is off: by setting, or by itself because it could "
+            "not keep to its budget. Steps are timed all the same.",
+            NUMBER,
+            [Query(f"sum({ENABLED})", "on"), Query(f"sum(1 - {ENABLED})", "off")],
+            width=4,
+        ),
+        tile(
             "Cost of measuring",
             "Largest share of serving time that recording has taken since a server started: profiler start and stop "
             "and the slowdown of recorded steps. The budget is 0.5 %.",
             RATIO,
             [Query(f"max({OVERHEAD})", "worst server")],
-            width=5,
+            width=4,
             thresholds=BUDGET,
             decimals=3,
         ),
@@ -66,7 +75,7 @@ def health() -> Dashboard:
             "Recorded steps in a second that were analyzed.",
             PER_SECOND,
             [Query(SAMPLED, "{{phase}}")],
-            width=5,
+            width=4,
             decimals=2,
         ),
         tile(
@@ -74,7 +83,7 @@ def health() -> Dashboard:
             "Age of the oldest recorded step that is not analyzed yet, of the latest sidecar.",
             SECONDS,
             [Query(f"max({LAG})", "oldest")],
-            width=5,
+            width=4,
             thresholds=LATE,
         ),
         tile(
@@ -82,7 +91,7 @@ def health() -> Dashboard:
             "Bytes of all captures, over the sidecars chosen. The oldest go first once a spool is full.",
             BYTES,
             [Query(f"sum({SPOOL})", "all")],
-            width=5,
+            width=4,
         ),
     ]
     cost = [

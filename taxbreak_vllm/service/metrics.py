@@ -101,6 +101,7 @@ class TaxbreakCollector(Collector):
 
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield _overhead(states)
+        yield _recording(states)
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=self._spool.size_bytes(), unit="bytes"
         )
@@ -213,6 +214,20 @@ def _overhead(states: Iterable[WorkerState]) -> Metric:
     for labels, members in spent.items():
         serving_ns = sum(state.serving_ns for state in members)
         family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
+    return family
+
+
+def _recording(states: Iterable[WorkerState]) -> Metric:
+    family = GaugeMetricFamily(
+        "taxbreak_recording_enabled",
+        "Whether steps may be recorded: 1, or 0 where recording is off and steps are only timed.",
+        labels=_SERVER,
+    )
+    by_server: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for state in states:
+        by_server[_server(state)].append(state.enabled)
+    for labels, members in by_server.items():
+        family.add_metric(labels, min(members))
     return family
 
 
