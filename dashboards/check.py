@@ -176,12 +176,17 @@ def main() -> int:
     parser.add_argument("--url", help="address of a sidecar that runs; without it one is started and fed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the list")
     options = parser.parse_args()
+    started_s = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - started_s:4.0f} s  {line}", file=sys.stderr, flush=True)
+
     with (
         tempfile.TemporaryDirectory(prefix="taxbreak-", ignore_cleanup_errors=True) as folder,
         Processes(Path(folder)) as processes,
     ):
         try:
-            asked, exposed = collect(processes, options.url, lambda line: print(line, file=sys.stderr, flush=True))
+            asked, exposed = collect(processes, options.url, say)
         except (TaxbreakError, httpx.HTTPError, FileNotFoundError) as error:
             print(error, file=sys.stderr)
             return 1

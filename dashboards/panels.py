@@ -195,6 +195,8 @@ def build(
         panel.id_val = number
     for link in built.links or ():
         _keep_in_sight(link)
+    for variable in built.templating.list_val or ():
+        variable.auto = variable.auto_min = variable.auto_count = None  # of interval variables, but the SDK sets them
     return built
 
 
@@ -210,7 +212,6 @@ def _variable(name: str, narrowed_by: Sequence[str]) -> dashboard.QueryVariable:
         .label(_LABELS[name])
         .datasource(DATASOURCE)
         .query({"query": query, "refId": f"{name}-values"})
-        .definition(query)
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
         .multi(True)

@@ -60,7 +60,9 @@ def test_the_models_of_grafana_s_schema_read_every_field():
 
 
 def _without_added(found):
-    return {key: value for key, value in found.items() if value != "inControlsMenu"}  # the one default that reading adds
+    return {
+        key: value for key, value in found.items() if value != "inControlsMenu"
+    }  # the one default that reading adds
 
 
 @all_boards
