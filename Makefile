@@ -6,10 +6,10 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench clean
+.PHONY: help demo test check lint types format bench dashboards check-dashboards check-deploy clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
@@ -39,6 +39,18 @@ bench: ## speed and memory of the trace analysis beside its peers, in one run (B
 	$(install) cpu,test
 	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
 
+dashboards: ## write the Grafana dashboards anew from their script
+	$(install) cpu,dev
+	$(BIN)/python dashboards/generate.py
+
+check-dashboards: ## each panel of the dashboards with its values, from a real Prometheus (URL=http://… of a running sidecar)
+	$(install) cpu,test
+	@sh scripts/system_packages.sh prometheus
+	$(BIN)/python dashboards/check.py $(if $(URL),--url $(URL))
+
+check-deploy: ## compose file, Dockerfile and Helm chart, judged by the tools that will read them
+	@sh deploy/checks/run.sh
+
 clean: ## remove .venv and every cache
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
+	rm -rf .venv .venv-deploy .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
