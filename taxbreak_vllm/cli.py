@@ -163,12 +163,14 @@ def serve(
     results: Annotated[Path | None, typer.Option(help="SQLite file of results")] = None,
     retention_s: Annotated[int | None, typer.Option(help="how long analyzed steps are kept (seconds)")] = None,
     window_s: Annotated[int | None, typer.Option(help="window of the hdbi gauge and the page (seconds)")] = None,
+    captures_per_minute: Annotated[int | None, typer.Option(help="requests for steps taken a minute")] = None,
 ) -> None:
     """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
     from taxbreak_vllm.service.app import serve as run
     from taxbreak_vllm.settings import load_settings
 
-    run(load_settings(spool=spool, host=host, port=port, results=results, retention_s=retention_s, window_s=window_s))
+    limits = {"retention_s": retention_s, "window_s": window_s, "captures_per_minute": captures_per_minute}
+    run(load_settings(spool=spool, host=host, port=port, results=results, **limits))
 
 
 @app.command()

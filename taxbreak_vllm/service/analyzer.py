@@ -32,6 +32,8 @@ MAX_ATTEMPTS = 3
 MAX_CAPTURES_PER_TURN = 8  # so that the workers' states are never much older than a turn
 
 _POLL_S = 1.0
+_AWAITED_POLL_S = 0.1
+_MAX_AWAITED = 16  # the newest requests; a server has one at a time
 _HOUSEKEEPING_NS = 60 * 10**9
 _ABANDONED_NS = 10 * 60 * 10**9
 _NICENESS = 10
@@ -69,17 +71,30 @@ class Analyzer:
         """Do one turn after the other until `stop` is set, resting only when there is nothing to do."""
         while not stop.is_set():
             if self.turn() == 0:
-                stop.wait(_POLL_S)
+                stop.wait(_AWAITED_POLL_S if self._is_awaited() else _POLL_S)
 
     def turn(self) -> int:
-        """Take over the workers' states, settle the oldest few captures; return how many those were."""
+        """Take over the workers' states, settle the next few captures; return how many those were."""
         self._results.put_states(self._spool.states())
-        captures = self._spool.pending()[:MAX_CAPTURES_PER_TURN]
+        captures = self._next_captures()
         for capture in captures:
             self._settle(capture)
         if self._now_ns() >= self._housekeeping_due_ns:
             self._keep_house()
         return len(captures)
+
+    def _is_awaited(self) -> bool:
+        """Whether someone waits for a request for steps."""
+        now_ns = self._now_ns()
+        return any(row.status(now_ns) == "running" for row in self._results.captures(limit=_MAX_AWAITED))
+
+    def _next_captures(self) -> list[Capture]:
+        """Choose the oldest few; while someone waits, what was asked for goes first and the others one by one."""
+        pending = self._spool.pending()
+        if not pending or not self._is_awaited():
+            return pending[:MAX_CAPTURES_PER_TURN]
+        asked_for = [capture for capture in pending if (info := _info_or_none(capture)) and info.capture_id]
+        return asked_for[:MAX_CAPTURES_PER_TURN] or pending[:1]
 
     def _settle(self, capture: Capture) -> None:
         """Bring one capture to its end: analyzed, set aside, or gone meanwhile."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
 
-from taxbreak_vllm.model import Phase, StepBreakdown, TopRow, WorkerState, add_steps
+from taxbreak_vllm.model import Phase, StepBreakdown, TopRow, WorkerState
 from taxbreak_vllm.service.results import Results, StepRow
 from taxbreak_vllm.service.servers import live
+from taxbreak_vllm.service.window import MAX_STEPS
 from taxbreak_vllm.spool import Spool
 
-MAX_STEPS = 500  # the newest of the window, of which the page is made
 _LISTED_STEPS = 20
 _LISTED_OPS = 15
 _UNKNOWN = "–"
@@ -42,14 +42,19 @@ class Overview:
     def read(cls, results: Results, spool: Spool, *, window_s: int, now_ns: int) -> "Overview":
         """Read the window that ends now."""
         since_ns = now_ns - window_s * 10**9
-        steps = [found.steps[0] for _, found in results.breakdowns(since_ns=since_ns, limit=MAX_STEPS)]
-        of_phase = {phase: [step for step in steps if step.phase is phase] for phase in Phase}
+        every, *of_phase = (
+            results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0) for phase in (None, *Phase)
+        )
         states = spool.states()
         return cls(
             window_s=window_s,
-            num_steps=len(steps),
-            total_by_phase={phase: (len(found), add_steps(found)) for phase, found in of_phase.items() if found},
-            top=add_steps(steps).top[:_LISTED_OPS],
+            num_steps=every.num_steps,
+            total_by_phase={
+                phase: (found.num_steps, found.breakdown.total)
+                for phase, found in zip(Phase, of_phase, strict=True)
+                if found.num_steps
+            },
+            top=every.breakdown.total.top[:_LISTED_OPS],
             steps=results.steps(limit=_LISTED_STEPS),
             states=states,
             live=live(states, now_ns=now_ns),

@@ -183,3 +183,13 @@ def test_labels_are_the_agreed_ones(busy, registry):
         wanted = (without_phase | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, 1), (False, 0)])
+def test_whether_steps_are_recorded_is_told_while_the_server_runs(spool, make_state, value, clock, enabled, told):
+    spool.put_state(make_state(enabled=enabled))
+
+    assert value("recording_enabled", TINY) == told
+
+    clock.sleep_s(60)
+    assert value("recording_enabled", TINY) is None
