@@ -175,7 +175,11 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "replay_coverage_ratio": {"tier"},
         "step_seconds": {"le"},
     }
-    without_phase = {"samples_dropped": {*TINY, "reason"}, "capture_overhead_ratio": {*TINY}}
+    without_phase = {
+        "samples_dropped": {*TINY, "reason"},
+        "capture_overhead_ratio": {*TINY},
+        "recording_enabled": {*TINY},
+    }
     of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
 
     for family in registry.collect():
