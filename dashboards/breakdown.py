@@ -4,7 +4,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from overview import BREAKDOWN, CAUSES, LAYERS, WAITING
 from panels import NUMBER, RATIO, SCRAPED, SECONDS, Query, bars, build, lines, rate, share, window
 
-MODES = {"NONE": "eager", "PIECEWISE": "piecewise graphs", "FULL": "full graph"}
+MODES = {"none": "eager", "piecewise": "piecewise graphs", "full": "full graph"}
 
 WORK = rate("taxbreak_orchestration_seconds_total", "component")
 ALL_WORK = rate("taxbreak_orchestration_seconds_total", "")

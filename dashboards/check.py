@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
+import yaml
 from feed import Feed
 
 from taxbreak_vllm.demo.processes import Processes
@@ -47,8 +48,9 @@ class Query:
     values: tuple[tuple[str, float | str], ...] = ()
 
     def is_lacking(self, exposed: set[str]) -> bool:
-        """Whether it found nothing although all its metrics are exposed."""
-        return not self.values and set(re.findall(r"\btaxbreak_\w+", self.expr)) <= exposed
+        """Whether it found nothing although all its metrics are exposed; of a rule that is some metric of ours."""
+        wanted = set(re.findall(r"\btaxbreak_\w+", self.expr)) or {"taxbreak_hdbi"}
+        return not self.values and wanted <= exposed
 
     @property
     def is_finite(self) -> bool:
@@ -75,6 +77,14 @@ def variable_queries() -> Iterator[Query]:
             if variable["type"] == "query":
                 expr = re.sub(r"\$\w+", ".*", variable["query"]["query"])
                 yield Query(board["title"], f"${variable['name']}", "", expr)
+
+
+def rule_queries() -> Iterator[Query]:
+    """Yield what the shipped recording rules record."""
+    for group in yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules" / "taxbreak.yml").read_text())["groups"]:
+        yield from (
+            Query("Recording rules", rule["record"], "", rule["record"]) for rule in group["rules"] if "record" in rule
+        )
 
 
 class Prometheus:
@@ -104,6 +114,11 @@ class Prometheus:
         rows = self._get("/api/v1/query", {"query": expr})["result"]
         return sum(float(row["value"][1]) for row in rows)
 
+    def faulty_rules(self) -> list[str]:
+        """Return the names of rules and alerts whose last evaluation failed."""
+        groups = self._get("/api/v1/rules", {})["groups"]
+        return [rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"]
+
     def _get(self, path: str, params: dict[str, str]):  # noqa: ANN202 - JSON
         return httpx.get(self.server.url + path, params=params, timeout=30.0).raise_for_status().json()["data"]
 
@@ -123,8 +138,10 @@ def collect(processes: Processes, url: str | None, say: Callable[[str], None]) -
     deadline_s = time.monotonic() + DATA_S
     while True:
         exposed = set(re.findall(r"^(taxbreak_\w+)", httpx.get(metrics_url, timeout=30.0).text, flags=re.MULTILINE))
-        asked = [prometheus.ask(query) for query in (*panel_queries(), *variable_queries())]
+        asked = [prometheus.ask(query) for query in (*panel_queries(), *variable_queries(), *rule_queries())]
         if not any(query.is_lacking(exposed) for query in asked) or time.monotonic() > deadline_s:
+            if faulty := prometheus.faulty_rules():
+                raise TaxbreakError(f"rules that cannot be evaluated: {', '.join(faulty)}")
             return asked, exposed
         time.sleep(1)
 

