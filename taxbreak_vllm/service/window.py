@@ -50,7 +50,7 @@ COVERAGE_SUMS = tuple(_paths(Coverage, "coverage."))
 
 TIER_SUMS = tuple(f"replay.{tier}_ns" for tier in TIERS)  # orchestration time that rests on each
 
-SUMMED = (*STEP_SUMS, *COVERAGE_SUMS, *TIER_SUMS, "denied_ns")
+SUMMED = (*STEP_SUMS, *COVERAGE_SUMS, *TIER_SUMS)
 _step_values = attrgetter(*STEP_SUMS)
 _coverage_values = attrgetter(*COVERAGE_SUMS)
 
@@ -60,8 +60,7 @@ def summed_values(breakdown: Breakdown) -> tuple[int | None, ...]:
     (step,) = breakdown.steps
     shares, weight_ns = breakdown.coverage.replay, step.taxes.orchestration_ns or 0
     tiers_ns = (round(shares[tier] * weight_ns) if tier in shares else None for tier in TIERS)
-    denied_ns = round(breakdown.coverage.denied * weight_ns)
-    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns, denied_ns)
+    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns)
 
 
 # What a scrape reads of a step: the balance, over the steps that have one, and the tiers.
@@ -74,7 +73,7 @@ BALANCE_SUMS = ", ".join(
 )
 
 _TOTALS = f"""
-SELECT count(*), max(unique_kernels), sum(denied_ns),
+SELECT count(*), max(unique_kernels),
     CASE WHEN min(graph_mode) = max(graph_mode) THEN min(graph_mode) END,
     {BALANCE_SUMS}, {", ".join(f'sum("{path}")' for path in (*STEP_SUMS, *COVERAGE_SUMS))}
 FROM chosen JOIN steps USING (seq)
@@ -118,7 +117,7 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     Without ops, which are most of the rows, the total has neither `top` nor `families`.
     """
     row = db.execute(_TOTALS).fetchone()
-    num_steps, unique_kernels, denied_ns, graph_mode, active_ns, orchestration_ns, *sums = row
+    num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
     tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
     coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
     total = msgspec.convert(tree, StepBreakdown)
@@ -144,11 +143,7 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     breakdown = Breakdown(
         source=_common(Source, [msgspec.json.decode(text, type=Source) for text in _distinct(db, "source")]),
         calibration=_calibration(db),
-        coverage=replace(
-            coverage,
-            replay=replay_shares(sums[: len(TIERS)]),
-            denied=denied_ns / total.taxes.orchestration_ns if total.taxes.orchestration_ns else 0.0,
-        ),
+        coverage=replace(coverage, replay=replay_shares(sums[: len(TIERS)])),
         total=total,
         notes=notes,
     )
