@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -217,7 +217,8 @@ def run(
     from the store.
     """
     started_s = now_s()
-    with Crew(options, limits.batch, open_child) as crew:
+    namespaces = {task.call.op.partition("::")[0] for task in tasks}
+    with Crew(replace(options, namespaces=tuple(sorted(namespaces))), limits.batch, open_child) as crew:
         environment = crew.environment
         check(environment)
         left = missing(tasks, store, environment)

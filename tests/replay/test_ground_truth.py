@@ -163,7 +163,7 @@ def test_a_wait_around_another_op_is_dispatch_in_the_trace_too(slow_ops, device,
     assert_only(samples, "dispatch")
 
 
-def test_a_librarys_front_end_is_delta_ct_and_not_delta_ft(children, device, figures, own_rules, tmp_path):
+def test_a_librarys_front_end_is_delta_ct_and_not_delta_ft(request, children, device, figures, own_rules, tmp_path):
     x = torch.ones(1024, device=device)
 
     def step(us):
@@ -172,6 +172,7 @@ def test_a_librarys_front_end_is_delta_ct_and_not_delta_ft(children, device, fig
 
     def replayed(path):
         store = Baselines(tmp_path / f"{path.stat().st_mtime_ns}.sqlite3")
+        request.addfinalizer(lambda: store.__exit__(None, None, None))
         options = Options(device=device, modules=("slow_ops",))
         tasks = plan([path], rules=own_rules).tasks
         assert run(tasks, store, options, Limits(), open_child=lambda _: children(device)) == 0
