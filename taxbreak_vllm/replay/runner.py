@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -239,6 +239,8 @@ def run(
     """
     started_s = now_s()
     pace = pace or Pace()
+    namespaces = {task.call.op.partition("::")[0] for task in tasks}
+    options = replace(options, namespaces=tuple(sorted(namespaces)))
     with Crew(options, limits.batch, open_child) as crew, _counted(crew, pace):
         environment = crew.environment
         check(environment)
