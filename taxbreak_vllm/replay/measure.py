@@ -180,7 +180,7 @@ def _measure_gpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """One kernel launch of the replay: of which run, and its times in ns."""
+    """One launch of the replay: of which run, and its times in ns; a copy or a fill has the empty `Kernel`."""
 
     run: int
     kernel: Kernel
@@ -190,7 +190,7 @@ class _Seen:
 
 
 def _seen(path: Path) -> tuple[list[_Seen], int]:
-    """Return the kernel launches under the runs of a replay's trace, and the number of runs."""
+    """Return the launches under the runs of a replay's trace, and the number of runs."""
     events, calls = read_events(path), read_calls(path)
     _, activities, dispatches = link(events)
     start, end, size_of = _roots_by_size(events)
@@ -206,15 +206,17 @@ def _seen(path: Path) -> tuple[list[_Seen], int]:
         # exclusive: a later launch of the op starts where the one before it returned
         from_ns = min(returned_ns.get(run, int(start[run])), at_ns)
         returned_ns[run] = int(dispatches.return_ns[index])
-        first = int(dispatches.first_kernel[index])
-        if first < 0:
-            continue
-        row = int(activities.row[first])
-        configuration = calls.kernels[calls.configuration_of_kernel[np.searchsorted(kernel_rows, row)]]
+        first = int(dispatches.first[index])
+        kernel = Kernel()  # a copy or a fill
+        if dispatches.num_kernels[index] > 0:
+            first = int(dispatches.first_kernel[index])
+            row = int(activities.row[first])
+            kernel = calls.kernels[calls.configuration_of_kernel[np.searchsorted(kernel_rows, row)]]
+            kernel = kernel.named(events.names[events.name[row]])
         seen.append(
             _Seen(
                 run=run,
-                kernel=configuration.named(events.names[events.name[row]]),
+                kernel=kernel,
                 dispatch_ns=at_ns - from_ns,
                 launch_ns=int(activities.start_ns[first]) - at_ns,
                 active_ns=int(activities.end_ns[first] - activities.start_ns[first]),
@@ -228,7 +230,7 @@ def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns:
     same = [launch for launch in seen if launch.kernel == chosen]
     entry = Baseline(
         signature=signature(call, wanted), op=call.op, kernel=wanted.name, outcome=Outcome.FAILED,
-        reason="no kernel was seen in its replay", measured_unix_ns=now_ns,
+        reason="its kernel was not seen in its replay", measured_unix_ns=now_ns,
     )  # fmt: skip
     if match is None or not same:
         return entry
@@ -239,7 +241,7 @@ def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns:
         kernel=entry.kernel,
         outcome=Outcome.MEASURED,
         dispatch=Spread.of([launch.dispatch_ns for launch in same]),
-        launch=Spread.of([launch.launch_ns for launch in same]),
+        launch=Spread.of([launch.launch_ns for launch in same]) if wanted.name else None,
         active=Spread.of([launch.active_ns for launch in same]),
         match=match,
         match_ratio=len({launch.run for launch in same}) / runs,
@@ -250,8 +252,12 @@ def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns:
 def find(wanted: Kernel, seen: Sequence[Kernel]) -> tuple[Match | None, Kernel | None]:
     """Find a traced kernel among those a replay showed: by configuration, name, part of the name, else the commonest.
 
-    Of several with the wanted configuration, one of the wanted name goes first.
+    Of several with the wanted configuration, one of the wanted name goes first. A copy or a fill, which has neither,
+    is found by that.
     """
+    if not wanted.name:
+        return (Match.NAME, wanted) if wanted in seen else (None, None)
+    seen = [kernel for kernel in seen if kernel.name]
     if not seen:
         return None, None
 
@@ -271,8 +277,7 @@ def find(wanted: Kernel, seen: Sequence[Kernel]) -> tuple[Match | None, Kernel |
     found = first(lambda k: k.name in wanted.name or wanted.name in k.name)
     if found is not None:
         return Match.SUBSTRING, found
-    kernels = list(seen)
-    return Match.FREQUENT, max(kernels, key=kernels.count)
+    return Match.FREQUENT, max(seen, key=seen.count)
 
 
 def _line(error: BaseException) -> str:
