@@ -53,7 +53,7 @@ def main(result_fd: int) -> int:
         from taxbreak_vllm.replay.measure import measure, warm_up
 
         options = msgspec.json.decode(sys.stdin.buffer.readline(), type=Options)
-        _limit_device(options.device, options.max_bytes)
+        _take_device(options.device, options.max_bytes)
         warm_up(options)
         _send(out, Ready(environment=here(options.device), cpu_ns=time.process_time_ns()))
         decoder = msgspec.json.Decoder(Task | None)
@@ -88,12 +88,15 @@ def _limit_host(max_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (data_kib * 1024 + max_bytes, hard))
 
 
-def _limit_device(device: str, max_bytes: int) -> None:
+def _take_device(device: str, max_bytes: int) -> None:
+    """Make the device the current one of this thread, and let the process hold `max_bytes` on it."""
     if device != "cpu":
         import torch
 
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max_bytes / total), torch.device(device))
+        index = torch.device(device).index or 0  # torch refuses "cuda" here, which names no one device
+        torch.cuda.set_device(index)
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max_bytes / total), index)
 
 
 def _is_device_fault(reason: str) -> bool:

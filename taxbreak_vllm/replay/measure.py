@@ -23,6 +23,7 @@ from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.dispatches import find_roots, link
 from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.timeline import HostClass, partition_host
 
 WINDOW = "taxbreak.replay:"
 
@@ -203,20 +204,24 @@ class _Seen:
 def _seen(path: Path) -> tuple[list[_Seen], int]:
     """Return the launches under the runs of a replay's trace, and the number of runs."""
     events, calls = read_events(path), read_calls(path)
-    _, activities, dispatches = link(events)
+    host, activities, dispatches = link(events)
+    partition = partition_host(host)
     start, end, size_of = _roots_by_size(events)
     start, end = start[size_of >= 0], end[size_of >= 0]
     kernel_rows = events.rows(Kind.KERNEL)
     seen: list[_Seen] = []
-    returned_ns: dict[int, int] = {}
+    returned: dict[int, int] = {}
     for index in np.argsort(dispatches.launch_ns, kind="stable").tolist():
         at_ns = int(dispatches.launch_ns[index])
         run = int(np.searchsorted(start, at_ns, side="right")) - 1
         if run < 0 or at_ns >= end[run]:
             continue
-        # exclusive: a later launch of the op starts where the one before it returned
-        from_ns = min(returned_ns.get(run, int(start[run])), at_ns)
-        returned_ns[run] = int(dispatches.return_ns[index])
+        # exclusive, as in `taxes.spans`: a later launch of the op starts where the one before it returned, and what
+        # other runtime calls take (an allocation, a query) is not the op's
+        key = int(dispatches.launch_key[index])
+        from_key = min(returned.get(run, key - at_ns + int(start[run])), key)
+        returned[run] = int(dispatches.return_key[index])
+        own = partition.between(np.array([from_key]), np.array([key]))[HostClass.DISPATCH]
         first = int(dispatches.first[index])
         kernel = Kernel()  # a copy or a fill
         if dispatches.num_kernels[index] > 0:
@@ -228,7 +233,7 @@ def _seen(path: Path) -> tuple[list[_Seen], int]:
             _Seen(
                 run=run,
                 kernel=kernel,
-                dispatch_ns=at_ns - from_ns,
+                dispatch_ns=int(own[0]),
                 launch_ns=int(activities.start_ns[first]) - at_ns,
                 active_ns=int(activities.end_ns[first] - activities.start_ns[first]),
             )

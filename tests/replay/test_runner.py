@@ -13,7 +13,7 @@ from taxbreak_vllm.baselines import Baselines, Environment, Outcome
 from taxbreak_vllm.errors import ReplayError
 from taxbreak_vllm.replay.child import Result
 from taxbreak_vllm.replay.plan import plan
-from taxbreak_vllm.replay.runner import Child, Limits, run
+from taxbreak_vllm.replay.runner import Child, Limits, Pace, run
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.trace.calls import Call, Input, signature
 
@@ -192,7 +192,7 @@ class MadeUpChild:
 def made_up(tmp_path):
     """Run tasks without a process; give what is left, the clock, the children and the progress reported."""
 
-    def made_up(num_tasks, limits=UNLIMITED, *, is_spent=False, **told):
+    def made_up(num_tasks, limits=UNLIMITED, *, is_spent=False, max_core_ratio=None, **told):
         clock, opened, reported = Clock(), [], []
         tasks = [task("aten::relu", Input("float", (n,), (1,))) for n in range(num_tasks)]
         with Baselines(tmp_path / "store.sqlite3") as store:
@@ -201,6 +201,7 @@ def made_up(tmp_path):
                 store,
                 Options(),
                 limits,
+                pace=Pace(max_core_ratio, now_s=lambda: clock.now),
                 report=reported.append,
                 now_s=lambda: clock.now,
                 sleep=clock.sleep,
@@ -222,7 +223,7 @@ def test_the_time_budget_ends_a_run_and_the_next_goes_on(made_up):
 
 
 def test_the_share_of_a_core_paces_a_run(made_up):
-    _, clock, _, _ = made_up(10, Limits(max_core_ratio=0.02))
+    _, clock, _, _ = made_up(10, max_core_ratio=0.02)
 
     # Nine tasks of 0.25 s lie before the last one starts: 2.25 s of processor time, at a fiftieth of a core.
     assert clock.now - 1000 == pytest.approx(9 * 0.25 / 0.02 + 1)
@@ -230,7 +231,7 @@ def test_the_share_of_a_core_paces_a_run(made_up):
 
 
 def test_the_budget_ends_a_run_that_is_waiting_for_its_share(made_up):
-    left, clock, _, _ = made_up(10, Limits(max_core_ratio=0.02, total_s=20))
+    left, clock, _, _ = made_up(10, Limits(total_s=20), max_core_ratio=0.02)
 
     # The second may start after 12.5 s, the third would after 25 s.
     assert left == 8
