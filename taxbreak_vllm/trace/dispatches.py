@@ -186,8 +186,8 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
 
 def time_line(events: Events) -> tuple[int, int]:
     """Return (origin, stride) in ns of the shared time line: every thread's events fit into one stride."""
-    origin = int(events.start_ns.min())
-    stride = int(events.end_ns.max()) - origin + 2
+    origin = events.first_ns
+    stride = events.last_ns - origin + 2
     if (len(events.threads) + 1) * stride >= 2**62:
         raise TraceFormatError(f"{events.path}: {len(events.threads)} threads over {stride} ns do not fit 64 bits")
     return origin, stride
