@@ -157,7 +157,9 @@ class _Trace:
     def _call_of(self, activity):
         same = [c for c in self.calls if c["correlation"] == activity["correlation"] is not None]
         enqueueing = [c for c in same if _is_launch(c["name"]) or _is_copy(c["name"])]
-        return (enqueueing or same or [None])[-1]
+        # Ids begin anew where recordings are joined, so the nearest in time; of those at one instant the last.
+        distance = lambda c: (abs(c["start"] - activity["start"]), c["start"])  # noqa: E731
+        return min(reversed(enqueueing or same), key=distance, default=None)
 
     def _describe(self, dispatch, classify):
         around = [o for o in self.ops if o["thread"] == dispatch["thread"]]

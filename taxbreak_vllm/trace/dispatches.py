@@ -109,7 +109,13 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     if not len(ops) and not len(device_rows):
         raise TraceFormatError(f"{events.path}: a trace with neither device activities nor ops; nothing to decompose")
     origin, stride = time_line(events)
-    call_of_activity = _match(events, device_rows, calls)
+    call_of_activity = nearest_call(
+        events.correlation[device_rows],
+        events.start_ns[device_rows],
+        events.correlation[calls],
+        events.start_ns[calls],
+        _by_name(events, calls, does_enqueue),
+    )
     order = np.argsort(events.start_ns[device_rows], kind="stable")
     device_rows, call_of_activity = device_rows[order], call_of_activity[order]
 
@@ -252,22 +258,41 @@ def next_outer(end: Int64) -> Index:
     return outer
 
 
-def _match(events: Events, device_rows: Index, calls: Index) -> Index:
-    """Return for each device event the index of its call in `calls`, -1 for none.
+def nearest_call(wanted: Int64, at_ns: Int64, ids: Int64, start_ns: Int64, enqueues: Bool) -> Index:
+    """Return for each wanted correlation id, of an activity that began `at_ns`, the index of its call, -1 for none.
 
-    Where several calls carry one correlation id, a launch or copy by name goes before others, then the last one.
+    Where several calls carry one id, those that enqueue by their name go before the others, then the one nearest in
+    time (ids begin anew where recordings are joined), of two as near the earlier, of two at once the last in the file.
     """
-    correlation = events.correlation[calls]
-    valid = np.flatnonzero(correlation >= 0)
-    if not len(valid):
-        return np.full(len(device_rows), -1, dtype=np.intp)
-    enqueues = _by_name(events, calls[valid], lambda name: _is_launch(name) or _COPY.search(name) is not None)
-    order = valid[np.lexsort((enqueues, correlation[valid]))]
-    sorted_ids = correlation[order]
-    wanted = events.correlation[device_rows]
-    index = np.searchsorted(sorted_ids, wanted, side="right") - 1
-    found = (index >= 0) & (wanted >= 0) & (sorted_ids[np.maximum(index, 0)] == wanted)
-    return np.where(found, order[np.maximum(index, 0)], -1)
+    calls = np.flatnonzero(ids >= 0)
+    calls = calls[np.argsort(ids[calls], kind="stable")]
+    if not len(calls):
+        return np.full(len(wanted), -1, dtype=np.intp)
+    if np.all(ids[calls[1:]] != ids[calls[:-1]]):  # nearly always, and much faster
+        at = np.maximum(np.searchsorted(ids[calls], wanted, side="right") - 1, 0)
+        return np.where(ids[calls[at]] == wanted, calls[at], -1)
+    calls = calls[enqueues[calls] | ~np.isin(ids[calls], ids[calls[enqueues[calls]]])]
+    calls = calls[np.lexsort((start_ns[calls], ids[calls]))]
+    is_same = (ids[calls[1:]] == ids[calls[:-1]]) & (start_ns[calls[1:]] == start_ns[calls[:-1]])
+    calls = calls[np.concatenate((~is_same, [True]))]
+    ids, start_ns = ids[calls], start_ns[calls]
+    # The last call at or before each activity: sort both together, then count the calls.
+    key = np.concatenate((ids, wanted)), np.concatenate((start_ns, at_ns))
+    order = np.lexsort((np.arange(len(key[0])) >= len(calls), key[1], key[0]))
+    before = np.empty(len(key[0]), dtype=np.intp)
+    before[order] = np.cumsum(order < len(calls)) - 1
+    before = before[len(calls) :]
+    after = np.minimum(before + 1, len(calls) - 1)
+    has_before = (before >= 0) & (ids[before] == wanted)
+    has_after = ids[after] == wanted
+    is_after_nearer = start_ns[after] - at_ns < at_ns - start_ns[before]
+    chosen = np.where(has_after & (~has_before | is_after_nearer), after, before)
+    return np.where(has_before | has_after, calls[chosen], -1)
+
+
+def does_enqueue(name: str) -> bool:
+    """Tell by its name a call that puts work on a device: a launch, a copy or a fill."""
+    return _is_launch(name) or _COPY.search(name) is not None
 
 
 def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
