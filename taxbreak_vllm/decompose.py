@@ -9,14 +9,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from taxbreak_vllm import paper, taxes
+from taxbreak_vllm.figures import summarize
 from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
-from taxbreak_vllm.summary import Measured, coverage, devices, group_by_time, named, summarize, threads
+from taxbreak_vllm.summary import Measured
+from taxbreak_vllm.totals import Totals
 from taxbreak_vllm.trace.cpu import link_cpu
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, has_launch_call, link
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kernels import Kind as KernelKind
 from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
 
@@ -35,23 +38,24 @@ def decompose(
     `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. `op_cost_ns` is what the
     profiler added to each op, to be taken off ΔFT. Raises TraceFormatError where there is nothing to decompose.
     """
-    windows = find_steps(events)
-    whole = whole_trace(events)
+    windows, whole = tuple(find_steps(events)), whole_trace(events)
     measured, notes = measure(
         events, windows or [whole], rules=rules, floor_ns=floor_ns, attribution=attribution, op_cost_ns=op_cost_ns
     )
-    total = summarize(measured, [whole], np.zeros(len(measured.dispatches), dtype=np.intp), is_total=True)[0]
-    steps = summarize(measured, windows, group_by_time(windows, measured.dispatches.launch_ns)) if windows else [total]
+    totals = Totals(whole, events.threads)
+    totals.add(measured, Part.all_of(events, windows))
+    total = totals.total()
+    steps = summarize(measured, windows) or [total]
     if events.is_truncated:
         notes.append("the file ends in the middle: read up to its last whole event")
     return Breakdown(
         source=source if source.device_type else dataclasses.replace(source, device_type=measured.device_type),
         attribution=attribution,
-        coverage=coverage(measured),
+        coverage=totals.coverage(events.num_events, events.num_dropped),
         steps=tuple(steps),
-        total=named(total, None),
-        devices=devices(measured.activities),
-        threads=threads(measured),
+        total=dataclasses.replace(total, name=None),
+        devices=totals.devices(),
+        threads=totals.threads(),
         notes=tuple(notes),
     )
 

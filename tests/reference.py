@@ -387,15 +387,16 @@ def _families(own, dispatches):
 
 
 def _top(trace, own, dispatches):
+    def row(activity):
+        key = activity.get("op", "(no launch event)"), activity["name"]
+        return rows.setdefault(key, {"count": 0, "active_ns": 0, "dispatches": []})
+
     rows = {}
     for activity in own:
-        key = activity.get("op", "(no launch event)"), activity["name"]
-        row = rows.setdefault(key, {"count": 0, "active_ns": 0, "dispatches": []})
-        row["count"] += 1
-        row["active_ns"] += activity["end"] - activity["start"]
-        dispatch = activity["dispatch"]
-        if dispatch and dispatch["activities"][0] is activity and any(d is dispatch for d in dispatches):
-            row["dispatches"].append(dispatch)
+        row(activity)["count"] += 1
+        row(activity)["active_ns"] += activity["end"] - activity["start"]
+    for dispatch in dispatches:  # also where what it launched first is on a device not shown
+        row(dispatch["activities"][0])["dispatches"].append(dispatch)
     known = {"ft": True, "ct": trace.t_base is not None, "kt": trace.t_sys is not None}
     return {
         key: (

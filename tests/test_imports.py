@@ -25,7 +25,15 @@ ORDER = (
     {"demo"},
     {"cli"},
 )
-ALSO_TAXES = {"paper", "decompose", "summary", "analysis", "recording"}  # taxes.py in several files
+ALSO_TAXES = {
+    "paper",
+    "decompose",
+    "summary",
+    "figures",
+    "totals",
+    "analysis",
+    "recording",
+}  # taxes.py in several files
 SERVING_MAY = {"serving", "model", "settings", "spool", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 

@@ -76,7 +76,7 @@ def link_cpu(
         call_is_launch=nothing,
         call_is_blocking=~nothing,
         call_dispatch=np.arange(count),
-        num_launches_without_activity=0,
+        unanswered_ns=np.empty(0, dtype=np.int64),
         lost_graph_ns=np.empty(0, dtype=np.int64),
     )
     activities = Activities(

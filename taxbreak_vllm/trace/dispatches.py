@@ -37,8 +37,8 @@ class Host:
     All ops (`op_*`) in the order of `key`, root ops (`root_*`), disjoint and in that order too, and runtime calls
     (`call_*`), as keys: positions on the shared time line. `call_is_launch` marks kernel and graph launches,
     `call_is_blocking` what made the host wait, `call_dispatch` indexes Dispatches (-1: no activity came of the call).
-    `num_launches_without_activity` counts launch calls that left no trace on the device, calls nested in another launch
-    call aside; `lost_graph_ns` are the starts of those among them that replayed a graph.
+    `unanswered_ns` are the starts of launch calls that left no trace on the device, calls nested in another launch call
+    aside; `lost_graph_ns` of those among them that replayed a graph.
     """
 
     stride_ns: int
@@ -52,7 +52,7 @@ class Host:
     call_is_launch: Bool
     call_is_blocking: Bool
     call_dispatch: Index
-    num_launches_without_activity: int
+    unanswered_ns: Int64
     lost_graph_ns: Int64
 
     def key(self, thread: NDArray[np.int32], t_ns: Int64) -> Int64:
@@ -157,7 +157,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
         call_is_blocking=is_blocking,
         call_dispatch=dispatch_of_call[:-1],
-        num_launches_without_activity=int(missing.sum()),
+        unanswered_ns=events.start_ns[calls[missing]],
         lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
     )
     activities = Activities(

@@ -1,8 +1,9 @@
 """Read a Kineto trace (.json, .json.gz, .json.zst) into columns.
 
 In: a path. Out: `Events`, one row per event that the decomposition needs, as numpy columns over interned strings; of a
-large file the rows go where the caller spills them. No event lives longer as a Python object than its block. Times become integer ns exactly: a float of
-microseconds tells its ns below 2^43 µs (its spacing is under 1 ns there); larger fractions are decoded as decimals.
+large file the rows go where the caller spills them. No event lives longer as a Python object than its block of the
+file. Times become integer ns exactly: a float of microseconds tells its ns below 2^43 µs (its spacing is under 1 ns
+there); larger fractions are decoded as decimals.
 """
 
 import gc
