@@ -9,6 +9,7 @@ from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Phase, Sour
 from taxbreak_vllm.spool import STEP, Capture
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.spill import open_trace
 
 MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
@@ -34,8 +35,9 @@ def analyze(
     if (path / STEP).is_file():
         breakdown = analyze_capture(Capture(path), floor_ns=floor_ns, rules=rules, attribution=attribution)
     else:
-        events = read_events(path)
-        breakdown = decompose(events, source=_source(events), rules=rules, floor_ns=floor_ns, attribution=attribution)
+        with open_trace(path) as trace:
+            source = _source(trace.head)
+            breakdown = decompose(trace, source=source, rules=rules, floor_ns=floor_ns, attribution=attribution)
     return breakdown if phase is None and step is None else _choose(breakdown, phase, step)
 
 

@@ -5,6 +5,8 @@ The order of work reads off `decompose` and `measure`; the sums over steps are i
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +15,8 @@ from taxbreak_vllm.figures import summarize
 from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.totals import Totals
-from taxbreak_vllm.trace.cpu import link_cpu
-from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, has_launch_call, link
+from taxbreak_vllm.trace.cpu import free_ns, link_cpu
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, has_launch_call, link, tells_rocm
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kernels import Kind as KernelKind
@@ -23,9 +25,13 @@ from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
 
+if TYPE_CHECKING:
+    from taxbreak_vllm.streaming import Rest
+    from taxbreak_vllm.trace.spill import SpilledEvents
+
 
 def decompose(
-    events: Events,
+    trace: "Events | SpilledEvents",
     *,
     source: Source,
     rules: KernelRules,
@@ -36,23 +42,42 @@ def decompose(
     """Decompose a trace into ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total.
 
     `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. `op_cost_ns` is what the
-    profiler added to each op, to be taken off ΔFT. Raises TraceFormatError where there is nothing to decompose.
+    profiler added to each op, to be taken off ΔFT. A spilled trace is measured part by part, unless with the published
+    definitions, which join by External id across all of it. Raises TraceFormatError where there is nothing to
+    decompose.
     """
-    windows, whole = tuple(find_steps(events)), whole_trace(events)
-    measured, notes = measure(
-        events, windows or [whole], rules=rules, floor_ns=floor_ns, attribution=attribution, op_cost_ns=op_cost_ns
-    )
-    totals = Totals(whole, events.threads)
-    totals.add(measured, Part.all_of(events, windows))
+    head = trace.head
+    apply = partial(measure, rules=rules, floor_ns=floor_ns, attribution=attribution, op_cost_ns=op_cost_ns)
+    if not isinstance(trace, Events) and attribution is Attribution.PAPER:
+        trace = trace.load()
+    if isinstance(trace, Events):
+        windows, whole = tuple(find_steps(trace)), whole_trace(trace)
+        parts = iter([(Part.all_of(trace, windows), *apply(trace, windows or [whole]))])
+    else:
+        from taxbreak_vllm.streaming import measure_parts  # what a small trace need not load
+        from taxbreak_vllm.trace.spill import Survey
+
+        survey = Survey.of(trace)
+        whole = survey.whole
+        parts = measure_parts(trace, survey, lambda rest: _sample(rest, rules), apply)
+    totals, steps, notes, device_type = Totals(whole, head.threads), [], [], source.device_type
+    for part, measured, part_notes in parts:
+        totals.add(measured, part)
+        steps += summarize(measured, part.windows)
+        notes, device_type = part_notes, source.device_type or measured.device_type
     total = totals.total()
-    steps = summarize(measured, windows) or [total]
-    if events.is_truncated:
+    if totals.num_lost_graphs:
+        notes.append(
+            f"{totals.num_lost_graphs} graph launches left no recorded node (profiler buffer overflow?): "
+            "device time is incomplete, so HDBI is null there"
+        )
+    if head.is_truncated:
         notes.append("the file ends in the middle: read up to its last whole event")
     return Breakdown(
-        source=source if source.device_type else dataclasses.replace(source, device_type=measured.device_type),
+        source=dataclasses.replace(source, device_type=device_type),
         attribution=attribution,
-        coverage=totals.coverage(events.num_events, events.num_dropped),
-        steps=tuple(steps),
+        coverage=totals.coverage(head.num_events, head.num_dropped),
+        steps=tuple(steps or [total]),
         total=dataclasses.replace(total, name=None),
         devices=totals.devices(),
         threads=totals.threads(),
@@ -68,10 +93,14 @@ def measure(
     floor_ns: int | None = None,
     attribution: Attribution = Attribution.EXCLUSIVE,
     op_cost_ns: int = 0,
+    rest: "Rest | None" = None,
 ) -> tuple[Measured, list[str]]:
-    """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate."""
-    if is_cpu_backend(events):
-        return _measure_cpu(events, windows, rules, op_cost_ns)
+    """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate.
+
+    `rest` is what a part of a trace must be told of the rest.
+    """
+    if rest.is_cpu if rest else is_cpu_backend(events):
+        return _measure_cpu(events, windows, rules, op_cost_ns, rest)
     host, activities, dispatches = link(events)
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, rules.classify)
@@ -79,18 +108,27 @@ def measure(
     is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
-    spans = taxes.spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
-    base_ns = taxes.t_base(spans.t_dispatch, i_lib, is_kernel_launch & ~dispatches.is_graph & (dispatches.root >= 0))
+    starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
+    spans = taxes.spans(host, dispatches, partition, starts)
+    if rest:
+        spans = rest.completed(spans, host, dispatches)
+    base_ns = (
+        rest.estimates.base_ns
+        if rest
+        else taxes.t_base(spans.t_dispatch, i_lib, is_kernel_launch & ~dispatches.is_graph & (dispatches.root >= 0))
+    )
     ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
     if ct_ns is not None:
         library = taxes.library_spans(partition, dispatches, ct_ns)
         del partition  # two at once would be the peak of memory
         partition = partition_host(host, library)
-    sys_ns = taxes.t_sys(activities, dispatches) if floor_ns is None else floor_ns
-    device = main_device(activities)
+    sys_ns = floor_ns
+    if floor_ns is None:
+        sys_ns = rest.estimates.sys_ns if rest else taxes.t_sys(activities, dispatches)
+    device = rest.survey.device if rest else main_device(activities)
     measured = Measured(
         events=events,
-        device_type="rocm" if is_rocm(events) else "cuda",
+        device_type="rocm" if (rest.is_rocm if rest else is_rocm(events)) else "cuda",
         host=host,
         activities=activities,
         dispatches=dispatches,
@@ -107,13 +145,27 @@ def measure(
         kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, sys_ns),
         tier=Tier.TRACE if floor_ns is None else Tier.FLOOR,
     )
-    notes = _cuda_notes(base_ns, sys_ns, floor_ns, host)
+    notes = _cuda_notes(base_ns, sys_ns, floor_ns)
     if attribution is Attribution.PAPER:
         measured = paper.attribute(measured, sys_ns)
         notes.append(
             "attribution as published: each kernel from its op's start, device time a sum, nvjet framework-native"
         )
     return measured, notes
+
+
+def _sample(rest: "Rest", rules: KernelRules) -> tuple[Int64, Int64, Int64]:
+    """Return what `streaming.estimate` wants to know of a part."""
+    part, nothing = rest.part, np.empty(0, dtype=np.int64)
+    if rest.is_cpu:
+        return nothing, nothing, free_ns(part.events, rules.is_metadata_op)
+    host, activities, dispatches = link(part.events)
+    kinds, kind = _classify(part.events, activities, _ops(part.events, activities, dispatches), rules.classify)
+    i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[kind[dispatches.first]]
+    spans = taxes.spans(host, dispatches, partition_host(host), rest.starts(host))
+    _, is_own = part.owned(activities, dispatches)
+    is_native = (dispatches.num_kernels > 0) & ~i_lib & ~dispatches.is_graph & (dispatches.root >= 0)
+    return spans.t_dispatch[is_own & is_native], taxes.idle_latencies(activities, dispatches)[is_own], nothing
 
 
 def is_cpu_backend(events: Events) -> bool:
@@ -126,19 +178,21 @@ def is_cpu_backend(events: Events) -> bool:
 def is_rocm(events: Events) -> bool:
     """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
     calls = np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist()
-    return any(key.startswith(("roctracer", "rocprof", "hip_")) for key in events.metadata) or any(
-        events.names[name].startswith("hip") for name in calls
-    )
+    return tells_rocm(events.metadata, (events.names[name] for name in calls))
 
 
 def _measure_cpu(
-    events: Events, windows: Sequence[StepWindow], rules: KernelRules, op_cost_ns: int
+    events: Events, windows: Sequence[StepWindow], rules: KernelRules, op_cost_ns: int, rest: "Rest | None"
 ) -> tuple[Measured, list[str]]:
-    host, activities, dispatches, dispatch_ns = link_cpu(events, rules.is_metadata_op)
+    dispatch_ns = rest.estimates.dispatch_ns if rest else None
+    host, activities, dispatches, dispatch_ns = link_cpu(events, rules.is_metadata_op, dispatch_ns)
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
     partition = partition_host(host)
-    spans = taxes.cpu_spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
+    starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
+    spans = taxes.cpu_spans(host, dispatches, partition, starts)
+    if rest:
+        spans = rest.completed(spans, host, dispatches)
     device = main_device(activities)
     measured = Measured(
         events=events,
@@ -186,7 +240,7 @@ def _classify(
     return tuple(classify(names[pair // width], names[pair % width]) for pair in pairs.tolist()), index
 
 
-def _cuda_notes(base_ns: int | None, sys_ns: int | None, floor_ns: int | None, host: Host) -> list[str]:
+def _cuda_notes(base_ns: int | None, sys_ns: int | None, floor_ns: int | None) -> list[str]:
     notes = []
     if base_ns is None:
         notes.append("no framework-native kernel under an op, so T_base and ΔCT cannot be read from this trace")
@@ -198,9 +252,4 @@ def _cuda_notes(base_ns: int | None, sys_ns: int | None, floor_ns: int | None, h
         notes.append("no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us")
     elif floor_ns is None:
         notes.append(f"T_sys {sys_ns} ns is read from this trace's quickest launches, not measured: give --floor-us")
-    if len(host.lost_graph_ns):
-        notes.append(
-            f"{len(host.lost_graph_ns)} graph launches left no recorded node (profiler buffer overflow?): "
-            "device time is incomplete, so HDBI is null there"
-        )
     return notes

@@ -125,14 +125,20 @@ def t_sys(activities: Activities, dispatches: Dispatches) -> int | None:
 
     A launch behind other work measures queueing, so it has no say; None where no launch found its stream idle.
     """
-    chosen = np.flatnonzero((dispatches.num_kernels == 1) & (dispatches.num_activities == 1) & ~dispatches.is_graph)
-    if not len(chosen):
-        return None
-    first = dispatches.first[chosen]
-    latency = activities.start_ns[first] - dispatches.launch_ns[chosen]
-    idle = dispatches.launch_ns[chosen] >= _stream_busy_until(activities)[first]
-    valid = latency[idle & (latency > 0)]
+    latency = idle_latencies(activities, dispatches)
+    valid = latency[latency > 0]
     return int(np.percentile(valid, FLOOR_PERCENTILE, method="lower")) if len(valid) else None
+
+
+def idle_latencies(activities: Activities, dispatches: Dispatches) -> Int64:
+    """Return launch to start of each plain launch that found its stream idle, 0 for all others."""
+    chosen = np.flatnonzero((dispatches.num_kernels == 1) & (dispatches.num_activities == 1) & ~dispatches.is_graph)
+    latency = np.zeros(len(dispatches), dtype=np.int64)
+    if len(chosen):
+        first = dispatches.first[chosen]
+        idle = dispatches.launch_ns[chosen] >= _stream_busy_until(activities)[first]
+        latency[chosen] = np.where(idle, activities.start_ns[first] - dispatches.launch_ns[chosen], 0)
+    return np.maximum(latency, 0)
 
 
 def _stream_busy_until(activities: Activities) -> Int64:

@@ -34,28 +34,21 @@ def link_cpu(
     `dispatch_ns` is what the dispatch of an op costs here (measured by replay); without it the trace tells: the median
     of the leaf ops that never compute (view, slice, empty, …), which are dispatch entirely.
     """
-    ops = events.rows(Kind.OP)
-    origin, stride = time_line(events)
-    thread = events.thread[ops].astype(np.int64)
-    start = thread * stride + (events.start_ns[ops] - origin)
-    end = thread * stride + (events.end_ns[ops] - origin)
-    order = np.lexsort((-end, start))
-    ops, start, end = ops[order], start[order], end[order]
-
-    metadata_name = np.array([is_metadata_op(name) for name in events.names])
+    ops, start, end = _in_order(events)
+    is_metadata = _is_metadata(events, ops, is_metadata_op)
     aten_name = np.array([name.startswith("aten::") for name in events.names])
-    is_metadata = metadata_name[events.name[ops]]
-    is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))
-    free = (end - start)[is_leaf & is_metadata]
-    cost_ns = dispatch_ns if dispatch_ns is not None else int(np.median(free)) if len(free) else 0
+    if dispatch_ns is None:
+        free = free_ns(events, is_metadata_op)
+        dispatch_ns = int(np.median(free)) if len(free) else 0
     outer = next_outer(end)
-    compute_from = np.maximum(start, _last_child_end(outer, end)) + cost_ns
+    compute_from = np.maximum(start, _last_child_end(outer, end)) + dispatch_ns
     computes = _outermost_custom(outer, ~is_metadata & (compute_from < end), aten_name[events.name[ops]])
     chosen = np.flatnonzero(computes)
     chosen = chosen[np.argsort(compute_from[chosen], kind="stable")]
 
     root_start, root_end = find_roots(start, end)
     rows, begin, finish = ops[chosen], compute_from[chosen], end[chosen]
+    origin, stride = time_line(events)
     begin_ns = begin - events.thread[rows].astype(np.int64) * stride + origin
     finish_ns = events.end_ns[rows]
     count = len(chosen)
@@ -104,7 +97,29 @@ def link_cpu(
         num_activities=ones,
         num_kernels=ones,
     )
-    return host, activities, dispatches, cost_ns
+    return host, activities, dispatches, dispatch_ns
+
+
+def free_ns(events: Events, is_metadata_op: Callable[[str], bool]) -> Int64:
+    """Return how long each leaf op took that never computes, in ns: its dispatch and nothing else."""
+    ops, start, end = _in_order(events)
+    is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))[: len(ops)]
+    return np.asarray((end - start)[is_leaf & _is_metadata(events, ops, is_metadata_op)])
+
+
+def _in_order(events: Events) -> tuple[Index, Int64, Int64]:
+    """Return the ops in the order (start, longest first) with their starts and ends as keys."""
+    ops = events.rows(Kind.OP)
+    origin, stride = time_line(events)
+    thread = events.thread[ops].astype(np.int64)
+    start = thread * stride + (events.start_ns[ops] - origin)
+    end = thread * stride + (events.end_ns[ops] - origin)
+    order = np.lexsort((-end, start))
+    return ops[order], start[order], end[order]
+
+
+def _is_metadata(events: Events, ops: Index, is_metadata_op: Callable[[str], bool]) -> Bool:
+    return np.array([is_metadata_op(name) for name in events.names])[events.name[ops]]
 
 
 def _last_child_end(outer: Index, end: Int64) -> Int64:

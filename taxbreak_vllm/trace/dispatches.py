@@ -9,7 +9,7 @@ and one searchsorted serve all threads at once.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,9 +128,9 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     root_start, root_end = find_roots(op_start, op_end)
 
     call_start, call_end = key(calls, events.start_ns), key(calls, events.end_ns)
-    is_launch_name = _by_name(events, calls, _is_launch)
+    is_launch_name = _by_name(events, calls, is_launch)
     is_graph_name = _by_name(events, calls, lambda name: _GRAPH_LAUNCH.search(name) is not None)
-    is_blocking = _by_name(events, calls, _is_blocking)
+    blocks = _by_name(events, calls, is_blocking)
 
     num_kernels = np.zeros(len(calls), dtype=np.int64)
     is_kernel = events.kind[device_rows] == Kind.KERNEL
@@ -138,7 +138,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     np.add.at(num_kernels, call_of_activity[linked & is_kernel], 1)
     num_activities = np.zeros(len(calls), dtype=np.int64)
     np.add.at(num_activities, call_of_activity[linked], 1)
-    is_blocking |= ~is_launch_name & _waited_for_own_copy(events, device_rows, call_of_activity, calls)
+    blocks |= ~is_launch_name & _waited_for_own_copy(events, device_rows, call_of_activity, calls)
 
     missing = is_launch_name & (num_activities == 0) & ~_is_nested(call_start, call_end, num_activities > 0)
     chosen = np.flatnonzero(num_activities > 0)
@@ -155,7 +155,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         call_start=call_start,
         call_end=call_end,
         call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
-        call_is_blocking=is_blocking,
+        call_is_blocking=blocks,
         call_dispatch=dispatch_of_call[:-1],
         unanswered_ns=events.start_ns[calls[missing]],
         lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
@@ -201,7 +201,14 @@ def time_line(events: Events) -> tuple[int, int]:
 
 def has_launch_call(events: Events) -> bool:
     """Tell whether any call could have launched a kernel, by its name."""
-    return any(_is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+    return any(is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+
+
+def tells_rocm(metadata: Mapping[str, object], calls: Iterable[str]) -> bool:
+    """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
+    return any(key.startswith(("roctracer", "rocprof", "hip_")) for key in metadata) or any(
+        name.startswith("hip") for name in calls
+    )
 
 
 def find_roots(start: Int64, end: Int64) -> tuple[Int64, Int64]:
@@ -292,7 +299,7 @@ def nearest_call(wanted: Int64, at_ns: Int64, ids: Int64, start_ns: Int64, enque
 
 def does_enqueue(name: str) -> bool:
     """Tell by its name a call that puts work on a device: a launch, a copy or a fill."""
-    return _is_launch(name) or _COPY.search(name) is not None
+    return is_launch(name) or _COPY.search(name) is not None
 
 
 def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
@@ -303,11 +310,13 @@ def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
     return holds[events.name[rows]]
 
 
-def _is_launch(name: str) -> bool:
+def is_launch(name: str) -> bool:
+    """Tell by its name a call that launches kernels or a graph."""
     return _LAUNCH.search(name) is not None
 
 
-def _is_blocking(name: str) -> bool:
+def is_blocking(name: str) -> bool:
+    """Tell by its name a call in which the host waits."""
     return _SYNCHRONIZE.search(name) is not None or _SYNCHRONOUS_COPY.search(name) is not None
 
 

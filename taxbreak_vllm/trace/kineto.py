@@ -31,7 +31,6 @@ Columns = tuple[NDArray[Any], ...]
 
 # Of `Events`' columns, in their order.
 TYPES = (np.int8, np.int64, np.int64, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
-SPILL_ROWS = 2**17
 
 _EXACT_FLOAT_US = 2.0**43
 
@@ -113,6 +112,11 @@ class Events:
         return np.flatnonzero(wanted[self.kind])
 
     @property
+    def head(self) -> "Events":
+        """What is known of the trace beside its rows: these events, or those without rows of a spilled trace."""
+        return self
+
+    @property
     def base_ns(self) -> int:
         """Unix time of timestamp 0, for traces written with a base time; 0 for those with absolute times."""
         base = self.metadata.get("baseTimeNanoseconds", 0)
@@ -174,7 +178,7 @@ def read_events(
     """Read a trace file into columns.
 
     With `spill`, a file of more than `spill_above_bytes` of JSON gives it all rows, in file order, as columns (kind,
-    start_ns, … device) of at least `SPILL_ROWS` rows but for the last; the Events returned have no row then.
+    start_ns, … device), some at a time; the Events returned have no row then.
 
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged (truncated gzip), not JSON, not a
     trace, or empty. Text that ends in the middle is read up to its last whole event (`is_truncated`).
@@ -208,7 +212,6 @@ class _Columns:
         self._spill = spill
         self._spill_above_bytes = spill_above_bytes
         self._read_bytes = 0
-        self._is_spilling = False
         self._name_ids: defaultdict[str, int] = _interner()
         self._thread_ids = _ThreadIds()
         self._old_steps: list[int] = []
@@ -226,9 +229,7 @@ class _Columns:
             self._append(events, lambda: decode(_EXACT_EVENTS, text))
         self._read_bytes += len(text)
         if self._spill and self._read_bytes > self._spill_above_bytes:
-            self._is_spilling = True
-            if len(self._bytes[0]) >= SPILL_ROWS:
-                self._spill(self._take())
+            self._spill(self._take())
 
     def _add_tolerantly(self, text: bytes) -> None:
         # Somewhere in this block a field has a type nobody writes; keep every event that makes sense by itself.
@@ -285,13 +286,20 @@ class _Columns:
         return columns
 
     def finish(self, path: str, around: Around) -> Events:
-        """Join the blocks, or spill the last of them."""
-        if self._spill and self._is_spilling:
-            self._spill(self._take())
+        """Join the blocks."""
         has_rows = self._first_ns <= self._last_ns
+        kind, start_ns, end_ns, name, thread, correlation, external, stream, device = self._take()
         return Events(
-            path,
-            *self._take(),
+            path=path,
+            kind=kind,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            name=name,
+            thread=thread,
+            correlation=correlation,
+            external=external,
+            stream=stream,
+            device=device,
             names=tuple(self._name_ids),
             threads=tuple(self._thread_ids.texts),
             metadata=around.metadata,
