@@ -122,7 +122,7 @@ class Rest:
         known_from_ns = np.minimum(self.survey.known_from_ns, end_ns)
         boundary = np.sort(np.concatenate((self._boundaries(host), dispatches.return_key)))
         index = np.searchsorted(boundary, end, side="left") - 1
-        last = np.append(boundary, 0)[index]
+        last = np.append(boundary, -1)[index]
         goes_on = last < start  # no boundary in this part
         since = np.where(goes_on, np.maximum(start, host.key(thread, known_from_ns)), last)
         passed = partition.between(since, end)

@@ -12,6 +12,7 @@ from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import Source
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import read_events
+from taxbreak_vllm.trace.spill import open_trace
 
 RULES = KernelRules.load()
 
@@ -96,6 +97,21 @@ def traces(draw):
     return draw(st.permutations(made))
 
 
+@st.composite
+def joined(draw, parts):
+    """Several traces one after the other or over each other, their correlation ids going on or beginning anew."""
+    made, at = [], 0
+    begins_anew = draw(st.booleans())
+    for number, events in enumerate(draw(st.lists(parts, min_size=2, max_size=5))):
+        for event in events:
+            moved = event | {"start": event["start"] + at, "end": event["end"] + at}
+            if event["correlation"] is not None and not begins_anew:
+                moved["correlation"] += 100 * number
+            made.append(moved)
+        at += draw(st.sampled_from((0, 70, 420, 700, 1400)))
+    return made
+
+
 def classify(name, op):
     kind = RULES.classify(name, op)
     return str(kind.family), kind.i_lib
@@ -164,6 +180,38 @@ def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
         assert_conserved(step)
         assert step.taxes.delta_kt_ns == 0
         assert step.tklqt_ns is step.tklqt_per_kernel_ns is step.launches is None
+
+
+@settings(max_examples=250)
+@given(
+    events=joined(traces()),
+    base_ns=st.sampled_from(BASES_NS),
+    floor_ns=st.sampled_from((None, 5)),
+    rows_per_part=st.sampled_from((1, 10, 30)),
+)
+def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, events, base_ns, floor_ns, rows_per_part):
+    path.write_text(reference.to_json(reference.shifted(events, base_ns)))
+    options = {"source": Source(), "rules": RULES, "floor_ns": floor_ns}
+
+    with open_trace(path, spill_above_bytes=0, rows_per_part=rows_per_part) as trace:
+        in_parts = decompose(trace, **options)
+
+    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
+
+
+@settings(max_examples=100)
+@given(
+    events=joined(st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), max_size=8)),
+    steps=st.lists(events("step", ("taxbreak.step:a",), 200, thread=THREADS), max_size=4),
+)
+def test_so_does_a_trace_of_the_cpu_backend(reference, path, events, steps):
+    path.write_text(reference.to_json([reference.op("aten::mm", 0, 30), *events, *steps]))
+    options = {"source": Source(), "rules": RULES, "op_cost_ns": 2}
+
+    with open_trace(path, spill_above_bytes=0, rows_per_part=1) as trace:
+        in_parts = decompose(trace, **options)
+
+    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
 
 
 def test_a_trace_without_step_annotations_is_one_step_equal_to_the_total(analyze, reference):

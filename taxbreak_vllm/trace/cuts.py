@@ -27,7 +27,7 @@ _END = np.dtype([("row", np.int64), ("id", np.int64), ("start_ns", np.int64), ("
 _ACTIVITY, _CALL, _ENQUEUE = 0, 1, 2  # roles
 _OWNER = np.dtype([("row", np.int64), ("owner_ns", np.int64)])
 _NUM_JOIN_BINS = 256
-_CANDIDATE_EVERY = 61  # rows; a prime, so that no rhythm of the trace keeps step with it
+_CANDIDATES_PER_PART = 3000
 _MAX_CANDIDATES = 2**20
 
 
@@ -207,7 +207,7 @@ def _find_cuts(trace: SpilledEvents, owners: Bins, survey: Survey) -> Int64:
 def _candidates(trace: SpilledEvents, survey: Survey) -> Int64:
     """Return instants that are worth a look: where steps begin, and a sample of where ops and calls do."""
     steps = np.array([window.start_ns for window in survey.windows], dtype=np.int64)
-    every, sample = _CANDIDATE_EVERY, steps[:0]
+    every, sample = 1 + trace.rows_per_part // _CANDIDATES_PER_PART, steps[:0]
     for rows in trace.rows.additions():
         sample = np.concatenate((sample, rows["start_ns"][_is_host(rows)][::every]))
         if len(sample) > _MAX_CANDIDATES:
