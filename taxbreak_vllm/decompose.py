@@ -16,7 +16,7 @@ from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.totals import Totals
 from taxbreak_vllm.trace.cpu import free_ns, link_cpu
-from taxbreak_vllm.trace.dispatches import Activities, Dispatches, has_launch_call, link, tells_rocm
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, has_launch_call, link, require, tells_rocm
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kernels import Kind as KernelKind
@@ -99,6 +99,8 @@ def measure(
 
     `rest` is what a part of a trace must be told of the rest.
     """
+    if rest is None:
+        require(events.path, len(events.rows(Kind.OP, Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)))
     if rest.is_cpu if rest else is_cpu_backend(events):
         return _measure_cpu(events, windows, rules, op_cost_ns, rest)
     host, activities, dispatches = link(events)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.taxes import FLOOR_PERCENTILE, Spans
 from taxbreak_vllm.trace.cuts import Parts
-from taxbreak_vllm.trace.dispatches import Dispatches, Host, is_launch, tells_rocm
+from taxbreak_vllm.trace.dispatches import Dispatches, Host, is_launch, require, tells_rocm
 from taxbreak_vllm.trace.intervals import Int64, Partition
 from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.spill import SpilledEvents, Survey
@@ -96,22 +96,25 @@ class Rest:
         return np.concatenate((self._step_starts(host), self._part_start(host)[self._is_known(self.part.start_ns)]))
 
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
-        """Add to each thread's first own launch what was carried over, where no boundary of the part's own precedes."""
-        own = np.flatnonzero(dispatches.launch_ns >= self.part.start_ns)
-        threads, first = np.unique(dispatches.thread[own], return_index=True)
-        row = own[first]
-        is_under_root = (dispatches.root[row] >= 0) & (not self.is_cpu)
-        until = dispatches.launch_key[row]
-        until[is_under_root] = host.root_start[dispatches.root[row[is_under_root]]]
+        """Add what was carried over to the launches that no boundary of the part's own precedes on their thread."""
+        row = np.flatnonzero(dispatches.launch_ns >= self.part.start_ns)
         boundary = self._boundaries(host)
-        start = self._part_start(host)[threads]
-        is_first = np.searchsorted(boundary, start, "left") == np.searchsorted(boundary, until, "right")
-        row, threads = row[is_first], threads[is_first]
+        until = dispatches.launch_key[row]
+        if self.is_cpu:  # ops that cross, as rounding to µs makes them, can reach back to the same boundary
+            boundary = np.sort(np.concatenate((boundary, dispatches.return_key)))
+        else:
+            _, first = np.unique(dispatches.thread[row], return_index=True)
+            row, until = row[first], until[first]
+            root = dispatches.root[row]
+            until[root >= 0] = host.root_start[root[root >= 0]]
+        start = self._part_start(host)[dispatches.thread[row]]
+        row = row[np.searchsorted(boundary, start, "left") == np.searchsorted(boundary, until, "right")]
+        thread = dispatches.thread[row]
         t_py, t_dispatch, num_ops = spans.t_py.copy(), spans.t_dispatch.copy(), spans.num_ops.copy()
-        t_py[row] += self.carry.py_ns[threads]
+        t_py[row] += self.carry.py_ns[thread]
         if self.is_cpu:
-            t_dispatch[row] += self.carry.dispatch_ns[threads]
-            num_ops[row] += self.carry.num_ops[threads]
+            t_dispatch[row] += self.carry.dispatch_ns[thread]
+            num_ops[row] += self.carry.num_ops[thread]
         return Spans(t_py=t_py, t_dispatch=t_dispatch, num_ops=num_ops)
 
     def carried_on(self, host: Host, dispatches: Dispatches, partition: Partition) -> Carry:
@@ -163,6 +166,7 @@ def measure_parts(
     measure: Callable[..., tuple[Measured, list[str]]],
 ) -> Iterator[tuple[Part, Measured, list[str]]]:
     """Measure one part after the other; `sample` gives what `estimate` wants, `measure` is `decompose.measure`."""
+    require(trace.head.path, survey.num_ops + survey.num_activities)
     carry = Carry.nothing(len(trace.head.threads))
     with Parts(trace, survey) as parts:
         estimates = estimate(sample(Rest(part, survey, Estimates(), carry)) for part in parts)

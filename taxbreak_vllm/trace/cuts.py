@@ -26,7 +26,7 @@ _PART_ROW = np.dtype([*ROW.descr, ("row", np.int64)])
 _END = np.dtype([("row", np.int64), ("id", np.int64), ("start_ns", np.int64), ("role", np.int8)])
 _ACTIVITY, _CALL, _ENQUEUE = 0, 1, 2  # roles
 _OWNER = np.dtype([("row", np.int64), ("owner_ns", np.int64)])
-_NUM_JOIN_BINS = 256
+_ROWS_PER_JOIN = 2**18
 _CANDIDATES_PER_PART = 3000
 _MAX_CANDIDATES = 2**20
 
@@ -69,7 +69,7 @@ class Parts:
                 kept[name] = rows[name]
             kept["row"] = first + np.arange(len(rows))
             is_cut = _is_host(rows) & ~is_joined & only_waits[rows["name"]]
-            is_cut[is_cut] = np.searchsorted(self._cuts, rows["end_ns"][is_cut], side="left") > part[is_cut]
+            is_cut[is_cut] = np.searchsorted(self._cuts, rows["end_ns"][is_cut], side="right") > part[is_cut]
             whole = ~is_cut & (rows["kind"] != Kind.ANNOTATION)
             pieces = [self._pieces(row) for row in kept[is_cut]]
             self._bins.add(
@@ -80,7 +80,7 @@ class Parts:
     def _pieces(self, row: np.void) -> tuple[Rows, Index]:
         """Cut a call wherever the trace is cut."""
         first = int(np.searchsorted(self._cuts, row["start_ns"], side="right"))
-        last = int(np.searchsorted(self._cuts, row["end_ns"], side="left"))
+        last = int(np.searchsorted(self._cuts, row["end_ns"], side="right"))
         pieces = np.repeat(row, last - first + 1)
         pieces["start_ns"][1:] = self._cuts[first:last]
         pieces["end_ns"][:-1] = self._cuts[first:last]
@@ -123,7 +123,8 @@ def _owners(trace: SpilledEvents) -> Bins:
     """
     enqueues = np.array([does_enqueue(name) for name in trace.head.names], dtype=bool)
     firsts = [0]
-    with Bins(_END, _NUM_JOIN_BINS) as ends:
+    num_bins = 1 + trace.rows.num_rows // _ROWS_PER_JOIN
+    with Bins(_END, num_bins) as ends:
         for rows in trace.rows.additions():
             chosen = np.flatnonzero((rows["correlation"] >= 0) & (_is_on_device(rows) | (rows["kind"] == Kind.RUNTIME)))
             added = np.empty(len(chosen), dtype=_END)
@@ -132,10 +133,10 @@ def _owners(trace: SpilledEvents) -> Bins:
             added["start_ns"] = rows["start_ns"][chosen]
             is_call = rows["kind"][chosen] == Kind.RUNTIME
             added["role"] = np.where(is_call, np.where(enqueues[rows["name"][chosen]], _ENQUEUE, _CALL), _ACTIVITY)
-            ends.add(added, (added["id"] % _NUM_JOIN_BINS).astype(np.intp))
+            ends.add(added, (added["id"] % num_bins).astype(np.intp))
             firsts.append(firsts[-1] + len(rows))
         owners = Bins(_OWNER, len(firsts) - 1)
-        for number in range(_NUM_JOIN_BINS):
+        for number in range(num_bins):
             joined = _join(ends.read(number))
             owners.add(joined, np.searchsorted(firsts, joined["row"], side="right") - 1)
     return owners

@@ -102,12 +102,10 @@ class Dispatches:
 
 
 def link(events: Events) -> tuple[Host, Activities, Dispatches]:
-    """Join launches, activities and ops; raises TraceFormatError where the trace has neither ops nor device events."""
+    """Join launches, activities and ops."""
     ops = events.rows(Kind.OP)
     calls = events.rows(Kind.RUNTIME)
     device_rows = events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)
-    if not len(ops) and not len(device_rows):
-        raise TraceFormatError(f"{events.path}: a trace with neither device activities nor ops; nothing to decompose")
     origin, stride = time_line(events)
     call_of_activity = nearest_call(
         events.correlation[device_rows],
@@ -202,6 +200,12 @@ def time_line(events: Events) -> tuple[int, int]:
 def has_launch_call(events: Events) -> bool:
     """Tell whether any call could have launched a kernel, by its name."""
     return any(is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+
+
+def require(path: str, num_ops_and_activities: int) -> None:
+    """Raise TraceFormatError for a trace that has neither."""
+    if not num_ops_and_activities:
+        raise TraceFormatError(f"{path}: a trace with neither device activities nor ops; nothing to decompose")
 
 
 def tells_rocm(metadata: Mapping[str, object], calls: Iterable[str]) -> bool:
