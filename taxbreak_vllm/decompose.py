@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taxbreak_vllm import paper, taxes
+from taxbreak_vllm import taxes
 from taxbreak_vllm.figures import summarize
 from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
 from taxbreak_vllm.summary import Measured
@@ -149,6 +149,8 @@ def measure(
     )
     notes = _cuda_notes(base_ns, sys_ns, floor_ns)
     if attribution is Attribution.PAPER:
+        from taxbreak_vllm import paper
+
         measured = paper.attribute(measured, sys_ns)
         notes.append(
             "attribution as published: each kernel from its op's start, device time a sum, nvjet framework-native"

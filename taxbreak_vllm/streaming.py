@@ -45,9 +45,9 @@ class Counted:
         self._values = both
 
     def median(self) -> int | None:
-        """Return what int(np.median) of all values is; None without any."""
+        """Return what `intervals.median` of all values is; None without any."""
         last = int(self._counts.sum()) - 1
-        return None if last < 0 else int((self._sorted(last // 2) + self._sorted((last + 1) // 2)) / 2)
+        return None if last < 0 else (self._sorted(last // 2) + self._sorted((last + 1) // 2)) // 2
 
     def percentile(self, percent: float) -> int | None:
         """Return the value at a percentile, the lower one where it falls between two; None without any."""

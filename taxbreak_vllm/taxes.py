@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
-from taxbreak_vllm.trace.intervals import Int64, Partition
+from taxbreak_vllm.trace.intervals import Int64, Partition, median
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import HostClass
 
@@ -96,8 +96,7 @@ def _first_per_thread(host: Host, others: Int64) -> Int64:
 
 def t_base(t_dispatch: Int64, i_lib: Bool, is_kernel_launch: Bool) -> int | None:
     """T_base: the median T_dispatch of kernel launches that go through no vendor library (Eq. 2); None without any."""
-    chosen = t_dispatch[is_kernel_launch & ~i_lib]
-    return int(np.median(chosen)) if len(chosen) else None
+    return median(t_dispatch[is_kernel_launch & ~i_lib])
 
 
 def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int) -> Int64:

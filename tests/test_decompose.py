@@ -320,6 +320,29 @@ def test_figures_are_of_the_device_with_most_activities_and_the_others_are_liste
     assert [(d.device, d.activities, d.active_ns) for d in breakdown.devices] == [(3, 1, 100), (5, 2, 20)]
 
 
+def test_the_tax_of_a_launch_on_a_device_not_shown_is_in_top_too(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.op("aten::mm", 0, 100),
+            *(r.call("cudaLaunchKernel", 10 + 20 * i, 15 + 20 * i, i) for i in range(3)),
+            r.kernel("a", 200, 210, 0, device=0),
+            r.kernel("a", 210, 220, 1, device=0),
+            r.kernel("b", 200, 300, 2, device=1),
+        ],
+        floor_ns=5,
+    )
+
+    total = breakdown.total
+    # Launch 0 has 0 to 10, launches 1 and 2 the 15 ns since the one before returned.
+    assert {(row.kernel, row.count, row.active_ns, row.delta_ft_ns) for row in total.top} == {
+        ("a", 2, 20, 25),
+        ("b", 0, 0, 15),
+    }
+    assert sum(row.delta_ft_ns for row in total.top) == total.taxes.delta_ft_ns
+    assert sum(row.delta_kt_ns for row in total.top) == total.taxes.delta_kt_ns == 15
+
+
 def test_activities_belong_to_the_step_that_launched_them_however_late_they_run(analyze, reference):
     r = reference
     breakdown = analyze(

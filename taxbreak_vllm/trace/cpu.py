@@ -22,7 +22,7 @@ from taxbreak_vllm.trace.dispatches import (
     next_outer,
     time_line,
 )
-from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 
@@ -38,8 +38,7 @@ def link_cpu(
     is_metadata = _is_metadata(events, ops, is_metadata_op)
     aten_name = np.array([name.startswith("aten::") for name in events.names])
     if dispatch_ns is None:
-        free = free_ns(events, is_metadata_op)
-        dispatch_ns = int(np.median(free)) if len(free) else 0
+        dispatch_ns = median(free_ns(events, is_metadata_op)) or 0
     outer = next_outer(end)
     compute_from = np.maximum(start, _last_child_end(outer, end)) + dispatch_ns
     computes = _outermost_custom(outer, ~is_metadata & (compute_from < end), aten_name[events.name[ops]])

@@ -113,7 +113,9 @@ def _late(rows: Rows, end_ns: int) -> Rows:
     ids = rows["correlation"][runs_on]
     is_launch = (rows["kind"] == Kind.RUNTIME) & np.isin(rows["correlation"], ids[ids >= 0])
     since_ns = rows["start_ns"][is_launch].min(initial=np.iinfo(np.int64).max)
-    return np.asarray(rows[runs_on | (_is_host(rows) & (rows["end_ns"] >= since_ns))])
+    # Only a call that was cut ends with the part, and it is no boundary of T_py there.
+    context = _is_host(rows) & (rows["end_ns"] >= since_ns) & (rows["end_ns"] < end_ns)
+    return np.asarray(rows[runs_on | context])
 
 
 def _owners(trace: SpilledEvents) -> Bins:

@@ -277,3 +277,18 @@ def test_innermost_and_the_next_op_outwards():
     at = np.array([0, 10, 19, 20, 35, 45, 55, 60, 100])
     assert innermost(start, end, at).tolist() == [1, 3, 3, 1, 4, 1, 0, 0, -1]
     assert innermost(start[:0], end[:0], at[:1]).tolist() == [-1]
+
+
+def test_of_several_calls_with_one_id_the_nearest_in_time_launched_an_activity(read, reference):
+    r = reference
+    events = [
+        r.call("cudaLaunchKernel", 0, 5, 1),
+        r.kernel("first", 10, 20, 1),
+        r.call("cudaLaunchKernel", 1000, 1005, 1),  # ids begin anew
+        r.kernel("second", 995, 1020, 1),  # clocks: before its launch, and nearer to it than to the first
+        r.kernel("late", 300, 310, 1),
+    ]
+
+    _, activities, dispatches = link(read(events))
+
+    assert dispatches.launch_ns[activities.dispatch].tolist() == [0, 0, 1000]
