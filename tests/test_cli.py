@@ -70,6 +70,19 @@ def test_bad_input_is_one_line_with_file_and_reason_and_exit_2(tmp_path, name):
     assert reason in done.stderr
 
 
+@pytest.mark.parametrize("words", [("--json", SERVING), (SERVING, "--json"), ("--json", SERVING, SERVING)])
+def test_words_that_need_no_parser_print_what_the_parser_would(words):
+    parsed = taxbreak("analyze", *words, "--top", "12")
+
+    assert taxbreak("analyze", *words).stdout == parsed.stdout
+    assert json.loads(parsed.stdout)
+
+
+def test_bad_words_reach_the_parser():
+    assert "No such option" in taxbreak("analyze", "--json", "--jsno", SERVING).stderr
+    assert "Missing argument" in taxbreak("analyze", "--json").stderr
+
+
 def test_json_is_one_object_and_nothing_else():
     done = taxbreak("analyze", "--json", SERVING)
 

@@ -12,6 +12,7 @@ from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import Source
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import read_events
+from taxbreak_vllm.trace.spill import open_trace
 
 RULES = KernelRules.load()
 
@@ -96,6 +97,21 @@ def traces(draw):
     return draw(st.permutations(made))
 
 
+@st.composite
+def joined(draw, parts):
+    """Several traces one after the other or over each other, their correlation ids going on or beginning anew."""
+    made, at = [], 0
+    begins_anew = draw(st.booleans())
+    for number, events in enumerate(draw(st.lists(parts, min_size=2, max_size=5))):
+        for event in events:
+            moved = event | {"start": event["start"] + at, "end": event["end"] + at}
+            if event["correlation"] is not None and not begins_anew:
+                moved["correlation"] += 100 * number
+            made.append(moved)
+        at += draw(st.sampled_from((0, 70, 420, 700, 1400)))
+    return made
+
+
 def classify(name, op):
     kind = RULES.classify(name, op)
     return str(kind.family), kind.i_lib
@@ -164,6 +180,38 @@ def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
         assert_conserved(step)
         assert step.taxes.delta_kt_ns == 0
         assert step.tklqt_ns is step.tklqt_per_kernel_ns is step.launches is None
+
+
+@settings(max_examples=250)
+@given(
+    events=joined(traces()),
+    base_ns=st.sampled_from(BASES_NS),
+    floor_ns=st.sampled_from((None, 5)),
+    rows_per_part=st.sampled_from((1, 10, 30)),
+)
+def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, events, base_ns, floor_ns, rows_per_part):
+    path.write_text(reference.to_json(reference.shifted(events, base_ns)))
+    options = {"source": Source(), "rules": RULES, "floor_ns": floor_ns}
+
+    with open_trace(path, spill_above_bytes=0, rows_per_part=rows_per_part) as trace:
+        in_parts = decompose(trace, **options)
+
+    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
+
+
+@settings(max_examples=100)
+@given(
+    events=joined(st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), max_size=8)),
+    steps=st.lists(events("step", ("taxbreak.step:a",), 200, thread=THREADS), max_size=4),
+)
+def test_so_does_a_trace_of_the_cpu_backend(reference, path, events, steps):
+    path.write_text(reference.to_json([reference.op("aten::mm", 0, 30), *events, *steps]))
+    options = {"source": Source(), "rules": RULES, "op_cost_ns": 2}
+
+    with open_trace(path, spill_above_bytes=0, rows_per_part=1) as trace:
+        in_parts = decompose(trace, **options)
+
+    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
 
 
 def test_a_trace_without_step_annotations_is_one_step_equal_to_the_total(analyze, reference):
@@ -270,6 +318,29 @@ def test_figures_are_of_the_device_with_most_activities_and_the_others_are_liste
 
     assert breakdown.total.device.active_ns == 20
     assert [(d.device, d.activities, d.active_ns) for d in breakdown.devices] == [(3, 1, 100), (5, 2, 20)]
+
+
+def test_the_tax_of_a_launch_on_a_device_not_shown_is_in_top_too(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.op("aten::mm", 0, 100),
+            *(r.call("cudaLaunchKernel", 10 + 20 * i, 15 + 20 * i, i) for i in range(3)),
+            r.kernel("a", 200, 210, 0, device=0),
+            r.kernel("a", 210, 220, 1, device=0),
+            r.kernel("b", 200, 300, 2, device=1),
+        ],
+        floor_ns=5,
+    )
+
+    total = breakdown.total
+    # Launch 0 has 0 to 10, launches 1 and 2 the 15 ns since the one before returned.
+    assert {(row.kernel, row.count, row.active_ns, row.delta_ft_ns) for row in total.top} == {
+        ("a", 2, 20, 25),
+        ("b", 0, 0, 15),
+    }
+    assert sum(row.delta_ft_ns for row in total.top) == total.taxes.delta_ft_ns
+    assert sum(row.delta_kt_ns for row in total.top) == total.taxes.delta_kt_ns == 15
 
 
 def test_activities_belong_to_the_step_that_launched_them_however_late_they_run(analyze, reference):
