@@ -103,9 +103,7 @@ class Decoder:
         """Made-up token ids, [batch, length]."""
         return torch.randint(self.shape.vocab, (batch, length), device=self.device, generator=self._generator)
 
-    def step(
-        self, tokens: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-    ) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> torch.Tensor:
         """Return the next token of each sequence, on the device."""
         start = past[0][0].shape[2] if past else 0
         position = torch.arange(start, start + tokens.shape[1], device=self.device)[None]
@@ -128,7 +126,9 @@ class Decoder:
             return {"up": self._weight(s.ffn, s.hidden), "down": self._weight(s.hidden, s.ffn)}
         if not s.experts:
             return dict(zip(("gate", "up", "down"), self._gated(s.ffn), strict=True))
-        shared = {"shared": [self._gated(s.shared_ffn)], "shared_gate": self._weight(1, s.hidden)} if s.shared_ffn else {}
+        shared = (
+            {"shared": [self._gated(s.shared_ffn)], "shared_gate": self._weight(1, s.hidden)} if s.shared_ffn else {}
+        )
         return {
             "router": self._weight(s.experts, s.hidden),
             "experts": [self._gated(s.expert_ffn) for _ in range(s.experts)],
@@ -173,7 +173,7 @@ class Decoder:
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         if s.kv_heads != s.heads:
-            k, v = (t.repeat_interleave(s.heads // s.kv_heads, dim=1) for t in (k, v))
+            k, v = (_repeated(t, s.heads // s.kv_heads) for t in (k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
         return F.linear(y.transpose(1, 2).reshape(batch, length, -1), layer["o"])
 
@@ -216,3 +216,8 @@ def _gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 def _half_turned(x: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+def _repeated(x: torch.Tensor, times: int) -> torch.Tensor:
+    batch, heads, length, width = x.shape
+    return x[:, :, None].expand(batch, heads, times, length, width).reshape(batch, heads * times, length, width)

@@ -41,6 +41,10 @@ def _launch(x: torch.Tensor, cycles: int) -> torch.Tensor:
     return torch.neg(x)
 
 
-for _name, _call, _argument in (("dispatch", _dispatch, "us"), ("library", _library, "us"), ("launch", _launch, "cycles")):
+for _name, _call, _argument in (
+    ("dispatch", _dispatch, "us"),
+    ("library", _library, "us"),
+    ("launch", _launch, "cycles"),
+):
     _LIBRARY.define(f"{_name}(Tensor x, int {_argument}) -> Tensor")
     _LIBRARY.impl(_name, _call, "CompositeExplicitAutograd")

@@ -1,6 +1,6 @@
 """What a launch costs this process before it ever profiled, under the profiler, and after: one JSON line, ns a launch.
 
-    python benchmarks/gpu_probe.py cuda
+python benchmarks/gpu_probe.py cuda
 """
 
 import json

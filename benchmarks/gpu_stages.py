@@ -20,7 +20,6 @@ from gpu_models import SHAPES, Decoder, tiny
 
 from taxbreak_vllm.baselines import Baselines, Floor, FloorKind
 from taxbreak_vllm.replay.runner import measure_floors
-from taxbreak_vllm.trace.kernels import KernelRules
 
 HERE = Path(__file__).resolve().parent
 _FLOOR_RUNS = 3
@@ -46,7 +45,11 @@ def floors(book: Book, lab: Lab) -> None:
             ],
         )
     if lab.is_gpu:
-        names = {"default": {}, "TEARDOWN_CUPTI=1": {"TEARDOWN_CUPTI": "1"}, "TEARDOWN_CUPTI=0": {"TEARDOWN_CUPTI": "0"}}
+        names = {
+            "default": {},
+            "TEARDOWN_CUPTI=1": {"TEARDOWN_CUPTI": "1"},
+            "TEARDOWN_CUPTI=0": {"TEARDOWN_CUPTI": "0"},
+        }
         rows = [
             {"setting": name} | (book.case("floors", f"left attached, {name}", partial(_probe, lab, env)) or {})
             for name, env in names.items()
@@ -95,7 +98,9 @@ def replay(book: Book, lab: Lab) -> None:
     for key in ("llama-1b", "qwen3-moe"):
         found = book.case("replay", key, partial(_replay, lab, key))
         if found:
-            rows += [{"model": found["model"], "phase": phase} | _shown(found[phase]) for phase in ("prefill", "decode")]
+            rows += [
+                {"model": found["model"], "phase": phase} | _shown(found[phase]) for phase in ("prefill", "decode")
+            ]
     table("replayed: share of orchestration time by tier, and the taxes (medians of a step)", rows)
 
 
@@ -169,7 +174,18 @@ def _decompose(lab: Lab, decoder: Decoder, phase: str, batch: int, name: str) ->
 
 
 def _row(found: dict[str, Any] | None) -> dict[str, Any]:
-    names = ("plain_ns", "window_ns", "device_ns", "ft_ns", "ct_ns", "kt_ns", "exposed_ns", "tklqt_ns", "hdbi", "kernels")
+    names = (
+        "plain_ns",
+        "window_ns",
+        "device_ns",
+        "ft_ns",
+        "ct_ns",
+        "kt_ns",
+        "exposed_ns",
+        "tklqt_ns",
+        "hdbi",
+        "kernels",
+    )
     if not found:
         return dict.fromkeys(names)
     return {name: found[name] for name in names} | {
@@ -181,8 +197,8 @@ def taxes(book: Book, lab: Lab) -> None:
     """Delays that we put into each part of the way to the device, and what the decomposition makes of them."""
     rows = []
     for kind in ("python", "dispatch", "library", "launch"):
-        if kind == "launch" and not lab.is_gpu:
-            print("  taxes/launch: skipped, the CPU backend has no launch path")
+        if kind in ("library", "launch") and not lab.is_gpu:
+            print(f"  taxes/{kind}: skipped, only a GPU has a launch behind it")
             continue
         found = book.case("taxes", kind, partial(_taxes, lab, kind))
         rows += found["rows"] if found else []
@@ -191,7 +207,8 @@ def taxes(book: Book, lab: Lab) -> None:
         from cublaslt import direct
 
         rows = [
-            {"gemm": f"{m}x{n}x{k}"} | (book.case("taxes", f"cublaslt {m}x{n}x{k}", partial(direct, lab, m, n, k)) or {})
+            {"gemm": f"{m}x{n}x{k}"}
+            | (book.case("taxes", f"cublaslt {m}x{n}x{k}", partial(direct, lab, m, n, k)) or {})
             for m, n, k in ((1, 2048, 2048), (8, 8192, 2048), (64, 2048, 8192), (1024, 8192, 2048))
         ]
         table("ΔCT of a GEMM beside what cublasLt takes when called directly", rows)
@@ -227,6 +244,7 @@ def _taxes(lab: Lab, kind: str) -> dict[str, Any]:
                 elif kind == "launch":
                     ops.launch(x, us * cycles)
                 else:
+                    torch.neg(x)  # what T_base is taken from
                     getattr(ops, kind)(x, us)
                 lab.synchronize()
             return None
@@ -236,16 +254,14 @@ def _taxes(lab: Lab, kind: str) -> dict[str, Any]:
     steps = [(f"{us}us.{n}", step(us)) for n in range(12) for us in waits]
     path = lab.record(f"taxes-{kind}", steps)
     account = lab.replay([path], seconds=60)
-    rules = _rules(lab, kind)
-    breakdown = lab.analyze(path, rules=rules)
-    by_name = {us: figures([s for s in breakdown.steps[len(waits) :] if (s.name or "").startswith(f"{us}us.")]) for us in waits}
+    breakdown = lab.analyze(path)
+    warm = breakdown.steps[len(waits) :]
+    by_name = {us: figures([step for step in warm if (step.name or "").startswith(f"{us}us.")]) for us in waits}
     wanted, still = _EXPECTED[kind]
     rows = []
     for us in waits[1:]:
         injected_ns = (us - waits[0]) * 1000
-        risen = {
-            name: rise({u: [(by_name[u][name] or 0) / _OPS] for u in waits}, us) for name in (wanted, *still)
-        }
+        risen = {name: rise({u: [(by_name[u][name] or 0) / _OPS] for u in waits}, us) for name in (wanted, *still)}
         rows.append(
             {"delay": kind, "injected_ns": injected_ns, "figure": wanted.removesuffix("_ns"), "rose_ns": risen[wanted]}
             | {"recovered": is_recovered(risen[wanted], injected_ns)}
@@ -259,16 +275,6 @@ def _taxes(lab: Lab, kind: str) -> dict[str, Any]:
         "conservation": conservation(breakdown),
         "kept": lab.keep(path) if kind == "library" else None,
     }
-
-
-def _rules(lab: Lab, kind: str) -> KernelRules:
-    """On the CPU backend nothing but its op's name tells a library's op."""
-    if lab.is_gpu or kind != "library":
-        return KernelRules.load()
-    path = lab.work / "rules.toml"
-    own = '[[op]]\npattern = "taxbreak_check::library"\nfamily = "gemm"\ni_lib = true\nreason = "pays a front-end"\n'
-    path.write_text(f'metadata_ops = ""\n{own}')
-    return KernelRules.load(path)
 
 
 def _cycles_per_us(lab: Lab) -> int:
@@ -316,9 +322,18 @@ def findings(book: Book, lab: Lab) -> None:
         for name, (phase, batch) in names.items()
     }
     shown = ("plain_ns", "window_ns", "orchestration_ns", "device_ns", "hdbi", "tklqt_ns", "queue_ns", "kernels")
-    table("GPT-2: host and device over the batch", [{"case": n} | {k: (r or {}).get(k) for k in shown} for n, r in rows.items()])
+    table(
+        "GPT-2: host and device over the batch",
+        [{"case": n} | {k: (r or {}).get(k) for k in shown} for n, r in rows.items()],
+    )
     knees = {
-        phase: knee([(batch, rows[name]["tklqt_ns"] or 0.0) for name, (own, batch) in names.items() if own == phase and rows[name]])
+        phase: knee(
+            [
+                (batch, rows[name]["tklqt_ns"] or 0.0)
+                for name, (own, batch) in names.items()
+                if own == phase and rows[name]
+            ]
+        )
         for phase in ("prefill", "decode")
     }
     book.note("findings", "tklqt knee", {"batch": knees})
@@ -327,7 +342,9 @@ def findings(book: Book, lab: Lab) -> None:
     models = []
     for key in ("llama-1b", "llama-3b", "olmoe", "qwen1.5-moe", "qwen3-moe"):
         found = book.case("findings", f"kernels {key}", partial(_kernels, lab, key))
-        models.append({"model": key} | {k: (found or {}).get(k) for k in ("kernels_per_token", "launches", "unique", *shown)})
+        models.append(
+            {"model": key} | {k: (found or {}).get(k) for k in ("kernels_per_token", "launches", "unique", *shown)}
+        )
     table("one decode step of one sequence: kernels per output token", models)
     per_token = {row["model"]: row["kernels_per_token"] for row in models}
     ratios = {
