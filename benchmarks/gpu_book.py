@@ -26,7 +26,7 @@ class Book:
         """Return a case's result, measured now or before; None where it failed or was left for later."""
         known = self.stages.setdefault(stage, {})
         if name not in known:
-            if self._now_s() >= self._until_s:
+            if self.is_over():
                 self.left.append(f"{stage}/{name}")
                 return None
             begun_s = self._now_s()
@@ -38,6 +38,10 @@ class Book:
             known[name] = found
             self.write()
         return None if _errors(known[name]) else known[name]
+
+    def is_over(self) -> bool:
+        """Whether no new case may begin."""
+        return self._now_s() >= self._until_s
 
     def note(self, stage: str, name: str, value: object) -> None:
         """Write down something that took no measuring."""

@@ -68,7 +68,7 @@ class Load:
 
 @dataclass(slots=True)
 class Heard:
-    """What the clients of a load saw: arrival of every token of every request, ns."""
+    """What the clients of a load saw: arrival of every message of every request that was served, ns."""
 
     began_ns: int
     ended_ns: int = 0
@@ -77,19 +77,23 @@ class Heard:
     arrivals_ns: list[list[int]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
-    def figures(self) -> dict[str, Any]:
-        """Throughput in tokens/s, and the gaps between a request's tokens."""
-        gaps = sorted(b - a for arrivals in self.arrivals_ns for a, b in pairwise(arrivals))
-        tokens = sum(map(len, self.arrivals_ns))
+    def figures(self, load: Load) -> dict[str, Any]:
+        """Throughput in tokens/s, the time a token took each request, and the gaps between what its client received.
+
+        Under load a message may hold several tokens, so they are counted by what was asked for.
+        """
+        tokens = load.output * len(self.arrivals_ns)
         found: dict[str, Any] = {
             "tokens": tokens,
             "tokens_per_s": tokens / ((self.ended_ns - self.began_ns) / 1e9),
             "failed": len(self.failed),
         }
-        if gaps:
+        gaps = sorted(b - a for arrivals in self.arrivals_ns for a, b in pairwise(arrivals))
+        if gaps and load.output > 1:
             found |= {
+                "tpot_ns": median((arrivals[-1] - arrivals[0]) / (load.output - 1) for arrivals in self.arrivals_ns),
                 "itl_ns": median(gaps), "itl_p99_ns": gaps[int(len(gaps) * 0.99)], "itl_max_ns": gaps[-1],
-                "itl_mean_ns": sum(gaps) / len(gaps),
+                "messages": sum(map(len, self.arrivals_ns)),
             }  # fmt: skip
         return found
 
@@ -123,8 +127,10 @@ class Server:
         heard = Heard(time.perf_counter_ns(), began_unix_ns=time.time_ns())
         with ThreadPoolExecutor(load.clients) as pool:
             for arrivals, error in pool.map(lambda prompt: self._ask(prompt, load.output), prompts):
-                heard.arrivals_ns.append(arrivals)
-                heard.failed += [error] if error else []
+                if error:
+                    heard.failed.append(error)
+                else:
+                    heard.arrivals_ns.append(arrivals)
         heard.ended_ns, heard.ended_unix_ns = time.perf_counter_ns(), time.time_ns()
         return heard
 

@@ -14,6 +14,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,7 @@ def _mode(args: argparse.Namespace, work: Path, server: Server, name: str) -> di
     for number, load in enumerate(_LOADS):
         sized = _sized(load, args)
         heard = server.send(sized, seed=number)
-        found["loads"][load.name] = {"load": heard.figures(), "phases": {}}
+        found["loads"][load.name] = {"load": heard.figures(sized), "phases": {}}
         captures = _captures(server, heard.began_unix_ns, heard.ended_unix_ns)
         for (phase, mode), group in captures.items():
             entry = _decomposed(work, group)
@@ -109,9 +110,13 @@ def _mode(args: argparse.Namespace, work: Path, server: Server, name: str) -> di
 
 
 def _captures(server: Server, began_ns: int, ended_ns: int) -> dict[tuple[str, str], list[Capture]]:
-    """The captures of a load, by phase and graph mode."""
+    """The captures of a load, by phase and graph mode, once the worker has stored the last of them."""
+    spool = Spool(server.spool, max_bytes=2**40, max_captures=10**6)
     groups: dict[tuple[str, str], list[Capture]] = defaultdict(list)
-    for capture in Spool(server.spool, max_bytes=2**40, max_captures=10**6).captures():
+    stored = None
+    while stored != (stored := [capture.path for capture in spool.captures()]):
+        time.sleep(1.0)  # a worker says nowhere that it has no more to store
+    for capture in spool.captures():
         info = capture.read_info()
         if began_ns <= info.started_unix_ns <= ended_ns:
             groups[str(info.phase), info.graph_mode].append(capture)
@@ -208,7 +213,9 @@ def _round(args: argparse.Namespace, servers: dict[str, Server], number: int) ->
     order = list(servers)
     order = order[number % len(order) :] + order[: number % len(order)]  # nobody always comes first
     return {
-        load.name: {name: servers[name].send(_sized(load, args), seed=number).figures() for name in order}
+        load.name: {
+            name: servers[name].send(_sized(load, args), seed=number).figures(_sized(load, args)) for name in order
+        }
         for load in _COST_LOADS
     }
 
@@ -239,9 +246,9 @@ def _show_cost(book: Book, rounds: list[str], names: list[str]) -> None:
             own = [found[load.name][name] for found in known]
             off = [found[load.name]["off"] for found in known]
             row: dict[str, Any] = {"load": load.name, "plugin": name, "rounds": len(own)}
-            for key in ("tokens_per_s", "itl_ns", "itl_p99_ns", "itl_max_ns"):
+            for key in ("tokens_per_s", "tpot_ns", "itl_ns", "itl_p99_ns", "itl_max_ns"):
                 row[key] = median(figure[key] for figure in own)
-            for key in ("tokens_per_s", "itl_ns"):
+            for key in ("tokens_per_s", "tpot_ns"):
                 ratios = sorted(a[key] / b[key] for a, b in zip(own, off, strict=True))
                 row[f"{key.removesuffix('_ns')} / off"] = median(ratios)
                 row[f"{key.removesuffix('_ns')} range"] = f"{ratios[0]:.3f}-{ratios[-1]:.3f}"
