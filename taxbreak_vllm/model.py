@@ -290,7 +290,8 @@ class Calibration:
 class Coverage:
     """What was read, joined and lost. `linked` and `unlinked` count kernels, `launches` those with an activity.
 
-    `replay` is the share of orchestration time carried by each tier of baseline.
+    `replay` is the share of orchestration time carried by each tier of baseline, `denied` the share of what is never
+    replayed, in whichever tier it is.
     """
 
     activities: int = 0
@@ -304,6 +305,7 @@ class Coverage:
     events: int = 0
     dropped_events: int = 0
     replay: Mapping[Tier, float] = field(default_factory=dict)
+    denied: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

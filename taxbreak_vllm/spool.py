@@ -127,10 +127,10 @@ class Spool:
         return tuple(lost)
 
     @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Become the one analyzer of this spool; yields False while another process is it."""
+    def claim(self, role: str = "analyzer") -> Iterator[bool]:
+        """Become the one process of this role on this spool; yields False while another is it."""
         self._make(self.root)
-        with _open_private(self.root / ".analyzer.lock") as lock:
+        with _open_private(self.root / f".{role}.lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -152,7 +152,7 @@ def create_router(
         status_code=HTTPStatus.ACCEPTED,
         response_model=Capture,
         responses=answer(Capture, status=HTTPStatus.ACCEPTED)
-        | errors(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
+        | errors(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
     )
     def ask(results: Store, request: Request, body: CaptureBody) -> Response:
         """Ask a running server for its next steps."""
@@ -198,20 +198,27 @@ def create_router(
     )
     def capture(results: Store, capture_id: str) -> Response:
         """How far a request has come, and its breakdown once it has ended."""
-        found = msgspec.to_builtins(Capture.of(_find(results, capture_id), now_ns()))
+        row = _find(results, capture_id)
+        if row.is_cancelled:
+            raise Problem(HTTPStatus.NOT_FOUND, "this capture was taken back")
+        found = msgspec.to_builtins(Capture.of(row, now_ns()))
         if found["status"] != "running" and (window := results.window(capture_id=capture_id)).num_steps:
             found["breakdown"] = window.to_builtins()
         return _json(found)
 
     @router.delete(
-        "/captures/{capture_id}", response_model=Capture, responses=answer(Capture) | errors(HTTPStatus.NOT_FOUND)
+        "/captures/{capture_id}",
+        response_model=Capture,
+        responses=answer(Capture) | errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     )
     def cancel(results: Store, capture_id: str) -> Response:
-        """Take a request back; one that has ended stays as it is."""
+        """Take a request back, as often as one likes; what has ended cannot be."""
         row = _find(results, capture_id)
-        if row.status(now_ns()) == "running":
-            spool.cancel_request(row.server_id, capture_id)
-            results.cancel_capture(capture_id)
+        status = row.status(now_ns())
+        if status not in ("running", "cancelled"):
+            raise Problem(HTTPStatus.CONFLICT, f"this capture has ended: {status}")
+        spool.cancel_request(row.server_id, capture_id)
+        results.cancel_capture(capture_id)
         return _json(Capture.of(_find(results, capture_id), now_ns()))
 
     return router
@@ -229,9 +236,10 @@ def _choose(servers: list[str], wanted: str | None) -> str:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no running server records steps into this spool")
     if wanted is None and len(servers) == 1:
         return servers[0]
+    if wanted is None:
+        raise Problem(HTTPStatus.CONFLICT, "several servers are running: set server_id to one of them", servers=servers)
     if wanted not in servers:
-        detail = "several servers are running" if wanted is None else f"{wanted} is none of the running servers"
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{detail}: set server_id to one of them", servers=servers)
+        raise Problem(HTTPStatus.NOT_FOUND, f"{wanted} is none of the running servers", servers=servers)
     return wanted
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.model import (
     Batch,
@@ -30,6 +30,15 @@ from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
 _YEAR_2025_NS = 1_750_000_000 * 10**9
 
 
+def _is_number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("this should be a number")
+    return value
+
+
+_Number = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
+
+
 class CaptureBody(BaseModel):
     """The wish for the next `steps` steps of one server."""
 
@@ -37,9 +46,13 @@ class CaptureBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"steps": 4, "phase": "decode", "timeout_s": 30}]}
     )
 
-    steps: StrictInt = Field(default=5, ge=1, le=256, description="how many steps to record, on each rank")
+    steps: Annotated[int, _Number] = Field(
+        default=5, ge=1, le=256, description="how many steps to record, on each rank"
+    )
     phase: Phase | None = Field(default=None, description="only steps of this phase; by default any but idle")
-    timeout_s: float = Field(default=60, ge=1, le=3600, description="give up after this many seconds")
+    timeout_s: Annotated[float, _Number] = Field(
+        default=60, ge=1, le=3600, description="give up after this many seconds"
+    )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
     server_id: str | None = Field(default=None, description="which server, where several are running")
 
@@ -208,7 +221,7 @@ _ROW = StepRow(
     phase=Phase.DECODE,
     graph_mode="NONE",
     started_unix_ns=_YEAR_2025_NS,
-    capture_id=None,
+    capture_id=_CAPTURE.id,
     window_ns=_STEP.window_ns,
     active_ns=_STEP.device.active_ns,
     exposed_ns=_STEP.device.idle.host_ns,
@@ -241,13 +254,13 @@ _STATUS = Status(
     analyzer=AnalyzerUse(restarts=0),
 )
 
-EXAMPLES: dict[type, Any] = {
+EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     Capture: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),
-    CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=None)),
+    CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),
 }
 _PROBLEM_SCHEMA = {
     "type": "object",
@@ -266,7 +279,7 @@ _ERRORS = {
     HTTPStatus.BAD_REQUEST: "the body is no JSON",
     HTTPStatus.UNAUTHORIZED: "the key of TAXBREAK_API_KEY is missing or wrong",
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
-    HTTPStatus.CONFLICT: "a capture of this server is running",
+    HTTPStatus.CONFLICT: "a capture of this server is running, or has ended, or several servers could be meant",
     HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here",
     HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",

@@ -7,7 +7,8 @@ server they speak of. What was not measured has no series. Integer ns become sec
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 import taxbreak_vllm
+from taxbreak_vllm.baselines import Baselines, FloorKind
+from taxbreak_vllm.errors import BaselineError
 from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
 from taxbreak_vllm.service.counts import NUM_BUCKETS
-from taxbreak_vllm.service.results import Balance, Dilation, Results, Total
+from taxbreak_vllm.service.results import Balance, Results, Series, Total
 from taxbreak_vllm.service.servers import live
 from taxbreak_vllm.service.window import replay_shares
+from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool, Survey
 
 _NS = 1e9
@@ -35,8 +39,7 @@ _SERVER = ("model_name", "engine", "rank")
 _STEP = (*_SERVER, "phase")
 _MAX_STEP_ID = 128 - len("step_id")  # OpenMetrics bounds the label set of an exemplar
 
-_Series = tuple[str, ...]  # the values of _STEP
-_Exemplars = dict[_Series, dict[int, Exemplar]]  # by bucket
+_Exemplars = dict[Series, dict[int, Exemplar]]  # by bucket
 
 
 class _CounterFamily(NamedTuple):
@@ -82,13 +85,31 @@ class TaxbreakCollector(Collector):
     """Reads results and spool anew at each scrape; of the spool it remembers what changes no more."""
 
     def __init__(
-        self, results_path: Path, spool: Spool, *, window_ns: int, now_ns: Callable[[], int] = time.time_ns
+        self,
+        results_path: Path,
+        spool: Spool,
+        *,
+        window_ns: int,
+        baselines_path: Path | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._results_path = results_path
+        self._baselines_path = baselines_path
         self._spool = spool
         self._survey = Survey(spool)
         self._window_ns = window_ns
         self._now_ns = now_ns
+
+    @classmethod
+    def of(cls, settings: Settings, spool: Spool, *, now_ns: Callable[[], int] = time.time_ns) -> "TaxbreakCollector":
+        """Make the collector of these settings."""
+        return cls(
+            settings.results_path,
+            spool,
+            window_ns=settings.window_s * 10**9,
+            baselines_path=settings.baselines_path,
+            now_ns=now_ns,
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family that has a series."""
@@ -109,6 +130,7 @@ class TaxbreakCollector(Collector):
 
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield _overhead(states)
+        yield _launch_floors(states, self._baselines_path)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"
@@ -130,7 +152,7 @@ def _exemplars(balances: Iterable[Balance]) -> _Exemplars:
     for row in sorted(balances, key=lambda row: row.started_unix_ns, reverse=True):
         if len(row.step_id) <= _MAX_STEP_ID:
             labels = {"step_id": row.step_id}
-            found[_series(row)][row.bucket] = Exemplar(labels, row.window_ns / _NS, row.started_unix_ns / _NS)
+            found[row.series][row.bucket] = Exemplar(labels, row.window_ns / _NS, row.started_unix_ns / _NS)
     return found
 
 
@@ -143,10 +165,10 @@ def _counters(totals: Iterable[Total], exemplars: _Exemplars) -> Iterator[Metric
         is_time = name.endswith("_seconds")
         family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
         for total in by_counter[counter]:
-            series = (total.model_name, total.engine, str(total.rank), *([total.phase] if has_phase else []))
+            series = Series(total.model_name, total.engine, total.rank, total.phase)
             steps = exemplars.get(series, {}).values() if counter == "sampled_steps" else ()
             exemplar = next((step._replace(value=1.0) for step in steps), None)
-            values = (*series, total.label)[: len(labels)]
+            values = (*_labels(series)[: 4 if has_phase else 3], *([total.label] if label else []))
             family.add_metric(values, total.value / _NS if is_time else total.value, exemplar=exemplar)
         yield family
 
@@ -156,27 +178,27 @@ def _step_seconds(totals: Iterable[Total], exemplars: _Exemplars) -> Metric:
     family = HistogramMetricFamily(
         "taxbreak_step_seconds", "Duration of engine steps timed without being recorded.", labels=_STEP, unit="seconds"
     )
-    sums_ns: dict[tuple[str, ...], int] = {}
-    buckets: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
+    sums_ns: dict[Series, int] = {}
+    buckets: dict[Series, list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
     for total in totals:
-        series = (total.model_name, total.engine, str(total.rank), total.phase)
+        series = Series(total.model_name, total.engine, total.rank, total.phase)
         if total.counter == "step_ns":
             sums_ns[series] = total.value
         elif total.counter == "step_bucket":
             buckets[series][int(total.label)] = total.value
     bounds = [*(str(bound_ns / _NS) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
-    for labels, counts in buckets.items():
-        of_series = exemplars.get(labels, {})
+    for series, counts in buckets.items():
+        of_series = exemplars.get(series, {})
         up_to = zip(bounds, accumulate(counts), strict=True)
         with_exemplars = [
             (*bucket, of_series[index]) if index in of_series else bucket for index, bucket in enumerate(up_to)
         ]
-        family.add_metric(labels, with_exemplars, sums_ns[labels] / _NS)
+        family.add_metric(_labels(series), with_exemplars, sums_ns[series] / _NS)
     return family
 
 
 def _window_gauges(
-    balances: Iterable[Balance], dilations: Iterable[Dilation], states: Iterable[WorkerState]
+    balances: Iterable[Balance], dilations: Mapping[Series, list[float]], states: Iterable[WorkerState]
 ) -> Iterator[Metric]:
     balance = GaugeMetricFamily(
         "taxbreak_hdbi",
@@ -196,23 +218,21 @@ def _window_gauges(
         unit="ratio",
     )
     running = {_server(state) for state in states}
-    by_series: dict[_Series, list[Balance]] = defaultdict(list)
+    by_series: dict[Series, list[Balance]] = defaultdict(list)
     for row in balances:
-        if _series(row)[:3] in running:
-            by_series[_series(row)].append(row)
+        by_series[row.series].append(row)
     for series, rows in by_series.items():
+        labels = _labels(series)
+        if labels[:3] not in running:
+            continue
         value = hdbi(sum(row.active_ns or 0 for row in rows), sum_or_none(row.orchestration_ns for row in rows))
         if value is not None:
-            balance.add_metric(series, value)
-        tier_sums = [sum_or_none(of_tier) for of_tier in zip(*(row.tier_sums for row in rows), strict=True)]
+            balance.add_metric(labels, value)
+        if series in dilations:
+            dilation.add_metric(labels, statistics.median(dilations[series]))
+        tier_sums = map(sum_or_none, zip(*(row.tier_sums for row in rows), strict=True))
         for tier, share in replay_shares(tier_sums).items():
-            coverage.add_metric((*series, tier), share)
-    ratios: dict[_Series, list[float]] = defaultdict(list)
-    for step in dilations:
-        ratios[_series(step)].append(step.dilation)
-    for series, found in ratios.items():
-        if series[:3] in running:
-            dilation.add_metric(series, statistics.median(found))
+            coverage.add_metric((*labels, tier), share)
     yield from (balance, dilation, coverage)
 
 
@@ -233,8 +253,32 @@ def _overhead(states: Iterable[WorkerState]) -> Metric:
     return family
 
 
-def _series(row: Balance | Dilation) -> _Series:
-    return (row.model_name, row.engine, str(row.rank), row.phase)
+def _launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
+    """The floors that were measured where a running worker is; none where several places could be meant."""
+    family = GaugeMetricFamily(
+        "taxbreak_launch_floor_seconds",
+        "Least time of a launch, measured with empty kernels: of one, of a graph, and of each node more in a graph.",
+        labels=(*_SERVER, "kind"),
+        unit="seconds",
+    )
+    if path is None or not path.is_file():
+        return family
+    with suppress(BaselineError), Baselines(path) as baselines:
+        for labels, server in {_server(state): state.server for state in states}.items():
+            told = {"device_type": server.device_type, "device_name": server.device_name, "torch": server.torch}
+            view = baselines.view(told)
+            if view is None or view.floors is None:
+                continue
+            graph_ns, node_ns = view.floors.graph_line() or (None, None)
+            floors_ns = {"kernel": view.floors.median_ns(FloorKind.KERNEL), "graph": graph_ns, "graph_node": node_ns}
+            for kind, floor_ns in floors_ns.items():
+                if floor_ns is not None:
+                    family.add_metric((*labels, kind), floor_ns / _NS)
+    return family
+
+
+def _labels(series: Series) -> tuple[str, ...]:
+    return (series.model_name, series.engine, str(series.rank), series.phase)
 
 
 def _server(state: WorkerState) -> tuple[str, ...]:

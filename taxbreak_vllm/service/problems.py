@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Receive, Scope, Send
 
 from taxbreak_vllm.errors import TaxbreakError
 
@@ -82,9 +83,23 @@ def check_token(request: Request, api_key: SecretStr | None, *, with_basic: bool
 
 
 def problem_route(api_key: SecretStr | None) -> type[APIRoute]:
-    """Return the class of our routes: the token first, then the request, and every error a problem."""
+    """Return the class of one router's routes: the token first, then the request, and every error a problem."""
+    methods_by_path: dict[str, set[str]] = {}
 
     class ProblemRoute(APIRoute):
+        def __init__(self, path: str, *args: Any, **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
+            super().__init__(path, *args, **options)
+            methods_by_path.setdefault(path, set()).update(self.methods)
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer a wrong method here, for Starlette names the methods of one of a path's routes only."""
+            if scope["method"] in self.methods:
+                await super().handle(scope, receive, send)
+            else:
+                allowed = ", ".join(sorted(methods_by_path[self.path]))
+                error = HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": allowed})
+                await problem_response(error)(scope, receive, send)
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 

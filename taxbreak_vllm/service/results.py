@@ -6,9 +6,9 @@ failure or a change of a worker's counters counts once, however often it is hand
 """
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -67,10 +67,7 @@ WITH sums (series_id, bucket, seq, {_SUMS}) AS (
 SELECT model_name, engine, series.rank, phase, sums.bucket, step_id, started_unix_ns, window_ns, {_SUMS}
 FROM sums JOIN steps USING (seq) JOIN series ON series.series_id = sums.series_id
 """
-_DILATIONS = """
-SELECT model_name, engine, series.rank, phase, dilation FROM steps JOIN series USING (series_id)
-WHERE started_unix_ns >= ? AND dilation IS NOT NULL
-"""
+_DILATIONS = "SELECT series_id, dilation FROM steps WHERE started_unix_ns >= ? AND dilation IS NOT NULL"
 _INTERNED = {"series": ("series_id", "model_name", "engine", "rank", "phase"), "ops": ("op_id", "op", "kernel")}
 _COLUMNS = {
     "rank": "series.rank",
@@ -105,6 +102,15 @@ class StepRow:
     replay: dict[Tier, float]
 
 
+class Series(NamedTuple):
+    """The labels that steps of one kind share."""
+
+    model_name: str
+    engine: str
+    rank: int
+    phase: str
+
+
 @dataclass(frozen=True, slots=True)
 class Balance:
     """The steps of one series whose recorded duration is of one bucket of `STEP_BUCKETS_NS`, within a window.
@@ -113,27 +119,14 @@ class Balance:
     rests on each `Tier`; `step_id`, `started_unix_ns` and `window_ns` are those of the step analyzed last.
     """
 
-    model_name: str
-    engine: str
-    rank: int
-    phase: Phase
+    series: Series
     bucket: int
     step_id: str
     started_unix_ns: int
     window_ns: int
     active_ns: int | None
     orchestration_ns: int | None
-    tier_sums: tuple[float | None, ...]
-
-
-class Dilation(NamedTuple):
-    """The dilation of one step; a tuple, because a scrape reads thousands."""
-
-    model_name: str
-    engine: str
-    rank: int
-    phase: str
-    dilation: float
+    tier_sums: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +333,19 @@ class Results:
     def balances(self, *, since_ns: int) -> list[Balance]:
         """Return the balance of every series and bucket that has a step since then."""
         rows = self._db.execute(_BALANCES, (since_ns,))
-        return [_balance(*row) for row in rows]
+        names = [field.name for field in fields(Balance)[1:-1]]
+        return [
+            Balance(series=Series(*row[:4]), **dict(zip(names, row[4:10], strict=True)), tier_sums=row[10:])
+            for row in rows
+        ]
 
-    def dilations(self, *, since_ns: int) -> list[Dilation]:
-        """Return the dilation of every step since then that has one."""
-        return [Dilation(*row) for row in self._db.execute(_DILATIONS, (since_ns,))]
+    def dilations(self, *, since_ns: int) -> dict[Series, list[float]]:
+        """Return for every series the dilations of its steps since then."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for series_id, dilation in self._db.execute(_DILATIONS, (since_ns,)):
+            found[series_id].append(dilation)
+        series = self._db.execute("SELECT series_id, model_name, engine, rank, phase FROM series")
+        return {Series(*labels): found[series_id] for series_id, *labels in series if series_id in found}
 
     def window(
         self,
@@ -459,13 +460,6 @@ def _text(value: object) -> str:
 
 def _step_row(phase: str, replay: str, **others: Any) -> StepRow:  # noqa: ANN401 - columns
     return StepRow(phase=Phase(phase), replay=_decode_replay(replay), **others)
-
-
-def _balance(model_name: str, engine: str, rank: int, phase: str, *others: Any) -> Balance:  # noqa: ANN401 - columns
-    bucket, step_id, started_unix_ns, window_ns, active_ns, orchestration_ns, *tier_sums = others
-    labels = (model_name, engine, rank, Phase(phase))
-    step = (bucket, step_id, started_unix_ns, window_ns)
-    return Balance(*labels, *step, active_ns, orchestration_ns, tuple(tier_sums))
 
 
 def _capture_row(phase: str | None, stacks: int, is_cancelled: int, **others: Any) -> CaptureRow:  # noqa: ANN401

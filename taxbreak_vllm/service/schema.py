@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taxbreak_vllm.errors import TaxbreakError
-from taxbreak_vllm.service.window import COVERAGE_SUMS, STEP_SUMS
+from taxbreak_vllm.service.window import SUMMED, TIER_SUMS
 
 VERSION = 2
 
 _BUSY_TIMEOUT_S = 10.0
-_SUMMED = ", ".join(f'"{path}" INTEGER' for path in (*STEP_SUMS, *COVERAGE_SUMS))
+_SUMMED = ", ".join(f'"{path}" INTEGER' for path in SUMMED)
+_TIERS = ", ".join(f'"{path}"' for path in TIER_SUMS)
 _TABLES = f"""
 CREATE TABLE series (
     series_id INTEGER PRIMARY KEY, model_name TEXT, engine TEXT, rank INTEGER, phase TEXT,
@@ -34,7 +35,8 @@ CREATE TABLE steps (
     step_notes TEXT NOT NULL, unique_kernels INTEGER NOT NULL, {_SUMMED}
 );
 CREATE INDEX steps_by_start ON steps (
-    started_unix_ns, seq, series_id, bucket, "device.active_ns", "taxes.orchestration_ns", hdbi, dilation, replay
+    started_unix_ns, seq, series_id, bucket, "device.active_ns", "taxes.orchestration_ns", hdbi, dilation,
+    {_TIERS}
 );
 CREATE INDEX steps_by_age ON steps (analyzed_unix_ns);
 CREATE INDEX steps_by_capture ON steps (capture_id) WHERE capture_id IS NOT NULL;

@@ -48,28 +48,35 @@ def _paths(kind: type, prefix: str = "") -> Iterator[str]:
 STEP_SUMS = tuple(_paths(StepBreakdown))
 COVERAGE_SUMS = tuple(_paths(Coverage, "coverage."))
 
-_SUMMED = (*STEP_SUMS, *COVERAGE_SUMS)
+TIER_SUMS = tuple(f"replay.{tier}_ns" for tier in TIERS)  # orchestration time that rests on each
+
+SUMMED = (*STEP_SUMS, *COVERAGE_SUMS, *TIER_SUMS, "denied_ns")
 _step_values = attrgetter(*STEP_SUMS)
 _coverage_values = attrgetter(*COVERAGE_SUMS)
 
 
 def summed_values(breakdown: Breakdown) -> tuple[int | None, ...]:
-    """Return what the one step of a breakdown adds to each of `STEP_SUMS` and `COVERAGE_SUMS`."""
-    return (*_step_values(breakdown.steps[0]), *_coverage_values(breakdown))
+    """Return what the one step of a breakdown adds to each of the sums, in the order of `SUMMED`."""
+    (step,) = breakdown.steps
+    shares, weight_ns = breakdown.coverage.replay, step.taxes.orchestration_ns or 0
+    tiers_ns = (round(shares[tier] * weight_ns) if tier in shares else None for tier in TIERS)
+    denied_ns = round(breakdown.coverage.denied * weight_ns)
+    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns, denied_ns)
 
 
-# Of the sums: the balance, over the steps that have one, and the orchestration time that rests on each tier.
+# What a scrape reads of a step: the balance, over the steps that have one, and the tiers.
 BALANCE_SUMS = ", ".join(
     (
         'sum("device.active_ns") FILTER (WHERE hdbi IS NOT NULL)',
         'sum("taxes.orchestration_ns") FILTER (WHERE hdbi IS NOT NULL)',
-        *(f"""sum(json_extract(replay, '$.{tier}') * "taxes.orchestration_ns")""" for tier in TIERS),
+        *(f'sum("{path}")' for path in TIER_SUMS),
     )
 )
 
 _TOTALS = f"""
-SELECT count(*), max(unique_kernels), CASE WHEN min(graph_mode) = max(graph_mode) THEN min(graph_mode) END,
-    {BALANCE_SUMS}, {", ".join(f'sum("{path}")' for path in _SUMMED)}
+SELECT count(*), max(unique_kernels), sum(denied_ns),
+    CASE WHEN min(graph_mode) = max(graph_mode) THEN min(graph_mode) END,
+    {BALANCE_SUMS}, {", ".join(f'sum("{path}")' for path in (*STEP_SUMS, *COVERAGE_SUMS))}
 FROM chosen JOIN steps USING (seq)
 """
 _PHASES = "SELECT DISTINCT phase FROM chosen JOIN steps USING (seq) JOIN series USING (series_id)"
@@ -78,10 +85,13 @@ SELECT family, sum(kernels), sum(active_ns), sum(launches) FROM chosen JOIN fami
 GROUP BY family ORDER BY family
 """
 _TOP = f"""
-SELECT op, kernel, family, i_lib, sum(count), sum(delta_ft_ns), sum(delta_ct_ns), sum(delta_kt_ns), sum(active_ns),
-    max(tier)
-FROM chosen JOIN top USING (seq) JOIN ops USING (op_id) GROUP BY op_id
-ORDER BY coalesce(sum(delta_ft_ns), 0) + coalesce(sum(delta_ct_ns), 0) + sum(active_ns) DESC, op_id LIMIT {_MAX_TOP}
+SELECT op, kernel, family, i_lib, count, ft_ns, ct_ns, kt_ns, sums.active_ns, sums.tier
+FROM (
+    SELECT op_id, sum(count) AS count, sum(delta_ft_ns) AS ft_ns, sum(delta_ct_ns) AS ct_ns, sum(delta_kt_ns) AS kt_ns,
+        sum(active_ns) AS active_ns, max(tier) AS tier
+    FROM chosen JOIN top USING (seq) GROUP BY op_id
+) AS sums JOIN ops USING (op_id)
+ORDER BY coalesce(ft_ns, 0) + coalesce(ct_ns, 0) + sums.active_ns DESC, op_id LIMIT {_MAX_TOP}
 """
 _LISTED = """
 SELECT breakdown FROM chosen JOIN steps USING (seq) JOIN breakdowns USING (seq)
@@ -108,8 +118,8 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     Without ops, which are most of the rows, the total has neither `top` nor `families`.
     """
     row = db.execute(_TOTALS).fetchone()
-    num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
-    tree = _tree(zip(_SUMMED, sums[len(TIERS) :], strict=True))
+    num_steps, unique_kernels, denied_ns, graph_mode, active_ns, orchestration_ns, *sums = row
+    tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
     coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
     total = msgspec.convert(tree, StepBreakdown)
     output_tokens = total.batch.output_tokens
@@ -134,14 +144,18 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     breakdown = Breakdown(
         source=_common(Source, [msgspec.json.decode(text, type=Source) for text in _distinct(db, "source")]),
         calibration=_calibration(db),
-        coverage=replace(coverage, replay=replay_shares(sums[: len(TIERS)])),
+        coverage=replace(
+            coverage,
+            replay=replay_shares(sums[: len(TIERS)]),
+            denied=denied_ns / total.taxes.orchestration_ns if total.taxes.orchestration_ns else 0.0,
+        ),
         total=total,
         notes=notes,
     )
     return Window(num_steps, breakdown, steps)
 
 
-def replay_shares(tier_sums: Iterable[float | None]) -> dict[Tier, float]:
+def replay_shares(tier_sums: Iterable[int | None]) -> dict[Tier, float]:
     """Return the share of each tier that was seen, of the orchestration time that rests on each in `Tier`'s order."""
     known = {tier: value for tier, value in zip(TIERS, tier_sums, strict=True) if value is not None}
     total = sum(known.values())
