@@ -367,6 +367,48 @@ def capture(
 
 
 @app.command()
+def control(
+    *,
+    url: Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")] = (
+        "http://127.0.0.1:9797"
+    ),
+    enable: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="record steps; steps are timed in any case")
+    ] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(min=2, max=2**31, help="record one step in this many of each kind")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1e-9, max=1, help="share of wall time that recording may take")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="how long to wait for the workers (seconds)")] = 10.0,
+    server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
+    json: Json = False,
+) -> None:
+    """Turn a running server's recording on or off, change its rate or budget; without a change, show it."""
+    from taxbreak_vllm.client import control_server
+    from taxbreak_vllm.report import control_lines
+
+    state = control_server(
+        url,
+        enabled=enable,
+        sample_every=sample_every,
+        overhead_budget_ratio=budget,
+        timeout_s=timeout_s,
+        server_id=server_id,
+        api_key=api_key,
+    )
+    if json:
+        import msgspec
+
+        _print_json(msgspec.json.encode(state))
+        return
+    for line in control_lines(state):
+        _console().print(line, highlight=False, markup=False)
+
+
+@app.command()
 def demo(*, once: Annotated[bool, typer.Option("--once", help="end after the table")] = False) -> None:
     """Start a tiny model on a real vLLM, send it real load, show the breakdown and the page."""
     from taxbreak_vllm.demo.run import run_demo

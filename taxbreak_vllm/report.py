@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taxbreak_vllm.insight.evidence import AdviceReport
-from taxbreak_vllm.model import Breakdown, Calibration, StepBreakdown
+from taxbreak_vllm.model import Breakdown, Calibration, ControlState, StepBreakdown, WorkerControl
 
 TOP_ROWS = 12
 MAX_STEPS = 40
@@ -126,3 +126,20 @@ def _ms(value_ns: int | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def control_lines(state: ControlState) -> list[str]:
+    """Say in one line a worker how it records."""
+    return [
+        f"{state.server_id}: engine {worker.engine} rank {worker.rank}: {_recording(worker)}"
+        for worker in state.workers
+    ]
+
+
+def _recording(worker: WorkerControl) -> str:
+    if not worker.enabled:
+        return f"recording is off ({worker.off_reason or 'unknown'})"
+    slowed = f", slowed down {worker.slowdown} times to keep to it" if worker.slowdown > 1 else ""
+    ratio = worker.overhead_budget_ratio
+    budget = "" if ratio is None else f" within {ratio * 100:g} % of the time"
+    return f"recording one step in {worker.sample_every} of each kind{budget}{slowed}"

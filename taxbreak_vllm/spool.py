@@ -2,10 +2,12 @@
 
 The one seam between serving and analysis: `SPOOL/<server id>/<rank>/<step id>/{step.json,trace.json.gz}`, written
 under a temporary name and renamed, so a reader sees a capture whole or not at all. `state.json` beside them is the
-worker's own state, `SPOOL/<server id>/capture.json` a request for steps. An analyzed capture carries a file
-`analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not known here.
+worker's own state, `SPOOL/<server id>/capture.json` a request for steps and `control.json` how to record. An analyzed
+capture carries a file `analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not
+known here.
 """
 
+import dataclasses
 import fcntl
 import os
 import re
@@ -19,12 +21,13 @@ from typing import IO, NamedTuple, TypeVar
 import msgspec
 
 from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import CaptureRequest, StepInfo, WorkerState
+from taxbreak_vllm.model import CaptureRequest, Control, StepInfo, WorkerState
 
 TRACE = "trace.json.gz"
 STEP = "step.json"
 STATE = "state.json"
 REQUEST = "capture.json"
+CONTROL = "control.json"
 ANALYZED = "analyzed"
 
 T = TypeVar("T")
@@ -104,10 +107,24 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
 
+    def messages_ns(self, server_id: str) -> int | None:
+        """Return when the messages to a server last changed, to the clock tick of the file system; None with none."""
+        try:
+            return os.stat(self.root / _checked(server_id)).st_mtime_ns
+        except OSError:
+            return None
+
     def read_request(self, server_id: str) -> CaptureRequest | None:
         """Return the standing request for a server, None where there is none or it cannot be read."""
         try:
             return _read(self.root / _checked(server_id) / REQUEST, CaptureRequest)
+        except SpoolError:
+            return None
+
+    def read_control(self, server_id: str) -> Control | None:
+        """Return how a server shall record, None where nobody has said or it cannot be read."""
+        try:
+            return _read(self.root / _checked(server_id) / CONTROL, Control)
         except SpoolError:
             return None
 
@@ -182,6 +199,23 @@ class Spool:
             _write(server_dir / REQUEST, request)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot ask for a capture: {error.strerror or error}") from error
+
+    def put_control(self, server_id: str, control: Control) -> Control:
+        """Say how a server shall record and return the whole of it: what is None stays as an earlier one had it.
+
+        Raises SpoolError where the disk refuses.
+        """
+        server_dir = self.root / _checked(server_id)
+        try:
+            self._make(server_dir)
+            with self._lock():
+                earlier = self.read_control(server_id)
+                given = {name: value for name, value in dataclasses.asdict(control).items() if value is not None}
+                merged = control if earlier is None else dataclasses.replace(earlier, **given)
+                _write(server_dir / CONTROL, merged)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot change the recording: {error.strerror or error}") from error
+        return merged
 
     def cancel_request(self, server_id: str, capture_id: str) -> None:
         """Take a request back, if it is still the standing one."""

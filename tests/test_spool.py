@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import Batch, CaptureRequest, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
 from taxbreak_vllm.spool import Spool
 
 SERVER = Server(server_id="server-a")
@@ -133,6 +133,16 @@ def test_requests_are_read_replaced_and_taken_back_only_by_their_own_id(spool):
     assert standing.capture_id == "y"
     spool.cancel_request("server-a", "y")
     assert spool.read_request("server-a") is None
+
+
+def test_control_is_kept_where_a_later_one_is_silent(spool):
+    spool.put_control("server-a", Control(control_id="x", enabled=False, sample_every=7))
+
+    merged = spool.put_control("server-a", Control(control_id="y", enabled=True, updated_unix_ns=3))
+
+    assert merged == Control(control_id="y", enabled=True, sample_every=7, updated_unix_ns=3)
+    assert spool.read_control("server-a") == merged
+    assert spool.read_control("server-b") is None
 
 
 def test_states_are_read_and_garbage_is_left_out(spool):

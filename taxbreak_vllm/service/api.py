@@ -31,9 +31,10 @@ from taxbreak_vllm.service.bodies import (
     answer,
     errors,
 )
+from taxbreak_vllm.service.control import add_control_routes
 from taxbreak_vllm.service.problems import Problem, problem_route
 from taxbreak_vllm.service.results import CaptureRow, Results
-from taxbreak_vllm.service.servers import live, recording
+from taxbreak_vllm.service.servers import choose, live, recording
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_STEPS
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
@@ -157,7 +158,7 @@ def create_router(
     def ask(results: Store, request: Request, body: CaptureBody) -> Response:
         """Ask a running server for its next steps."""
         now = now_ns()
-        target = _choose(recording(live(spool.states(), now_ns=now)), body.server_id or server_id())
+        target = choose(recording(live(spool.states(), now_ns=now)), body.server_id or server_id())
         wish = CaptureRequest(
             capture_id=uuid.uuid4().hex,
             steps=body.steps,
@@ -221,6 +222,7 @@ def create_router(
         results.cancel_capture(capture_id)
         return _json(Capture.of(_find(results, capture_id), now_ns()))
 
+    add_control_routes(router, spool, server_id=server_id, now_ns=now_ns)
     return router
 
 
@@ -228,19 +230,6 @@ class GzipResponse(Response):
     """A gzip file."""
 
     media_type = "application/gzip"
-
-
-def _choose(servers: list[str], wanted: str | None) -> str:
-    """Pick the server to ask."""
-    if not servers:
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no running server records steps into this spool")
-    if wanted is None and len(servers) == 1:
-        return servers[0]
-    if wanted is None:
-        raise Problem(HTTPStatus.CONFLICT, "several servers are running: set server_id to one of them", servers=servers)
-    if wanted not in servers:
-        raise Problem(HTTPStatus.NOT_FOUND, f"{wanted} is none of the running servers", servers=servers)
-    return wanted
 
 
 def _find(results: Results, capture_id: str) -> CaptureRow:

@@ -11,6 +11,8 @@ from taxbreak_vllm.model import (
     Batch,
     Breakdown,
     Calibration,
+    Control,
+    ControlState,
     Coverage,
     DeviceTime,
     ExposedTax,
@@ -22,6 +24,7 @@ from taxbreak_vllm.model import (
     StepBreakdown,
     Taxes,
     Tier,
+    WorkerControl,
     WorkerState,
 )
 from taxbreak_vllm.service.problems import MEDIA_TYPE
@@ -36,7 +39,7 @@ def _is_number(value: object) -> object:
     return value
 
 
-_Number = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
+NUMBER = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
 
 
 class CaptureBody(BaseModel):
@@ -46,11 +49,9 @@ class CaptureBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"steps": 4, "phase": "decode", "timeout_s": 30}]}
     )
 
-    steps: Annotated[int, _Number] = Field(
-        default=5, ge=1, le=256, description="how many steps to record, on each rank"
-    )
+    steps: Annotated[int, NUMBER] = Field(default=5, ge=1, le=256, description="how many steps to record, on each rank")
     phase: Phase | None = Field(default=None, description="only steps of this phase; by default any but idle")
-    timeout_s: Annotated[float, _Number] = Field(
+    timeout_s: Annotated[float, NUMBER] = Field(
         default=60, ge=1, le=3600, description="give up after this many seconds"
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
@@ -254,12 +255,26 @@ _STATUS = Status(
     analyzer=AnalyzerUse(restarts=0),
 )
 
+_CONTROL = ControlState(
+    server_id="vllm-a",
+    applied=True,
+    control=Control(
+        control_id=_CAPTURE.id,
+        enabled=True,
+        sample_every=500,
+        overhead_budget_ratio=0.005,
+        updated_unix_ns=_YEAR_2025_NS,
+    ),
+    workers=(WorkerControl(engine="0", rank=0, enabled=True, sample_every=500, overhead_budget_ratio=0.005),),
+)
+
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     Capture: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),
+    ControlState: msgspec.to_builtins(_CONTROL),
     CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),
 }
 _PROBLEM_SCHEMA = {
@@ -279,7 +294,7 @@ _ERRORS = {
     HTTPStatus.BAD_REQUEST: "the body is no JSON",
     HTTPStatus.UNAUTHORIZED: "the key of TAXBREAK_API_KEY is missing or wrong",
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
-    HTTPStatus.CONFLICT: "a capture of this server is running, or has ended, or several servers could be meant",
+    HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
     HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here",
     HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",

@@ -18,6 +18,7 @@ def start(processes, tiny_llama):
     def start(num_api_servers):
         spool = processes.folder / f"spool{num_api_servers}"
         env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
+        env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
         flags = ("--api-key", "none", "--api-server-count", str(num_api_servers))
         return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}").wait()
 
@@ -26,13 +27,13 @@ def start(processes, tiny_llama):
 
 @pytest.fixture(scope="module")
 def server(start):
-    return start(1)
+    """With several API servers vLLM's own metrics come out of files that its processes share."""
+    return start(2)
 
 
 @pytest.fixture(scope="module")
-def server_of_two(start):
-    """With several API servers vLLM's own metrics come out of files that its processes share."""
-    return start(2)
+def server_of_one(start):
+    return start(1)
 
 
 def _get(server, path, **query):
@@ -49,6 +50,14 @@ def test_vllms_own_routes_still_answer(server):
     assert httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=30.0).is_success
 
 
+def test_each_of_its_api_servers_knows_which_server_it_belongs_to(server):
+    """Connections are spread over both; the engine's id is not theirs."""
+    found = [_get(server, "control") for _ in range(24)]
+
+    assert [response.status_code for response in found] == [200] * 24
+    assert len({response.json()["server_id"] for response in found}) == 1
+
+
 def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
     seeds = iter(range(1, 10**6))
 
@@ -60,7 +69,7 @@ def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
     server.process.wait_until(has_both_phases, "sampled in both phases", timeout_s=120)
 
 
-@pytest.mark.parametrize("which", ["server", "server_of_two"])
+@pytest.mark.parametrize("which", ["server", "server_of_one"])
 def test_vllms_own_metrics_hold_ours_too(request, which):
     """From whichever API server answers, each family once, and those of vLLM as without us."""
     server = request.getfixturevalue(which)

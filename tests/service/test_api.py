@@ -402,6 +402,8 @@ ROUTES = [
     ("GET", "captures"),
     ("GET", "captures/a"),
     ("DELETE", "captures/a"),
+    ("GET", "control"),
+    ("PUT", "control"),
 ]
 
 
