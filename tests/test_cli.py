@@ -160,3 +160,22 @@ def test_every_real_trace_gives_a_table(path):
     assert done.returncode == 0, done.stderr
     assert "ΔFT" in done.stdout
     assert done.stderr == ""
+
+
+def test_analyze_ends_with_advice_or_with_the_reason_why_there_is_none():
+    withheld, advised = taxbreak("analyze", SERVING), taxbreak("analyze", SERVING, "--plain-ms", "0.3")
+
+    assert "advice: withheld" in withheld.stdout
+    assert "--plain-ms" in withheld.stdout
+    assert "advice: act" in advised.stdout
+    assert advised.stdout.count(", an upper bound") == advised.stdout.count("   wrong if: ") > 0
+
+
+def test_the_json_of_analyze_carries_the_advice_beside_the_breakdown():
+    done = json.loads(taxbreak("analyze", SERVING, "--plain-ms", "0.3", "--json").stdout)
+
+    assert done["schema"] == "taxbreak.breakdown/1"
+    assert done["advice"]["verdict"] == "act"
+    assert {"rule", "component", "phase", "settings", "at_most_ns", "at_most_ratio", "refuted_by"} <= set(
+        done["advice"]["advice"][0]
+    )
