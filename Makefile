@@ -6,10 +6,10 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench bench-step clean
+.PHONY: help demo test check lint types format bench bench-step bench-scrape check-api clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
@@ -42,6 +42,14 @@ bench: ## speed and memory of the trace analysis beside its peers, in one run (B
 bench-step: ## what an unrecorded step costs the worker, beside empty wrappers
 	$(install) cpu,test
 	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
+
+bench-scrape: ## time of a scrape, /healthz, the breakdown and the page while the analysis runs flat out
+	$(install) cpu,test
+	$(BIN)/python benchmarks/scrape.py $(BENCH)
+
+check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what they say
+	$(install) cpu,test
+	$(BIN)/python -m pytest -s tests/service/test_schemathesis.py tests/service/test_prometheus.py
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
