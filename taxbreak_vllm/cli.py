@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.insight.evidence import AdviceReport
+    from taxbreak_vllm.model import Breakdown
 
 app = typer.Typer(
     name="taxbreak",
@@ -70,6 +72,10 @@ def analyze(
     baselines: Annotated[
         Path | None, typer.Option(help="floors and replayed baselines of the place the traces were made in")
     ] = None,
+    plain_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="the step's duration without a profiler in ms: calibrates the advice"),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
@@ -84,6 +90,10 @@ def analyze(
             analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step, baselines=store)
             for path in paths
         ]
+    if plain_ms is not None:
+        from taxbreak_vllm.insight.evidence import with_plain_step
+
+        breakdowns = [with_plain_step(breakdown, round(plain_ms * 1e6)) for breakdown in breakdowns]
     if html:
         from taxbreak_vllm.export.html import write_html
 
@@ -96,21 +106,22 @@ def analyze(
         from taxbreak_vllm.export.parquet import write_parquet
 
         write_parquet(breakdowns, parquet, floor_ns=floor_ns)
+    advice = [_advise(breakdown) for breakdown in breakdowns]
     if json:
-        if len(breakdowns) == 1:
-            _print_json(breakdowns[0].to_json())
-        else:
-            _print_json(b'{"breakdowns":[' + b",".join(b.to_json() for b in breakdowns) + b"]}")
+        parts = [_with_advice(breakdown, report) for breakdown, report in zip(breakdowns, advice, strict=True)]
+        _print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
         return
-    from taxbreak_vllm.report import step_table, summary_lines, top_table
+    from taxbreak_vllm.report import advice_lines, step_table, summary_lines, top_table
 
     console = _console()
-    for breakdown in breakdowns:
+    for breakdown, report in zip(breakdowns, advice, strict=True):
         for line in summary_lines(breakdown):
             console.print(line, highlight=False, markup=False)
         console.print(step_table(breakdown))
         if top:
             console.print(top_table(breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total, top))
+        for line in advice_lines(report):
+            console.print(line, highlight=False, markup=False)
 
 
 @app.command()
@@ -296,31 +307,20 @@ def serve(
     results: Annotated[Path | None, typer.Option(help="SQLite file of results")] = None,
     retention_s: Annotated[int | None, typer.Option(help="how long analyzed steps are kept (seconds)")] = None,
     window_s: Annotated[int | None, typer.Option(help="window of the hdbi gauge and the page (seconds)")] = None,
-    captures_per_minute: Annotated[int | None, typer.Option(help="requests for steps taken a minute")] = None,
     baselines: Annotated[Path | None, typer.Option(help="SQLite file of floors and replayed baselines")] = None,
     replay: Annotated[bool | None, typer.Option(help="replay new signatures in the background")] = None,
     replay_core_ratio: Annotated[float | None, typer.Option(help="most of one core that replay may take")] = None,
     replay_device: Annotated[str | None, typer.Option(help="device to replay on; a GPU only when named here")] = None,
+    captures_per_minute: Annotated[int | None, typer.Option(help="requests for steps taken a minute")] = None,
 ) -> None:
     """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
     from taxbreak_vllm.service.app import serve as run
     from taxbreak_vllm.settings import load_settings
 
-    run(
-        load_settings(
-            spool=spool,
-            host=host,
-            port=port,
-            results=results,
-            retention_s=retention_s,
-            window_s=window_s,
-            captures_per_minute=captures_per_minute,
-            baselines=baselines,
-            replay=replay,
-            replay_core_ratio=replay_core_ratio,
-            replay_device=replay_device,
-        )
-    )
+    limits = {"retention_s": retention_s, "window_s": window_s, "captures_per_minute": captures_per_minute}
+    replays = {"replay": replay, "replay_core_ratio": replay_core_ratio, "replay_device": replay_device}
+    files = {"spool": spool, "results": results, "baselines": baselines}
+    run(load_settings(host=host, port=port, **files, **limits, **replays))
 
 
 @app.command()
@@ -417,6 +417,24 @@ def _opened(path: Path | None) -> "Iterator[Baselines | None]":
         raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
     with Baselines(path) as store:
         yield store
+
+
+def _advise(breakdown: "Breakdown") -> "AdviceReport":
+    """Advise on a breakdown; its trace is read for chains of kernels only where anything can be advised."""
+    from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.evidence import distrust
+
+    if distrust(breakdown) is not None:
+        return advise([breakdown])
+    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+
+    return advise([breakdown], fusion=find_fusion(breakdown.source.path))
+
+
+def _with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
 
 
 def _print_json(data: bytes) -> None:

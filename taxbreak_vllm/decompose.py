@@ -288,6 +288,8 @@ def _cuda_notes(
         notes.append(
             f"T_base {base_ns} ns is the median dispatch of this trace's framework-native kernels, not replayed"
         )
+    else:
+        notes.append(f"T_base {base_ns} ns is the median replayed dispatch of framework-native kernels, if any was")
     if sys_ns is None:
         notes.append("no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us")
     elif measured_ns is None:

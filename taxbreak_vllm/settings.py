@@ -59,9 +59,6 @@ class Settings(BaseSettings):
     results: Path | None = Field(default=None, description="SQLite file of results; by default in the spool")
     retention_s: int = Field(default=7 * 86400, ge=60, description="how long analyzed steps are kept (seconds)")
     window_s: int = Field(default=900, ge=1, description="window of the hdbi gauge and of the page (seconds)")
-    captures_per_minute: int = Field(
-        default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
-    )
     baselines: Path | None = Field(
         default=None, description="SQLite file of floors and replayed baselines; by default in the spool"
     )
@@ -73,6 +70,9 @@ class Settings(BaseSettings):
         default="cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
         description="device to replay on in the background: cpu, cuda or cuda:N; a GPU only when named",
+    )
+    captures_per_minute: int = Field(
+        default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
     )
     api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
 

@@ -161,7 +161,7 @@ class Spool:
         for rank_dir in self._rank_dirs():
             for entry in _entries(rank_dir):
                 with suppress(FileNotFoundError):  # evicted this very moment
-                    if _NAME.fullmatch(entry.name) and entry.is_dir():
+                    if _NAME.fullmatch(entry.name) and _is_folder(entry):
                         found.append((entry.stat().st_mtime_ns, entry.path))
         return [Capture(Path(path)) for _, path in sorted(found)]
 
@@ -180,8 +180,8 @@ class Spool:
         """Find a capture by its step id; None for an unknown id or one that is no id."""
         if not _NAME.fullmatch(step_id):
             return None
-        matches = [rank_dir / step_id for rank_dir in self._rank_dirs() if (rank_dir / step_id / STEP).is_file()]
-        return Capture(matches[0]) if matches else None
+        matches = [path for rank_dir in self._rank_dirs() if ((path := rank_dir / step_id) / STEP).is_file()]
+        return next((Capture(path) for path in matches if not path.is_symlink()), None)
 
     def states(self) -> list[WorkerState]:
         """Read the state of every worker that ever published one here; unreadable ones are left out."""
@@ -260,12 +260,12 @@ class Spool:
         return self.root / _checked(server_id) / str(rank)
 
     def _rank_dirs(self) -> list[Path]:
-        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and entry.is_dir()]
+        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and _is_folder(entry)]
         return sorted(
             Path(rank.path)
             for server in servers
             for rank in _entries(server.path)
-            if rank.name.isdigit() and rank.is_dir()
+            if rank.name.isdigit() and _is_folder(rank)
         )
 
     def _make(self, folder: Path) -> None:
@@ -325,6 +325,10 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
         return list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)  # a link could lead out of the spool
 
 
 def _is_older(entry: os.DirEntry[str], than_ns: int) -> bool:

@@ -324,7 +324,7 @@ def coverage(m: Measured) -> Coverage:
         events=m.events.num_events,
         dropped_events=m.events.num_dropped,
         replay=shares(m.tier, weight_ns),
-        denied=float(weight_ns[m.is_denied].sum() / weight_ns.sum()) if weight_ns.sum() else 0.0,
+        denied_ns=int(weight_ns[m.is_denied].sum()),
     )
 
 

@@ -21,6 +21,7 @@ ORDER = (
     {"baselines"},
     {"taxes"},
     {"insight", "replay"},
+    {"page"},
     {"service", "report", "report_insight", "report_replay", "client", "export"},
     {"demo"},
     {"cli"},

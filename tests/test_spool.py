@@ -47,6 +47,22 @@ def test_what_is_put_is_listed_read_and_found(spool):
     assert found.trace_path.read_bytes() == b"x" * 100
 
 
+def test_a_link_is_no_capture_no_rank_and_no_server_as_it_may_lead_out_of_the_spool(spool, tmp_path):
+    put(spool, "one")
+    (outside := tmp_path / "outside").mkdir()
+    inside = spool.root / "server-a" / "0"
+    for link, target in (
+        (inside / "two", inside / "one"),
+        (inside.with_name("1"), inside),
+        (spool.root / "b", outside),
+    ):
+        link.symlink_to(target)
+
+    assert [capture.path for capture in spool.captures()] == [inside / "one"]
+    assert spool.find("two") is None
+    assert spool.states() == []
+
+
 def test_a_writer_that_dies_leaves_nothing_to_read(spool):
     def dies(path: Path) -> None:
         path.write_bytes(b"half")

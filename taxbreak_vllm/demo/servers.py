@@ -17,7 +17,7 @@ from taxbreak_vllm.demo.processes import Process, Processes
 
 HOST = "127.0.0.1"
 WORKER_EXTENSION = ("--worker-extension-cls", "taxbreak_vllm.WorkerExtension")
-VLLM_START_S = 300.0
+VLLM_START_S = 600.0  # on two cores that others use too it has taken five minutes
 SIDECAR_START_S = 60.0
 
 # vLLM puts sockets with names of 36 characters into TMPDIR, and a socket's path ends at 107.

@@ -20,6 +20,7 @@ from taxbreak_vllm.replay.task import Options, Task
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 19
+_MAX_FILE_BYTES = 2**30  # what is replayed may print without end
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,13 +46,15 @@ def main(result_fd: int) -> int:
     """Serve tasks until standard input ends."""
     _end_with_parent()
     os.nice(_NICENESS)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # two lines of tracing probes at every profiler start otherwise
     with os.fdopen(result_fd, "wb", buffering=0) as out:
         from taxbreak_vllm.replay.floors import here, measure_floors
-        from taxbreak_vllm.replay.measure import measure
+        from taxbreak_vllm.replay.measure import measure, warm_up
 
         options = msgspec.json.decode(sys.stdin.buffer.readline(), type=Options)
-        _limit_device(options.device, options.max_bytes)
+        _take_device(options.device, options.max_bytes)
+        warm_up(options)
         _send(out, Ready(environment=here(options.device), cpu_ns=time.process_time_ns()))
         decoder = msgspec.json.Decoder(Task | None)
         for line in sys.stdin.buffer:
@@ -85,12 +88,15 @@ def _limit_host(max_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (data_kib * 1024 + max_bytes, hard))
 
 
-def _limit_device(device: str, max_bytes: int) -> None:
+def _take_device(device: str, max_bytes: int) -> None:
+    """Make the device the current one of this thread, and let the process hold `max_bytes` on it."""
     if device != "cpu":
         import torch
 
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max_bytes / total), torch.device(device))
+        index = torch.device(device).index or 0  # torch refuses "cuda" here, which names no one device
+        torch.cuda.set_device(index)
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max_bytes / total), index)
 
 
 def _is_device_fault(reason: str) -> bool:

@@ -9,7 +9,7 @@ _RULES = (
     (r"^c10d::|^_c10d|::(all_reduce|all_gather|reduce_scatter|broadcast|all_to_all)|^nccl|^record_param_comms",
      "a collective waits for other ranks"),
     (r"::(_local_scalar_dense|item|is_nonzero|equal|allclose|_to_cpu)$", "blocks the host until the device is done"),
-    (r"::(nonzero|nonzero_static|masked_select|unique\w*|_unique\w*|repeat_interleave|bincount|argwhere|where)$",
+    (r"::(nonzero|nonzero_static|masked_select|unique\w*|_unique\w*|repeat_interleave|bincount|argwhere)$",
      "the size of its output depends on values"),
     (r"::(rand|randn|randint|randperm|rand_like|randn_like|randint_like|normal|bernoulli|multinomial|dropout"
      r"|native_dropout|alpha_dropout|feature_dropout|poisson|binomial|random|uniform|log_normal|geometric|cauchy"
@@ -31,8 +31,10 @@ _RULES = (
 _COMPILED = tuple((re.compile(pattern), reason) for pattern, reason in _RULES)
 
 
-def reason_denied(op: str) -> str | None:
+def reason_denied(op: str, num_inputs: int | None = None) -> str | None:
     """Return why an op is never replayed; None where it may be tried."""
+    if op == "aten::where" and num_inputs == 1:  # with three it chooses between two tensors
+        op = "aten::nonzero"
     if "::" not in op and not any(pattern.search(op) for pattern, _ in _COMPILED):
         return "not an op of a schema"
     return next((reason for pattern, reason in _COMPILED if pattern.search(op)), None)

@@ -1,7 +1,8 @@
 """The least that a launch, a graph and a dispatch cost here (methodology sections 5 and 6), on the profiler's clock.
 
 Runs in the child process. On a GPU the empty kernel is compiled at run time by torch's own NVRTC path
-(`torch.cuda._compile_kernel`), or by Triton where torch is older than that; on the CPU backend there is no launch.
+(`torch.cuda._compile_kernel`), or by Triton where torch is older than that or finds no CUDA toolkit; on the CPU backend
+there is no launch.
 """
 
 import platform
@@ -57,7 +58,7 @@ def measure_floors(device: str, *, now_ns: Callable[[], int] = time.time_ns) -> 
         notes.append("the CPU backend has no launch path, so there are no launch floors")
     else:
         try:
-            launch, source = _compile_empty_kernel(device)
+            launch, source = _compile_empty_kernel()
             floors += [*_launch_floors(launch), *_graph_floors(launch)]
         except Exception as error:
             notes.append(f"the launch floors could not be measured: {type(error).__name__}: {error}"[:300])
@@ -137,19 +138,23 @@ def _profiler_cost(call: Callable[[], object], *, ops: int, is_gpu: bool, now_ns
     return Spread.of([max(0.0, recorded - middle_ns) for recorded in recorded_ns])
 
 
-def _compile_empty_kernel(device: str) -> tuple[Callable[[], object], str]:
+def _compile_empty_kernel() -> tuple[Callable[[], object], str]:
     """Return a call that launches a kernel that does nothing, and what compiled it."""
-    torch.cuda.set_device(device)
-    if hasattr(torch.cuda, "_compile_kernel"):
+    try:
         kernel = torch.cuda._compile_kernel(_SOURCE, "taxbreak_nothing")
-        return lambda: kernel(grid=(1, 1, 1), block=(1, 1, 1), args=()), "NVRTC through torch.cuda._compile_kernel"
+        return lambda: kernel(grid=(1, 1, 1), block=(1, 1, 1)), "NVRTC through torch.cuda._compile_kernel"
+    except (AttributeError, OSError):  # OSError: it asks for CUDA_HOME, though nothing is included from there
+        return _triton_kernel(), "Triton"
+
+
+def _triton_kernel() -> Callable[[], object]:
     import triton
 
     @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
     def taxbreak_nothing() -> None:
         pass
 
-    return lambda: taxbreak_nothing[(1,)](), "Triton"
+    return lambda: taxbreak_nothing[(1,)]()
 
 
 def _launch_floors(launch: Callable[[], object]) -> list[Floor]:
@@ -182,7 +187,8 @@ def _graph_floors(launch: Callable[[], object]) -> list[Floor]:
         torch.cuda.synchronize()
         _, activities, dispatches = link(_profile(graph.replay, _GRAPH_RUNS, is_gpu=True))
         latency_ns = []
-        for index in np.flatnonzero(dispatches.num_activities == nodes).tolist():
+        # by the call: with one node, what torch launches to seed the generator of a graph looks alike
+        for index in np.flatnonzero(dispatches.is_graph & (dispatches.num_activities == nodes)).tolist():
             own = activities.dispatch == index
             start_ns, end_ns = activities.start_ns[own], activities.end_ns[own]
             latency_ns.append(int(end_ns.max() - dispatches.launch_ns[index] - (end_ns - start_ns).sum()))

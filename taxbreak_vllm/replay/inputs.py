@@ -9,6 +9,7 @@ can stand for, is refused with a reason: values never matter, or the op is not r
 
 import importlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,21 +41,16 @@ DTYPES = {
     "int": torch.int32,
     "long int": torch.int64,
     "long long": torch.int64,
-    "unsigned short": torch.uint16,
+    "short unsigned int": torch.uint16,
     "unsigned int": torch.uint32,
-    "unsigned long": torch.uint64,
+    "long unsigned int": torch.uint64,
 } | {
     f"c10::{name}": getattr(torch, dtype)
     for name, dtype in (("Float8_e8m0fnu", "float8_e8m0fnu"), ("Float4_e2m1fn_x2", "float4_e2m1fn_x2"))
     if hasattr(torch, dtype)  # torch 2.7 and 2.8 on
 }  # fmt: skip
-# c10/core/ScalarType.h: how a dtype is recorded where it is an argument by itself.
-_SCALAR_TYPES = (
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
-    torch.complex32, torch.complex64, torch.complex128, torch.bool, None, None, None, torch.bfloat16,
-)  # fmt: skip
-_MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
-
+# A double or long without axes is nearly always a Python number, which weighs less in type promotion than a tensor.
+_NUMBERS = {"double": 1.0, "long int": 1}
 # A trace holds no text. These are what vLLM passes where the argument has no default, by op and argument.
 _TEXTS = {
     ("_C::cpu_fused_moe", "act"): "silu",
@@ -77,6 +73,10 @@ _INDEXES = {
     ("_C::rotary_embedding", "positions"): ("cos_sin_cache", 0),
     ("_C::cpu_fused_moe", "topk_id"): ("w13", 0),
 }
+# Integers that something is divided by must not be 0.
+_DIVIDES = re.compile(
+    r"::(div|floor_div|floor_divide|true_divide|remainder|fmod|__i?(floor|true)?div__|_foreach_div)_?$"
+)
 _VLLM_NAMESPACES = ("_C", "_C_cache_ops", "_C_cpu_ops", "_moe_C", "_vllm_fa2_C", "_vllm_fa3_C", "vllm")
 
 
@@ -108,11 +108,11 @@ class Prepared:
         return self.overload(*self.args, **self.kwargs)
 
 
-def load_namespace(op: str, modules: Sequence[str] = ()) -> None:
-    """Import what registers the op: vLLM's kernels for its namespaces, and the modules a user named."""
+def load_namespace(namespace: str, modules: Sequence[str] = ()) -> None:
+    """Import what registers the ops of a namespace: vLLM's kernels for its own, and the modules a user named."""
     for module in modules:
         importlib.import_module(module)
-    if op.partition("::")[0] in _VLLM_NAMESPACES:
+    if namespace in _VLLM_NAMESPACES:
         try:
             importlib.import_module("vllm.platforms").current_platform.import_kernels()
         except ImportError as error:
@@ -149,7 +149,7 @@ def prepare(call: Call, *, device: str, max_bytes: int, dtype: str = "") -> Prep
     """
     if call.inputs is None:
         raise RefusedError("recorded without shapes")
-    wanted = sum(_bytes(i) for i in call.inputs)
+    wanted = sum(_bytes(part) for i in call.inputs for part in _tensors(i, dtype))
     if wanted > max_bytes:
         raise TooLargeError(f"its inputs take {wanted / 2**30:.1f} GiB")
     reasons = []
@@ -193,17 +193,22 @@ def _make(op: str, argument: Any, by_name: dict[str, Input], *, device: str, dty
     kind = str(argument.type)
     is_optional = kind.startswith("Optional[")
     kind = kind.removeprefix("Optional[").removesuffix("]") if is_optional else kind
+    if kind == "Generator":
+        raise RefusedError("draws random numbers, whose generator is state that others share")
     if kind == "Tensor":
-        if _is_tensor(recorded):
-            return _tensor(recorded, _limit(op, argument.name, by_name), device)
-        return _missing(op, argument, is_optional)
+        if not _is_tensor(recorded):
+            return _missing(op, argument, recorded, is_optional)
+        if not recorded.dims and recorded.type in _NUMBERS and argument.alias_info is None:
+            return _NUMBERS[recorded.type]
+        fill = 1 if _DIVIDES.search(op) else 0
+        return _tensor(recorded, _limit(op, argument.name, by_name), device, fill)
     if kind.startswith("List["):
         return _make_list(op, argument, recorded, kind[5:].removesuffix("]"), device, dtype, is_optional)
+    if kind == "Device":
+        return torch.device(device)  # not recorded; what launched something was on the device
     if recorded.value:
-        return _scalar(kind, recorded.value, device)
-    if recorded.type not in ("", "Scalar", "Device"):
-        raise RefusedError(f"{argument.name} is recorded as {recorded.type}, not {kind}")
-    return _missing(op, argument, is_optional)
+        return _scalar(kind, recorded.value)
+    return _missing(op, argument, recorded, is_optional)
 
 
 def _make_list(
@@ -218,19 +223,19 @@ def _make_list(
     if "Tensor" in kind:
         if recorded.type != "TensorList" or not all(isinstance(dims, tuple) for dims in recorded.dims):
             raise RefusedError(f"the tensors of {argument.name} are not recorded")
-        word = dtype if dtype in DTYPES else "float"
-        strides = recorded.strides or (None,) * len(recorded.dims)
-        return [_tensor(Input(word, d, s), None, device) for d, s in zip(recorded.dims, strides, strict=True)]
+        return [_tensor(part, None, device) for part in _tensors(recorded, dtype)]
     if recorded.value.startswith("["):
         parts = [part.strip() for part in recorded.value.strip("[]").split(",") if part.strip()]
-        return [_scalar(kind, part, device) for part in parts]
+        return [_scalar(kind, part) for part in parts]
     if recorded.value and recorded.type == "Scalar":  # int[1] takes a bare int
-        return [_scalar(kind, recorded.value, device)]
-    return _missing(op, argument, is_optional)
+        return [_scalar(kind, recorded.value)]
+    return _missing(op, argument, recorded, is_optional)
 
 
-def _missing(op: str, argument: Any, is_optional: bool) -> Any:
+def _missing(op: str, argument: Any, recorded: Input, is_optional: bool) -> Any:
     """Stand in for what the trace does not hold: None, the default, or a text that vLLM is known to pass."""
+    if recorded.type:
+        raise RefusedError(f"{argument.name} is recorded as {recorded.type}, not {argument.type}")
     if (op, argument.name) in _TEXTS:
         return _TEXTS[op, argument.name]
     if argument.has_default_value():
@@ -240,8 +245,8 @@ def _missing(op: str, argument: Any, is_optional: bool) -> Any:
     raise RefusedError(f"its argument {argument.name} ({argument.type}) is not recorded")
 
 
-def _scalar(kind: str, value: str, device: str) -> Any:
-    """Read a scalar of a schema's type from its text."""
+def _scalar(kind: str, value: str) -> Any:
+    """Read a scalar of a schema's type from its text; dtypes, layouts and memory formats are integers there."""
     try:
         if kind in ("int", "SymInt"):
             return {"True": 1, "False": 0}.get(value) if value in ("True", "False") else int(value)
@@ -252,36 +257,25 @@ def _scalar(kind: str, value: str, device: str) -> Any:
         if kind in ("number", "Scalar"):
             if value in ("True", "False"):
                 return value == "True"
-            return int(value) if value.lstrip("-").isdigit() else float(value)
-        if kind == "ScalarType":
-            found = _SCALAR_TYPES[int(value)]
-            if found is None:
-                raise RefusedError(f"dtype number {value} is unknown")
-            return found
-        if kind == "MemoryFormat":
-            return _MEMORY_FORMATS[int(value)]
-        if kind == "Layout":
-            return torch.strided
-        if kind == "Device":
-            return torch.device(device)
-    except (ValueError, IndexError):
+            if value.lstrip("-").isdigit():
+                return int(value)
+            return complex(value) if value.endswith("j") else float(value)
+    except ValueError:
         raise RefusedError(f"{value!r} is no {kind}") from None
     raise RefusedError(f"an argument of type {kind} cannot be made")
 
 
-def _tensor(recorded: Input, limit: int | None, device: str) -> torch.Tensor:
-    """Make a tensor with the recorded strides over a storage just large enough."""
+def _tensor(recorded: Input, limit: int | None, device: str, fill: int = 0) -> torch.Tensor:
+    """Make a tensor of the recorded strides, its storage just large enough; integers that index nothing are `fill`."""
     dtype = DTYPES[recorded.type]
     dims = recorded.dims
     strides = recorded.strides if recorded.strides is not None and len(recorded.strides) == len(dims) else None
-    # A 0-dim double or long is a Python number that became a tensor: those stay on the host.
-    place = "cpu" if not dims and dtype in (torch.float64, torch.int64) else device
     if strides is None:
-        return _values(math.prod(dims), dtype, limit, place).view(dims)
-    return torch.as_strided(_values(_storage(dims, strides), dtype, limit, place), dims, strides)
+        return _values(math.prod(dims), dtype, limit, device, fill).view(dims)
+    return torch.as_strided(_values(_storage(dims, strides), dtype, limit, device, fill), dims, strides)
 
 
-def _values(count: int, dtype: torch.dtype, limit: int | None, device: str) -> torch.Tensor:
+def _values(count: int, dtype: torch.dtype, limit: int | None, device: str, fill: int) -> torch.Tensor:
     if dtype is torch.bool:
         return torch.arange(count, device=device) % 2 == 0
     if dtype.is_complex or (dtype.is_floating_point and dtype.itemsize >= 2):
@@ -289,11 +283,11 @@ def _values(count: int, dtype: torch.dtype, limit: int | None, device: str) -> t
         wide = torch.complex64 if dtype.is_complex else torch.float32
         return (torch.rand(count, device=device, dtype=wide) * 0.5 + 0.5).to(dtype)
     if dtype.is_floating_point:
-        bits = 0x38 if dtype.itemsize == 1 else 0  # 1.0 or near in every 8-bit format
-        return torch.full((count,), bits, dtype=torch.uint8, device=device).view(dtype)
+        # 1.0 or near in every 8-bit format
+        return torch.full((count,), 0x38, dtype=torch.uint8, device=device).view(dtype)
     if limit:
         return (torch.arange(count, device=device) % limit).to(dtype)
-    return torch.zeros(count, dtype=dtype, device=device)  # 0 is a valid index of anything
+    return torch.full((count,), fill, dtype=dtype, device=device)  # 0 is a valid index of anything
 
 
 def _limit(op: str, name: str, by_name: dict[str, Input]) -> int | None:
@@ -321,9 +315,18 @@ def _is_tensor(recorded: Input) -> bool:
     return recorded.type in DTYPES
 
 
+def _tensors(recorded: Input, dtype: str) -> list[Input]:
+    """The tensors in an argument, those of a list in `dtype`, else float."""
+    if _is_tensor(recorded):
+        return [recorded]
+    if recorded.type != "TensorList":
+        return []
+    word = dtype if dtype in DTYPES else "float"
+    strides = recorded.strides or (None,) * len(recorded.dims)
+    return [Input(word, d, s) for d, s in zip(recorded.dims, strides, strict=True) if isinstance(d, tuple)]
+
+
 def _bytes(recorded: Input) -> int:
-    if not _is_tensor(recorded):
-        return 0
     strides = recorded.strides if recorded.strides is not None and len(recorded.strides) == len(recorded.dims) else None
     count = math.prod(recorded.dims) if strides is None else _storage(recorded.dims, strides)
     return int(count * DTYPES[recorded.type].itemsize)

@@ -6,7 +6,7 @@ more than the task at hand.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.dispatches import find_roots, link
 from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.timeline import HostClass, partition_host
 
 WINDOW = "taxbreak.replay:"
 
@@ -31,10 +32,19 @@ _MIN_RUNS = 5
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "bad allocation")
 
 
+def warm_up(options: Options) -> None:
+    """Load what the tasks will need and start the profiler once, which takes seconds that are no task's own."""
+    for namespace in ("aten", *options.namespaces):
+        with suppress(RefusedError):
+            load_namespace(namespace, options.modules)
+    with torch.profiler.profile(activities=_activities(options)):
+        pass
+
+
 def measure(task: Task, options: Options, *, now_ns: Callable[[], int] = time.time_ns) -> list[Baseline]:
     """Replay a task; what goes wrong in Python becomes the outcome of its entries."""
     try:
-        load_namespace(task.call.op, options.modules)
+        load_namespace(task.call.op.partition("::")[0])
         with torch.inference_mode():
             return (
                 _measure_cpu(task, options, now_ns())
@@ -105,12 +115,9 @@ def _first_that_runs(call: Call, size: Size, options: Options) -> Prepared | Non
 @contextmanager
 def _recorded(calls: dict[Size, Prepared], options: Options) -> Iterator[Path]:
     """Run each call alone, again and again, under the profiler that a server uses; give the trace."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if options.device != "cpu":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
     runs = {size: _warm(call, options) for size, call in calls.items()}
     with TemporaryDirectory(prefix="taxbreak-replay-") as folder:
-        with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        with torch.profiler.profile(activities=_activities(options), record_shapes=True) as profile:
             for size, call in calls.items():
                 with torch.profiler.record_function(WINDOW + size):
                     for _ in range(runs[size]):
@@ -119,6 +126,11 @@ def _recorded(calls: dict[Size, Prepared], options: Options) -> Iterator[Path]:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         yield path
+
+
+def _activities(options: Options) -> list[torch.profiler.ProfilerActivity]:
+    cpu, gpu = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
+    return [cpu] if options.device == "cpu" else [cpu, gpu]
 
 
 def _warm(call: Prepared, options: Options) -> int:
@@ -180,7 +192,7 @@ def _measure_gpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """One kernel launch of the replay: of which run, and its times in ns."""
+    """One launch of the replay: of which run, and its times in ns; a copy or a fill has the empty `Kernel`."""
 
     run: int
     kernel: Kernel
@@ -190,32 +202,38 @@ class _Seen:
 
 
 def _seen(path: Path) -> tuple[list[_Seen], int]:
-    """Return the kernel launches under the runs of a replay's trace, and the number of runs."""
+    """Return the launches under the runs of a replay's trace, and the number of runs."""
     events, calls = read_events(path), read_calls(path)
-    _, activities, dispatches = link(events)
+    host, activities, dispatches = link(events)
+    partition = partition_host(host)
     start, end, size_of = _roots_by_size(events)
     start, end = start[size_of >= 0], end[size_of >= 0]
     kernel_rows = events.rows(Kind.KERNEL)
     seen: list[_Seen] = []
-    returned_ns: dict[int, int] = {}
+    returned: dict[int, int] = {}
     for index in np.argsort(dispatches.launch_ns, kind="stable").tolist():
         at_ns = int(dispatches.launch_ns[index])
         run = int(np.searchsorted(start, at_ns, side="right")) - 1
         if run < 0 or at_ns >= end[run]:
             continue
-        # exclusive: a later launch of the op starts where the one before it returned
-        from_ns = min(returned_ns.get(run, int(start[run])), at_ns)
-        returned_ns[run] = int(dispatches.return_ns[index])
-        first = int(dispatches.first_kernel[index])
-        if first < 0:
-            continue
-        row = int(activities.row[first])
-        configuration = calls.kernels[calls.configuration_of_kernel[np.searchsorted(kernel_rows, row)]]
+        # exclusive, as in `taxes.spans`: a later launch of the op starts where the one before it returned, and what
+        # other runtime calls take (an allocation, a query) is not the op's
+        key = int(dispatches.launch_key[index])
+        from_key = min(returned.get(run, key - at_ns + int(start[run])), key)
+        returned[run] = int(dispatches.return_key[index])
+        own = partition.between(np.array([from_key]), np.array([key]))[HostClass.DISPATCH]
+        first = int(dispatches.first[index])
+        kernel = Kernel()  # a copy or a fill
+        if dispatches.num_kernels[index] > 0:
+            first = int(dispatches.first_kernel[index])
+            row = int(activities.row[first])
+            kernel = calls.kernels[calls.configuration_of_kernel[np.searchsorted(kernel_rows, row)]]
+            kernel = kernel.named(events.names[events.name[row]])
         seen.append(
             _Seen(
                 run=run,
-                kernel=configuration.named(events.names[events.name[row]]),
-                dispatch_ns=at_ns - from_ns,
+                kernel=kernel,
+                dispatch_ns=int(own[0]),
                 launch_ns=int(activities.start_ns[first]) - at_ns,
                 active_ns=int(activities.end_ns[first] - activities.start_ns[first]),
             )
@@ -228,7 +246,7 @@ def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns:
     same = [launch for launch in seen if launch.kernel == chosen]
     entry = Baseline(
         signature=signature(call, wanted), op=call.op, kernel=wanted.name, outcome=Outcome.FAILED,
-        reason="no kernel was seen in its replay", measured_unix_ns=now_ns,
+        reason="its kernel was not seen in its replay", measured_unix_ns=now_ns,
     )  # fmt: skip
     if match is None or not same:
         return entry
@@ -239,7 +257,7 @@ def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns:
         kernel=entry.kernel,
         outcome=Outcome.MEASURED,
         dispatch=Spread.of([launch.dispatch_ns for launch in same]),
-        launch=Spread.of([launch.launch_ns for launch in same]),
+        launch=Spread.of([launch.launch_ns for launch in same]) if wanted.name else None,
         active=Spread.of([launch.active_ns for launch in same]),
         match=match,
         match_ratio=len({launch.run for launch in same}) / runs,
@@ -250,8 +268,12 @@ def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns:
 def find(wanted: Kernel, seen: Sequence[Kernel]) -> tuple[Match | None, Kernel | None]:
     """Find a traced kernel among those a replay showed: by configuration, name, part of the name, else the commonest.
 
-    Of several with the wanted configuration, one of the wanted name goes first.
+    Of several with the wanted configuration, one of the wanted name goes first. A copy or a fill, which has neither,
+    is found by that.
     """
+    if not wanted.name:
+        return (Match.NAME, wanted) if wanted in seen else (None, None)
+    seen = [kernel for kernel in seen if kernel.name]
     if not seen:
         return None, None
 
@@ -271,8 +293,7 @@ def find(wanted: Kernel, seen: Sequence[Kernel]) -> tuple[Match | None, Kernel |
     found = first(lambda k: k.name in wanted.name or wanted.name in k.name)
     if found is not None:
         return Match.SUBSTRING, found
-    kernels = list(seen)
-    return Match.FREQUENT, max(kernels, key=kernels.count)
+    return Match.FREQUENT, max(seen, key=seen.count)
 
 
 def _line(error: BaseException) -> str:

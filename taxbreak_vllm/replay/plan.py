@@ -123,7 +123,10 @@ def _choose(signature: Signature) -> tuple[Call, str | None]:
     """Take the outermost call that may be replayed; where none may, the innermost and why not."""
     reason = None
     for call in signature.calls:
-        reason = reason_denied(call.op) or ("recorded without shapes" if call.inputs is None else None)
+        if call.inputs is None:
+            reason = reason_denied(call.op) or "recorded without shapes"
+        else:
+            reason = reason_denied(call.op, len(call.inputs))
         if reason is None:
             break
     return call, reason

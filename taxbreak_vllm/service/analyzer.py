@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from taxbreak_vllm.baselines import Baselines
-from taxbreak_vllm.errors import BaselineError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Breakdown, Server, StepInfo
 from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent
 from taxbreak_vllm.service.results import Results
@@ -101,6 +102,8 @@ class Analyzer:
     def _decompose(self, capture: Capture) -> None:
         try:
             info = capture.read_info()
+            if info.step_id != capture.step_id:
+                raise SpoolError(f"{capture.path}: a copy of {info.step_id}, which counts under its own name only")
             breakdown = self._analyze(capture)
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
@@ -115,7 +118,12 @@ class Analyzer:
             self._results.forget_attempts(capture.step_id)  # we are asked to leave: not the capture's fault
             raise
         else:
-            self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+            try:
+                self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+            except sqlite3.OperationalError:
+                with suppress(sqlite3.OperationalError):
+                    self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
+                raise
 
     def _set_aside(self, capture: Capture, reason: str, detail: str) -> None:
         line = " ".join(detail.split())[:_MAX_DETAIL]
@@ -144,6 +152,16 @@ class Analyzer:
         self._housekeeping_due_ns = now_ns + _HOUSEKEEPING_NS
 
 
+def run_on(analyzer: Analyzer, stop: StopEvent) -> None:
+    """Run until `stop` is set, through times in which the results cannot be written."""
+    while not stop.is_set():
+        try:
+            analyzer.run(stop)
+        except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
+            logger.warning("the results cannot be written: %s; trying again", error)
+            stop.wait(_POLL_S)
+
+
 def _info_or_none(capture: Capture) -> StepInfo | None:
     try:
         return capture.read_info()
@@ -162,7 +180,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     try:
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
             analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
-            Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9).run(stop)
+            run_on(Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
         return 1

@@ -21,10 +21,11 @@ from taxbreak_vllm.service.api import create_router
 from taxbreak_vllm.service.bodies import errors
 from taxbreak_vllm.service.exposition import OPENMETRICS, Exposition
 from taxbreak_vllm.service.metrics import TaxbreakCollector
-from taxbreak_vllm.service.page import Overview, render
+from taxbreak_vllm.service.page import page, read_article
 from taxbreak_vllm.service.problems import Problem, check_token, problem_response
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command, replayer_command
+from taxbreak_vllm.service.timelines import create_timeline_router
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
 
@@ -55,6 +56,7 @@ def create_app(
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
     app = FastAPI(title="taxbreak", version=taxbreak_vllm.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(create_router(settings, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns))
+    app.include_router(create_timeline_router(settings))
 
     async def answer_error(_request: Request, error: Exception) -> Response:
         return problem_response(error)
@@ -74,15 +76,16 @@ def create_app(
         return PlainTextResponse("ok\n")
 
     @app.get("/", response_class=HTMLResponse, responses=errors(*_PAGE_ERRORS))
-    def page(request: Request) -> Response:
+    def show(request: Request) -> Response:
         """The page."""
         try:
             check_token(request, settings.api_key, with_basic=True)
         except Problem as error:
             return problem_response(error, challenge="Basic")
         with Results(settings.results_path) as results:
-            overview = Overview.read(results, spool, window_s=settings.window_s, now_ns=now_ns())
-        document, headers = render(overview)
+            has_key = settings.api_key is not None
+            article = read_article(results, spool, window_s=settings.window_s, has_key=has_key, now_ns=now_ns())
+        document, headers = page(article)
         return Response(document, media_type="text/html", headers=headers)
 
     return app

@@ -131,6 +131,7 @@ class TaxbreakCollector(Collector):
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield _overhead(states)
         yield _launch_floors(states, self._baselines_path)
+        yield _recording(states)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"
@@ -274,6 +275,20 @@ def _launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
             for kind, floor_ns in floors_ns.items():
                 if floor_ns is not None:
                     family.add_metric((*labels, kind), floor_ns / _NS)
+    return family
+
+
+def _recording(states: Iterable[WorkerState]) -> Metric:
+    family = GaugeMetricFamily(
+        "taxbreak_recording_enabled",
+        "Whether steps may be recorded: 1, or 0 where recording is off and steps are only timed.",
+        labels=_SERVER,
+    )
+    by_server: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for state in states:
+        by_server[_server(state)].append(state.enabled)
+    for labels, members in by_server.items():
+        family.add_metric(labels, min(members))
     return family
 
 

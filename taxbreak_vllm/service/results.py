@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
+from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import (
     STEP_BUCKETS_NS,
     Breakdown,
@@ -185,6 +186,8 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self._db = open_database(path)
+        self._path = path
+        self._inode = path.stat().st_ino
 
     def __enter__(self) -> Self:
         return self
@@ -259,8 +262,11 @@ class Results:
     def put_states(self, states: Iterable[WorkerState]) -> None:
         """Take over the workers' states and count what is new in them since the last time.
 
-        A worker that was started anew counts from zero again, so all of its counts are new.
+        A worker that was started anew counts from zero again, so all of its counts are new. Raises TaxbreakError where
+        the results file was deleted: what went into it from now on nobody would see.
         """
+        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+            raise TaxbreakError(f"{self._path}: was deleted; the next analyzer makes a new one")
         fresh = [(state, last) for state in states if (last := self.worker(state.server)) != state]
         if not fresh:
             return
@@ -356,6 +362,7 @@ class Results:
         capture_id: str | None = None,
         limit: int | None = None,
         listed: int = MAX_LISTED_STEPS,
+        with_ops: bool = True,
     ) -> Window:
         """Return the newest analyzed steps as one breakdown that lists the newest `listed` of them."""
         where, values = _where(since_ns=since_ns, phase=phase, server_id=server_id, capture_id=capture_id)
@@ -363,7 +370,7 @@ class Results:
         self._db.execute("BEGIN")  # all that is read below is of one moment
         try:
             self._db.execute(f"CREATE TEMP TABLE chosen AS {chosen}", (*values, _all(limit)))
-            return read_window(self._db, listed=listed)
+            return read_window(self._db, listed=listed, with_ops=with_ops)
         finally:
             self._db.execute("ROLLBACK")
 

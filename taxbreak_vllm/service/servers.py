@@ -25,7 +25,7 @@ def recording(states: Sequence[WorkerState]) -> list[str]:
 
 
 def choose(servers: list[str], wanted: str | None) -> str:
-    """Pick the server to speak to; raises a 503 where none runs, a 404 or a 409 where it isn't clear which."""
+    """Pick the server to speak to; raises a 503 where none runs, a 409 where several could be meant, else a 404."""
     if not servers:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no running server records steps into this spool")
     if wanted is None and len(servers) == 1:

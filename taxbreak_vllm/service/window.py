@@ -50,7 +50,7 @@ COVERAGE_SUMS = tuple(_paths(Coverage, "coverage."))
 
 TIER_SUMS = tuple(f"replay.{tier}_ns" for tier in TIERS)  # orchestration time that rests on each
 
-SUMMED = (*STEP_SUMS, *COVERAGE_SUMS, *TIER_SUMS, "denied_ns")
+SUMMED = (*STEP_SUMS, *COVERAGE_SUMS, *TIER_SUMS)
 _step_values = attrgetter(*STEP_SUMS)
 _coverage_values = attrgetter(*COVERAGE_SUMS)
 
@@ -60,8 +60,7 @@ def summed_values(breakdown: Breakdown) -> tuple[int | None, ...]:
     (step,) = breakdown.steps
     shares, weight_ns = breakdown.coverage.replay, step.taxes.orchestration_ns or 0
     tiers_ns = (round(shares[tier] * weight_ns) if tier in shares else None for tier in TIERS)
-    denied_ns = round(breakdown.coverage.denied * weight_ns)
-    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns, denied_ns)
+    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns)
 
 
 # What a scrape reads of a step: the balance, over the steps that have one, and the tiers.
@@ -74,7 +73,7 @@ BALANCE_SUMS = ", ".join(
 )
 
 _TOTALS = f"""
-SELECT count(*), max(unique_kernels), sum(denied_ns),
+SELECT count(*), max(unique_kernels),
     CASE WHEN min(graph_mode) = max(graph_mode) THEN min(graph_mode) END,
     {BALANCE_SUMS}, {", ".join(f'sum("{path}")' for path in (*STEP_SUMS, *COVERAGE_SUMS))}
 FROM chosen JOIN steps USING (seq)
@@ -112,16 +111,19 @@ class Window:
         return self.breakdown.to_builtins() | {"steps": self.steps}
 
 
-def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS) -> Window:
-    """Add up the steps whose `seq` the table `chosen` holds; of source, phase and graph mode what all share is kept."""
+def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_ops: bool = True) -> Window:
+    """Add up the steps whose `seq` the table `chosen` holds; of source, phase and graph mode what all share is kept.
+
+    Without ops, which are most of the rows, the total has neither `top` nor `families`.
+    """
     row = db.execute(_TOTALS).fetchone()
-    num_steps, unique_kernels, denied_ns, graph_mode, active_ns, orchestration_ns, *sums = row
+    num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
     tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
     coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
     total = msgspec.convert(tree, StepBreakdown)
     output_tokens = total.batch.output_tokens
     phases = db.execute(_PHASES).fetchall()
-    families = {family: FamilyShare(kernels=k, active_ns=a, launches=n) for family, k, a, n in db.execute(_FAMILIES)}
+    families = db.execute(_FAMILIES) if with_ops else ()
     total = replace(
         total,
         phase=Phase(phases[0][0]) if len(phases) == 1 else None,
@@ -130,22 +132,18 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS) -> Wi
         akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
         unique_kernels=unique_kernels or 0,
         kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
-        families=families,
-        top=tuple(_top_row(*row) for row in db.execute(_TOP)),
+        families={family: FamilyShare(kernels=k, active_ns=a, launches=n) for family, k, a, n in families},
+        top=tuple(_top_row(*row) for row in db.execute(_TOP)) if with_ops else (),
         notes=_notes(db, "step_notes"),
     )
     steps = tuple(_decode_stored(data).steps[0] for (data,) in db.execute(_LISTED, (listed,)))
     notes = _notes(db, "notes")
-    if len(steps) < num_steps:
+    if 0 < len(steps) < num_steps:
         notes = (f"{len(steps)} newest of {num_steps} steps listed, all in total", *notes)
     breakdown = Breakdown(
         source=_common(Source, [msgspec.json.decode(text, type=Source) for text in _distinct(db, "source")]),
         calibration=_calibration(db),
-        coverage=replace(
-            coverage,
-            replay=replay_shares(sums[: len(TIERS)]),
-            denied=denied_ns / total.taxes.orchestration_ns if total.taxes.orchestration_ns else 0.0,
-        ),
+        coverage=replace(coverage, replay=replay_shares(sums[: len(TIERS)])),
         total=total,
         notes=notes,
     )

@@ -120,12 +120,18 @@ class Outbox:
             self.cost_ns += self._cpu_ns() - started_ns
 
     def _run(self) -> None:
+        while not self._is_closed or self.is_busy:
+            self._survive(lambda: self.turn(wait_s=POLL_NS / 1e9))
+        self._survive(lambda: self._publish(at_once=True))
+
+    def _survive(self, act: Callable[[], None]) -> None:
+        """Count a fault of our own instead of ending this thread by it: what it would have said would be lost too."""
         try:
-            while not self._is_closed or self.is_busy:
-                self.turn(wait_s=POLL_NS / 1e9)
-            self._publish(at_once=True)
-        except Exception:
-            logger.exception("taxbreak: the storing thread ended; steps are no longer recorded")
+            act()
+        except Exception as error:
+            self.is_busy = False
+            self._drops.add("outbox", repr(error))
+            time.sleep(POLL_NS / 1e9)
 
     def _store(self, recording: Recording) -> None:
         try:

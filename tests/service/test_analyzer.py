@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import pytest
 
 from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import CaptureRequest, Server
-from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer
+from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
+from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool
 
 DAY_NS = 86400 * 10**9
@@ -136,6 +138,17 @@ def test_a_capture_without_its_info_is_counted_under_its_workers_labels(make_ana
     assert (dropped.model_name, dropped.label, dropped.value) == ("tiny", "analysis_failed", 1)
 
 
+def test_a_copy_of_a_capture_under_another_name_is_not_counted_again(make_analyzer, put, results):
+    original = put("a")
+    shutil.copytree(original.path, original.path.with_name("b"))
+
+    make_analyzer().turn()
+
+    assert {step.step_id for step in results.steps()} == {"a"}
+    assert counted(results, "dropped", "analysis_failed") == 1
+    assert "a copy of a" in results.failure("b")
+
+
 def test_a_fault_of_our_own_costs_one_capture(make_analyzer, put, results, caplog):
     def analyze(capture):
         raise ZeroDivisionError("ours")
@@ -246,6 +259,47 @@ def test_killed_at_any_time_nothing_is_lost_and_nothing_counted_twice(start, put
     assert counted(results, "sampled_steps") == len(ids)
     assert counted(results, "device_active_ns") == 110 * len(ids)
     assert not [t for t in results.totals() if t.counter == "dropped"]
+
+
+def test_results_that_are_deleted_under_it_are_begun_anew(start, put, spool, settings, until):
+    put("a")
+    process = start()
+    until(lambda: spool.pending() == [])
+
+    shutil.rmtree(spool.root)
+
+    assert process.wait(timeout=10) == 1
+    assert b"Traceback" not in process.stderr.read()
+    put("b")
+    start()
+    until(lambda: spool.find("b").is_analyzed)
+    with Results(settings.results_path) as results:
+        assert [step.step_id for step in results.steps()] == ["b"]
+
+
+def test_results_that_cannot_be_written_for_a_while_cost_no_step(make_analyzer, put, results, settings):
+    """SQLite's own limit on the number of pages stands for a full disk: it raises the same error."""
+    num_pages = results._db.execute("PRAGMA page_count").fetchone()[0]
+    results._db.execute(f"PRAGMA max_page_count = {num_pages}")
+    capture = put("a")
+    analyzer = make_analyzer()
+
+    class Turns(threading.Event):
+        num = 0
+
+        def wait(self, timeout=None):
+            self.num += 1
+            if self.num == 2 * MAX_ATTEMPTS:
+                results._db.execute("PRAGMA max_page_count = 100000")
+            elif self.num > 2 * MAX_ATTEMPTS and capture.is_analyzed:
+                self.set()
+            assert self.num < 100
+            return self.is_set()
+
+    run_on(analyzer, Turns())
+
+    assert read_mark(capture) == "analyzed"
+    assert counted(results, "sampled_steps") == 1
 
 
 @pytest.mark.parametrize(("trace", "ended_by"), [(b"crash", signal.SIGKILL), (b"hang", signal.SIGALRM)])

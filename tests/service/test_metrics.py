@@ -253,7 +253,11 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "replay_coverage_ratio": {"tier"},
         "step_seconds": {"le"},
     }
-    without_phase = {"samples_dropped": {*TINY, "reason"}, "capture_overhead_ratio": {*TINY}}
+    without_phase = {
+        "samples_dropped": {*TINY, "reason"},
+        "capture_overhead_ratio": {*TINY},
+        "recording_enabled": {*TINY},
+    }
     of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
 
     for family in registry.collect():
@@ -261,3 +265,13 @@ def test_labels_are_the_agreed_ones(busy, registry):
         wanted = (without_phase | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, 1), (False, 0)])
+def test_whether_steps_are_recorded_is_told_while_the_server_runs(spool, make_state, value, clock, enabled, told):
+    spool.put_state(make_state(enabled=enabled))
+
+    assert value("recording_enabled", TINY) == told
+
+    clock.sleep_s(60)
+    assert value("recording_enabled", TINY) is None

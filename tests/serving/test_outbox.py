@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import time
 
 import pytest
 
@@ -258,3 +259,25 @@ def test_closing_stores_what_is_pending_and_publishes_a_last_state(open_outbox, 
 
     assert len(spool.captures()) == 1
     assert [state.num_samples for state in spool.states()] == [3]
+
+
+def test_a_fault_of_our_own_does_not_end_the_thread_and_is_counted(open_outbox, worker, drops, spool):
+    state, faults = worker.state, iter([RuntimeError("of ours"), RuntimeError("of ours")])
+
+    def fail_twice():
+        for error in faults:
+            raise error
+        return state()
+
+    worker.state = fail_twice
+    outbox = open_outbox()
+    outbox.start()
+    outbox.offer(_recording())
+    deadline_s = time.monotonic() + 30
+    while not spool.states():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    outbox.close()
+
+    assert drops.counts() == {"outbox": 2}
+    assert [capture.step_id for capture in spool.captures()] == ["s1"]
