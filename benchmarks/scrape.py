@@ -4,8 +4,9 @@
 
 The results hold `--steps` steps of the window in both phases (the breakdown of a real vLLM step on a B200 each), the
 spool is kept full of captures of that trace, so that the analyzer never rests. Then every route is asked one request
-at a time over one connection, while a second client asks `/healthz` all along. Prints milliseconds and writes
-them to `benchmarks/results/scrape.json`.
+at a time over one connection, while a second client asks `/healthz` all along. Prints milliseconds, and the processor
+time of the sidecar for each request, which does not depend on what else the machine does, and writes them to
+`benchmarks/results/scrape.json`.
 """
 
 import argparse
@@ -172,15 +173,20 @@ def _measure(sidecar: Sidecar, spool: Spool, options: argparse.Namespace) -> dic
     is_over = threading.Event()
     probe = threading.Thread(target=_probe, args=(_client(address), healthz, is_over))
     probe.start()
-    times = {
-        "scrape": [ask("/metrics", OPENMETRICS)[0] for _ in range(options.scrapes)],
-        "scrape (text)": [ask("/metrics", {})[0] for _ in range(options.scrapes)],
-        "breakdown": [ask("/v1/taxbreak/breakdown", {})[0] for _ in range(heavy)],
-        "breakdown, no steps listed": [ask("/v1/taxbreak/breakdown?limit=0", {})[0] for _ in range(heavy)],
-        "page": [ask("/", {})[0] for _ in range(heavy)],
-        "steps": [ask("/v1/taxbreak/steps", {})[0] for _ in range(heavy)],
-        "status": [ask("/v1/taxbreak/status", {})[0] for _ in range(heavy)],
+    requests = {
+        "scrape": ("/metrics", OPENMETRICS, options.scrapes),
+        "scrape (text)": ("/metrics", {}, options.scrapes),
+        "breakdown": ("/v1/taxbreak/breakdown", {}, heavy),
+        "breakdown, no steps listed": ("/v1/taxbreak/breakdown?limit=0", {}, heavy),
+        "page": ("/", {}, heavy),
+        "steps": ("/v1/taxbreak/steps", {}, heavy),
+        "status": ("/v1/taxbreak/status", {}, heavy),
     }
+    times, cpu_ms = {}, {}
+    for name, (path, headers, number) in requests.items():
+        before_ns = _cpu_ns(sidecar)
+        times[name] = [ask(path, headers)[0] for _ in range(number)]
+        cpu_ms[name] = (_cpu_ns(sidecar) - before_ns) / 1e6 / number
     is_over.set()
     probe.join()
     wall_s = time.monotonic() - started_s
@@ -195,6 +201,7 @@ def _measure(sidecar: Sidecar, spool: Spool, options: argparse.Namespace) -> dic
         "series": sum(not line.startswith(b"#") for line in ask("/metrics", {})[1].splitlines()),
         "load_1min": round(os.getloadavg()[0], 2),
         "ms": {name: _summary(found) for name, found in (times | {"healthz": healthz}).items()},
+        "cpu_ms": {name: round(value, 2) for name, value in cpu_ms.items()},
     }
 
 
@@ -224,6 +231,13 @@ def _num_steps(ask: Callable[[str, dict[str, str]], tuple[float, bytes]]) -> int
     return int(json.loads(ask("/v1/taxbreak/status", {})[1])["results"]["steps"])
 
 
+def _cpu_ns(sidecar: Sidecar) -> int:
+    """Processor time of the sidecar's own process so far; it is the guard's only child."""
+    guard = sidecar.process._guard.pid
+    pid = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()[0]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
+
+
 def _summary(times_ms: list[float]) -> dict[str, float]:
     cuts = quantiles(times_ms, n=100, method="inclusive")
     return {"n": len(times_ms), "p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(times_ms), 2)}
@@ -236,16 +250,17 @@ def _cpu() -> str:
 
 def _print(result: dict) -> None:
     table = Table(
-        title=f"{result['steps_before']} steps in the window, {result['series']} series,"
-        f" {result['analyzed_per_s']} captures analyzed a second beside it"
+        title=f"{result['steps_before']} steps in the window, {result['series']} series, {result['analyzed_per_s']}"
+        f" captures analyzed a second, load {result['load_1min']}"
     )
     table.add_column("request")
-    for name in ("n", "p50 ms", "p99 ms", "max ms", "target p99"):
+    for name in ("n", "p50 ms", "p99 ms", "max ms", "target p99", "CPU ms"):
         table.add_column(name, justify="right")
     for name, row in result["ms"].items():
         target = TARGETS_MS.get(name)
         cells = [str(row[key]) for key in ("n", "p50", "p99", "max")]
-        table.add_row(name, *cells, f"< {target:g}" if target else "")
+        cpu_ms = result["cpu_ms"].get(name, "")
+        table.add_row(name, *cells, f"< {target:g}" if target else "", str(cpu_ms))
     Console(width=110).print(table)
 
 

@@ -25,11 +25,11 @@ class ControlBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"enabled": True, "sample_every": 500}]})
 
     enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
-    sample_every: Annotated[int, NUMBER] | None = Field(
-        default=None, ge=2, le=2**31, description="record one step in this many of each kind"
+    sample_every: Annotated[int, Field(ge=2, le=2**31), NUMBER] | None = Field(
+        default=None, description="record one step in this many of each kind"
     )
-    overhead_budget_ratio: Annotated[float, NUMBER] | None = Field(
-        default=None, gt=0, le=1, description="share of wall time that recording may take"
+    overhead_budget_ratio: Annotated[float, Field(gt=0, le=1), NUMBER] | None = Field(
+        default=None, description="share of wall time that recording may take"
     )
     server_id: str | None = Field(default=None, description="which server, where several are running")
 

@@ -107,8 +107,8 @@ def test_where_no_server_runs_there_is_nothing_to_control(client, running, clock
 def test_of_several_servers_one_has_to_be_named(client, running, spool, make_state):
     spool.put_state(make_state(server=OTHER))
 
-    assert "several" in _detail(client.put("control", json={"enabled": False}), 422)
-    assert "none of" in _detail(client.get("control", params={"server_id": "../x"}), 422)
+    assert "several" in _detail(client.put("control", json={"enabled": False}), 409)
+    assert "none of" in _detail(client.get("control", params={"server_id": "../x"}), 404)
 
     client.put("control", json={"enabled": False, "server_id": "vllm-b"}).raise_for_status()
     assert client.get("control", params={"server_id": "vllm-b"}).json()["control"]["enabled"] is False

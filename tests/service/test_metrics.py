@@ -1,3 +1,8 @@
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -6,10 +11,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from taxbreak_vllm.baselines import Baselines, Environment, Floor, FloorKind, Floors, Spread
-from taxbreak_vllm.model import Phase, Server
+from taxbreak_vllm.model import Breakdown, Calibration, Coverage, FamilyShare, Phase, Server, Source, Tier
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.trace.kernels import Family
 
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 TINY = {"model_name": "tiny", "engine": "0", "rank": "0"}
 DECODE = TINY | {"phase": "decode"}
 
@@ -183,6 +190,42 @@ def busy(put, spool, make_state, turn):
         put(f"a{index}", phase=phase)
     put("b", server=other)
     turn()
+
+
+def test_the_number_of_series_is_bounded_as_the_documents_say(
+    spool, results, make_state, make_info, make_step, registry
+):
+    """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
+    num_per_phase, num_per_worker = 59, 6 * 59 + 30
+    (plain,) = make_state().steps
+    plain_steps = [
+        replace(plain, phase=phase, graph_mode=mode) for phase in Phase for mode in ("NONE", "FULL", "PIECEWISE")
+    ]
+    spool.put_state(make_state(steps=tuple(plain_steps), overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
+    results.put_states(spool.states())
+    for phase in Phase:
+        step = replace(make_step(phase=phase), families={family: FamilyShare(kernels=1) for family in Family})
+        breakdown = Breakdown(
+            source=Source(),
+            calibration=Calibration(dilation=1.5),
+            coverage=Coverage(replay=dict.fromkeys(Tier, 0.25)),
+            steps=(step,),
+        )
+        results.add_step(phase, make_info(phase, phase=phase), breakdown, now_ns=0)
+
+    samples = [sample for family in registry.collect() for sample in family.samples]
+
+    assert Counter(s.labels["phase"] for s in samples if "phase" in s.labels) == dict.fromkeys(Phase, num_per_phase)
+    assert sum("model_name" in s.labels for s in samples) < num_per_worker
+    assert f"{num_per_phase} series" in METRICS_PAGE.read_text()
+    assert f"{num_per_worker} series" in METRICS_PAGE.read_text()
+
+
+def test_every_metric_is_in_the_documents(busy, registry):
+    names = {sample.name for family in registry.collect() for sample in family.samples}
+    names = {re.sub("_(bucket|sum|count)$", "", name) for name in names} | {"taxbreak_launch_floor_seconds"}
+
+    assert set(re.findall(r"^\| `(taxbreak_\w+)", METRICS_PAGE.read_text(), flags=re.MULTILINE)) >= names
 
 
 @pytest.mark.parametrize(("generate", "parse"), [(generate_latest, parse), (generate_openmetrics, parse_openmetrics)])
