@@ -6,10 +6,10 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench clean
+.PHONY: help demo test check lint types format bench bench-replay clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
@@ -38,6 +38,10 @@ format: ## let ruff rewrite what it can
 bench: ## speed and memory of the trace analysis beside its peers, in one run (BENCH=--huge for a 1.2 GB trace)
 	$(install) cpu,test
 	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
+
+bench-replay: ## speed of replay beside one process per signature, and whether two runs agree
+	$(install) cpu,test
+	$(BIN)/python benchmarks/replay_speed.py $(BENCH)
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
