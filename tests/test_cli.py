@@ -2,11 +2,15 @@
 
 import gzip
 import json
+import sqlite3
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome, Spread
 
 ROOT = Path(__file__).parent.parent
 SERVING = ROOT / "tests" / "data" / "serving.json"
@@ -189,3 +193,113 @@ def test_the_json_of_analyze_carries_the_advice_beside_the_breakdown():
     assert {"rule", "component", "phase", "settings", "at_most_ns", "at_most_ratio", "refuted_by"} <= set(
         done["advice"]["advice"][0]
     )
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with one entry."""
+    environment = Environment(device_type="cuda", device_name="H100", torch="2.9", driver="12080")
+    entry = Baseline(signature="a", op="aten::mm", outcome=Outcome.MEASURED, dispatch=Spread(1000, 10, 30))
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        store.put(environment, [entry])
+    return tmp_path / "store.sqlite3"
+
+
+def test_a_store_is_listed_exported_and_taken_in_elsewhere(store, tmp_path):
+    listed = json.loads(taxbreak("baselines", "list", "--baselines", store, "--json").stdout)
+    exported = json.loads(taxbreak("baselines", "export", tmp_path / "x.jsonl", "--baselines", store, "--json").stdout)
+    other = tmp_path / "other.sqlite3"
+    taken = json.loads(taxbreak("baselines", "import", tmp_path / "x.jsonl", "--baselines", other, "--json").stdout)
+
+    assert (listed["entries"], exported["entries"], taken["entries"]) == (1, 1, 1)
+    assert listed["environments"] == taken["environments"]
+    assert listed["environments"][0]["environment"]["device_name"] == "H100"
+
+
+def test_a_store_is_a_table_for_people(store):
+    done = taxbreak("baselines", "list", "--baselines", store)
+
+    assert done.returncode == 0
+    assert "cuda H100" in done.stdout
+
+
+def test_baselines_of_another_place_are_not_used_and_the_notes_say_so(store):
+    tree = json.loads(taxbreak("analyze", SERVING, "--baselines", store, "--json").stdout)
+
+    assert any("no baselines" in note for note in tree["notes"])
+
+
+BAD_STORES = {
+    "missing": (lambda path: None, "no such file"),
+    "text": (lambda path: path.write_text("hello " * 1000), "not a database"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:3000]), "malformed"),
+    "newer": (lambda path: _set_version(path, 9), "another version"),
+}
+
+
+def _set_version(path: Path, version: int) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    db.close()
+
+
+@pytest.mark.parametrize("command", [("analyze", SERVING), ("baselines", "list")], ids=lambda command: command[0])
+@pytest.mark.parametrize("what", BAD_STORES)
+def test_a_bad_store_is_one_line_with_its_name_and_exit_2(store, tmp_path, what, command):
+    spoil, reason = BAD_STORES[what]
+    path = tmp_path / "spoiled.sqlite3"
+    if what != "missing":
+        path.write_bytes(store.read_bytes())
+    spoil(path)
+
+    done = taxbreak(*command, "--baselines", path)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("baselines", "import", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("baselines", "export"), "takes a file"),
+        (("baselines", "list", "file"), "takes no file"),
+        (("replay", "nowhere.json"), "nowhere.json: No such file"),
+        (("replay", str(ROOT)), "neither a capture nor a spool"),
+    ],
+)
+def test_bad_input_of_replay_and_baselines_is_one_line_and_exit_2(store, arguments, reason):
+    done = taxbreak(*arguments, "--baselines", store)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert reason in done.stderr
+
+
+def test_an_export_cut_short_is_one_line_and_exit_2(store, tmp_path):
+    taxbreak("baselines", "export", tmp_path / "x.jsonl", "--baselines", store)
+    whole = (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "x.jsonl").write_bytes(whole[:-20])
+
+    done = taxbreak("baselines", "import", tmp_path / "x.jsonl", "--baselines", store)
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "not an export of baselines" in done.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(find_spec("torch") is None, reason="floors need torch")
+def test_floors_are_measured_stored_and_told(tmp_path):
+    done = taxbreak("floor", "--device", "cpu", "--baselines", tmp_path / "store.sqlite3", "--json")
+
+    tree = json.loads(done.stdout)
+    kinds = {floor["kind"] for floor in tree["floors"]["floors"]}
+    assert done.returncode == 0, done.stderr
+    assert (tree["schema"], tree["environment"]["device_type"]) == ("taxbreak.floors/1", "cpu")
+    assert kinds == {"dispatch", "aten_dispatch", "profiler_op"}
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        (environment,) = store.environments()
+        assert len(store.floors(environment).floors) == 3
