@@ -75,8 +75,8 @@ class Sums:
     """What adds up over the launches and activities of each group (a step, or a trace), int64[groups].
 
     ΔFT, ΔCT, ΔKT and its excess are None where unknown; `families` is int64[3, groups, families]: kernels, device
-    time, launches; `kernel_cells` are the distinct (group, name) of kernels as group * number of names + name; `top` has the rows of
-    each group, in no order.
+    time, launches; `kernel_cells` are the distinct (group, name) of kernels as group * number of names + name; `top`
+    has the rows of each group, in no order.
     """
 
     ft_ns: Int64

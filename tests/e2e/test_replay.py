@@ -75,7 +75,7 @@ def test_four_fifths_of_what_may_be_replayed_rest_on_a_replay(breakdowns, record
     for breakdown in breakdowns:
         own = breakdown.total.taxes.orchestration_ns
         weight["replayed"] += own * breakdown.coverage.replay.get(Tier.REPLAYED, 0.0)
-        weight["denied"] += own * breakdown.coverage.denied
+        weight["denied"] += breakdown.coverage.denied_ns
         weight["all"] += own
 
     share = weight["replayed"] / (weight["all"] - weight["denied"])

@@ -92,7 +92,7 @@ def test_the_analysis_then_rests_on_it(replay, spool, tmp_path):
     assert before.total.taxes.delta_ct_ns is None
     assert after.coverage.replay[Tier.REPLAYED] > 0.5
     assert after.total.taxes.delta_ct_ns is not None
-    assert after.coverage.denied > 0
+    assert after.coverage.denied_ns > 0
 
 
 def test_baselines_of_elsewhere_are_not_used_and_that_is_said(replay, spool, tmp_path):
