@@ -302,7 +302,7 @@ def _measure_cpu(
     ]
     if ct_ns is None:
         notes.append("ΔCT on the CPU backend needs replay; until then a library's front-end counts as compute")
-    if not np.all(evidence.is_replayed):
+    if replayed is None or not np.all(evidence.is_replayed):
         notes.append(
             f"the dispatch of an op that was not replayed, nor any like it, is taken as {front.dispatch_ns} ns, "
             "the median of the ops here that compute nothing"
