@@ -9,7 +9,8 @@ the shortest block is drawn too, so that no periodic workload locks in.
 from hashlib import blake2b
 from typing import NamedTuple
 
-# The first steps of a kind are cold (allocator, kernel selection, lazy compilation): none of them is picked.
+# The first steps of a kind are cold (allocator, kernel selection, lazy compilation), and none is there yet to compare
+# with: no step of the first block is picked, and no block is shorter, unless `sample_every` is.
 NUM_COLD_STEPS = 16
 
 
@@ -32,7 +33,7 @@ class Picks(NamedTuple):
             while depth and first * unit < self.sample_every << depth:
                 depth -= 1
             block = first * unit // (self.sample_every << depth)
-            if block or self.sample_every < NUM_COLD_STEPS:
+            if block:
                 pick = self._draw(depth, block, unit)
                 if pick >= first:
                     return pick
