@@ -3,10 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.decompose import Replayed, decompose
 from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Phase, Source, StepBreakdown, StepInfo
+from taxbreak_vllm.recording import told
 from taxbreak_vllm.spool import STEP, Capture
+from taxbreak_vllm.trace.calls import read_calls
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 
@@ -21,21 +24,34 @@ def analyze(
     attribution: Attribution = Attribution.EXCLUSIVE,
     phase: Phase | None = None,
     step: str | None = None,
+    baselines: Baselines | None = None,
 ) -> Breakdown:
     """Decompose a recorded trace (.json, .json.gz, .json.zst) or a capture (its folder).
 
     `floor_ns` is a measured T_sys in ns; without it the trace's own quickest launches stand for it. `phase` and `step`
     (a name or, from 0 on, a number) choose the steps to show; total and estimates stay those of the whole trace.
+    `baselines` holds what `taxbreak replay` and `taxbreak floor` measured where the trace was made.
     Raises TraceFormatError for a file that is missing, damaged, not a trace or without such a step, SpoolError for a
     capture without its StepInfo.
     """
     path = Path(path)
     rules = rules or KernelRules.load()
     if (path / STEP).is_file():
-        breakdown = analyze_capture(Capture(path), floor_ns=floor_ns, rules=rules, attribution=attribution)
+        breakdown = analyze_capture(
+            Capture(path), floor_ns=floor_ns, rules=rules, attribution=attribution, baselines=baselines
+        )
     else:
         events = read_events(path)
-        breakdown = decompose(events, source=_source(events), rules=rules, floor_ns=floor_ns, attribution=attribution)
+        replayed, notes = _replayed(events, None, baselines)
+        breakdown = decompose(
+            events,
+            source=_source(events),
+            rules=rules,
+            floor_ns=floor_ns,
+            attribution=attribution,
+            replayed=replayed,
+        )
+        breakdown = dataclasses.replace(breakdown, notes=(*breakdown.notes, *notes))
     return breakdown if phase is None and step is None else _choose(breakdown, phase, step)
 
 
@@ -45,6 +61,7 @@ def analyze_capture(
     floor_ns: int | None = None,
     rules: KernelRules | None = None,
     attribution: Attribution = Attribution.EXCLUSIVE,
+    baselines: Baselines | None = None,
 ) -> Breakdown:
     """Decompose one capture of the spool; its StepInfo gives phase, batch, labels and the plain step time."""
     info = capture.read_info()
@@ -64,6 +81,7 @@ def analyze_capture(
         rank=server.rank,
         device_type=server.device_type,
     )
+    replayed, notes = _replayed(events, info, baselines)
     breakdown = decompose(
         events,
         source=source,
@@ -71,13 +89,33 @@ def analyze_capture(
         floor_ns=floor_ns,
         attribution=attribution,
         op_cost_ns=(info.op_cost_ns or 0) if _is_calibrated(info) else 0,
+        replayed=replayed,
     )
     return dataclasses.replace(
         breakdown,
         steps=tuple(_labelled(step, info) for step in breakdown.steps),
         total=_labelled(breakdown.total, info),
         calibration=_calibration(info, len(events.rows(Kind.OP))),
+        notes=(*breakdown.notes, *notes),
     )
+
+
+def _replayed(
+    events: Events, info: StepInfo | None, baselines: Baselines | None
+) -> tuple[Replayed | None, tuple[str, ...]]:
+    """Find the baselines that hold for a trace, and say what was found."""
+    if baselines is None:
+        return None, ()
+    here = told(events, info)
+    view = baselines.view(here)
+    if view is None:
+        place = ", ".join(f"{name} {value!r}" for name, value in here.items() if value)
+        return None, (f"{baselines.path.name} holds no baselines of one place with {place}: none used",)
+    env = view.environment
+    place = ", ".join(
+        part for part in (env.device_name, f"torch {env.torch}", env.driver and f"driver {env.driver}") if part
+    )
+    return Replayed(read_calls(events.path), view), (f"baselines replayed on {place}",)
 
 
 def _choose(breakdown: Breakdown, phase: Phase | None, name: str | None) -> Breakdown:

@@ -4,16 +4,22 @@ Results go to stdout, one JSON object with `--json`; progress and errors go to s
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from taxbreak_vllm.errors import SettingsError, SpoolError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Attribution, Phase
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.insight.evidence import AdviceReport
+    from taxbreak_vllm.model import Breakdown
 
 app = typer.Typer(
     name="taxbreak",
@@ -25,7 +31,14 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
 
-_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError)
+Store = Annotated[
+    Path, typer.Option("--baselines", help="SQLite file of floors and replayed baselines, made on first use")
+]
+Device = Annotated[
+    str, typer.Option(help="where to measure: cpu, cuda, cuda:1, …; by default the GPU where torch sees one")
+]
+
+_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
 
 
 def main() -> None:
@@ -56,6 +69,13 @@ def analyze(
     ] = Attribution.EXCLUSIVE,
     phase: Annotated[Phase | None, typer.Option(help="only the steps of this phase")] = None,
     step: Annotated[str | None, typer.Option(help="only the step of this name or number, from 0 on")] = None,
+    baselines: Annotated[
+        Path | None, typer.Option(help="floors and replayed baselines of the place the traces were made in")
+    ] = None,
+    plain_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="the step's duration without a profiler in ms: calibrates the advice"),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
@@ -65,9 +85,15 @@ def analyze(
     from taxbreak_vllm.analysis import analyze as analyze_path
 
     floor_ns = None if floor_us is None else round(floor_us * 1000)
-    breakdowns = [
-        analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step) for path in paths
-    ]
+    with _opened(baselines) as store:
+        breakdowns = [
+            analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step, baselines=store)
+            for path in paths
+        ]
+    if plain_ms is not None:
+        from taxbreak_vllm.insight.evidence import with_plain_step
+
+        breakdowns = [with_plain_step(breakdown, round(plain_ms * 1e6)) for breakdown in breakdowns]
     if html:
         from taxbreak_vllm.export.html import write_html
 
@@ -80,21 +106,22 @@ def analyze(
         from taxbreak_vllm.export.parquet import write_parquet
 
         write_parquet(breakdowns, parquet, floor_ns=floor_ns)
+    advice = [_advise(breakdown) for breakdown in breakdowns]
     if json:
-        if len(breakdowns) == 1:
-            _print_json(breakdowns[0].to_json())
-        else:
-            _print_json(b'{"breakdowns":[' + b",".join(b.to_json() for b in breakdowns) + b"]}")
+        parts = [_with_advice(breakdown, report) for breakdown, report in zip(breakdowns, advice, strict=True)]
+        _print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
         return
-    from taxbreak_vllm.report import step_table, summary_lines, top_table
+    from taxbreak_vllm.report import advice_lines, step_table, summary_lines, top_table
 
     console = _console()
-    for breakdown in breakdowns:
+    for breakdown, report in zip(breakdowns, advice, strict=True):
         for line in summary_lines(breakdown):
             console.print(line, highlight=False, markup=False)
         console.print(step_table(breakdown))
         if top:
             console.print(top_table(breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total, top))
+        for line in advice_lines(report):
+            console.print(line, highlight=False, markup=False)
 
 
 @app.command()
@@ -155,6 +182,123 @@ def diff(
 
 
 @app.command()
+def floor(
+    *,
+    baselines: Annotated[
+        Path | None, typer.Option(help="store the floors in this SQLite file, made on first use")
+    ] = None,
+    device: Device = "",
+    json: Json = False,
+) -> None:
+    """Measure the least that a launch, a graph and a dispatch cost on this machine; needs torch."""
+    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.replay.device import default_device
+    from taxbreak_vllm.replay.runner import measure_floors
+    from taxbreak_vllm.replay.task import Options
+
+    environment, floors = measure_floors(Options(device=device or default_device()))
+    if baselines:
+        with Baselines(baselines) as store:
+            store.put_floors(environment, floors)
+    if json:
+        from msgspec.json import encode
+
+        _print_json(encode({"schema": "taxbreak.floors/1", "environment": environment, "floors": floors}))
+        return
+    from taxbreak_vllm.report_replay import floor_lines, floor_table
+
+    console = _console()
+    for line in floor_lines(environment, floors):
+        console.print(line, highlight=False, markup=False)
+    console.print(floor_table(floors))
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="traces, captures or whole spools (folders)")],
+    *,
+    baselines: Store = Path("baselines.sqlite3"),
+    device: Device = "",
+    budget_s: Annotated[float | None, typer.Option(min=1, help="stop after this long (seconds)")] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="longest one signature may take (seconds)")] = 30.0,
+    memory_gib: Annotated[float, typer.Option(min=0.1, help="most memory one signature may take (GiB)")] = 4.0,
+    runs: Annotated[int, typer.Option(min=5, help="measured runs a signature, after the warm-ups")] = 30,
+    retry: Annotated[bool, typer.Option("--retry", help="try again what failed, crashed or timed out before")] = False,
+    pause_above: Annotated[
+        float | None, typer.Option(min=0, max=1, help="wait while the device is busier than this share")
+    ] = None,
+    module: Annotated[
+        list[str] | None, typer.Option("--import", help="module that registers ops of your own; may be repeated")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Replay the ops of traces or captures alone and keep what they cost; resumable, needs torch."""
+    from taxbreak_vllm.replay.command import replay_paths
+    from taxbreak_vllm.replay.device import default_device
+    from taxbreak_vllm.replay.runner import Limits
+    from taxbreak_vllm.replay.task import Options
+    from taxbreak_vllm.report_replay import progress_bar, replay_lines, trouble_table
+
+    options = Options(
+        device=device or default_device(), runs=runs, max_bytes=round(memory_gib * 2**30), modules=tuple(module or ())
+    )
+    with progress_bar() as report:
+        found = replay_paths(
+            paths,
+            baselines,
+            options,
+            Limits(task_s=timeout_s, total_s=budget_s),
+            retry=retry,
+            pause_above=pause_above,
+            report=report,
+        )
+    if json:
+        from msgspec.json import encode
+
+        _print_json(encode(found))
+        return
+    console = _console()
+    for line in replay_lines(found):
+        console.print(line, highlight=False, markup=False)
+    if found.trouble:
+        console.print(trouble_table(found))
+
+
+@app.command()
+def baselines(
+    action: Annotated[Literal["list", "export", "import"], typer.Argument(help="what to do with the store")],
+    file: Annotated[Path | None, typer.Argument(help="the file to write or read: JSON lines, one an entry")] = None,
+    *,
+    store: Annotated[Path, typer.Option("--baselines", help="the SQLite file")] = Path("baselines.sqlite3"),
+    json: Json = False,
+) -> None:
+    """List what a store holds, write it to a file or take such a file in, so that a fleet measures once."""
+    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.report_replay import environment_table, summaries
+
+    if (action == "list") != (file is None):
+        raise BaselineError(f"baselines {action} takes {'no file' if action == 'list' else 'a file'}")
+    if action != "import" and not store.is_file():
+        raise BaselineError(f"{store}: no such file")
+    with Baselines(store) as opened:
+        if action == "export" and file:
+            count = opened.export(file)
+        elif action == "import" and file:
+            count = opened.take(file)
+        else:
+            count = sum(summary.entries for summary in summaries(opened))
+        found = summaries(opened)
+    if json:
+        from msgspec.json import encode
+
+        _print_json(encode({"action": action, "entries": count, "environments": found}))
+        return
+    console = _console()
+    console.print(f"{count} entries", highlight=False)
+    console.print(environment_table(found))
+
+
+@app.command()
 def serve(
     *,
     spool: Annotated[Path | None, typer.Option(help="folder the workers write to")] = None,
@@ -163,12 +307,20 @@ def serve(
     results: Annotated[Path | None, typer.Option(help="SQLite file of results")] = None,
     retention_s: Annotated[int | None, typer.Option(help="how long analyzed steps are kept (seconds)")] = None,
     window_s: Annotated[int | None, typer.Option(help="window of the hdbi gauge and the page (seconds)")] = None,
+    baselines: Annotated[Path | None, typer.Option(help="SQLite file of floors and replayed baselines")] = None,
+    replay: Annotated[bool | None, typer.Option(help="replay new signatures in the background")] = None,
+    replay_core_ratio: Annotated[float | None, typer.Option(help="most of one core that replay may take")] = None,
+    replay_device: Annotated[str | None, typer.Option(help="device to replay on; a GPU only when named here")] = None,
+    captures_per_minute: Annotated[int | None, typer.Option(help="requests for steps taken a minute")] = None,
 ) -> None:
     """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
     from taxbreak_vllm.service.app import serve as run
     from taxbreak_vllm.settings import load_settings
 
-    run(load_settings(spool=spool, host=host, port=port, results=results, retention_s=retention_s, window_s=window_s))
+    limits = {"retention_s": retention_s, "window_s": window_s, "captures_per_minute": captures_per_minute}
+    replays = {"replay": replay, "replay_core_ratio": replay_core_ratio, "replay_device": replay_device}
+    files = {"spool": spool, "results": results, "baselines": baselines}
+    run(load_settings(host=host, port=port, **files, **limits, **replays))
 
 
 @app.command()
@@ -251,6 +403,38 @@ def demo(*, once: Annotated[bool, typer.Option("--once", help="end after the tab
     from taxbreak_vllm.demo.run import run_demo
 
     raise typer.Exit(run_demo(once=once))
+
+
+@contextmanager
+def _opened(path: Path | None) -> "Iterator[Baselines | None]":
+    """Open a store that must be there already."""
+    if path is None:
+        yield None
+        return
+    from taxbreak_vllm.baselines import Baselines
+
+    if not path.is_file():
+        raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
+    with Baselines(path) as store:
+        yield store
+
+
+def _advise(breakdown: "Breakdown") -> "AdviceReport":
+    """Advise on a breakdown; its trace is read for chains of kernels only where anything can be advised."""
+    from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.evidence import distrust
+
+    if distrust(breakdown) is not None:
+        return advise([breakdown])
+    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+
+    return advise([breakdown], fusion=find_fusion(breakdown.source.path))
+
+
+def _with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
 
 
 def _print_json(data: bytes) -> None:

@@ -5,20 +5,35 @@ The order of work reads off `decompose` and `measure`; the sums over steps are i
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from taxbreak_vllm import paper, taxes
+from taxbreak_vllm.baselines import FloorKind, Floors, View
 from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
 from taxbreak_vllm.summary import Measured, coverage, devices, group_by_time, named, summarize, threads
-from taxbreak_vllm.trace.cpu import link_cpu
-from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, has_launch_call, link
+from taxbreak_vllm.tiers import Evidence, gather
+from taxbreak_vllm.trace.calls import Calls
+from taxbreak_vllm.trace.cpu import OpCosts, link_cpu
+from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host, has_launch_call, link
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.kernels import Family, KernelRules
 from taxbreak_vllm.trace.kernels import Kind as KernelKind
 from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.signatures import sign, sign_ops
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
+
+_FAMILIES = list(Family)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What replay knows of a trace: the calls of its ops, and the baselines of where it was made."""
+
+    calls: Calls
+    view: View
 
 
 def decompose(
@@ -29,16 +44,24 @@ def decompose(
     floor_ns: int | None = None,
     attribution: Attribution = Attribution.EXCLUSIVE,
     op_cost_ns: int = 0,
+    replayed: Replayed | None = None,
 ) -> Breakdown:
     """Decompose a trace into ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total.
 
-    `floor_ns` is a measured T_sys; without it the trace's own quickest launches stand for it. `op_cost_ns` is what the
-    profiler added to each op, to be taken off ΔFT. Raises TraceFormatError where there is nothing to decompose.
+    `floor_ns` is a measured T_sys; without it that of `replayed`, else the trace's own quickest launches stand for it.
+    `op_cost_ns` is what the profiler added to each op, to be taken off ΔFT. Raises TraceFormatError where there is
+    nothing to decompose.
     """
     windows = find_steps(events)
     whole = whole_trace(events)
     measured, notes = measure(
-        events, windows or [whole], rules=rules, floor_ns=floor_ns, attribution=attribution, op_cost_ns=op_cost_ns
+        events,
+        windows or [whole],
+        rules=rules,
+        floor_ns=floor_ns,
+        attribution=attribution,
+        op_cost_ns=op_cost_ns,
+        replayed=replayed,
     )
     total = summarize(measured, [whole], np.zeros(len(measured.dispatches), dtype=np.intp), is_total=True)[0]
     steps = summarize(measured, windows, group_by_time(windows, measured.dispatches.launch_ns)) if windows else [total]
@@ -64,25 +87,29 @@ def measure(
     floor_ns: int | None = None,
     attribution: Attribution = Attribution.EXCLUSIVE,
     op_cost_ns: int = 0,
+    replayed: Replayed | None = None,
 ) -> tuple[Measured, list[str]]:
     """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate."""
     if is_cpu_backend(events):
-        return _measure_cpu(events, windows, rules, op_cost_ns)
+        return _measure_cpu(events, windows, rules, op_cost_ns, replayed)
     host, activities, dispatches = link(events)
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, rules.classify)
     i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[kind[dispatches.first]] & ~dispatches.is_graph
-    is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
     spans = taxes.spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
-    base_ns = taxes.t_base(spans.t_dispatch, i_lib, is_kernel_launch & ~dispatches.is_graph & (dispatches.root >= 0))
-    ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
+    evidence = _evidence(events, host, activities, dispatches, kinds, kind, floor_ns, replayed)
+    base_ns = _t_base(dispatches, spans, i_lib, evidence)
+    ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns, evidence.dispatch_ns)
     if ct_ns is not None:
         library = taxes.library_spans(partition, dispatches, ct_ns)
         del partition  # two at once would be the peak of memory
         partition = partition_host(host, library)
-    sys_ns = taxes.t_sys(activities, dispatches) if floor_ns is None else floor_ns
+    floors = replayed.view.floors if replayed else None
+    measured_ns = floors.median_ns(FloorKind.KERNEL, 1) if floors and floor_ns is None else floor_ns
+    sys_ns = taxes.t_sys(activities, dispatches) if measured_ns is None else measured_ns
+    is_kernel_launch = dispatches.num_kernels > 0
     device = main_device(activities)
     measured = Measured(
         events=events,
@@ -100,16 +127,56 @@ def measure(
         ft_ns=taxes.observed(taxes.delta_ft(spans, ct_ns), spans.num_ops, op_cost_ns),
         op_cost_ns=op_cost_ns,
         ct_ns=ct_ns,
-        kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, sys_ns),
-        tier=Tier.TRACE if floor_ns is None else Tier.FLOOR,
+        kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, _floor(dispatches, sys_ns, floors)),
+        excess_ns=None if sys_ns is None else taxes.delta_kt_excess(evidence.launch_ns, sys_ns),
+        tier=evidence.tier,
+        is_denied=evidence.is_denied,
     )
-    notes = _cuda_notes(base_ns, sys_ns, floor_ns, host)
+    notes = _cuda_notes(base_ns, sys_ns, measured_ns, host, replayed)
     if attribution is Attribution.PAPER:
         measured = paper.attribute(measured, sys_ns)
         notes.append(
             "attribution as published: each kernel from its op's start, device time a sum, nvjet framework-native"
         )
     return measured, notes
+
+
+def _evidence(
+    events: Events,
+    host: Host,
+    activities: Activities,
+    dispatches: Dispatches,
+    kinds: tuple[KernelKind, ...],
+    kind: Index,
+    floor_ns: int | None,
+    replayed: Replayed | None,
+) -> Evidence:
+    """Look the dispatches up among the baselines; those of a family stand in for one another."""
+    if replayed is None:
+        return Evidence.none(len(dispatches), Tier.TRACE if floor_ns is None else Tier.FLOOR)
+    signed = sign(events, host, activities, dispatches, replayed.calls)
+    family = np.array([_FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[kind[dispatches.first]]
+    is_signed = signed.of_dispatch >= 0
+    likes: list[Index] = [np.where(is_signed, dispatches.leaf_name, -1), np.where(is_signed, family, -1)]
+    return gather(replayed.view, signed.distinct, signed.of_dispatch.astype(np.intp), likes, rest=Tier.TRACE).floored(
+        ~is_signed
+    )
+
+
+def _floor(dispatches: Dispatches, sys_ns: int, floors: Floors | None) -> Int64:
+    """T_sys of each dispatch; of a graph launch T_sys_graph(n) where graphs were measured."""
+    floor_ns = np.full(len(dispatches), sys_ns, dtype=np.int64)
+    points = floors.graph_points() if floors else ()
+    if len(points) > 1:
+        floor_ns[dispatches.is_graph] = taxes.t_sys_graph(dispatches.num_activities[dispatches.is_graph], points)
+    return floor_ns
+
+
+def _t_base(dispatches: Dispatches, spans: taxes.Spans, i_lib: Bool, evidence: Evidence) -> int | None:
+    """T_base over what was replayed, where any framework-native dispatch was, else over the trace."""
+    chosen = (dispatches.num_kernels > 0) & ~dispatches.is_graph & (dispatches.root >= 0)
+    base_ns = taxes.t_base(evidence.dispatch_ns, i_lib, chosen & evidence.is_replayed)
+    return base_ns if base_ns is not None else taxes.t_base(spans.t_dispatch, i_lib, chosen)
 
 
 def is_cpu_backend(events: Events) -> bool:
@@ -128,12 +195,17 @@ def is_rocm(events: Events) -> bool:
 
 
 def _measure_cpu(
-    events: Events, windows: Sequence[StepWindow], rules: KernelRules, op_cost_ns: int
+    events: Events, windows: Sequence[StepWindow], rules: KernelRules, op_cost_ns: int, replayed: Replayed | None
 ) -> tuple[Measured, list[str]]:
-    host, activities, dispatches, dispatch_ns = link_cpu(events, rules.is_metadata_op)
+    of_op = _cpu_evidence(events, rules, replayed)
+    host, activities, dispatches, front = link_cpu(
+        events, rules.is_metadata_op, OpCosts(of_op.dispatch_ns, of_op.library_ns)
+    )
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
-    partition = partition_host(host)
+    evidence = of_op.of(np.searchsorted(events.rows(Kind.OP), dispatches.row))
+    ct_ns = front.library_end - front.library_start if np.any(of_op.library_ns >= 0) else None
+    partition = partition_host(host, (front.library_start, front.library_end))
     spans = taxes.cpu_spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
     device = main_device(activities)
     measured = Measured(
@@ -149,18 +221,42 @@ def _measure_cpu(
         kind=kind,
         op=op,
         spans=spans,
+        # the front-end is not in T_dispatch here: ΔCT was device time before, so ΔFT stays whole
         ft_ns=taxes.observed(taxes.delta_ft(spans, None), spans.num_ops, op_cost_ns),
         op_cost_ns=op_cost_ns,
-        ct_ns=None,
+        ct_ns=ct_ns,
         kt_ns=np.zeros_like(spans.t_py),
-        tier=Tier.TRACE,
+        excess_ns=None,
+        tier=evidence.tier,
+        is_denied=evidence.is_denied,
     )
     notes = [
         "no device activity: analyzed as the CPU backend, where ΔKT is 0 by definition and TKLQT does not exist",
-        "ΔCT on the CPU backend needs replay; until then a library's front-end counts as compute",
-        f"the dispatch of an op is taken as {dispatch_ns} ns, the median of the ops here that compute nothing",
     ]
+    if ct_ns is None:
+        notes.append("ΔCT on the CPU backend needs replay; until then a library's front-end counts as compute")
+    if not np.all(evidence.is_replayed):
+        notes.append(
+            f"the dispatch of an op that was not replayed, nor any like it, is taken as {front.dispatch_ns} ns, "
+            "the median of the ops here that compute nothing"
+        )
     return measured, notes
+
+
+def _cpu_evidence(events: Events, rules: KernelRules, replayed: Replayed | None) -> Evidence:
+    """Look every op up among the baselines; the front-end is a library's only where the rules say it is one."""
+    ops = events.rows(Kind.OP)
+    if replayed is None:
+        return Evidence.none(len(ops), Tier.TRACE)
+    distinct, index = sign_ops(events, ops, replayed.calls)
+    kinds = [rules.classify_op(name) for name in events.names]
+    name = events.name[ops]
+    family = np.array([_FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[name]
+    is_computing = ~np.array([rules.is_metadata_op(name) for name in events.names], dtype=bool)[name]
+    likes: list[Index] = [np.where(is_computing, name, -1), np.where(is_computing, family, -1)]
+    found = gather(replayed.view, distinct, index, likes, rest=Tier.TRACE)
+    i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[name]
+    return dataclasses.replace(found, library_ns=np.where(i_lib, found.library_ns, 0))
 
 
 def _ops(events: Events, activities: Activities, dispatches: Dispatches) -> Int64:
@@ -182,17 +278,21 @@ def _classify(
     return tuple(classify(names[pair // width], names[pair % width]) for pair in pairs.tolist()), index
 
 
-def _cuda_notes(base_ns: int | None, sys_ns: int | None, floor_ns: int | None, host: Host) -> list[str]:
+def _cuda_notes(
+    base_ns: int | None, sys_ns: int | None, measured_ns: int | None, host: Host, replayed: Replayed | None
+) -> list[str]:
     notes = []
     if base_ns is None:
         notes.append("no framework-native kernel under an op, so T_base and ΔCT cannot be read from this trace")
-    else:
+    elif replayed is None:
         notes.append(
             f"T_base {base_ns} ns is the median dispatch of this trace's framework-native kernels, not replayed"
         )
+    else:
+        notes.append(f"T_base {base_ns} ns is the median replayed dispatch of framework-native kernels, if any was")
     if sys_ns is None:
         notes.append("no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us")
-    elif floor_ns is None:
+    elif measured_ns is None:
         notes.append(f"T_sys {sys_ns} ns is read from this trace's quickest launches, not measured: give --floor-us")
     if len(host.lost_graph_ns):
         notes.append(

@@ -3,6 +3,7 @@
 TaxbreakError
 ├── TraceFormatError   a file that cannot be read as a trace
 ├── SpoolError         a spool that cannot be read or written
+├── BaselineError      a file of baselines that cannot be read or written
 ├── ReplayError        a replay that could not be run
 └── SettingsError      a setting with a wrong value
 """
@@ -18,6 +19,10 @@ class TraceFormatError(TaxbreakError):
 
 class SpoolError(TaxbreakError):
     """The spool cannot be read or written."""
+
+
+class BaselineError(TaxbreakError):
+    """A file of baselines cannot be read or written, or is something else."""
 
 
 class ReplayError(TaxbreakError):

@@ -338,7 +338,8 @@ class Calibration:
 class Coverage:
     """What was read, joined and lost. `linked` and `unlinked` count kernels, `launches` those with an activity.
 
-    `replay` is the share of orchestration time carried by each tier of baseline.
+    `replay` is the share of orchestration time carried by each tier of baseline, `denied_ns` the orchestration time of
+    dispatches that are never replayed, in whichever tier they are.
     """
 
     activities: int = 0
@@ -352,6 +353,7 @@ class Coverage:
     events: int = 0
     dropped_events: int = 0
     replay: Mapping[Tier, float] = field(default_factory=dict)
+    denied_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

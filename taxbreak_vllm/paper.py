@@ -26,7 +26,7 @@ def attribute(m: Measured, floor_ns: int | None) -> Measured:
     all_kernels = np.ones(len(kernels), dtype=bool)
     base_ns = taxes.t_base(spans.t_dispatch, i_lib, all_kernels)
     ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
-    kt_ns = None if floor_ns is None else taxes.delta_kt(all_kernels, floor_ns)
+    kt_ns = None if floor_ns is None else np.full(len(kernels), floor_ns, dtype=np.int64)
     kinds = tuple(dataclasses.replace(kind, i_lib=kind.i_lib_paper) for kind in m.kinds)
     return dataclasses.replace(
         m,

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from taxbreak_vllm.decompose import measure
+from taxbreak_vllm.decompose import is_cpu_backend, is_rocm, measure
 from taxbreak_vllm.model import StepInfo
 from taxbreak_vllm.spool import STEP, Capture
 from taxbreak_vllm.summary import Measured
@@ -23,6 +23,10 @@ class Recording:
     events: Events
     windows: tuple[StepWindow, ...]
     info: StepInfo | None = None
+
+    def environment(self) -> dict[str, str]:
+        """What the recording tells of where it was made, as `Environment.fits` takes it; empty what it does not."""
+        return told(self.events, self.info)
 
     def measure(self, *, rules: KernelRules | None = None, floor_ns: int | None = None) -> Measured:
         """Join, classify and apply the equations; a trace without steps is one step."""
@@ -45,3 +49,16 @@ def read_recording(path: str | Path) -> Recording:
     events = read_events(capture.trace_path)
     windows = tuple(dataclasses.replace(window, phase=info.phase, batch=info.batch) for window in find_steps(events))
     return Recording(events, windows, info)
+
+
+def told(events: Events, info: StepInfo | None = None) -> dict[str, str]:
+    """What a trace and, for a capture, its StepInfo tell of device and software; empty what they don't."""
+    server = info.server if info else None
+    device_type = "cpu" if is_cpu_backend(events) else "rocm" if is_rocm(events) else "cuda"
+    driver = events.metadata.get("cuda_driver_version", "")
+    return {
+        "device_type": device_type,
+        "device_name": (server.device_name if server else "") or events.device_name,
+        "torch": server.torch if server else "",
+        "driver": str(driver),
+    }

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
+from taxbreak_vllm.insight.evidence import AdviceReport
 from taxbreak_vllm.model import Breakdown, Calibration, ControlState, StepBreakdown, WorkerControl
 
 TOP_ROWS = 12
@@ -87,6 +88,19 @@ def summary_lines(breakdown: Breakdown) -> Iterable[str]:
     yield _calibration(breakdown.calibration)
     notes = [*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]
     yield from (f"note: {note}" for note in dict.fromkeys(notes))
+
+
+def advice_lines(report: AdviceReport) -> Iterable[str]:
+    """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
+    yield f"advice: {report.verdict}"
+    for number, advice in enumerate(report.advice, start=1):
+        where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
+        yield f"{number}. {advice.change} ({where})"
+        yield f"   wins at most {_ms(advice.at_most_ns)} of a step ({advice.at_most_ratio:.1%}), an upper bound"
+        yield f"   set: {'   '.join(advice.settings)}"
+        yield f"   why: {advice.finding}"
+        yield f"   wrong if: {advice.refuted_by}"
+    yield from (f"   {reason}" for reason in report.reasons)
 
 
 def _calibration(calibration: Calibration) -> str:

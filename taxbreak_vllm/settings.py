@@ -59,12 +59,32 @@ class Settings(BaseSettings):
     results: Path | None = Field(default=None, description="SQLite file of results; by default in the spool")
     retention_s: int = Field(default=7 * 86400, ge=60, description="how long analyzed steps are kept (seconds)")
     window_s: int = Field(default=900, ge=1, description="window of the hdbi gauge and of the page (seconds)")
+    baselines: Path | None = Field(
+        default=None, description="SQLite file of floors and replayed baselines; by default in the spool"
+    )
+    replay: bool = Field(default=True, description="let the sidecar replay new signatures in the background")
+    replay_core_ratio: float = Field(
+        default=0.02, gt=0, le=1, description="most of one core that background replay may take (share of 1)"
+    )
+    replay_device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="device to replay on in the background: cpu, cuda or cuda:N; a GPU only when named",
+    )
+    captures_per_minute: int = Field(
+        default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
+    )
     api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
 
     @property
     def results_path(self) -> Path:
         """The SQLite file, wherever it was set."""
         return self.results or self.spool / "results.sqlite3"
+
+    @property
+    def baselines_path(self) -> Path:
+        """The SQLite file of baselines, wherever it was set."""
+        return self.baselines or self.spool / "baselines.sqlite3"
 
 
 def load_settings(**options: Any) -> Settings:  # noqa: ANN401 - validated below

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
@@ -144,10 +144,10 @@ class Spool:
         return tuple(lost)
 
     @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Become the one analyzer of this spool; yields False while another process is it."""
+    def claim(self, role: str = "analyzer") -> Iterator[bool]:
+        """Become the one process of this role on this spool; yields False while another is it."""
         self._make(self.root)
-        with _open_private(self.root / ".analyzer.lock") as lock:
+        with _open_private(self.root / f".{role}.lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -278,6 +278,46 @@ class Spool:
         with _open_private(self.root / ".writer.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+class Survey:
+    """How full a spool is and since when its oldest capture waits; cheap to ask again, also for thousands of captures.
+
+    A capture changes once, when it is marked as analyzed, so its folder is looked into twice at most.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._seen: dict[str, _Look] = {}
+
+    def read(self) -> tuple[int, int | None]:
+        """Return the bytes of all captures, and the Unix time in ns of the oldest unanalyzed one, None without one."""
+        seen: dict[str, _Look] = {}
+        for rank_dir in self._spool._rank_dirs():
+            for entry in _entries(rank_dir):
+                if _NAME.fullmatch(entry.name) and entry.is_dir():
+                    with suppress(FileNotFoundError):  # evicted this very moment
+                        seen[entry.path] = self._seen.get(entry.path) or _look(entry.path)
+        oldest_unix_ns = None
+        for _, path in sorted((look.modified_ns, path) for path, look in seen.items() if not look.is_analyzed):
+            with suppress(FileNotFoundError):
+                look = seen[path] = _look(path)
+                if not look.is_analyzed:
+                    oldest_unix_ns = look.modified_ns
+                    break
+        self._seen = seen
+        return sum(look.size_bytes for look in seen.values()), oldest_unix_ns
+
+
+class _Look(NamedTuple):
+    modified_ns: int
+    size_bytes: int
+    is_analyzed: bool
+
+
+def _look(path: str) -> _Look:
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(path)}
+    return _Look(os.stat(path).st_mtime_ns, sum(sizes.values()), ANALYZED in sizes)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:

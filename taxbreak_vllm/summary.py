@@ -24,11 +24,11 @@ from taxbreak_vllm.model import (
     StepBreakdown,
     Taxes,
     ThreadShare,
-    Tier,
     TopRow,
     hdbi,
 )
 from taxbreak_vllm.taxes import Spans
+from taxbreak_vllm.tiers import TIERS, shares
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64, Partition, union_by_group
 from taxbreak_vllm.trace.kernels import Family, Kind
@@ -43,6 +43,9 @@ _LOST_GRAPH = "a graph launch left no recorded node, so device time is incomplet
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A trace with everything measured: columns of `trace`; raw spans, ΔFT, ΔCT, ΔKT of each dispatch (None: unknown).
+
+    `excess_ns` is ΔKT_excess of each dispatch, `tier` (into `TIERS`) where its baseline is from, `is_denied` marks
+    those that are never replayed.
 
     For each activity `kind` indexes `kinds` and `op` Events.names: the leaf op around its launch, the launch call where
     there is none, len(names) where it has no launch event. `device` is the one whose device figures are shown.
@@ -63,7 +66,9 @@ class Measured:
     ft_ns: Int64
     ct_ns: Int64 | None
     kt_ns: Int64 | None
-    tier: Tier
+    excess_ns: Int64 | None
+    tier: NDArray[np.int8]
+    is_denied: Bool
     attribution: Attribution = Attribution.EXCLUSIVE
     op_cost_ns: int = 0
 
@@ -115,7 +120,7 @@ def summarize(
     thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
     host = m.partition.between(m.host.key(thread, start), m.host.key(thread, end))
     num_ops = taxes.ops_between(m.host, m.host.key(thread, start), m.host.key(thread, end))
-    tax = [_sum_or_none(group, column, count) for column in (m.ft_ns, m.ct_ns, m.kt_ns)]
+    tax = [_sum_or_none(group, column, count) for column in (m.ft_ns, m.ct_ns, m.kt_ns, m.excess_ns)]
     launch_delay, kernel_delay = _launch_delays(m, group, owner, count)
     launches = np.bincount(group[group >= 0], minlength=count)
     latency = _inference_latency(m, thread, start, end, own, count)
@@ -129,7 +134,7 @@ def summarize(
 
     steps = []
     for i, step in enumerate(windows):
-        ft, ct, kt = (None if column is None else int(column[i]) for column in tax)
+        ft, ct, kt, excess = (None if column is None else int(column[i]) for column in tax)
         if is_cpu:  # what comes after the last computing op is the host's too
             ft = int(taxes.observed(host[HostClass.PYTHON, i] + host[HostClass.DISPATCH, i], num_ops[i], m.op_cost_ns))
         # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
@@ -144,7 +149,13 @@ def summarize(
                 window_ns=int(end[i] - start[i]),
                 host=HostTime(**{f"{cls.name.lower()}_ns": int(host[cls, i]) for cls in HostClass}),
                 device=_device_time(window, i, int(active[i]), int(kernel_sum[i]), int(device_end[i] - start[i])),
-                taxes=Taxes(delta_ft_ns=ft, delta_ct_ns=ct, delta_kt_ns=kt, orchestration_ns=orchestration),
+                taxes=Taxes(
+                    delta_ft_ns=ft,
+                    delta_ct_ns=ct,
+                    delta_kt_ns=kt,
+                    delta_kt_excess_ns=excess,
+                    orchestration_ns=orchestration,
+                ),
                 exposed=_exposed(window, i),
                 hdbi=None if is_lost or not active[i] else hdbi(int(t_device[i]), orchestration),
                 tklqt_ns=None if is_cpu else int(launch_delay[i]),
@@ -261,6 +272,8 @@ def _top_rows(m: Measured, own: Index, group: Index, count: int) -> list[list[To
     active = sum_by(row, a.end_ns - a.start_ns, num_rows)
     row_of_dispatch = np.where(group >= 0, row[d.first], -1) if len(d) else group
     tax = [_sum_or_none(row_of_dispatch, column, num_rows) for column in (m.ft_ns, m.ct_ns, m.kt_ns)]
+    tier = np.zeros(num_rows, dtype=np.intp)  # of a row that several carry, the least
+    np.maximum.at(tier, row_of_dispatch[row_of_dispatch >= 0], m.tier[row_of_dispatch >= 0])
     result: list[list[TopRow]] = [[] for _ in range(count)]
     for index, (key, at) in enumerate(zip(keys.tolist(), first.tolist(), strict=True)):
         if key < 0:
@@ -278,7 +291,7 @@ def _top_rows(m: Measured, own: Index, group: Index, count: int) -> list[list[To
                 delta_ct_ns=ct,
                 delta_kt_ns=kt,
                 active_ns=int(active[index]),
-                tier=m.tier,
+                tier=TIERS[tier[index]],
             )
         )
     for rows in result:
@@ -297,6 +310,8 @@ def coverage(m: Measured) -> Coverage:
     a, d = m.activities, m.dispatches
     linked = int((a.is_kernel & (a.dispatch >= 0)).sum())
     kernels = int(a.is_kernel.sum())
+    known = [column for column in (m.ft_ns, m.ct_ns, m.kt_ns) if column is not None]
+    weight_ns = np.asarray(np.sum(known, axis=0, dtype=np.int64))
     return Coverage(
         activities=len(a.row),
         kernels=kernels,
@@ -308,7 +323,8 @@ def coverage(m: Measured) -> Coverage:
         launches_without_activity=m.host.num_launches_without_activity,
         events=m.events.num_events,
         dropped_events=m.events.num_dropped,
-        replay={m.tier: 1.0} if len(d) else {},
+        replay=shares(m.tier, weight_ns),
+        denied_ns=int(weight_ns[m.is_denied].sum()),
     )
 
 

@@ -100,9 +100,13 @@ def t_base(t_dispatch: Int64, i_lib: Bool, is_kernel_launch: Bool) -> int | None
     return int(np.median(chosen)) if len(chosen) else None
 
 
-def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int) -> Int64:
-    """ΔCT = I_lib · max(0, T_dispatch - T_base) (Eq. 2)."""
-    return np.where(i_lib, np.maximum(t_dispatch - base_ns, 0), 0)
+def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int, replayed: Int64 | None = None) -> Int64:
+    """ΔCT = I_lib · max(0, T_dispatch,replayed - T_base) (Eq. 2), never more than the T_dispatch it is a part of.
+
+    Where a dispatch was not `replayed` (None, or -1), its T_dispatch in the trace stands for that.
+    """
+    alone = t_dispatch if replayed is None else np.where(replayed < 0, t_dispatch, replayed)
+    return np.where(i_lib, np.clip(alone - base_ns, 0, t_dispatch), 0)
 
 
 def delta_ft(spans: Spans, ct_ns: Int64 | None) -> Int64:
@@ -115,9 +119,25 @@ def observed(tax_ns: Int64, num_ops: Int64, op_cost_ns: int) -> Int64:
     return np.asarray(np.maximum(tax_ns - num_ops * op_cost_ns, 0))
 
 
-def delta_kt(is_kernel_launch: Bool, floor_ns: int) -> Int64:
+def delta_kt(is_kernel_launch: Bool, floor_ns: int | Int64) -> Int64:
     """ΔKT = T_sys per kernel launch, none for copies and fills (Eq. 3)."""
     return np.where(is_kernel_launch, floor_ns, 0)
+
+
+def t_sys_graph(num_nodes: Int64, measured: Sequence[tuple[int, int]]) -> Int64:
+    """T_sys_graph(n), from graphs of empty nodes as (nodes, ns), at least two, by nodes: straight lines between them.
+
+    Beyond the largest goes on the line through the last two.
+    """
+    nodes, ns = np.array(measured, dtype=np.float64).T
+    beyond = np.maximum(num_nodes - nodes[-1], 0) * (ns[-1] - ns[-2]) / (nodes[-1] - nodes[-2])
+    return np.asarray(np.rint(np.interp(num_nodes, nodes, ns) + beyond), dtype=np.int64)
+
+
+def delta_kt_excess(t_launch_replayed: Int64, floor_ns: int) -> Int64 | None:
+    """ΔKT_excess = max(0, T_launch,replayed - T_sys); 0 for a launch never replayed (-1), None where none was."""
+    known = t_launch_replayed >= 0
+    return np.where(known, np.maximum(t_launch_replayed - floor_ns, 0), 0) if known.any() else None
 
 
 def t_sys(activities: Activities, dispatches: Dispatches) -> int | None:

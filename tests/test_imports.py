@@ -21,11 +21,12 @@ ORDER = (
     {"baselines"},
     {"taxes"},
     {"insight", "replay"},
-    {"service", "report", "report_insight", "client", "export"},
+    {"page"},
+    {"service", "report", "report_insight", "report_replay", "client", "export"},
     {"demo"},
     {"cli"},
 )
-ALSO_TAXES = {"paper", "decompose", "summary", "analysis", "recording"}  # taxes.py in several files
+ALSO_TAXES = {"tiers", "paper", "decompose", "summary", "analysis", "recording"}  # taxes.py in several files
 SERVING_MAY = {"serving", "model", "settings", "spool", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 

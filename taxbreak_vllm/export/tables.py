@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from taxbreak_vllm.model import Breakdown, StepBreakdown
 from taxbreak_vllm.recording import read_recording
 from taxbreak_vllm.summary import Measured, group_by_time
+from taxbreak_vllm.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
@@ -83,7 +84,7 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
         "num_kernels": d.num_kernels,
         "num_activities": d.num_activities,
         "is_graph": d.is_graph,
-        "tier": _texts([m.tier], np.zeros(len(d), dtype=np.intp)),
+        "tier": _texts(list(TIERS), m.tier),
     }
     return pd.DataFrame(columns).iloc[order].reset_index(drop=True)
 

@@ -8,20 +8,19 @@ killed at any instant: a capture is marked only after its result is on disk, and
 import argparse
 import logging
 import os
-import select
 import signal
 import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Protocol
 
-from taxbreak_vllm.errors import SpoolError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Breakdown, Server, StepInfo
+from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import Capture, Spool
 
@@ -33,18 +32,12 @@ MAX_ATTEMPTS = 3
 MAX_CAPTURES_PER_TURN = 8  # so that the workers' states are never much older than a turn
 
 _POLL_S = 1.0
+_AWAITED_POLL_S = 0.1
+_MAX_AWAITED = 16  # the newest requests; a server has one at a time
 _HOUSEKEEPING_NS = 60 * 10**9
 _ABANDONED_NS = 10 * 60 * 10**9
 _NICENESS = 10
 _MAX_DETAIL = 500
-_LEAVE_S = 3.0
-
-
-class StopEvent(Protocol):
-    """What ends a loop."""
-
-    def is_set(self) -> bool: ...
-    def wait(self, timeout: float | None = None) -> bool: ...
 
 
 class Analyzer:
@@ -70,17 +63,30 @@ class Analyzer:
         """Do one turn after the other until `stop` is set, resting only when there is nothing to do."""
         while not stop.is_set():
             if self.turn() == 0:
-                stop.wait(_POLL_S)
+                stop.wait(_AWAITED_POLL_S if self._is_awaited() else _POLL_S)
 
     def turn(self) -> int:
-        """Take over the workers' states, settle the oldest few captures; return how many those were."""
+        """Take over the workers' states, settle the next few captures; return how many those were."""
         self._results.put_states(self._spool.states())
-        captures = self._spool.pending()[:MAX_CAPTURES_PER_TURN]
+        captures = self._next_captures()
         for capture in captures:
             self._settle(capture)
         if not 0 < self._housekeeping_due_ns - self._now_ns() <= _HOUSEKEEPING_NS:  # due, or the clock was set back
             self._keep_house()
         return len(captures)
+
+    def _is_awaited(self) -> bool:
+        """Whether someone waits for a request for steps."""
+        now_ns = self._now_ns()
+        return any(row.status(now_ns) == "running" for row in self._results.captures(limit=_MAX_AWAITED))
+
+    def _next_captures(self) -> list[Capture]:
+        """Choose the oldest few; while someone waits, what was asked for goes first and the others one by one."""
+        pending = self._spool.pending()
+        if not pending or not self._is_awaited():
+            return pending[:MAX_CAPTURES_PER_TURN]
+        asked_for = [capture for capture in pending if (info := _info_or_none(capture)) and info.capture_id]
+        return asked_for[:MAX_CAPTURES_PER_TURN] or pending[:1]
 
     def _settle(self, capture: Capture) -> None:
         """Bring one capture to its end: analyzed, set aside, or gone meanwhile."""
@@ -167,16 +173,13 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     """Run the process; `load` imports the analysis, which only the one at work needs in memory."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), name="parent", daemon=True).start()
+    end_with_parent()
     os.nice(_NICENESS)
-    os.umask(0o077)
     stop = threading.Event()
     spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
     try:
-        with _claimed(spool, stop), Results(options.results) as results:
-            analyze = _bounded((load or _load_analysis)(), options.limit_s)
+        with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
+            analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
             run_on(Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
@@ -190,15 +193,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--spool-max-bytes", type=int, default=256 * 2**20)
     parser.add_argument("--spool-max-captures", type=int, default=512)
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--baselines", type=Path, help="floors and replayed baselines, where there are any")
     parser.add_argument("--retention-s", type=int, default=7 * 86400)
     parser.add_argument("--limit-s", type=int, default=120, help="an analysis that takes longer has hung")
     return parser.parse_args(arguments)
 
 
-def _load_analysis() -> Analyze:
+def _load_analysis(baselines: Path | None) -> Analyze:
     from taxbreak_vllm.analysis import analyze_capture
 
-    return analyze_capture
+    def analyze(capture: Capture) -> Breakdown:
+        if baselines is None or not baselines.is_file():
+            return analyze_capture(capture)
+        try:
+            with Baselines(baselines) as store:  # opened anew, since the replayer may have begun it just now
+                return analyze_capture(capture, baselines=store)
+        except BaselineError as error:
+            logger.warning("%s; analyzed without baselines", error)
+            return analyze_capture(capture)
+
+    return analyze
 
 
 def _bounded(analyze: Analyze, limit_s: int) -> Analyze:
@@ -212,33 +226,6 @@ def _bounded(analyze: Analyze, limit_s: int) -> Analyze:
             signal.alarm(0)
 
     return run
-
-
-@contextmanager
-def _claimed(spool: Spool, stop: StopEvent) -> Iterator[None]:
-    """Wait to be the one analyzer of the spool."""
-    while True:
-        with ExitStack() as stack:
-            if stack.enter_context(spool.claim()):
-                yield
-                return
-        stop.wait(_POLL_S)
-
-
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
-
-
-def _follow_parent(parent: int) -> None:
-    """End this process with the one that started it."""
-    # The parent's number is looked at too: a child it forked may hold the other end of our standard input.
-    while os.getppid() == parent and not (select.select([0], [], [], _POLL_S)[0] and not os.read(0, 4096)):
-        pass
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-    signal.pthread_kill(main_thread, signal.SIGTERM)  # a real signal: it also wakes the main thread from a wait
-    time.sleep(_LEAVE_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ needs no call into vLLM. It holds until the server ends: one that starts anew be
 
 import uuid
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.model import Control, ControlState, WorkerControl, WorkerState
+from taxbreak_vllm.service.bodies import NUMBER, answer, errors
 from taxbreak_vllm.service.servers import choose, live
 from taxbreak_vllm.spool import Spool
 
@@ -20,13 +22,13 @@ from taxbreak_vllm.spool import Spool
 class ControlBody(BaseModel):
     """How a server shall record from now on; what is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"enabled": True, "sample_every": 500}]})
 
     enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
-    sample_every: StrictInt | None = Field(
+    sample_every: Annotated[int, NUMBER] | None = Field(
         default=None, ge=2, le=2**31, description="record one step in this many of each kind"
     )
-    overhead_budget_ratio: float | None = Field(
+    overhead_budget_ratio: Annotated[float, NUMBER] | None = Field(
         default=None, gt=0, le=1, description="share of wall time that recording may take"
     )
     server_id: str | None = Field(default=None, description="which server, where several are running")
@@ -37,18 +39,24 @@ def add_control_routes(
 ) -> None:
     """Add `GET control` and `PUT control`; `server_id` names the server meant where a request names none."""
 
+    unclear = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+
     def find(wanted: str | None) -> tuple[str, list[WorkerState]]:
         states = live(spool.states(), now_ns=now_ns())
         target = choose(sorted({state.server.server_id for state in states}), wanted or server_id())
         return target, [state for state in states if state.server.server_id == target]
 
-    @router.get("/control")
+    @router.get("/control", response_model=ControlState, responses=answer(ControlState) | unclear)
     def control(server_id: Annotated[str | None, Query(description="which server")] = None) -> Response:
         """How a server records, and whether all its workers have taken the last change."""
         target, states = find(server_id)
         return _answer(target, spool.read_control(target), states)
 
-    @router.put("/control")
+    @router.put(
+        "/control",
+        response_model=ControlState,
+        responses=answer(ControlState) | unclear | errors(HTTPStatus.BAD_REQUEST),
+    )
     def change(body: ControlBody) -> Response:
         """Change how a server records; its workers take it within a second, `applied` tells when all have."""
         target, states = find(body.server_id)

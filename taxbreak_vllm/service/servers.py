@@ -25,12 +25,13 @@ def recording(states: Sequence[WorkerState]) -> list[str]:
 
 
 def choose(servers: list[str], wanted: str | None) -> str:
-    """Pick the server to speak to; raises a 503 where none runs, a 422 where it isn't clear which."""
+    """Pick the server to speak to; raises a 503 where none runs, a 409 where several could be meant, else a 404."""
     if not servers:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no running server records steps into this spool")
     if wanted is None and len(servers) == 1:
         return servers[0]
+    if wanted is None:
+        raise Problem(HTTPStatus.CONFLICT, "several servers are running: set server_id to one of them", servers=servers)
     if wanted not in servers:
-        detail = "several servers are running" if wanted is None else f"{wanted} is none of the running servers"
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{detail}: set server_id to one of them", servers=servers)
+        raise Problem(HTTPStatus.NOT_FOUND, f"{wanted} is none of the running servers", servers=servers)
     return wanted

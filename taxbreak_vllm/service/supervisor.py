@@ -1,6 +1,6 @@
-"""Keeps one analyzer process running beside a server, and ends it with the server.
+"""Keeps one process of ours, the analyzer or the replayer, running beside a server, and ends it with the server.
 
-The analyzer's standard input is a pipe of ours: closing it, or dying in any way, is what tells it to leave.
+Its standard input is a pipe of ours: closing it, or dying in any way, is what tells it to leave.
 """
 
 import logging
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from taxbreak_vllm.settings import Settings
 
@@ -24,19 +24,29 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 def analyzer_command(settings: Settings) -> list[str]:
     """Return the command line of the analyzer of these settings."""
-    options = {
+    options = {"--results": settings.results_path, "--retention-s": settings.retention_s}
+    return _command("analyzer", settings, options)
+
+
+def replayer_command(settings: Settings) -> list[str]:
+    """Return the command line of the replayer of these settings."""
+    options = {"--core-ratio": settings.replay_core_ratio, "--device": settings.replay_device}
+    return _command("replayer", settings, options)
+
+
+def _command(module: str, settings: Settings, options: Mapping[str, object]) -> list[str]:
+    shared = {
         "--spool": settings.spool,
         "--spool-max-bytes": settings.spool_max_bytes,
         "--spool-max-captures": settings.spool_max_captures,
-        "--results": settings.results_path,
-        "--retention-s": settings.retention_s,
+        "--baselines": settings.baselines_path,
     }
-    words = [str(word) for option in options.items() for word in option]
-    return [sys.executable, "-m", "taxbreak_vllm.service.analyzer", *words]
+    words = [str(word) for option in {**shared, **options}.items() for word in option]
+    return [sys.executable, "-m", f"taxbreak_vllm.service.{module}", *words]
 
 
 class Supervisor:
-    """Starts the analyzer and, with growing pauses, starts it again whenever it ends."""
+    """Starts a process and, with growing pauses, starts it again whenever it ends."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
@@ -53,7 +63,7 @@ class Supervisor:
             self._thread.start()
 
     def close(self) -> None:
-        """End the analyzer and wait for that; it is killed where it does not leave by itself."""
+        """End the process and wait for that; it is killed where it does not leave by itself."""
         self._stop.set()
         with self._lock:
             process = self._process
@@ -70,7 +80,8 @@ class Supervisor:
             if time.monotonic() - started_s > _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
             if not self._stop.is_set():
-                logger.warning("the analyzer ended (%s) and is started again in %.1f s", outcome, pause_s)
+                command = " ".join(self._command[:3])
+                logger.warning("%s ended (%s) and is started again in %.1f s", command, outcome, pause_s)
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 self.num_restarts += not self._stop.is_set()

@@ -4,11 +4,13 @@ In: `Events` without device activities. Out: the same columns as `dispatches.lin
 path: an op's compute is an activity, its start a launch of no length, and its span a call that blocks the host.
 
 Few compute ops are leaves to the letter: `_C::onednn_mm` reads a scalar first, `aten::add` converts one. So an op's
-compute is what remains of it after its last child returned and one dispatch cost was paid. Ops that only change shapes
-never compute, nor does an op outside `aten::` around others that do (`vllm::unified_attention` is Python inside).
+compute is what remains of it after its last child returned and its dispatch and a library's front-end were paid. Ops
+that only change shapes never compute, nor does an op outside `aten::` around others that do
+(`vllm::unified_attention` is Python inside).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,13 +28,35 @@ from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 
-def link_cpu(
-    events: Events, is_metadata_op: Callable[[str], bool], dispatch_ns: int | None = None
-) -> tuple[Host, Activities, Dispatches, int]:
-    """Split every op into dispatch and compute; return the columns and the dispatch cost that was used.
+@dataclass(frozen=True, slots=True)
+class OpCosts:
+    """What replay says of each op, in the order of `Events.rows(Kind.OP)`, ns: its dispatch and, of a library's, the
+    front-end; -1 where it does not say.
+    """
 
-    `dispatch_ns` is what the dispatch of an op costs here (measured by replay); without it the trace tells: the median
-    of the leaf ops that never compute (view, slice, empty, …), which are dispatch entirely.
+    dispatch_ns: Int64
+    library_ns: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What comes before compute: the `dispatch_ns` taken for ops of unknown cost, and where libraries' front-ends lie.
+
+    `library_start`, `library_end` are keys, one a dispatch, alike where there is none.
+    """
+
+    dispatch_ns: int
+    library_start: Int64
+    library_end: Int64
+
+
+def link_cpu(
+    events: Events, is_metadata_op: Callable[[str], bool], costs: OpCosts | None = None
+) -> tuple[Host, Activities, Dispatches, Front]:
+    """Split every op into dispatch, library front-end and compute; return the columns and what came before compute.
+
+    An op that `costs` does not know has no front-end, and its dispatch is taken from the trace: the median of the leaf
+    ops that never compute (view, slice, empty, …), which are dispatch entirely.
     """
     ops = events.rows(Kind.OP)
     origin, stride = time_line(events)
@@ -47,10 +71,12 @@ def link_cpu(
     is_metadata = metadata_name[events.name[ops]]
     is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))
     free = (end - start)[is_leaf & is_metadata]
-    cost_ns = dispatch_ns if dispatch_ns is not None else int(np.median(free)) if len(free) else 0
+    trace_ns = int(np.median(free)) if len(free) else 0
+    dispatch_ns, library_ns = _ordered(costs, order, trace_ns)
     outer = next_outer(end)
-    compute_from = np.maximum(start, _last_child_end(outer, end)) + cost_ns
-    computes = _outermost_custom(outer, ~is_metadata & (compute_from < end), aten_name[events.name[ops]])
+    library_from = np.maximum(start, _last_child_end(outer, end)) + dispatch_ns
+    computes = _outermost_custom(outer, ~is_metadata & (library_from < end), aten_name[events.name[ops]])
+    compute_from = np.minimum(library_from + library_ns, end)
     chosen = np.flatnonzero(computes)
     chosen = chosen[np.argsort(compute_from[chosen], kind="stable")]
 
@@ -104,7 +130,15 @@ def link_cpu(
         num_activities=ones,
         num_kernels=ones,
     )
-    return host, activities, dispatches, cost_ns
+    return host, activities, dispatches, Front(trace_ns, library_from[chosen], begin)
+
+
+def _ordered(costs: OpCosts | None, order: Index, trace_ns: int) -> tuple[Int64, Int64]:
+    """Return dispatch and front-end of the ops in this order, with what stands for the unknown."""
+    if costs is None:
+        return np.full(len(order), trace_ns, dtype=np.int64), np.zeros(len(order), dtype=np.int64)
+    dispatch_ns = np.where(costs.dispatch_ns < 0, trace_ns, costs.dispatch_ns)[order]
+    return dispatch_ns, np.maximum(costs.library_ns, 0)[order]
 
 
 def _last_child_end(outer: Index, end: Int64) -> Int64:

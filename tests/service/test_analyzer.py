@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import Server
+from taxbreak_vllm.model import CaptureRequest, Server
 from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool
@@ -72,6 +72,37 @@ def test_a_turn_is_short_so_that_workers_are_heard(make_analyzer, put, spool):
 
     assert make_analyzer().turn() == MAX_CAPTURES_PER_TURN
     assert len(spool.pending()) == 1
+
+
+def test_what_was_asked_for_is_settled_before_what_was_sampled(make_analyzer, make_state, put, spool, results, clock):
+    spool.put_state(make_state())
+    request = CaptureRequest(capture_id="c", steps=2, created_unix_ns=clock(), expires_unix_ns=clock() + DAY_NS)
+    results.add_capture("vllm-a", request)
+    for index in range(3):
+        put(f"sampled{index}")
+    put("asked0", capture_id="c")
+    put("asked1", capture_id="c")
+    analyzer = make_analyzer()
+
+    turns = []
+    while analyzer.turn():
+        turns.append({step.step_id for step in results.steps()} - set().union(*turns))
+
+    assert turns == [{"asked0", "asked1"}, {"sampled0", "sampled1", "sampled2"}]
+
+
+def test_while_steps_are_awaited_a_turn_is_one_capture_long(make_analyzer, make_state, put, spool, results, clock):
+    request = CaptureRequest(capture_id="c", steps=1, created_unix_ns=clock(), expires_unix_ns=clock() + DAY_NS)
+    spool.put_state(make_state())
+    results.add_capture("vllm-a", request)
+    put("sampled0")
+    put("sampled1")
+    analyzer = make_analyzer()
+
+    assert analyzer.turn() == 1
+    results.cancel_capture("c")
+    put("sampled2")
+    assert analyzer.turn() == 2
 
 
 def test_the_states_of_the_workers_are_counted(make_analyzer, make_state, spool, results):

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -138,11 +137,9 @@ def test_a_signal_ends_sidecar_and_analyzer_in_order(sidecar, spool, until, numb
     assert httpx.get(f"{url}/healthz").text == "ok\n"
     until(lambda: not is_claim_free(spool))
 
-    started_s = time.monotonic()
     os.kill(process.pid, number)
 
     assert process.wait(timeout=10) == 0
-    assert time.monotonic() - started_s < 3
     assert is_claim_free(spool)
     assert process.stderr.read() == ""
 

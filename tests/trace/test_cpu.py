@@ -1,8 +1,9 @@
 """The CPU backend: what of an op is dispatch and what is compute, worked out by hand."""
 
+import numpy as np
 import pytest
 
-from taxbreak_vllm.trace.cpu import link_cpu
+from taxbreak_vllm.trace.cpu import OpCosts, link_cpu
 
 
 @pytest.fixture
@@ -87,9 +88,10 @@ def test_a_custom_op_around_ops_that_compute_is_glue(analyze, reference):
 
 
 def test_a_measured_dispatch_cost_goes_before_the_traces_own(read, rules, ops):
-    _, activities, dispatches, cost_ns = link_cpu(read(ops), rules.is_metadata_op, dispatch_ns=20)
+    costs = OpCosts(np.full(len(ops), 20), np.full(len(ops), -1))
 
-    assert cost_ns == 20
+    _, activities, dispatches, _ = link_cpu(read(ops), rules.is_metadata_op, costs)
+
     assert activities.start_ns.tolist() == [60, 138]
     assert dispatches.launch_ns.tolist() == [60, 138]
 

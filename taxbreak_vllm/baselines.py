@@ -1,0 +1,369 @@
+"""The store of floors and replayed baselines: one SQLite file, many readers and one writer at a time.
+
+Entries belong to an `Environment`, the device and software they were measured with, and are never read for another: a
+new driver or torch starts afresh. A fleet with one kind of device measures once and shares the file or its export.
+Nothing is measured here.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from taxbreak_vllm.errors import BaselineError
+
+EXPORT_SCHEMA = "taxbreak.baselines/1"
+
+_VERSION = 1
+_WAIT_S = 30.0
+_MAX_VARIABLES = 500
+_TABLES = """
+CREATE TABLE IF NOT EXISTS environments (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS floors (environment INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS baselines (
+    environment INTEGER NOT NULL, signature TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (environment, signature)
+) WITHOUT ROWID;
+"""
+
+
+class Outcome(StrEnum):
+    """How the replay of a signature went; all but the first leave it to the next tier."""
+
+    MEASURED = "measured"
+    DENIED = "denied"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+class Match(StrEnum):
+    """How the replayed kernel was told to be the traced one, best first (methodology section 6)."""
+
+    CONFIGURATION = "configuration"
+    NAME = "name"
+    SUBSTRING = "substring"
+    FREQUENT = "frequent"
+
+
+class FloorKind(StrEnum):
+    """What a floor is the least cost of."""
+
+    KERNEL = "kernel"
+    GRAPH = "graph"
+    DISPATCH = "dispatch"
+    ATEN_DISPATCH = "aten_dispatch"
+    PROFILER_OP = "profiler_op"
+    PROFILER_LAUNCH = "profiler_launch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What a measurement is valid for; `driver` is the CUDA version the driver offers, as Kineto writes it."""
+
+    device_type: str
+    device_name: str
+    torch: str
+    driver: str = ""
+
+    def fits(self, *, device_type: str = "", device_name: str = "", torch: str = "", driver: str = "") -> bool:
+        """Tell whether this agrees with everything a trace tells of itself; what it leaves empty decides nothing."""
+        told = {"device_type": device_type, "device_name": device_name, "torch": torch, "driver": driver}
+        return all(not value or value == getattr(self, name) for name, value in told.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median and median absolute deviation of a duration over its samples, ns."""
+
+    median_ns: int
+    mad_ns: int
+    samples: int
+
+    @classmethod
+    def of(cls, values_ns: Sequence[float]) -> "Spread":
+        """Summarize samples, at least one."""
+        middle = median(values_ns)
+        return cls(round(middle), round(median([abs(value - middle) for value in values_ns])), len(values_ns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """One signature replayed alone, or why it was not.
+
+    `dispatch` is T_dispatch,replayed; `library` (CPU backend) the front-end of a library, what unit-size inputs take
+    beyond zero-element ones; `launch` is T_launch,replayed, `active` the kernel's own duration; None: not measured.
+    `match_ratio` is the share of runs in which the kernel was found.
+    """
+
+    signature: str
+    op: str
+    kernel: str = ""
+    outcome: Outcome
+    reason: str = ""
+    dispatch: Spread | None = None
+    library: Spread | None = None
+    launch: Spread | None = None
+    active: Spread | None = None
+    match: Match | None = None
+    match_ratio: float | None = None
+    measured_unix_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """One floor; `nodes` counts the empty kernels of a graph."""
+
+    kind: FloorKind
+    spread: Spread
+    nodes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floors:
+    """All floors of one environment, and how they were measured."""
+
+    floors: tuple[Floor, ...] = ()
+    clock: str = ""
+    kernel_source: str = ""
+    host_cpu: str = ""
+    governor: str = ""
+    measured_unix_ns: int = 0
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def median_ns(self, kind: FloorKind, nodes: int = 0) -> int | None:
+        """The median of one floor; None where it was not measured."""
+        return next((f.spread.median_ns for f in self.floors if f.kind is kind and f.nodes == nodes), None)
+
+    def graph_points(self) -> tuple[tuple[int, int], ...]:
+        """(nodes, median ns) of the graph floors, by nodes: linear in between and beyond."""
+        return tuple(sorted((f.nodes, f.spread.median_ns) for f in self.floors if f.kind is FloorKind.GRAPH))
+
+    def graph_line(self) -> tuple[int, int] | None:
+        """(ns per launch, ns per node) of the straight line through the smallest and the largest graph."""
+        points = self.graph_points()
+        if len(points) < 2:
+            return None
+        (first, first_ns), (last, last_ns) = points[0], points[-1]
+        slope = (last_ns - first_ns) / (last - first)
+        return round(first_ns - slope * first), round(slope)
+
+
+class Baselines:
+    """A store, created on first use; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            self._db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise BaselineError(f"{path}: cannot be opened: {error}") from error
+        try:
+            with self._errors():
+                self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def environments(self) -> list[Environment]:
+        """List the environments that have entries."""
+        with self._errors():
+            rows = self._db.execute("SELECT body FROM environments ORDER BY id").fetchall()
+            return [msgspec.json.decode(body, type=Environment) for (body,) in rows]
+
+    def view(self, told: Mapping[str, str]) -> "View | None":
+        """Return what was measured where a trace says it was made; None where nothing or several places fit."""
+        fitting = [environment for environment in self.environments() if environment.fits(**told)]
+        return View(self, fitting[0], self.floors(fitting[0])) if len(fitting) == 1 else None
+
+    def put(self, environment: Environment, baselines: Iterable[Baseline]) -> None:
+        """Add entries, each in place of an earlier one of its signature, all or none."""
+        with self._errors(), self._writing():
+            key = self._id(environment)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?)",
+                [(key, entry.signature, msgspec.json.encode(entry)) for entry in baselines],
+            )
+
+    def forget(self, environment: Environment, signatures: Iterable[str]) -> None:
+        """Drop those of these entries that failed, crashed, timed out or took too much memory."""
+        own = self.get(environment, list(signatures))
+        again = [key for key, entry in own.items() if entry.outcome not in (Outcome.MEASURED, Outcome.DENIED)]
+        with self._errors(), self._writing():
+            key = self._id(environment)
+            self._db.executemany(
+                "DELETE FROM baselines WHERE environment = ? AND signature = ?", [(key, one) for one in again]
+            )
+
+    def put_floors(self, environment: Environment, floors: Floors) -> None:
+        """Store the floors in place of earlier ones."""
+        with self._errors(), self._writing():
+            row = (self._id(environment), msgspec.json.encode(floors))
+            self._db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", row)
+
+    def floors(self, environment: Environment) -> Floors | None:
+        """Return the floors of an environment, None where they were not measured."""
+        query = "SELECT f.body FROM floors f JOIN environments e ON e.id = f.environment WHERE e.body = ?"
+        with self._errors():
+            row = self._db.execute(query, (_text(environment),)).fetchone()
+            return msgspec.json.decode(row[0], type=Floors) if row else None
+
+    def get(self, environment: Environment, signatures: Sequence[str]) -> dict[str, Baseline]:
+        """Return the entries of these signatures that there are, whatever their outcome."""
+        found: dict[str, Baseline] = {}
+        with self._errors():
+            for begin in range(0, len(signatures), _MAX_VARIABLES):
+                part = signatures[begin : begin + _MAX_VARIABLES]
+                query = (
+                    "SELECT b.body FROM baselines b JOIN environments e ON e.id = b.environment"
+                    f" WHERE e.body = ? AND b.signature IN ({', '.join('?' * len(part))})"
+                )
+                for (body,) in self._db.execute(query, (_text(environment), *part)):
+                    entry = msgspec.json.decode(body, type=Baseline)
+                    found[entry.signature] = entry
+        return found
+
+    def entries(self, environment: Environment) -> Iterator[Baseline]:
+        """Iterate over all entries of an environment."""
+        query = "SELECT b.body FROM baselines b JOIN environments e ON e.id = b.environment WHERE e.body = ?"
+        with self._errors():
+            for (body,) in self._db.execute(query, (_text(environment),)):
+                yield msgspec.json.decode(body, type=Baseline)
+
+    def export(self, path: Path) -> int:
+        """Write everything as JSON lines, one head a environment before its entries; return how many entries."""
+        count = 0
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                for environment in self.environments():
+                    head = _Head(environment=environment, floors=self.floors(environment))
+                    file.write(msgspec.json.encode(head) + b"\n")
+                    for entry in self.entries(environment):
+                        file.write(msgspec.json.encode(entry) + b"\n")
+                        count += 1
+            temporary.rename(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise BaselineError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return count
+
+    def take(self, path: Path) -> int:
+        """Add all entries of an export, the later measurement of a signature winning; return how many were read."""
+        try:
+            lines = path.read_bytes().splitlines()
+            parts = list(_parse(lines))
+        except OSError as error:
+            raise BaselineError(f"{path}: {error.strerror or error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, StopIteration) as error:
+            raise BaselineError(f"{path}: not an export of baselines: {error}") from error
+        for head, entries in parts:
+            own = self.get(head.environment, [entry.signature for entry in entries])
+            newer = [
+                e for e in entries if e.signature not in own or own[e.signature].measured_unix_ns < e.measured_unix_ns
+            ]
+            self.put(head.environment, newer)
+            own_floors = self.floors(head.environment)
+            if head.floors and (own_floors is None or own_floors.measured_unix_ns < head.floors.measured_unix_ns):
+                self.put_floors(head.environment, head.floors)
+        return sum(len(entries) for _, entries in parts)
+
+    def _prepare(self) -> None:
+        if self._is_ours():
+            return
+        with self._writing():
+            if self._is_ours():  # another process was quicker
+                return
+            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise BaselineError(f"{self.path}: a database, but not of baselines")
+            for statement in _TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        self._db.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+
+    def _is_ours(self) -> bool:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise BaselineError(f"{self.path}: baselines of another version of taxbreak ({version}); start a new file")
+        return bool(version)
+
+    def _id(self, environment: Environment) -> int:
+        body = _text(environment)
+        self._db.execute("INSERT OR IGNORE INTO environments (body) VALUES (?)", (body,))
+        return int(self._db.execute("SELECT id FROM environments WHERE body = ?", (body,)).fetchone()[0])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise BaselineError(f"{self.path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The entries and floors of one environment, for reading."""
+
+    store: Baselines
+    environment: Environment
+    floors: Floors | None
+
+    def get(self, signatures: Sequence[str]) -> dict[str, Baseline]:
+        """Return the entries of these signatures that there are."""
+        return self.store.get(self.environment, signatures)
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    schema: str = EXPORT_SCHEMA
+    environment: Environment
+    floors: Floors | None = None
+
+
+def _parse(lines: Sequence[bytes]) -> Iterator[tuple[_Head, list[Baseline]]]:
+    head: _Head | None = None
+    entries: list[Baseline] = []
+    for line in lines:
+        if b'"schema":' in line[:12]:
+            if head is not None:
+                yield head, entries
+            head, entries = msgspec.json.decode(line, type=_Head), []
+            if head.schema != EXPORT_SCHEMA:
+                raise msgspec.ValidationError(f"schema {head.schema!r}, not {EXPORT_SCHEMA!r}")
+        elif head is None:
+            raise msgspec.ValidationError("no head line")
+        else:
+            entries.append(msgspec.json.decode(line, type=Baseline))
+    if head is None:
+        raise msgspec.ValidationError("no head line")
+    yield head, entries
+
+
+def _text(environment: Environment) -> str:
+    return msgspec.json.encode(environment).decode()

@@ -1,0 +1,303 @@
+"""Replay one call alone and read its costs off the profiler, with the same linking as any other trace.
+
+In: a `Task`. Out: one `Baseline` for each kernel wanted. Runs in the child process (`child`), where a crash costs no
+more than the task at hand.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from taxbreak_vllm.baselines import Baseline, Match, Outcome, Spread
+from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.replay.inputs import Prepared, RefusedError, Size, TooLargeError, load_namespace, prepare, resized
+from taxbreak_vllm.replay.task import Options, Task
+from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
+from taxbreak_vllm.trace.dispatches import find_roots, link
+from taxbreak_vllm.trace.intervals import Int64
+from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.timeline import HostClass, partition_host
+
+WINDOW = "taxbreak.replay:"
+
+_LONG_RUN_S = 0.02  # a call that takes longer is run less often
+_MIN_RUNS = 5
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "bad allocation")
+
+
+def warm_up(options: Options) -> None:
+    """Load what the tasks will need and start the profiler once, which takes seconds that are no task's own."""
+    for namespace in ("aten", *options.namespaces):
+        with suppress(RefusedError):
+            load_namespace(namespace, options.modules)
+    with torch.profiler.profile(activities=_activities(options)):
+        pass
+
+
+def measure(task: Task, options: Options, *, now_ns: Callable[[], int] = time.time_ns) -> list[Baseline]:
+    """Replay a task; what goes wrong in Python becomes the outcome of its entries."""
+    try:
+        load_namespace(task.call.op.partition("::")[0])
+        with torch.inference_mode():
+            return (
+                _measure_cpu(task, options, now_ns())
+                if options.device == "cpu"
+                else _measure_gpu(task, options, now_ns())
+            )
+    except RefusedError as error:
+        return task.entries(Outcome.DENIED, str(error), now_ns=now_ns())
+    except (TooLargeError, MemoryError, torch.OutOfMemoryError) as error:
+        return task.entries(Outcome.OUT_OF_MEMORY, _line(error), now_ns=now_ns())
+    except Exception as error:
+        is_memory = any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+        outcome = Outcome.OUT_OF_MEMORY if is_memory else Outcome.FAILED
+        return task.entries(outcome, _line(error), now_ns=now_ns())
+
+
+def _measure_cpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
+    """Methodology section 7: no elements cost dispatch, unit size adds a library's front-end, full size the work."""
+    full = _first_that_runs(task.call, Size.FULL, options)
+    assert full is not None
+    empty = _first_that_runs(task.call, Size.ZERO, options)
+    unit = _first_that_runs(task.call, Size.UNIT, options)
+    calls = {
+        size: call for size, call in ((Size.FULL, full), (Size.ZERO, empty), (Size.UNIT, unit)) if call is not None
+    }
+    if empty is None:
+        reason = "it takes no inputs without elements, so its dispatch cannot be told from its work"
+        return task.entries(Outcome.FAILED, reason, now_ns=now_ns)
+    with _recorded(calls, options) as path:
+        own = _own_times(read_events(path))
+    dispatch = Spread.of(own[Size.ZERO].tolist())
+    library = None
+    if Size.UNIT in own:
+        beyond = own[Size.UNIT] - dispatch.median_ns
+        library = Spread.of(np.maximum(beyond, 0).tolist())
+    ahead = dispatch.median_ns + (library.median_ns if library else 0)
+    return [
+        Baseline(
+            signature=signature(task.call, kernel),
+            op=task.call.op,
+            kernel=kernel.name,
+            outcome=Outcome.MEASURED,
+            dispatch=dispatch,
+            library=library,
+            active=Spread.of(np.maximum(own[Size.FULL] - ahead, 0).tolist()),
+            match=Match.NAME,
+            match_ratio=1.0,
+            measured_unix_ns=now_ns,
+        )
+        for kernel in task.kernels
+    ]
+
+
+def _first_that_runs(call: Call, size: Size, options: Options) -> Prepared | None:
+    """Return the first form of a call at this size that the op takes; at full size its refusal is raised."""
+    for form in resized(call, size):
+        try:
+            prepared = prepare(form, device=options.device, max_bytes=options.max_bytes, dtype=options.dtype)
+            prepared()
+        except Exception:
+            if size is Size.FULL:
+                raise
+        else:
+            return prepared
+    return None
+
+
+@contextmanager
+def _recorded(calls: dict[Size, Prepared], options: Options) -> Iterator[Path]:
+    """Run each call alone, again and again, under the profiler that a server uses; give the trace."""
+    runs = {size: _warm(call, options) for size, call in calls.items()}
+    with TemporaryDirectory(prefix="taxbreak-replay-") as folder:
+        with torch.profiler.profile(activities=_activities(options), record_shapes=True) as profile:
+            for size, call in calls.items():
+                with torch.profiler.record_function(WINDOW + size):
+                    for _ in range(runs[size]):
+                        call()
+                        synchronize(options.device)
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        yield path
+
+
+def _activities(options: Options) -> list[torch.profiler.ProfilerActivity]:
+    cpu, gpu = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
+    return [cpu] if options.device == "cpu" else [cpu, gpu]
+
+
+def _warm(call: Prepared, options: Options) -> int:
+    """Run the warm-ups; return how many measured runs a call of that length gets."""
+    started_s = time.perf_counter()
+    for count in range(1, options.warmups + 1):
+        call()
+        synchronize(options.device)
+        mean_s = (time.perf_counter() - started_s) / count
+        if mean_s > _LONG_RUN_S * 5:
+            return min(_MIN_RUNS, options.runs)
+    return options.runs if mean_s < _LONG_RUN_S else max(_MIN_RUNS, options.runs // 4)
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device is done; the CPU backend always is."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _own_times(events: Events) -> dict[Size, Int64]:
+    """What each root op did after its last child returned, ns a run, by size: as `trace.cpu` has an op's own work."""
+    start, end, size_of = _roots_by_size(events)
+    ops = events.rows(Kind.OP)
+    at, until = events.start_ns[ops], events.end_ns[ops]
+    order = np.lexsort((-until, at))
+    at, until = at[order], until[order]
+    owner = np.searchsorted(start, at, side="right") - 1
+    is_child = (owner >= 0) & (until <= end[owner]) & ~((at == start[owner]) & (until == end[owner]))
+    last = start.copy()
+    np.maximum.at(last, owner[is_child], until[is_child])
+    own = end - last
+    return {size: own[size_of == number] for number, size in enumerate(Size) if np.any(size_of == number)}
+
+
+def _roots_by_size(events: Events) -> tuple[Int64, Int64, Int64]:
+    """Return start, end and the number of the Size of every root op in a replay's window."""
+    ops = events.rows(Kind.OP)
+    start, end = events.start_ns[ops], events.end_ns[ops]
+    order = np.lexsort((-end, start))
+    start, end = find_roots(start[order], end[order])
+    size_of = np.full(len(start), -1, dtype=np.int64)
+    for row in events.rows(Kind.ANNOTATION).tolist():
+        name = events.names[events.name[row]]
+        for number, size in enumerate(Size):
+            if name == WINDOW + size:
+                size_of[(start >= events.start_ns[row]) & (end <= events.end_ns[row])] = number
+    return start, end, size_of
+
+
+def _measure_gpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
+    """Methodology section 6: find each kernel wanted among those seen, and take medians over the runs."""
+    call = _first_that_runs(task.call, Size.FULL, options)
+    assert call is not None
+    with _recorded({Size.FULL: call}, options) as path:
+        seen, runs = _seen(path)
+    return [_entry(task.call, kernel, seen, runs, now_ns) for kernel in task.kernels]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One launch of the replay: of which run, and its times in ns; a copy or a fill has the empty `Kernel`."""
+
+    run: int
+    kernel: Kernel
+    dispatch_ns: int
+    launch_ns: int
+    active_ns: int
+
+
+def _seen(path: Path) -> tuple[list[_Seen], int]:
+    """Return the launches under the runs of a replay's trace, and the number of runs."""
+    events, calls = read_events(path), read_calls(path)
+    host, activities, dispatches = link(events)
+    partition = partition_host(host)
+    start, end, size_of = _roots_by_size(events)
+    start, end = start[size_of >= 0], end[size_of >= 0]
+    kernel_rows = events.rows(Kind.KERNEL)
+    seen: list[_Seen] = []
+    returned: dict[int, int] = {}
+    for index in np.argsort(dispatches.launch_ns, kind="stable").tolist():
+        at_ns = int(dispatches.launch_ns[index])
+        run = int(np.searchsorted(start, at_ns, side="right")) - 1
+        if run < 0 or at_ns >= end[run]:
+            continue
+        # exclusive, as in `taxes.spans`: a later launch of the op starts where the one before it returned, and what
+        # other runtime calls take (an allocation, a query) is not the op's
+        key = int(dispatches.launch_key[index])
+        from_key = min(returned.get(run, key - at_ns + int(start[run])), key)
+        returned[run] = int(dispatches.return_key[index])
+        own = partition.between(np.array([from_key]), np.array([key]))[HostClass.DISPATCH]
+        first = int(dispatches.first[index])
+        kernel = Kernel()  # a copy or a fill
+        if dispatches.num_kernels[index] > 0:
+            first = int(dispatches.first_kernel[index])
+            row = int(activities.row[first])
+            kernel = calls.kernels[calls.configuration_of_kernel[np.searchsorted(kernel_rows, row)]]
+            kernel = kernel.named(events.names[events.name[row]])
+        seen.append(
+            _Seen(
+                run=run,
+                kernel=kernel,
+                dispatch_ns=int(own[0]),
+                launch_ns=int(activities.start_ns[first]) - at_ns,
+                active_ns=int(activities.end_ns[first] - activities.start_ns[first]),
+            )
+        )
+    return seen, len(start)
+
+
+def _entry(call: Call, wanted: Kernel, seen: Sequence[_Seen], runs: int, now_ns: int) -> Baseline:
+    match, chosen = find(wanted, [launch.kernel for launch in seen])
+    same = [launch for launch in seen if launch.kernel == chosen]
+    entry = Baseline(
+        signature=signature(call, wanted), op=call.op, kernel=wanted.name, outcome=Outcome.FAILED,
+        reason="its kernel was not seen in its replay", measured_unix_ns=now_ns,
+    )  # fmt: skip
+    if match is None or not same:
+        return entry
+
+    return Baseline(
+        signature=entry.signature,
+        op=entry.op,
+        kernel=entry.kernel,
+        outcome=Outcome.MEASURED,
+        dispatch=Spread.of([launch.dispatch_ns for launch in same]),
+        launch=Spread.of([launch.launch_ns for launch in same]) if wanted.name else None,
+        active=Spread.of([launch.active_ns for launch in same]),
+        match=match,
+        match_ratio=len({launch.run for launch in same}) / runs,
+        measured_unix_ns=now_ns,
+    )
+
+
+def find(wanted: Kernel, seen: Sequence[Kernel]) -> tuple[Match | None, Kernel | None]:
+    """Find a traced kernel among those a replay showed: by configuration, name, part of the name, else the commonest.
+
+    Of several with the wanted configuration, one of the wanted name goes first. A copy or a fill, which has neither,
+    is found by that.
+    """
+    if not wanted.name:
+        return (Match.NAME, wanted) if wanted in seen else (None, None)
+    seen = [kernel for kernel in seen if kernel.name]
+    if not seen:
+        return None, None
+
+    def first(holds: Callable[[Kernel], bool]) -> Kernel | None:
+        return next((kernel for kernel in seen if holds(kernel)), None)
+
+    def launch(kernel: Kernel) -> tuple[Any, ...]:
+        return kernel.grid, kernel.block, kernel.shared_memory, kernel.registers
+
+    if wanted.grid:
+        found = first(lambda k: k == wanted) or first(lambda k: launch(k) == launch(wanted))
+        if found is not None:
+            return Match.CONFIGURATION, found
+    found = first(lambda k: k.name == wanted.name)
+    if found is not None:
+        return Match.NAME, found
+    found = first(lambda k: k.name in wanted.name or wanted.name in k.name)
+    if found is not None:
+        return Match.SUBSTRING, found
+    return Match.FREQUENT, max(seen, key=seen.count)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, TaxbreakError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]

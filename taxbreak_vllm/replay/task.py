@@ -1,0 +1,44 @@
+"""What the parent asks of the child: a call to replay, and how. Neither needs torch."""
+
+from dataclasses import dataclass
+
+from taxbreak_vllm.baselines import Baseline, Outcome
+from taxbreak_vllm.trace.calls import Call, Kernel, signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to replay: `runs` after `warmups`, within `max_bytes`, lists of tensors in `dtype`.
+
+    `modules` and what registers the ops of `namespaces` are imported before the first task.
+    """
+
+    device: str = "cpu"
+    warmups: int = 5
+    runs: int = 30
+    max_bytes: int = 4 * 2**30
+    dtype: str = ""
+    modules: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A call to replay and the kernels it launched in the trace; on the CPU backend that is the op itself."""
+
+    call: Call
+    kernels: tuple[Kernel, ...] = (Kernel(),)
+
+    def entries(self, outcome: Outcome, reason: str, *, now_ns: int) -> list[Baseline]:
+        """Say the same of every kernel wanted."""
+        return [
+            Baseline(
+                signature=signature(self.call, kernel),
+                op=self.call.op,
+                kernel=kernel.name,
+                outcome=outcome,
+                reason=reason,
+                measured_unix_ns=now_ns,
+            )
+            for kernel in self.kernels
+        ]
