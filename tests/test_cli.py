@@ -112,7 +112,16 @@ def test_the_exports_are_written_beside_the_table(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["profiles"]
 
 
-@pytest.mark.parametrize("arguments", [("analyze",), ("analyze", "--floor-us", "-1", "x"), ("nonsense",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("analyze",),
+        ("analyze", "--floor-us", "-1", "x"),
+        ("control", "--sample-every", "1"),
+        ("control", "--budget", "2"),
+        ("nonsense",),
+    ],
+)
 def test_bad_usage_is_exit_2(arguments):
     assert taxbreak(*arguments).returncode == 2
 
@@ -131,8 +140,9 @@ def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_capture_from_nobody_is_one_line_and_exit_1():
-    done = taxbreak("capture", "--url", "http://127.0.0.1:9", "--steps", "1")
+@pytest.mark.parametrize("command", [("capture", "--steps", "1"), ("control",), ("control", "--disable")])
+def test_a_server_that_cannot_be_reached_is_one_line_and_exit_1(command):
+    done = taxbreak(*command, "--url", "http://127.0.0.1:9")
 
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
