@@ -6,7 +6,7 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench bench-step bench-scrape bench-serving soak compat dashboards check-api check-dashboards check-deploy clean
+.PHONY: help demo test check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ bench: ## speed and memory of the trace analysis beside its peers, in one run (B
 bench-step: ## what an unrecorded step costs the worker, beside empty wrappers
 	$(install) cpu,test
 	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
+
+bench-replay: ## speed of replay beside one process per signature, and whether two runs agree
+	$(install) cpu,test
+	$(BIN)/python benchmarks/replay_speed.py $(BENCH)
 
 bench-scrape: ## time of a scrape, /healthz, the breakdown and the page while the analysis runs flat out
 	$(install) cpu,test

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from gpu_lab import Lab
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.analysis import analyze
+from taxbreak_vllm.model import Breakdown
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kineto import Kind, read_events
 
@@ -45,28 +46,29 @@ def direct(lab: Lab, m: int, n: int, k: int) -> dict[str, object]:
             f"cublaslt-{m}-{n}-{k}", [(f"{name}.{i}", call) for i in range(_RUNS) for name, call in calls.items()]
         )
     before = _before_launch(path)
-    breakdown = lab.analyze(path, is_replayed=False)
-    lab.replay([path], seconds=30)
+    plain = analyze(path)
+    account = lab.replay([path], seconds=30)
     replayed = lab.analyze(path)
-    ct = [s.taxes.delta_ct_ns for s in replayed.steps if (s.name or "").startswith("mm.")]
-    with Baselines(lab.store) as store:
-        entries = [e for env in store.environments() for e in store.entries(env) if e.op in ("aten::mm", "aten::neg")]
     return {
         "relative error": error,
         "direct_ns": before["direct"],
         "mm_ns": before["mm"],
         "neg_ns": before["neg"],
         "mm less neg_ns": before["mm"] - before["neg"],
-        "ct_ns": median(value for value in ct if value is not None),
-        "ct by the trace_ns": median(
-            s.taxes.delta_ct_ns or 0 for s in breakdown.steps if (s.name or "").startswith("mm.")
-        ),
-        "replayed": len(entries),
+        "ct_ns": _ct(replayed),
+        "ct by the trace_ns": _ct(plain),
+        "outcomes": " ".join(f"{count} {outcome}" for outcome, count in account.outcomes.items()),
     }
 
 
+def _ct(breakdown: Breakdown) -> float | None:
+    known = [step.taxes.delta_ct_ns for step in breakdown.steps if (step.name or "").startswith("mm.")]
+    values = [value for value in known if value is not None]
+    return median(values) if values else None
+
+
 def _before_launch(path: Path) -> dict[str, float]:
-    """From the start of a step's window to its last launch call, without other runtime calls: median by kind of step."""
+    """From a step's start to its last launch call, without other runtime calls: median by kind of step."""
     events = read_events(path)
     _, _, dispatches = link(events)
     found: dict[str, list[int]] = {}

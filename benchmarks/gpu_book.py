@@ -22,11 +22,11 @@ class Book:
         self.stages: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
         self.left: list[str] = []
 
-    def case(self, stage: str, name: str, measure: Callable[[], Any]) -> Any:
+    def case(self, stage: str, name: str, measure: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was measured
         """Return a case's result, measured now or before; None where it failed or was left for later."""
         known = self.stages.setdefault(stage, {})
         if name not in known:
-            if self._now_s() >= self._until_s:
+            if self.is_over():
                 self.left.append(f"{stage}/{name}")
                 return None
             begun_s = self._now_s()
@@ -39,7 +39,11 @@ class Book:
             self.write()
         return None if _errors(known[name]) else known[name]
 
-    def note(self, stage: str, name: str, value: Any) -> None:
+    def is_over(self) -> bool:
+        """Whether no new case may begin."""
+        return self._now_s() >= self._until_s
+
+    def note(self, stage: str, name: str, value: object) -> None:
         """Write down something that took no measuring."""
         self.stages.setdefault(stage, {})[name] = value
         self.write()
@@ -93,7 +97,7 @@ def is_recovered(rise_ns: float, injected_ns: float) -> bool:
 
 
 def knee(points: Sequence[tuple[int, float]], factor: float = 2.0) -> int | None:
-    """The first batch at which a figure has left its plateau: more than `factor` times its least so far; None: never."""
+    """The first batch at which a figure has left its plateau, `factor` times its least so far; None: never."""
     least = float("inf")
     for batch, value in points:
         if value > factor * least:
@@ -102,17 +106,17 @@ def knee(points: Sequence[tuple[int, float]], factor: float = 2.0) -> int | None
     return None
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name.endswith("_ns"):
+    if name.endswith("_ns") and isinstance(value, int | float):
         return f"{value / 1000:,.2f}"
     if isinstance(value, float):
         return f"{value:,.3f}"
     return str(value)
 
 
-def _errors(found: Any) -> list[str]:
-    return [found["error"]] if isinstance(found, dict) and "error" in found else []
+def _errors(found: object) -> list[str]:
+    return [str(found["error"])] if isinstance(found, dict) and "error" in found else []

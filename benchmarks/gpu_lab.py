@@ -21,7 +21,6 @@ from taxbreak_vllm.model import Breakdown, StepBreakdown
 from taxbreak_vllm.replay.command import Account, replay_paths
 from taxbreak_vllm.replay.runner import Limits
 from taxbreak_vllm.replay.task import Options
-from taxbreak_vllm.trace.kernels import KernelRules
 
 Step = Callable[[], object]
 _MAX_TRACE_BYTES = 1_000_000
@@ -91,12 +90,10 @@ class Lab:
         """Replay what the traces hold and the store lacks."""
         return replay_paths(paths, self.store, self.options, Limits(total_s=seconds))
 
-    def analyze(self, path: Path, *, rules: KernelRules | None = None, is_replayed: bool = True) -> Breakdown:
+    def analyze(self, path: Path) -> Breakdown:
         """Decompose a trace, with what was replayed so far."""
-        if not is_replayed:
-            return analyze(path, rules=rules)
         with Baselines(self.store) as store:
-            return analyze(path, rules=rules, baselines=store)
+            return analyze(path, baselines=store)
 
     def keep(self, path: Path) -> str | None:
         """Keep a trace beside the results, gzipped, while there is room: six, each under 1 MB."""

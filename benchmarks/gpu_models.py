@@ -173,7 +173,7 @@ class Decoder:
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         if s.kv_heads != s.heads:
-            k, v = (t.repeat_interleave(s.heads // s.kv_heads, dim=1) for t in (k, v))
+            k, v = (_repeated(t, s.heads // s.kv_heads) for t in (k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
         return F.linear(y.transpose(1, 2).reshape(batch, length, -1), layer["o"])
 
@@ -216,3 +216,8 @@ def _gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 def _half_turned(x: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+def _repeated(x: torch.Tensor, times: int) -> torch.Tensor:
+    batch, heads, length, width = x.shape
+    return x[:, :, None].expand(batch, heads, times, length, width).reshape(batch, heads * times, length, width)

@@ -20,12 +20,12 @@ from gpu_models import SHAPES, Decoder, tiny
 
 from taxbreak_vllm.baselines import Baselines, Floor, FloorKind
 from taxbreak_vllm.replay.runner import measure_floors
-from taxbreak_vllm.trace.kernels import KernelRules
 
 HERE = Path(__file__).resolve().parent
 _FLOOR_RUNS = 3
 _PROMPT = 64  # tokens of a prompt, and what a decode step finds in the cache
-_STEPS = 5
+_STEPS = 4
+_LAYERS = {"llama-1b": 16, "qwen3-moe": 1}  # of the expert loop: one block is 3000 launches a step
 _WAITS_US = (0, 5, 20, 100)
 
 
@@ -45,17 +45,6 @@ def floors(book: Book, lab: Lab) -> None:
                 for kind, row in rows.items()
             ],
         )
-    if lab.is_gpu:
-        names = {
-            "default": {},
-            "TEARDOWN_CUPTI=1": {"TEARDOWN_CUPTI": "1"},
-            "TEARDOWN_CUPTI=0": {"TEARDOWN_CUPTI": "0"},
-        }
-        rows = [
-            {"setting": name} | (book.case("floors", f"left attached, {name}", partial(_probe, lab, env)) or {})
-            for name, env in names.items()
-        ]
-        table("a launch before, during and after a profile, per launch", rows)
 
 
 def _floors(lab: Lab) -> dict[str, Any]:
@@ -106,7 +95,7 @@ def replay(book: Book, lab: Lab) -> None:
 
 
 def _replay(lab: Lab, key: str) -> dict[str, Any]:
-    decoder = _decoder(lab, key, layers=4)
+    decoder = _decoder(lab, key, layers=min(4, _LAYERS[key]))
     paths = {
         phase: lab.record(f"{key}-{phase}", _repeated(lab, decoder, phase, batch, phase))
         for phase, batch in (("prefill", 1), ("decode", 8))
@@ -143,33 +132,41 @@ def decompose(book: Book, lab: Lab) -> None:
     """Batch 1 to 64, prefill and decode, both models: the whole decomposition beside the plain step's time."""
     batches = (1, 2) if lab.is_tiny else (1, 2, 4, 8, 16, 32, 64)
     rows = []
-    for key, layers in (("llama-1b", 16), ("qwen3-moe", 4)):
+    for key, layers in _LAYERS.items():
         names = {f"{key} {phase} {batch}": (phase, batch) for phase in ("prefill", "decode") for batch in batches}
-        missing = [name for name in names if name not in book.stages.get("decompose", {})]
-        decoder = _decoder(lab, key, layers) if missing else None
-        for name, (phase, batch) in names.items():
-            found = book.case("decompose", name, partial(_decompose, lab, decoder, phase, batch, name))
+        known = book.stages.get("decompose", {})
+        missing = {name: case for name, case in names.items() if name not in known}
+        # all are recorded before any is replayed, as a process that replays takes seconds to start
+        recorded: dict[str, tuple[Path, float]] = {}
+        if missing and not book.is_over():
+            decoder = _decoder(lab, key, layers)
+            recorded = {name: _recorded(lab, decoder, *case, name) for name, case in missing.items()}
+            del decoder
+            lab.replay([path for path, _ in recorded.values()], seconds=45)
+        for name, (_, batch) in names.items():
+            found = book.case("decompose", name, partial(_decompose, lab, recorded.get(name), batch))
             rows.append({"case": name} | _row(found))
     table("full decomposition, medians of a step (µs); plain is the step without a profiler", rows)
 
 
-def _decompose(lab: Lab, decoder: Decoder, phase: str, batch: int, name: str) -> dict[str, Any]:
+def _recorded(lab: Lab, decoder: Decoder, phase: str, batch: int, name: str) -> tuple[Path, float]:
     step = _step(decoder, phase, batch)
     plain_ns = median(lab.plain_ns(step, 3))
-    path = lab.record(name.replace(" ", "-"), [(f"{name}.{n}", step) for n in range(_STEPS)])
-    account = lab.replay([path], seconds=20)
+    return lab.record(name.replace(" ", "-"), [(f"{name}.{n}", step) for n in range(_STEPS)]), plain_ns
+
+
+def _decompose(lab: Lab, recorded: tuple[Path, float] | None, batch: int) -> dict[str, Any]:
+    if recorded is None:
+        raise RuntimeError("not recorded")
+    path, plain_ns = recorded
     breakdown = lab.analyze(path)
     found = figures(breakdown.steps[1:], tokens=batch)
-    host_ns = found["window_ns"] - found["blocked_ns"]
     return found | {
-        "model": decoder.shape.name,
         "plain_ns": plain_ns,
         "dilation": found["window_ns"] / plain_ns,
-        "host_ns": host_ns,
         "replay": {str(tier): share for tier, share in breakdown.coverage.replay.items()},
-        "left": account.left,
         "conservation": conservation(breakdown),
-        "kept": lab.keep(path) if batch == 1 and phase == "decode" else None,
+        "kept": lab.keep(path) if batch == 1 and path.stem.startswith("llama-1b-decode") else None,
         "notes": list(breakdown.notes),
     }
 
@@ -198,8 +195,8 @@ def taxes(book: Book, lab: Lab) -> None:
     """Delays that we put into each part of the way to the device, and what the decomposition makes of them."""
     rows = []
     for kind in ("python", "dispatch", "library", "launch"):
-        if kind == "launch" and not lab.is_gpu:
-            print("  taxes/launch: skipped, the CPU backend has no launch path")
+        if kind in ("library", "launch") and not lab.is_gpu:
+            print(f"  taxes/{kind}: skipped, only a GPU has a launch behind it")
             continue
         found = book.case("taxes", kind, partial(_taxes, lab, kind))
         rows += found["rows"] if found else []
@@ -245,6 +242,7 @@ def _taxes(lab: Lab, kind: str) -> dict[str, Any]:
                 elif kind == "launch":
                     ops.launch(x, us * cycles)
                 else:
+                    torch.neg(x)  # what T_base is taken from
                     getattr(ops, kind)(x, us)
                 lab.synchronize()
             return None
@@ -254,11 +252,9 @@ def _taxes(lab: Lab, kind: str) -> dict[str, Any]:
     steps = [(f"{us}us.{n}", step(us)) for n in range(12) for us in waits]
     path = lab.record(f"taxes-{kind}", steps)
     account = lab.replay([path], seconds=60)
-    rules = _rules(lab, kind)
-    breakdown = lab.analyze(path, rules=rules)
-    by_name = {
-        us: figures([s for s in breakdown.steps[len(waits) :] if (s.name or "").startswith(f"{us}us.")]) for us in waits
-    }
+    breakdown = lab.analyze(path)
+    warm = breakdown.steps[len(waits) :]
+    by_name = {us: figures([step for step in warm if (step.name or "").startswith(f"{us}us.")]) for us in waits}
     wanted, still = _EXPECTED[kind]
     rows = []
     for us in waits[1:]:
@@ -277,16 +273,6 @@ def _taxes(lab: Lab, kind: str) -> dict[str, Any]:
         "conservation": conservation(breakdown),
         "kept": lab.keep(path) if kind == "library" else None,
     }
-
-
-def _rules(lab: Lab, kind: str) -> KernelRules:
-    """On the CPU backend nothing but its op's name tells a library's op."""
-    if lab.is_gpu or kind != "library":
-        return KernelRules.load()
-    path = lab.work / "rules.toml"
-    own = '[[op]]\npattern = "taxbreak_check::library"\nfamily = "gemm"\ni_lib = true\nreason = "pays a front-end"\n'
-    path.write_text(f'metadata_ops = ""\n{own}')
-    return KernelRules.load(path)
 
 
 def _cycles_per_us(lab: Lab) -> int:
@@ -378,8 +364,8 @@ def _finding(lab: Lab, decoder: Decoder, phase: str, batch: int, length: int) ->
 
 
 def _kernels(lab: Lab, key: str) -> dict[str, Any]:
-    # a step of 48 layers and 128 experts each has some 100 000 kernels: a sixth of them, counted for all
-    decoder = _decoder(lab, key, layers=8 if key == "qwen3-moe" else 1000)
+    # a step of 48 layers and 128 experts each has some 100 000 kernels: a twelfth of them, counted for all
+    decoder = _decoder(lab, key, layers=4 if key == "qwen3-moe" else 1000)
     step = _step(decoder, "decode", 1)
     plain_ns = median(lab.plain_ns(step, 2))
     path = lab.record("kernels", [(f"decode.{n}", step) for n in range(2)])
@@ -397,7 +383,7 @@ def _kernels(lab: Lab, key: str) -> dict[str, Any]:
 
 
 def graphs(book: Book, lab: Lab) -> None:
-    """Does a recorded graph replay hold every node, and does the guard speak up when it does not?"""
+    """Does a recorded graph replay hold every node, does the guard speak up if not, and what does a profile leave?"""
     if not lab.is_gpu:
         print("  graphs: skipped, CUDA graphs need a GPU")
         return
@@ -412,6 +398,13 @@ def graphs(book: Book, lab: Lab) -> None:
     found = book.case("graphs", "llama-1b decode", partial(_decode_graph, lab))
     rows.append({"graph": "llama-1b decode"} | (found or {}))
     table("graph launches and the nodes recorded for them", rows)
+    settings: dict[str, dict[str, str]] = {"default": {}}
+    settings |= {f"TEARDOWN_CUPTI={value}": {"TEARDOWN_CUPTI": value} for value in ("0", "1")}
+    rows = [
+        {"setting": name} | (book.case("graphs", f"left attached, {name}", partial(_probe, lab, env)) or {})
+        for name, env in settings.items()
+    ]
+    table("a launch before, during and after a profile, per launch", rows)
 
 
 def _graph(lab: Lab, nodes: int, replays: int, config: str) -> dict[str, Any]:
@@ -449,7 +442,7 @@ def _nodes(lab: Lab, path: Path, nodes: int) -> dict[str, Any]:
     return {
         "nodes": nodes,
         "replays": len(kernels),
-        "whole": sum(count == nodes for count in kernels),
+        "whole": sum(count >= nodes for count in kernels),
         "in part": sum(0 < count < nodes for count in kernels),
         "lost": sum(count == 0 for count in kernels),
         "hdbi null": sum(step.hdbi is None for step in breakdown.steps),

@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from overview import BREAKDOWN, CAUSES, LAYERS, WAITING
-from panels import NUMBER, RATIO, SCRAPED, SECONDS, Query, bars, build, lines, rate, share, window
+from panels import NUMBER, RATIO, SECONDS, SERVER, Query, bars, build, lines, rate, share, window
 
 MODES = {"none": "eager", "piecewise": "piecewise graphs", "full": "full graph"}
 
@@ -113,7 +113,7 @@ def breakdown() -> Dashboard:
             SECONDS,
             [
                 Query(share(rate("taxbreak_tklqt_seconds_total", "phase"), LAUNCHES), "{{phase}}"),
-                Query(f"max by (kind) (taxbreak_launch_floor_seconds{{{SCRAPED}}})", "floor: {{kind}}"),
+                Query(f"max by (kind) (taxbreak_launch_floor_seconds{{{SERVER}}})", "floor: {{kind}}"),
             ],
         ),
         lines(

@@ -83,6 +83,7 @@ class Feed:
         self._seeds = count(1)
         self._started_ns = time.time_ns()
         env = {"TAXBREAK_SPOOL": str(root), "TAXBREAK_SAMPLE_EVERY": str(SAMPLE_EVERY)}
+        env["TAXBREAK_OVERHEAD_BUDGET_RATIO"] = "1"  # what is checked here is the queries, within a minute
         self.vllm = start_vllm(processes, write_tiny_llama(processes.folder / "tiny-llama"), env=env)
         self.sidecar = start_sidecar(processes, root).wait()
         self.models = ("tiny-llama", *(step.model_name for step in self._recorded))

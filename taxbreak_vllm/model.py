@@ -396,8 +396,10 @@ class Breakdown:
         return tree
 
     def to_json(self) -> bytes:
-        """Encode as one JSON object."""
-        return msgspec.json.encode(self.to_builtins())
+        """Encode as one JSON object, that of `to_builtins`; steps go there directly, for there may be thousands."""
+        total = msgspec.to_builtins(self.total)
+        del total["name"]
+        return msgspec.json.encode({name: getattr(self, name) for name in self.__dataclass_fields__} | {"total": total})
 
     @classmethod
     def from_json(cls, data: bytes) -> "Breakdown":

@@ -107,12 +107,10 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
 
-    def messages_ns(self, server_id: str) -> int | None:
-        """Return when the messages to a server last changed, to the clock tick of the file system; None with none."""
-        try:
-            return os.stat(self.root / _checked(server_id)).st_mtime_ns
-        except OSError:
-            return None
+    def messages_stamp(self, server_id: str) -> tuple[tuple[int, int] | None, ...]:
+        """Return what changes when a request or a control message comes, goes or is replaced; cheaper than reading."""
+        folder = f"{self.root}/{_checked(server_id)}"
+        return tuple(_stamp(f"{folder}/{name}") for name in (REQUEST, CONTROL))
 
     def read_request(self, server_id: str) -> CaptureRequest | None:
         """Return the standing request for a server, None where there is none or it cannot be read."""
@@ -329,6 +327,17 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)  # a link could lead out of the spool
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (
+        found.st_ino,
+        found.st_mtime_ns,
+    )  # the clock has ticks of milliseconds, but a file put in place is another one
 
 
 def _is_older(entry: os.DirEntry[str], than_ns: int) -> bool:

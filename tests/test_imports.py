@@ -26,7 +26,16 @@ ORDER = (
     {"demo"},
     {"cli"},
 )
-ALSO_TAXES = {"tiers", "paper", "decompose", "summary", "analysis", "recording"}  # taxes.py in several files
+ALSO_TAXES = {
+    "tiers",
+    "paper",
+    "decompose",
+    "summary",
+    "figures",
+    "totals",
+    "analysis",
+    "recording",
+}  # taxes.py in several files
 SERVING_MAY = {"serving", "model", "settings", "spool", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,20 @@ def test_control_is_kept_where_a_later_one_is_silent(spool):
     assert merged == Control(control_id="y", enabled=True, sample_every=7, updated_unix_ns=3)
     assert spool.read_control("server-a") == merged
     assert spool.read_control("server-b") is None
+
+
+def test_every_message_that_comes_goes_or_is_replaced_changes_the_stamp(spool):
+    stamps = [spool.messages_stamp("server-a")]
+    for number in range(20):
+        spool.put_request("server-a", CaptureRequest(capture_id="x", steps=1))
+        stamps.append(spool.messages_stamp("server-a"))
+        spool.put_control("server-a", Control(control_id=str(number)))
+        stamps.append(spool.messages_stamp("server-a"))
+        assert spool.messages_stamp("server-a") == stamps[-1]
+    spool.cancel_request("server-a", "x")
+    stamps.append(spool.messages_stamp("server-a"))
+
+    assert all(before != after for before, after in pairwise(stamps))
 
 
 def test_states_are_read_and_garbage_is_left_out(spool):

@@ -51,28 +51,32 @@ def advise(
     if not trusted:
         return AdviceReport(verdict=Verdict.WITHHELD, reasons=tuple(said or ["nothing was recorded yet"]))
     found: list[Advice] = []
-    idle: list[str] = []
+    is_doubtful = False
+    silent: list[str] = []
     for evidence in by_phase(trusted, fusion, machine):
         advice = [one for rule in RULES if (one := rule(evidence)) is not None]
         if not advice:
-            idle.append(_no_action(evidence))
+            is_doubtful |= evidence.is_doubtful
+            silent.append(_why_nothing(evidence))
         found += advice
     found.sort(key=lambda advice: -advice.at_most_ratio)
-    return AdviceReport(
-        verdict=Verdict.ACT if found else Verdict.NO_ACTION, advice=tuple(found), reasons=(*idle, *said)
-    )
+    verdict = Verdict.ACT if found else Verdict.WITHHELD if is_doubtful else Verdict.NO_ACTION
+    return AdviceReport(verdict=verdict, advice=tuple(found), reasons=(*silent, *said))
 
 
 def _counted(reason: str, count: int, num_all: int) -> str:
     return reason if num_all == 1 else f"{count} of {num_all} recordings left out: {reason}"
 
 
-def _no_action(e: Evidence) -> str:
-    name = e.phase or "these steps"
+def _why_nothing(e: Evidence) -> str:
     waits = f"the device waits for the host {e.percent(e.host_ns)} of the time"
-    if e.doubt_ns and e.host_ns >= WORTH_RATIO * e.total.device.window_ns:
-        waits += f", but recording added {e.percent(e.doubt_ns)}"
-    return f"{name}: nothing to change: {waits}, and no part of its own work stands out"
+    if e.is_doubtful:
+        why = f"too little evidence: {waits}, but {e.percent(e.doubt_ns)} of it may be the profiler's"
+    elif e.weighs(e.host_ns):
+        why = f"no rule applies: {waits}, and none of the changes known here would lower that"
+    else:
+        why = f"nothing to change: {waits}, and no part of its own work stands out"
+    return f"{e.phase or 'these steps'}: {why}"
 
 
 def cuda_graphs(e: Evidence) -> Advice | None:

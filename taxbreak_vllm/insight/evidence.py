@@ -111,6 +111,11 @@ class Evidence:
         return plain_ns > 0 and (amount_ns - self.doubt_ns) / plain_ns >= WORTH_RATIO
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether the device waits long enough to act on, were it not for what the profiler may have added."""
+        return self.host_ns >= WORTH_RATIO * self.total.device.window_ns and not self.weighs(self.host_ns)
+
+    @property
     def framework_ns(self) -> int:
         """What the device waited for Python and op dispatch."""
         return self.total.exposed.delta_ft_ns if self.is_gpu else self.total.taxes.delta_ft_ns or 0

@@ -17,7 +17,8 @@ from taxbreak_vllm.model import Phase
 from taxbreak_vllm.page.view import MAX_CHAINS, Article
 
 UNKNOWN = "–"
-_FILES = ("page.css", "page.js", "uPlot.min.css", "uPlot.iife.min.js")
+_STYLES = ("uPlot.min.css", "page.css")
+_SCRIPTS = ("words.js", "uPlot.iife.min.js", "charts.js", "timeline.js", "live.js", "page.js")
 
 
 def render(articles: Sequence[Article]) -> tuple[str, str]:
@@ -42,15 +43,13 @@ def _template() -> Template:
     static = files(__package__) / "static"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"time": time, "ratio": ratio, "percent": percent, "json": _json, "per": per, "span": span}
-    environment.globals |= {
-        name.partition(".")[0] + "_" + name.rpartition(".")[2]: Markup((static / name).read_text(encoding="utf-8"))
-        for name in _FILES
-    }
+    for name, parts in (("style", _STYLES), ("script", _SCRIPTS)):
+        environment.globals[name] = Markup("\n".join((static / part).read_text(encoding="utf-8") for part in parts))
     return environment.from_string((static / "page.html").read_text(encoding="utf-8"))
 
 
 def time(duration_ns: float | None) -> str:
-    """Say a duration to a tenth of a µs, from 1 ms on in ms, from 10 s on in s; `page.js` says it alike."""
+    """Say a duration to a tenth of a µs, from 1 ms on in ms, from 10 s on in s; `words.js` says it alike."""
     if duration_ns is None:
         return UNKNOWN
     size = abs(duration_ns)

@@ -221,7 +221,7 @@ def _make_list(
     is_optional: bool,
 ) -> Any:
     if "Tensor" in kind:
-        if recorded.type != "TensorList" or not all(isinstance(dims, tuple) for dims in recorded.dims):
+        if recorded.type != "TensorList" or not all(map(_is_shape, recorded.dims)):
             raise RefusedError(f"the tensors of {argument.name} are not recorded")
         return [_tensor(part, None, device) for part in _tensors(recorded, dtype)]
     if recorded.value.startswith("["):
@@ -323,7 +323,11 @@ def _tensors(recorded: Input, dtype: str) -> list[Input]:
         return []
     word = dtype if dtype in DTYPES else "float"
     strides = recorded.strides or (None,) * len(recorded.dims)
-    return [Input(word, d, s) for d, s in zip(recorded.dims, strides, strict=True) if isinstance(d, tuple)]
+    return [Input(word, d, s) for d, s in zip(recorded.dims, strides, strict=True) if _is_shape(d)]
+
+
+def _is_shape(dims: object) -> bool:
+    return isinstance(dims, tuple | list)  # in a list of tensors JSON makes lists of the tuples, on the way to a child
 
 
 def _bytes(recorded: Input) -> int:

@@ -70,7 +70,7 @@ class Analyzer:
         captures = self._next_captures()
         for capture in captures:
             self._settle(capture)
-        if self._now_ns() >= self._housekeeping_due_ns:
+        if not 0 < self._housekeeping_due_ns - self._now_ns() <= _HOUSEKEEPING_NS:  # due, or the clock was set back
             self._keep_house()
         return len(captures)
 

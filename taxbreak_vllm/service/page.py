@@ -36,9 +36,8 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     """Read the window that ends now."""
     since_ns = now_ns - window_s * 10**9
     rows = results.steps(since_ns=since_ns, limit=MAX_POINTS)
-    seen = sorted(
-        {Phase(balance.series.phase) for balance in results.balances(since_ns=since_ns)}, key=list(Phase).index
-    )
+    phases = {balance.series.phase for balance in results.balances(since_ns=since_ns)}
+    seen = [phase for phase in Phase if phase in phases]
     every, *of_phase = (
         results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0, with_ops=phase is None)
         for phase in (None, *seen)

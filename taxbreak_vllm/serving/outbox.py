@@ -64,7 +64,7 @@ class Outbox:
         self._published_ns = 0
         self._can_publish = True
         self._messages: tuple[CaptureRequest | None, Control | None] = (None, None)
-        self._changed_ns: int | None = None
+        self._stamp: object = None
         self._read_ns = -PUBLISH_NS
         self.is_busy = False
         self.num_stored = 0
@@ -104,10 +104,10 @@ class Outbox:
             self._publish(at_once=has_news)
 
     def _read(self) -> tuple[CaptureRequest | None, Control | None]:
-        """Read request and control where they changed, and once a second: two changes in a clock tick look like one."""
-        changed_ns, now_ns = self._spool.messages_ns(self._server_id), self._now_ns()
-        if changed_ns != self._changed_ns or now_ns - self._read_ns >= PUBLISH_NS:
-            self._changed_ns, self._read_ns = changed_ns, now_ns
+        """Read request and control where they changed, and once a second whatever their stamps say."""
+        stamp, now_ns = self._spool.messages_stamp(self._server_id), self._now_ns()
+        if stamp != self._stamp or now_ns - self._read_ns >= PUBLISH_NS:
+            self._stamp, self._read_ns = stamp, now_ns
             self._messages = (self._spool.read_request(self._server_id), self._spool.read_control(self._server_id))
         return self._messages
 

@@ -68,7 +68,7 @@ class Watch:
             settings,
             self._kinds,
             self._drops,
-            seed=f"{server.server_id}/{server.engine}",
+            seed=server.engine,  # all that the ranks of an engine surely share, on whatever nodes they are
             adapts=records,
             now_ns=now_ns,
             draw=draw,
@@ -86,6 +86,7 @@ class Watch:
         )
         self._started_unix_ns = unix_ns()
         self._armed_ns: int | None = None
+        self._cost_before_ns = 0
         self._overhead_ns = 0
         self._asked_overhead_ns = 0
         self._is_broken = False
@@ -106,8 +107,9 @@ class Watch:
         self.outbox.start()
 
     def arm(self) -> None:
-        """Begin to count serving time: the first real request is here."""
+        """Begin to count serving time, and what recording takes of it: the first real request is here."""
         self._armed_ns = self._now_ns()
+        self._cost_before_ns = self.outbox.cost_ns
 
     def close(self) -> None:
         """Store what was recorded, and end."""
@@ -181,7 +183,7 @@ class Watch:
             steps=self._kinds.histograms(),
             num_samples=self.outbox.num_stored,
             dropped=self._drops.counts(),
-            overhead_ns=self._overhead_ns + self.outbox.cost_ns,
+            overhead_ns=self._overhead_ns + self.outbox.cost_ns - self._cost_before_ns,
             serving_ns=0 if self._armed_ns is None else self._now_ns() - self._armed_ns,
             capture_id=None if progress is None else progress.request.capture_id,
             capture_recorded=0 if progress is None else progress.num_recorded,

@@ -26,7 +26,7 @@ RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules" / "taxbreak.yml
 RECORDS = [rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule]
 BOARDS = sorted({title for title, _, _ in QUERIES})
 
-# No CPU and no recorded trace has a floor of its own; it is measured on a GPU.
+# Floors are measured on the GPU itself, by `taxbreak floor`; a CPU has none and a trace does not tell.
 MAY_BE_ABSENT = {"taxbreak_launch_floor_seconds"}
 ONLY_ON_GPUS = {"taxbreak_tklqt_seconds_total", "taxbreak_launches_total"}
 

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,9 +70,10 @@ class Watched:
 
     spool: Spool
     sidecar: Server
+    client: httpx.Client
 
     def get(self, path, **query):
-        return httpx.get(self.sidecar.url + path, params=query, timeout=30.0).raise_for_status()
+        return self.client.get(self.sidecar.url + path, params=query).raise_for_status()
 
     def value(self, name, **labels):
         """Add the series of that name that carry these labels; 0 where there is none."""
@@ -82,24 +84,29 @@ class Watched:
     def dropped(self, reason):
         return self.value("samples_dropped_total", reason=reason)
 
-    def wait_until(self, condition, what, *, timeout_s=60):
-        self.sidecar.process.wait_until(condition, what, timeout_s=timeout_s)
+    def wait_until(self, condition, what, *, timeout_s=120):
+        def look():
+            time.sleep(0.1)  # a scrape costs the very cores that the server needs to get there
+            return condition()
+
+        self.sidecar.process.wait_until(look, what, timeout_s=timeout_s)
 
     def settle(self):
         """Wait until every capture is analyzed, then check that each step was counted once."""
-        self.wait_until(lambda: not self.spool.pending(), "done with all captures", timeout_s=120)
+        self.wait_until(lambda: not self.spool.pending(), "done with all captures")
         assert self.value("sampled_steps_total") == self.get("/v1/taxbreak/status").json()["results"]["steps"]
 
 
 @pytest.fixture(scope="session")
 def watch_spool():
     """Return what starts a sidecar on a spool."""
+    with httpx.Client(timeout=30.0) as client:
 
-    def start(processes, root, **options):
-        sidecar = start_sidecar(processes, root, **options).wait()
-        return Watched(Spool(root, max_bytes=2**30, max_captures=10**6), sidecar)
+        def start(processes, root, **options):
+            sidecar = start_sidecar(processes, root, **options).wait()
+            return Watched(Spool(root, max_bytes=2**30, max_captures=10**6), sidecar, client)
 
-    return start
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,8 @@ def test_with_a_key_the_browser_asks_for_it_and_the_form_too(sidecar, processes,
         page.get_by_role("button", name="Record").click()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("cancelled: 0 of 4 steps").wait_for()
+        page.locator("[data-timeline]").scroll_into_view_if_needed()
+        page.locator("[data-timeline] tbody button").first.wait_for()
 
     guarded.process.stop()
 

@@ -134,7 +134,7 @@ def test_whatever_a_trace_says_is_text():
     )
 
     assert "img" not in {tag for tag, _ in page.elements}
-    assert len(of(page, "script")) == 3  # data, uPlot, ours
+    assert len(of(page, "script")) == 2  # data and ours
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.data["timelines"][0]["names"] == [hostile]
 

@@ -26,6 +26,8 @@ from taxbreak_vllm.model import (
     Source,
     StepBreakdown,
     Taxes,
+    Tier,
+    TopRow,
 )
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
@@ -115,6 +117,12 @@ def capture(*, window=1000, waits=400, blocked=0, dilation=1.0, device_type="cud
     )
 
 
+COMPILED = (
+    TopRow(
+        op="", kernel="triton_poi_fused", family="other", i_lib=False, count=1, delta_ft_ns=1, delta_ct_ns=None,
+        delta_kt_ns=0, active_ns=1, tier=Tier.TRACE,
+    ),
+)  # fmt: skip
 BUSY = {"waits": 20}
 GRAPH = {"graph_mode": "FULL", "launches": 1}
 PIECES = {"graph_mode": "PIECEWISE", "launches": 30}
@@ -259,15 +267,32 @@ def test_nothing_recorded_is_no_evidence():
 
 
 def test_no_action_is_an_answer():
-    report = advise([real(B300, plain=0.95)], fusion=fusion(TRACES / f"{B300}.json.gz"))
+    report = advise([capture(waits=50, families={})])
 
     assert (report.verdict, report.advice) == (Verdict.NO_ACTION, ())
-    assert report.reasons[0].startswith("decode: nothing to change: the device waits for the host 11% of the time")
+    assert report.reasons[0].startswith("decode: nothing to change: the device waits for the host 5% of the time")
+
+
+def test_where_no_rule_applies_it_is_said():
+    report = advise([capture(waits=400, families={}, launches=5, kernels=5, top=COMPILED, **MANY)])
+
+    assert report.verdict is Verdict.NO_ACTION
+    assert report.reasons[0].startswith("decode: no rule applies: the device waits for the host 40% of the time")
 
 
 def test_evidence_must_outweigh_all_that_the_profiler_may_have_added():
-    assert "cuda-graphs" in fired(advise([capture(waits=400, dilation=1.3)]))
-    assert advise([capture(waits=400, dilation=1.6)]).verdict is Verdict.NO_ACTION
+    sure, doubtful = (advise([capture(waits=400, dilation=dilation)]) for dilation in (1.3, 1.6))
+
+    assert "cuda-graphs" in fired(sure)
+    assert (doubtful.verdict, doubtful.advice) == (Verdict.WITHHELD, ())
+    assert doubtful.reasons[0].startswith("decode: too little evidence: the device waits for the host 40% of the time")
+
+
+def test_a_real_step_at_the_edge_of_evidence_is_not_advised_on():
+    report = advise([real(B300, plain=0.95)], fusion=fusion(TRACES / f"{B300}.json.gz"))
+
+    assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
+    assert "11% of the time, but 2% of it may be the profiler's" in report.reasons[0]
 
 
 def test_on_the_cpu_backend_only_the_unexplained_is_in_doubt():

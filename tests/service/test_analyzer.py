@@ -230,6 +230,18 @@ def test_old_steps_go_and_counters_stay(make_analyzer, put, results, clock):
     assert counted(results, "sampled_steps") == 2
 
 
+def test_a_clock_that_was_set_back_does_not_put_off_housekeeping(make_analyzer, spool, clock):
+    analyzer = make_analyzer()
+    analyzer.turn()
+    clock.sleep_s(-7200)
+    (abandoned := spool.root / "vllm-a" / "0" / ".s1.tmp").mkdir(parents=True)
+    os.utime(abandoned, ns=(clock() - 3600 * 10**9,) * 2)
+
+    analyzer.turn()
+
+    assert not abandoned.exists()
+
+
 def test_the_loop_runs_until_it_is_stopped(make_analyzer, put, spool):
     put("a")
 

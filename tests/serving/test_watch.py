@@ -359,6 +359,18 @@ def test_drafts_whose_fate_is_still_on_the_device_are_unknown(open_watch, schedu
     assert (capture.read_info().batch.draft_tokens, capture.read_info().batch.accepted_tokens) == (3, None)
 
 
+def test_what_the_storing_thread_took_before_the_first_request_is_not_taken_from_serving(open_watch):
+    watch = open_watch(turn_ns=100)
+    watch.outbox.turn(wait_s=0)
+    assert watch.state().overhead_ns == 100
+
+    watch.arm()
+    assert watch.state().overhead_ns == 0
+
+    watch.outbox.turn(wait_s=0)
+    assert watch.state().overhead_ns == 100
+
+
 def _control(tmp_path, watch, **control):
     Spool(tmp_path / "spool", max_bytes=1, max_captures=1).put_control("server", Control(**control))
     watch.outbox.turn(wait_s=0)

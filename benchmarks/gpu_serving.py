@@ -1,0 +1,318 @@
+"""The plugin on live vLLM with dummy weights: what graphs change, what recording costs, what it leaves behind.
+
+    python benchmarks/gpu_serving.py --stage modes --model llama --out DIR
+    python benchmarks/gpu_serving.py --stage cost --out DIR
+    python benchmarks/gpu_serving.py --all --device cpu --tiny --out DIR      # a rehearsal
+
+`modes` serves each graph mode in turn under prefill, decode and mixed load and decomposes what the plugin recorded.
+`cost` serves the same model without the plugin, with it, and with what may make it cheaper, all at once, and sends the
+same load to one after the other. Writes `gpu_serving.json` and up to four gzipped traces; what DIR holds already is
+not measured again.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+for _folder in (str(HERE), str(HERE.parent)):
+    if _folder not in sys.path:
+        sys.path.insert(0, _folder)
+
+from gpu_book import Book, table  # noqa: E402 - after the path
+from gpu_lab import child_environment, conservation, figures  # noqa: E402
+from gpu_servers import Load, Server, start, write_model  # noqa: E402
+
+from taxbreak_vllm.analysis import analyze_capture  # noqa: E402
+from taxbreak_vllm.baselines import Baselines  # noqa: E402
+from taxbreak_vllm.demo.processes import Processes  # noqa: E402
+from taxbreak_vllm.replay.runner import measure_floors  # noqa: E402
+from taxbreak_vllm.replay.task import Options  # noqa: E402
+from taxbreak_vllm.spool import Capture, Spool  # noqa: E402
+
+_GRAPHS = {
+    "eager": ("--enforce-eager",),
+    "piecewise": ("--compilation-config", '{"cudagraph_mode": "PIECEWISE"}'),
+    "full": ("--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'),
+}
+# vLLM chooses a model runner by itself; these force the older and the newer one where it has both.
+_RUNNERS = {"full, runner V1": "0", "full, runner V2": "1"}
+_LOADS = (
+    Load("prefill", 64, 8, 512, 1),
+    Load("decode", 16, 16, 16, 256),
+    Load("decode of one", 1, 1, 16, 384),
+    Load("mixed", 48, 24, 384, 48),
+)
+_MODES_EVERY = "20"
+_COST_LOADS = (Load("decode", 16, 16, 16, 384), Load("decode of one", 1, 1, 16, 512))
+_MAX_TRACES = 4
+
+
+def modes(book: Book, args: argparse.Namespace, work: Path) -> None:
+    """HDBI and exposed tax by graph mode, load and phase; what graphs saved beside what was predicted."""
+    is_gpu = args.device != "cpu"
+    floors = book.case("modes", "floors", partial(_floors, args, work))
+    wanted = {"eager": ("eager", {})} | (
+        {mode: (mode, {}) for mode in ("piecewise", "full")}
+        | {name: ("full", {"VLLM_USE_V2_MODEL_RUNNER": value}) for name, value in _RUNNERS.items()}
+        if is_gpu
+        else {}
+    )
+    if not is_gpu:
+        print("  modes/piecewise, full, runners: skipped, CUDA graphs and the second model runner need a GPU")
+    for kind in args.models:
+        known = book.stages.get("modes", {})
+        missing = {name: how for name, how in wanted.items() if f"{kind} {name}" not in known}
+        with Processes(work / f"modes-{kind}") as processes:
+            model = write_model(kind, work / f"{kind}-model", is_tiny=args.tiny)
+            servers = {
+                name: start(
+                    processes, f"{kind}-{name.replace(', ', '-').replace(' ', '-')}", model, flags=_GRAPHS[mode],
+                    env={"TAXBREAK_SAMPLE_EVERY": _MODES_EVERY if is_gpu else "4"} | env, is_gpu=is_gpu,
+                )
+                for name, (mode, env) in missing.items()
+            }  # fmt: skip
+            for name, server in servers.items():
+                book.case("modes", f"{kind} {name}", partial(_mode, args, work, server, f"{kind}-{name}"))
+        _show_modes(book, kind, list(wanted), floors)
+
+
+def _floors(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    environment, floors = measure_floors(Options(device=args.device))
+    with Baselines(work / "baselines.sqlite3") as store:
+        store.put_floors(environment, floors)
+        store.export(args.out / "floors.jsonl")
+    return {str(f.kind) + (f"({f.nodes})" if f.nodes else ""): f.spread.median_ns for f in floors.floors}
+
+
+def _mode(args: argparse.Namespace, work: Path, server: Server, name: str) -> dict[str, Any]:
+    server.wait()
+    found: dict[str, Any] = {"loads": {}}
+    server.send(_sized(_LOADS[1], args), seed=99)  # the first requests compile what is left
+    for number, load in enumerate(_LOADS):
+        sized = _sized(load, args)
+        heard = server.send(sized, seed=number)
+        found["loads"][load.name] = {"load": heard.figures(sized), "phases": {}}
+        captures = _captures(server, heard.began_unix_ns, heard.ended_unix_ns)
+        for (phase, mode), group in captures.items():
+            entry = _decomposed(work, group)
+            found["loads"][load.name]["phases"][f"{phase} {mode}"] = entry
+            if phase == "decode" and load.name == "decode":
+                entry["kept"] = _keep(args.out, group[len(group) // 2], f"{name}-{mode}")
+    return found
+
+
+def _captures(server: Server, began_ns: int, ended_ns: int) -> dict[tuple[str, str], list[Capture]]:
+    """The captures of a load, by phase and graph mode, once the worker has stored the last of them."""
+    spool = Spool(server.spool, max_bytes=2**40, max_captures=10**6)
+    groups: dict[tuple[str, str], list[Capture]] = defaultdict(list)
+    stored = None
+    while stored != (stored := [capture.path for capture in spool.captures()]):
+        time.sleep(1.0)  # a worker says nowhere that it has no more to store
+    for capture in spool.captures():
+        info = capture.read_info()
+        if began_ns <= info.started_unix_ns <= ended_ns:
+            groups[str(info.phase), info.graph_mode].append(capture)
+    return groups
+
+
+def _decomposed(work: Path, captures: list[Capture]) -> dict[str, Any]:
+    infos = [capture.read_info() for capture in captures]
+    with Baselines(work / "baselines.sqlite3") as store:
+        breakdowns = [analyze_capture(capture, baselines=store) for capture in captures]
+    steps = [step for breakdown in breakdowns for step in breakdown.steps]
+    plain = [info.plain_window_ns for info in infos if info.plain_window_ns]
+    dilation = [b.calibration.dilation for b in breakdowns if b.calibration.dilation]
+    residual = [b.calibration.residual for b in breakdowns if b.calibration.residual is not None]
+    return figures(steps) | {
+        "captures": len(captures),
+        "plain_ns": median(plain) if plain else None,
+        "dilation": median(dilation) if dilation else None,
+        "residual": median(residual) if residual else None,
+        "bracket_ns": median(info.overhead_ns for info in infos),
+        "bracket_max_ns": max(info.overhead_ns for info in infos),
+        "async": sum(info.async_output for info in infos),
+        # what the device still had to do when the step returned, and the bracket then waited for
+        "drained_ns": median(step.device.window_ns - step.window_ns for step in steps) if steps else None,
+        "other_active_ns": median(step.device.other_active_ns for step in steps) if steps else None,
+        "graph_launches": median(b.coverage.graph_launches for b in breakdowns),
+        "without_activity": sum(b.coverage.launches_without_activity for b in breakdowns),
+        "lost_graphs": sum(step.hdbi is None for step in steps),
+        "guard": sum(any("left no recorded node" in note for note in b.notes) for b in breakdowns),
+        "kernels_seen": sorted({step.kernels for step in steps})[:20],
+        "conservation": [wrong for b in breakdowns for wrong in conservation(b)][:5],
+        "notes": sorted({note for b in breakdowns for note in b.notes})[:10],
+    }
+
+
+def _show_modes(book: Book, kind: str, names: list[str], floors: dict[str, Any] | None) -> None:
+    rows, per_step = [], defaultdict(dict)
+    shown = (
+        "captures", "plain_ns", "window_ns", "device_ns", "orchestration_ns", "kt_ns", "exposed_ns", "hdbi", "kernels",
+        "graph_launches", "dilation", "bracket_ns", "drained_ns", "guard",
+    )  # fmt: skip
+    for name in names:
+        found = book.stages.get("modes", {}).get(f"{kind} {name}") or {}
+        for load, entry in found.get("loads", {}).items():
+            for phase, values in entry["phases"].items():
+                rows.append({"mode": name, "load": load, "step": phase} | {key: values[key] for key in shown})
+                per_step[load, phase.partition(" ")[0]].setdefault(name, values)
+    table(f"{kind}: steps by graph mode (floors: {floors})", rows)
+    savings = []
+    for (load, phase), by_mode in per_step.items():
+        eager = by_mode.get("eager")
+        for name, values in by_mode.items():
+            if eager and name != "eager" and eager["plain_ns"] and values["plain_ns"]:
+                savings.append(
+                    {"load": load, "phase": phase, "eager to": name}
+                    | {"measured saving_ns": eager["plain_ns"] - values["plain_ns"]}
+                    | {"exposed less_ns": (eager["exposed_ns"] or 0) - (values["exposed_ns"] or 0)}
+                    | {"all exposed of eager_ns": eager["exposed_ns"]}
+                )
+    table(f"{kind}: what graphs saved a step, and what the exposed tax had promised", savings)
+    book.note("modes", f"{kind} savings", savings)
+
+
+def cost(book: Book, args: argparse.Namespace, work: Path) -> None:
+    """Throughput and gaps between tokens without and with the plugin, in pairs."""
+    is_gpu = args.device != "cpu"
+    settings: dict[str, tuple[bool, dict[str, str]]] = {"off": (False, {}), "on": (True, {})}
+    if is_gpu:
+        settings |= {
+            "timing alone": (True, {"TAXBREAK_ENABLED": "false"}),  # the profiler is never started
+            "on, TEARDOWN_CUPTI=1": (True, {"TEARDOWN_CUPTI": "1"}),
+        }
+    rounds = 8 if is_gpu else 2
+    names = [f"round {n}" for n in range(rounds)]
+    if any(name not in book.stages.get("cost", {}) for name in (*names, "recorded")):
+        with Processes(work / "cost") as processes:
+            model = write_model("llama", work / "cost-model", is_tiny=args.tiny)
+            servers = {
+                name: start(
+                    processes, f"cost-{index}", model, flags=_GRAPHS["full" if is_gpu else "eager"], env=env,
+                    is_plugged=is_plugged, is_gpu=is_gpu,
+                )
+                for index, (name, (is_plugged, env)) in enumerate(settings.items())
+            }  # fmt: skip
+            for server in servers.values():
+                server.wait().send(_sized(_COST_LOADS[0], args), seed=99)
+            for number, name in enumerate(names):
+                book.case("cost", name, partial(_round, args, servers, number))
+            book.case("cost", "recorded", partial(_recorded, servers))
+    _show_cost(book, names, list(settings))
+
+
+def _round(args: argparse.Namespace, servers: dict[str, Server], number: int) -> dict[str, Any]:
+    order = list(servers)
+    order = order[number % len(order) :] + order[: number % len(order)]  # nobody always comes first
+    return {
+        load.name: {
+            name: servers[name].send(_sized(load, args), seed=number).figures(_sized(load, args)) for name in order
+        }
+        for load in _COST_LOADS
+    }
+
+
+def _recorded(servers: dict[str, Server]) -> dict[str, Any]:
+    """What each server's samples took: the bracket around a step, and how much longer the step was."""
+    found = {}
+    for name, server in servers.items():
+        if not server.spool.exists():
+            continue
+        infos = [c.read_info() for c in Spool(server.spool, max_bytes=2**40, max_captures=10**6).captures()]
+        stalls = [i.overhead_ns + max(0, i.window_ns - i.plain_window_ns) for i in infos if i.plain_window_ns]
+        if infos:
+            found[name] = {
+                "captures": len(infos), "bracket_ns": median(i.overhead_ns for i in infos),
+                "bracket_max_ns": max(i.overhead_ns for i in infos),
+                "stall_ns": median(stalls) if stalls else None, "async": sum(i.async_output for i in infos),
+            }  # fmt: skip
+    return found
+
+
+def _show_cost(book: Book, rounds: list[str], names: list[str]) -> None:
+    known = [book.stages.get("cost", {}).get(name) for name in rounds]
+    known = [found for found in known if found and "error" not in found]
+    rows = []
+    for load in _COST_LOADS if known else ():
+        for name in names:
+            own = [found[load.name][name] for found in known]
+            off = [found[load.name]["off"] for found in known]
+            row: dict[str, Any] = {"load": load.name, "plugin": name, "rounds": len(own)}
+            for key in ("tokens_per_s", "tpot_ns", "itl_ns", "itl_p99_ns", "itl_max_ns"):
+                row[key] = median(figure[key] for figure in own)
+            for key in ("tokens_per_s", "tpot_ns"):
+                ratios = sorted(a[key] / b[key] for a, b in zip(own, off, strict=True))
+                row[f"{key.removesuffix('_ns')} / off"] = median(ratios)
+                row[f"{key.removesuffix('_ns')} range"] = f"{ratios[0]:.3f}-{ratios[-1]:.3f}"
+            rows.append(row)
+    table("cost in pairs: each round sends the same load to every server in turn", rows)
+    book.note("cost", "summary", rows)
+    recorded = book.stages.get("cost", {}).get("recorded") or {}
+    table(
+        "recorded steps", [{"plugin": name} | row for name, row in recorded.items()] if "error" not in recorded else []
+    )
+
+
+def _sized(load: Load, args: argparse.Namespace) -> Load:
+    return load.tiny() if args.tiny else load
+
+
+def _keep(out: Path, capture: Capture, name: str) -> str | None:
+    kept = out / f"{name.replace(', ', '-').replace(' ', '-')}.json.gz"
+    if len(list(out.glob("*.json.gz"))) >= _MAX_TRACES or capture.trace_path.stat().st_size > 1_000_000:
+        return None
+    shutil.copyfile(capture.trace_path, kept)
+    return kept.name
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stages asked for; 3 where the time was over before the last case."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--stage", dest="stages", action="append", choices=("modes", "cost"))
+    parser.add_argument("--all", action="store_true", help="both stages")
+    parser.add_argument(
+        "--model", dest="models", action="append", choices=("llama", "moe"), help="for modes; default both"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, little load")
+    parser.add_argument("--seconds", type=float, default=480.0, help="begin no case after this long")
+    parser.add_argument("--again", action="store_true", help="measure again what failed before")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
+    args = parser.parse_args(arguments)
+    args.stages = ["modes", "cost"] if args.all else args.stages or parser.error("give --stage or --all")
+    args.models = args.models or ["llama", "moe"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    child_environment()
+    book = Book(args.out / "gpu_serving.json", seconds=args.seconds)
+    if args.again:
+        book.forget_failures()
+    with tempfile.TemporaryDirectory(prefix="tb-", ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        if (args.out / "floors.jsonl").exists():
+            with Baselines(work / "baselines.sqlite3") as store:
+                store.take(args.out / "floors.jsonl")
+        try:
+            for name in args.stages:
+                print(f"\n== {name}", flush=True)
+                {"modes": modes, "cost": cost}[name](book, args, work)
+        finally:
+            if args.logs:
+                args.logs.mkdir(parents=True, exist_ok=True)
+                for log in work.glob("*/*.log"):
+                    shutil.copyfile(log, args.logs / log.name)
+    if book.left:
+        print(f"\nthe time is over; left for the next run: {', '.join(book.left)}")
+    return 3 if book.left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
