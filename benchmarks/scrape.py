@@ -235,7 +235,8 @@ def _cpu_ns(sidecar: Sidecar) -> int:
     """Processor time of the sidecar's own process so far; it is the guard's only child."""
     guard = sidecar.process._guard.pid
     pid = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()[0]
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK")
 
 
 def _summary(times_ms: list[float]) -> dict[str, float]:

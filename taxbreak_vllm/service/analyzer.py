@@ -7,7 +7,6 @@ killed at any instant: a capture is marked only after its result is on disk, and
 
 import argparse
 import logging
-import os
 import signal
 import sqlite3
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from taxbreak_vllm.baselines import Baselines
 from taxbreak_vllm.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Breakdown, Server, StepInfo
-from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent
+from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import Capture, Spool
 
@@ -174,7 +173,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     end_with_parent()
-    os.nice(_NICENESS)
+    step_back(_NICENESS)
     stop = threading.Event()
     spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
     try:

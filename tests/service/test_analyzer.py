@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -389,6 +390,18 @@ def test_results_that_cannot_be_opened_are_said_in_one_line(start, settings):
     assert process.wait(timeout=30) == 1
     (line,) = process.stderr.read().decode().splitlines()
     assert "cannot use the results" in line
+
+
+def test_it_lets_every_other_process_go_first(analyzer_command, spool, until):
+    """Also where niceness counts within a session only, as it has one of its own under a supervisor."""
+    process = subprocess.Popen(analyzer_command, stdin=subprocess.PIPE, start_new_session=True)
+    with process:
+        until(lambda: not is_claim_free(spool))
+
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) >= 10
+        group = Path(f"/proc/{process.pid}/autogroup")
+        assert not group.exists() or group.read_text().split()[-1] == "10"
+        process.stdin.close()
 
 
 def test_it_writes_files_for_its_owner_only(start, put, spool, until):
