@@ -12,20 +12,21 @@ function watchCaptures(onDone) {
     cancel.hidden = box.hidden = true;
     say(text);
   };
+  const outcome = (capture) => `${capture.status}: ${capture.analyzed} of ${capture.steps} steps recorded and analyzed${capture.failed ? `, ${capture.failed} failed` : ""}.`;
   const follow = async (id) => {
-    if (running !== id) return;
     try {
       const capture = await ask(`captures/${id}`);
+      if (running !== id) return;
       box.firstElementChild.value = capture.analyzed / capture.steps;
       if (capture.status === "running") {
         say(`${capture.recorded} of ${capture.steps} steps recorded, ${capture.analyzed} analyzed.`);
-        setTimeout(() => follow(id), 500);
+        setTimeout(() => running === id && follow(id), 500);
         return;
       }
-      end(`${capture.status}: ${capture.analyzed} of ${capture.steps} steps recorded and analyzed${capture.failed ? `, ${capture.failed} failed` : ""}.`);
+      end(outcome(capture));
       onDone();
     } catch (error) {
-      end(error.message);
+      if (running === id) end(error.message);
     }
   };
   form.addEventListener("submit", async (event) => {
@@ -44,5 +45,11 @@ function watchCaptures(onDone) {
       end(error.message);
     }
   });
-  cancel.addEventListener("click", () => ask(`captures/${running}`, { method: "DELETE" }).catch((error) => say(error.message)));
+  cancel.addEventListener("click", async () => {
+    try {
+      end(outcome(await ask(`captures/${running}`, { method: "DELETE" })));
+    } catch (error) {
+      say(error.message);
+    }
+  });
 }
