@@ -126,7 +126,7 @@ def _children_cpu_s() -> float:
 
 
 def _agreement(tasks: Sequence[Task], first: Path, second: Path) -> dict[str, dict[str, float]]:
-    """Of each component: the median and the worst tenth of the relative differences between two runs.
+    """Of each component: the relative difference of its sums, and median and ninth decile of those of signatures.
 
     A library's front-end is compared where the rules say there is a library.
     """
@@ -135,17 +135,19 @@ def _agreement(tasks: Sequence[Task], first: Path, second: Path) -> dict[str, di
     rules = KernelRules.load()
     found = {}
     for component in COMPONENTS:
-        differences = []
+        differences, sums = [], [0, 0]
         for key in keys:
             pair = [entries[key] for entries in (one, other)]
             spreads = [getattr(entry, component) for entry in pair]
             if None in spreads or (component == "library" and not rules.classify_op(pair[0].op).i_lib):
                 continue
             a, b = (spread.median_ns for spread in spreads)
+            sums = [sums[0] + a, sums[1] + b]
             differences.append(abs(a - b) / max(1, (a + b) / 2))
         differences.sort()
         found[component] = {
             "signatures": len(differences),
+            "of_sums": round(abs(sums[0] - sums[1]) / max(1, sum(sums) / 2), 4),
             "median": round(median(differences), 4),
             "ninth_decile": round(differences[len(differences) * 9 // 10], 4),
         }
@@ -227,10 +229,11 @@ def _print(result: dict) -> None:
     speed.add_row("ratio", str(result["ratio"]["wall"]), str(result["ratio"]["cpu"]), "")
     console.print(speed)
     runs = Table(title="two runs differ by")
-    for name in ("component", "median", "ninth decile", "signatures"):
+    for name in ("component", "sums", "median", "ninth decile", "signatures"):
         runs.add_column(name, justify="right" if name != "component" else "left")
     for component, found in result["two_runs_differ_by"].items():
-        runs.add_row(component, f"{found['median']:.1%}", f"{found['ninth_decile']:.1%}", str(found["signatures"]))
+        shares = (f"{found[name]:.1%}" for name in ("of_sums", "median", "ninth_decile"))
+        runs.add_row(component, *shares, str(found["signatures"]))
     console.print(runs)
     for target in result["targets"]:
         console.print(f"{'met' if target['met'] else 'MISSED'}: {target['target']}: {target['value']}")
