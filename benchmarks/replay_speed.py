@@ -135,7 +135,7 @@ def _agreement(tasks: Sequence[Task], first: Path, second: Path) -> dict[str, di
     rules = KernelRules.load()
     found = {}
     for component in COMPONENTS:
-        differences, sums = [], [0, 0]
+        differences, absolute_ns, sums = [], [], [0, 0]
         for key in keys:
             pair = [entries[key] for entries in (one, other)]
             spreads = [getattr(entry, component) for entry in pair]
@@ -143,10 +143,12 @@ def _agreement(tasks: Sequence[Task], first: Path, second: Path) -> dict[str, di
                 continue
             a, b = (spread.median_ns for spread in spreads)
             sums = [sums[0] + a, sums[1] + b]
+            absolute_ns.append(abs(a - b))
             differences.append(abs(a - b) / max(1, (a + b) / 2))
         differences.sort()
         found[component] = {
             "signatures": len(differences),
+            "median_ns": round(median(absolute_ns)),
             "of_sums": round(abs(sums[0] - sums[1]) / max(1, sum(sums) / 2), 4),
             "median": round(median(differences), 4),
             "ninth_decile": round(differences[len(differences) * 9 // 10], 4),
@@ -229,11 +231,11 @@ def _print(result: dict) -> None:
     speed.add_row("ratio", str(result["ratio"]["wall"]), str(result["ratio"]["cpu"]), "")
     console.print(speed)
     runs = Table(title="two runs differ by")
-    for name in ("component", "sums", "median", "ninth decile", "signatures"):
+    for name in ("component", "sums", "median", "median ns", "ninth decile", "signatures"):
         runs.add_column(name, justify="right" if name != "component" else "left")
     for component, found in result["two_runs_differ_by"].items():
-        shares = (f"{found[name]:.1%}" for name in ("of_sums", "median", "ninth_decile"))
-        runs.add_row(component, *shares, str(found["signatures"]))
+        of_sums, middle, worst = (f"{found[name]:.1%}" for name in ("of_sums", "median", "ninth_decile"))
+        runs.add_row(component, of_sums, middle, str(found["median_ns"]), worst, str(found["signatures"]))
     console.print(runs)
     for target in result["targets"]:
         console.print(f"{'met' if target['met'] else 'MISSED'}: {target['target']}: {target['value']}")
