@@ -29,6 +29,7 @@ WINDOW = "taxbreak.replay:"
 
 _LONG_RUN_S = 0.02  # a call that takes longer is run less often
 _MIN_RUNS = 5
+_TURNS = 5
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "bad allocation")
 
 
@@ -118,11 +119,12 @@ def _recorded(calls: dict[Size, Prepared], options: Options) -> Iterator[Path]:
     runs = {size: _warm(call, options) for size, call in calls.items()}
     with TemporaryDirectory(prefix="taxbreak-replay-") as folder:
         with torch.profiler.profile(activities=_activities(options), record_shapes=True) as profile:
-            for size, call in calls.items():
-                with torch.profiler.record_function(WINDOW + size):
-                    for _ in range(runs[size]):
-                        call()
-                        synchronize(options.device)
+            for turn in range(_TURNS):  # the sizes are compared with one another, so they share what drifts
+                for size, call in calls.items():
+                    with torch.profiler.record_function(WINDOW + size):
+                        for _ in range(turn, runs[size], _TURNS):
+                            call()
+                            synchronize(options.device)
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         yield path

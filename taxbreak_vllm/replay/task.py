@@ -8,7 +8,7 @@ from taxbreak_vllm.trace.calls import Call, Kernel, signature
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to replay: `runs` after `warmups`, within `max_bytes`, lists of tensors in `dtype`.
+    """How to replay: `runs` after `warmups`, within `max_bytes`, lists of tensors in `dtype`, at the lowest priority.
 
     `modules` and what registers the ops of `namespaces` are imported before the first task.
     """
@@ -20,6 +20,7 @@ class Options:
     dtype: str = ""
     modules: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
+    niceness: int = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

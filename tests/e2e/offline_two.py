@@ -18,7 +18,7 @@ def main(models: list[str]) -> None:
             kv_cache_memory_bytes=33554432,
             worker_extension_cls="taxbreak_vllm.WorkerExtension",
         )
-        for turn in range(16):  # batches of 1 to 4, prompts of several lengths, greedy and sampled
+        for turn in range(8):  # batches of 1 to 4, prompts of several lengths, greedy and sampled
             prompts = [f"prompt number {n} " * (1 + (turn + n) % 4) for n in range(1 + turn % 4)]
             sampling = SamplingParams(max_tokens=16, ignore_eos=True, temperature=0 if turn % 2 else 0.8)
             llm.generate(prompts, sampling, use_tqdm=False)

@@ -44,7 +44,7 @@ def children(slow_ops):
 
     def child(device="cpu"):
         if device not in kept:
-            kept[device] = Kept(Options(device=device, modules=("slow_ops",)))
+            kept[device] = Kept(Options(device=device, modules=("slow_ops",), niceness=0))
         return kept[device]
 
     yield child

@@ -61,7 +61,7 @@ def survived(slow_ops, tmp_path_factory):
     """Run all of them in turn; return the entries by key, and how many tasks were left."""
     tasks = [one for pair in zip(GOOD, BAD.values(), strict=True) for one in pair]
     with Baselines(tmp_path_factory.mktemp("store") / "store.sqlite3") as store:
-        left = run(tasks, store, Options(modules=("slow_ops",), max_bytes=2**30), Limits(task_s=6))
+        left = run(tasks, store, Options(modules=("slow_ops",), max_bytes=2**30, niceness=0), Limits(task_s=6))
         (environment,) = store.environments()
         return store.get(environment, [key(one) for one in tasks]), left
 
@@ -89,7 +89,7 @@ def test_everything_else_is_measured(survived):
 
 def test_a_child_that_cannot_start_is_one_line_with_its_last_word(slow_ops):
     with pytest.raises(ReplayError, match=r"did not start: .*exit status 1: ModuleNotFoundError: .*no_such_module"):
-        Child(Options(modules=("no_such_module",)))
+        Child(Options(modules=("no_such_module",), niceness=0))
 
 
 @pytest.fixture
