@@ -116,7 +116,7 @@ def _replay(lab: Lab, key: str) -> dict[str, Any]:
             "conservation": conservation(breakdown),
             "unlinked": breakdown.coverage.unlinked,
             "notes": list(breakdown.notes),
-            "kept": lab.keep(path),
+            "kept": lab.keep(path) if phase == "decode" else None,
         }
     return found
 
@@ -142,7 +142,7 @@ def decompose(book: Book, lab: Lab) -> None:
             decoder = _decoder(lab, key, layers)
             recorded = {name: _recorded(lab, decoder, *case, name) for name, case in missing.items()}
             del decoder
-            lab.replay([path for path, _ in recorded.values()], seconds=45)
+            lab.replay([path for path, _ in recorded.values()], seconds=60)
         for name, (_, batch) in names.items():
             found = book.case("decompose", name, partial(_decompose, lab, recorded.get(name), batch))
             rows.append({"case": name} | _row(found))
@@ -166,7 +166,6 @@ def _decompose(lab: Lab, recorded: tuple[Path, float] | None, batch: int) -> dic
         "dilation": found["window_ns"] / plain_ns,
         "replay": {str(tier): share for tier, share in breakdown.coverage.replay.items()},
         "conservation": conservation(breakdown),
-        "kept": lab.keep(path) if batch == 1 and path.stem.startswith("llama-1b-decode") else None,
         "notes": list(breakdown.notes),
     }
 
@@ -416,7 +415,7 @@ def _graph(lab: Lab, nodes: int, replays: int, config: str) -> dict[str, Any]:
             torch.neg(x)
     graph.replay()
     path = lab.record("graph", [(f"graph.{n}", graph.replay) for n in range(replays)], config=config)
-    return _nodes(lab, path, nodes) | {"kept": None if config else lab.keep(path)}
+    return _nodes(lab, path, nodes) | {"kept": lab.keep(path) if nodes == 512 and not config else None}
 
 
 def _decode_graph(lab: Lab) -> dict[str, Any]:
