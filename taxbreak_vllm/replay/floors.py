@@ -143,7 +143,11 @@ def _compile_empty_kernel() -> tuple[Callable[[], object], str]:
     try:
         kernel = torch.cuda._compile_kernel(_SOURCE, "taxbreak_nothing")
         return lambda: kernel(grid=(1, 1, 1), block=(1, 1, 1)), "NVRTC through torch.cuda._compile_kernel"
-    except (AttributeError, OSError):  # OSError: it asks for CUDA_HOME, though nothing is included from there
+    except (
+        AttributeError,
+        OSError,
+        RuntimeError,
+    ):  # OSError: it asks for CUDA_HOME, though nothing is included from it
         return _triton_kernel(), "Triton"
 
 
