@@ -33,7 +33,8 @@ class Book:
             try:
                 found = measure()
             except Exception as error:  # one case, named in the file; the others go on
-                found = {"error": f"{type(error).__name__}: {error}"[:500]}
+                text = f"{type(error).__name__}: {error}"
+                found = {"error": text if len(text) < 1200 else f"{text[:200]} … {text[-1000:]}"}
             print(f"  {stage}/{name}: {self._now_s() - begun_s:.1f} s", *_errors(found), flush=True)
             known[name] = found
             self.write()

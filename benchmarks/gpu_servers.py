@@ -21,7 +21,7 @@ from typing import Any
 from taxbreak_vllm.demo import models
 from taxbreak_vllm.demo.processes import Process, Processes
 
-_START_S = 420.0
+_START_S = 300.0
 _COMMON: dict[str, object] = {
     "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "hidden_act": "silu",
     "attention_bias": False, "tie_word_embeddings": False, "torch_dtype": "bfloat16",

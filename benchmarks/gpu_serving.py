@@ -59,17 +59,19 @@ def modes(book: Book, args: argparse.Namespace, work: Path) -> None:
     """HDBI and exposed tax by graph mode, load and phase; what graphs saved beside what was predicted."""
     is_gpu = args.device != "cpu"
     floors = book.case("modes", "floors", partial(_floors, args, work))
-    wanted = {"eager": ("eager", {})} | (
-        {mode: (mode, {}) for mode in ("piecewise", "full")}
-        | {name: ("full", {"VLLM_USE_V2_MODEL_RUNNER": value}) for name, value in _RUNNERS.items()}
-        if is_gpu
-        else {}
-    )
+    graphs = {mode: (mode, {}) for mode in ("piecewise", "full")} if is_gpu else {}
+    runners = {name: ("full", {"VLLM_USE_V2_MODEL_RUNNER": value}) for name, value in _RUNNERS.items()}
     if not is_gpu:
         print("  modes/piecewise, full, runners: skipped, CUDA graphs and the second model runner need a GPU")
     for kind in args.models:
+        wanted: dict[str, tuple[str, dict[str, str]]] = {"eager": ("eager", {})} | graphs
+        if is_gpu and kind == "llama":  # the other takes too much memory to be served five times at once
+            wanted |= runners
         known = book.stages.get("modes", {})
         missing = {name: how for name, how in wanted.items() if f"{kind} {name}" not in known}
+        if book.is_over():
+            book.left += [f"modes/{kind} {name}" for name in missing]
+            missing = {}
         with Processes(work / f"modes-{kind}") as processes:
             model = write_model(kind, work / f"{kind}-model", is_tiny=args.tiny)
             servers = {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from taxbreak_vllm.baselines import Environment, Floor, FloorKind, Floors, Spread
-from taxbreak_vllm.trace.dispatches import find_roots, link
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, find_roots, link
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 
 GRAPH_NODES = (1, 8, 64, 512)
@@ -143,7 +143,11 @@ def _compile_empty_kernel() -> tuple[Callable[[], object], str]:
     try:
         kernel = torch.cuda._compile_kernel(_SOURCE, "taxbreak_nothing")
         return lambda: kernel(grid=(1, 1, 1), block=(1, 1, 1)), "NVRTC through torch.cuda._compile_kernel"
-    except (AttributeError, OSError):  # OSError: it asks for CUDA_HOME, though nothing is included from there
+    except (
+        AttributeError,
+        OSError,
+        RuntimeError,
+    ):  # OSError: it asks for CUDA_HOME, though nothing is included from it
         return _triton_kernel(), "Triton"
 
 
@@ -186,15 +190,21 @@ def _graph_floors(launch: Callable[[], object]) -> list[Floor]:
             graph.replay()
         torch.cuda.synchronize()
         _, activities, dispatches = link(_profile(graph.replay, _GRAPH_RUNS, is_gpu=True))
-        latency_ns = []
-        # by the call: with one node, what torch launches to seed the generator of a graph looks alike
-        for index in np.flatnonzero(dispatches.is_graph & (dispatches.num_activities == nodes)).tolist():
-            own = activities.dispatch == index
-            start_ns, end_ns = activities.start_ns[own], activities.end_ns[own]
-            latency_ns.append(int(end_ns.max() - dispatches.launch_ns[index] - (end_ns - start_ns).sum()))
+        latency_ns = _graph_latencies(activities, dispatches, nodes)
         if latency_ns:
             floors.append(Floor(kind=FloorKind.GRAPH, nodes=nodes, spread=Spread.of(latency_ns)))
     return floors
+
+
+def _graph_latencies(activities: Activities, dispatches: Dispatches, nodes: int) -> list[int]:
+    # by the call: with one node, what torch launches to seed the generator of a graph looks alike
+    whole = dispatches.is_graph & (dispatches.num_activities == nodes)
+    latency_ns = []
+    for index in np.flatnonzero(whole).tolist():
+        own = activities.dispatch == index
+        start_ns, end_ns = activities.start_ns[own], activities.end_ns[own]
+        latency_ns.append(int(end_ns.max() - dispatches.launch_ns[index] - (end_ns - start_ns).sum()))
+    return latency_ns
 
 
 def _profile(call: Callable[[], object], runs: int, *, is_gpu: bool) -> Events:
