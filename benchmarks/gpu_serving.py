@@ -32,7 +32,7 @@ from gpu_servers import Load, Server, start, write_model  # noqa: E402
 
 from taxbreak_vllm.analysis import analyze_capture  # noqa: E402
 from taxbreak_vllm.baselines import Baselines  # noqa: E402
-from taxbreak_vllm.demo.processes import Processes  # noqa: E402
+from taxbreak_vllm.demo.processes import ProcessError, Processes  # noqa: E402
 from taxbreak_vllm.replay.runner import measure_floors  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
 from taxbreak_vllm.spool import Capture, Spool  # noqa: E402
@@ -203,8 +203,12 @@ def cost(book: Book, args: argparse.Namespace, work: Path) -> None:
                 )
                 for index, (name, (is_plugged, env)) in enumerate(settings.items())
             }  # fmt: skip
-            for server in servers.values():
-                server.wait().send(_sized(_COST_LOADS[0], args), seed=99)
+            for name, server in list(servers.items()):
+                try:
+                    server.wait().send(_sized(_COST_LOADS[0], args), seed=99)
+                except ProcessError as error:  # a setting that vLLM or CUPTI does not bear is itself a finding
+                    book.note("cost", f"{name} did not start", str(error)[-1000:])
+                    del servers[name]
             for number, name in enumerate(names):
                 book.case("cost", name, partial(_round, args, servers, number))
             book.case("cost", "recorded", partial(_recorded, servers))
@@ -245,15 +249,19 @@ def _show_cost(book: Book, rounds: list[str], names: list[str]) -> None:
     rows = []
     for load in _COST_LOADS if known else ():
         for name in names:
-            own = [found[load.name][name] for found in known]
-            off = [found[load.name]["off"] for found in known]
-            row: dict[str, Any] = {"load": load.name, "plugin": name, "rounds": len(own)}
+            # a server that died in a round, as one may under a setting, has no figures there
+            pairs = [
+                (own, found[load.name]["off"])
+                for found in known
+                if (own := found[load.name].get(name)) and "tpot_ns" in own and "tpot_ns" in found[load.name]["off"]
+            ]
+            row: dict[str, Any] = {"load": load.name, "plugin": name, "rounds": len(pairs)}
             for key in ("tokens_per_s", "tpot_ns", "itl_ns", "itl_p99_ns", "itl_max_ns"):
-                row[key] = median(figure[key] for figure in own)
+                row[key] = median(own[key] for own, _ in pairs) if pairs else None
             for key in ("tokens_per_s", "tpot_ns"):
-                ratios = sorted(a[key] / b[key] for a, b in zip(own, off, strict=True))
-                row[f"{key.removesuffix('_ns')} / off"] = median(ratios)
-                row[f"{key.removesuffix('_ns')} range"] = f"{ratios[0]:.3f}-{ratios[-1]:.3f}"
+                ratios = sorted(own[key] / off[key] for own, off in pairs)
+                row[f"{key.removesuffix('_ns')} / off"] = median(ratios) if pairs else None
+                row[f"{key.removesuffix('_ns')} range"] = f"{ratios[0]:.3f}-{ratios[-1]:.3f}" if pairs else None
             rows.append(row)
     table("cost in pairs: each round sends the same load to every server in turn", rows)
     book.note("cost", "summary", rows)
