@@ -31,6 +31,7 @@ ALSO_TAXES = {
     "summary",
     "figures",
     "totals",
+    "streaming",
     "analysis",
     "recording",
 }  # taxes.py in several files
