@@ -104,7 +104,7 @@ def joined(draw, parts):
     """Several traces one after the other or over each other, their correlation ids going on or beginning anew."""
     made, at = [], 0
     begins_anew = draw(st.booleans())
-    for number, events in enumerate(draw(st.lists(parts, min_size=2, max_size=5))):
+    for number, events in enumerate(draw(st.lists(parts, min_size=2, max_size=3))):
         for event in events:
             moved = event | {"start": event["start"] + at, "end": event["end"] + at}
             if event["correlation"] is not None and not begins_anew:
@@ -184,7 +184,8 @@ def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
         assert step.tklqt_ns is step.tklqt_per_kernel_ns is step.launches is None
 
 
-@settings(max_examples=250)
+@pytest.mark.timeout(600)
+@settings(max_examples=40)
 @given(
     events=joined(traces()),
     base_ns=st.sampled_from(BASES_NS),
@@ -201,7 +202,7 @@ def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, eve
     assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     events=joined(st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), max_size=8)),
     steps=st.lists(events("step", ("taxbreak.step:a",), 200, thread=THREADS), max_size=4),
