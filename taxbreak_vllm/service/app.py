@@ -1,6 +1,7 @@
 """The sidecar: the API, the metrics and the page on one port; analyzer and replayer in processes of their own."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -103,8 +104,9 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S
     )
-    # uvicorn sends itself the signal again once it has shut down in order, and that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # uvicorn sends itself the signal again once it has shut down in order, and that is no failure. Not sys.exit: what
+    # it raises while the app starts is swallowed there. What we started ends when its standard input closes.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     host, port = listener.getsockname()[:2]
     sys.stderr.write(f"taxbreak: listening on http://{f'[{host}]' if ':' in host else host}:{port}\n")
     sys.stderr.flush()

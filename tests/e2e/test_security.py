@@ -155,7 +155,7 @@ def test_no_id_in_a_request_leads_out_of_the_spool(guarded):
         for outward in ("../..", "/etc", "..", "a/b", "a" * 5000):
             body = {"steps": 1, "server_id": outward}
             response = httpx.post(f"{url}/v1/taxbreak/captures", json=body, headers=_with_key(), timeout=30.0)
-            assert response.status_code == 422, (outward, response.status_code)
+            assert response.status_code in (404, 422), (outward, response.status_code)
             query = {"server_id": outward}
             response = httpx.get(f"{url}/v1/taxbreak/breakdown", params=query, headers=_with_key(), timeout=30.0)
             assert response.status_code < 500
