@@ -52,6 +52,10 @@ def test_what_computes_from_its_arguments_alone_is_tried(op):
     assert reason_denied(op) is None
 
 
+def test_symmetric_memory_is_shared_between_ranks():
+    assert "collective" in reason_denied("symm_mem::multimem_all_reduce_")
+
+
 def test_where_chooses_between_two_tensors_or_counts_what_is_true():
     assert reason_denied("aten::where", 3) is None
     assert "depends on values" in reason_denied("aten::where", 1)
