@@ -6,10 +6,10 @@ export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
 
-.PHONY: help demo test check lint types format bench clean
+.PHONY: help demo test check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
@@ -39,6 +39,45 @@ bench: ## speed and memory of the trace analysis beside its peers, in one run (B
 	$(install) cpu,test
 	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
 
+bench-step: ## what an unrecorded step costs the worker, beside empty wrappers
+	$(install) cpu,test
+	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
+
+bench-replay: ## speed of replay beside one process per signature, and whether two runs agree
+	$(install) cpu,test
+	$(BIN)/python benchmarks/replay_speed.py $(BENCH)
+
+bench-scrape: ## time of a scrape, /healthz, the breakdown and the page while the analysis runs flat out
+	$(install) cpu,test
+	$(BIN)/python benchmarks/scrape.py $(BENCH)
+
+check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what they say
+	$(install) cpu,test
+	$(BIN)/python -m pytest -s tests/service/test_schemathesis.py tests/service/test_prometheus.py
+
+bench-serving: ## what the plugin costs a server, as `vllm bench serve` sees it, in pairs (BENCH='--pairs 20 --round-s 8')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/serving_overhead.py $(BENCH)
+
+soak: ## 10,000 requests to a server that records much: answers, memory, disk (SOAK='--requests 50000')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/soak.py $(SOAK)
+
+compat: ## the tests on a real server with vLLM 0.26.0, 0.29.0 and 0.32.0 (VERSIONS='0.30.0', ARGS=tests/e2e/test_offline.py)
+	@ARGS='$(ARGS)' sh scripts/compat.sh $(VERSIONS)
+
+dashboards: ## write the Grafana dashboards anew from their script
+	$(install) cpu,dev
+	$(BIN)/python dashboards/generate.py
+
+check-dashboards: ## each panel of the dashboards with its values, from a real Prometheus (URL=http://… of a running sidecar)
+	$(install) cpu,test
+	@sh scripts/system_packages.sh prometheus
+	$(BIN)/python dashboards/check.py $(if $(URL),--url $(URL))
+
+check-deploy: ## compose file, Dockerfile and Helm chart, judged by the tools that will read them
+	@sh deploy/checks/run.sh
+
 clean: ## remove .venv and every cache
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
+	rm -rf .venv .venv-compat .venv-deploy .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

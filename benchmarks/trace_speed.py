@@ -31,7 +31,7 @@ TRACE = "h100_hf_timesformer_infer.json.gz"
 # Hardly any python_function events in it, so ten times the rows per MB of the other: what memory grows with.
 DENSE_TRACE = "a100_hta_negqueue_infer_graph.json.gz"
 SMALL_TRACE = "h100_hf_bert-small_infer.json.gz"
-HUGE_BYTES = 1_200_000_000
+HUGE = ((TRACE, 1_200_000_000), (DENSE_TRACE, 1_200_000_000), (DENSE_TRACE, 3_000_000_000))
 OURS = "taxbreak-vllm"
 
 
@@ -81,7 +81,7 @@ def main() -> None:
             file.unlink()
         gz = _case_of(f"{TRACE} (gzip)", trace, 1, cases[0].num_events, cases[0].raw_bytes)
         gz.runs[OURS] = [run(_ours(trace)) for _ in range(SIZES[0].rounds)]
-        huge = [_huge(options.traces / name, Path(folder)) for name in (TRACE, DENSE_TRACE)] if options.huge else []
+        huge = [_huge(options.traces / name, size, Path(folder)) for name, size in HUGE] if options.huge else []
     linking = json.loads(_stdout([sys.executable, HERE / "linking.py", *sorted(options.traces.glob("*.json.gz"))]))
     result = _result(cases, [gz, *huge], linking, start_ns, pythons)
     result["machine"]["load_1min"] = {"before": round(load_before, 2), "after": round(os.getloadavg()[0], 2)}
@@ -95,10 +95,10 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed and memory of `taxbreak analyze --json` beside HTA.")
     parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces", help="folder of the traces")
-    parser.add_argument("--temp", type=Path, default=None, help="where the repeated files go (750 MB, --huge 1.3 GB)")
+    parser.add_argument("--temp", type=Path, default=None, help="where the repeated files go (750 MB, --huge 3.1 GB)")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the one core to run on")
     parser.add_argument("--quick", action="store_true", help="1 and 10 times only, fewer rounds")
-    parser.add_argument("--huge", action="store_true", help="also files of 1.2 GB, ours only")
+    parser.add_argument("--huge", action="store_true", help="also files of 1.2 and 3 GB, ours only")
     parser.add_argument("--no-peers", action="store_true", help="ours only")
     parser.add_argument("--strict", action="store_true", help="exit 1 where a target is missed")
     return parser.parse_args()
@@ -147,9 +147,9 @@ def _stages(file: Path, small_json: Path) -> list[str | Path]:
     return [sys.executable, HERE / "stages.py", file, small_json]
 
 
-def _huge(source: Path, folder: Path) -> Case:
+def _huge(source: Path, size_bytes: int, folder: Path) -> Case:
     once = _repeat(source, folder / "once.json", 1).stat().st_size
-    copies = -(-HUGE_BYTES // once)
+    copies = -(-size_bytes // once)
     file = _repeat(source, folder / "huge.json", copies)
     try:
         ours = run(_ours(file))

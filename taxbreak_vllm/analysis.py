@@ -12,6 +12,7 @@ from taxbreak_vllm.spool import STEP, Capture
 from taxbreak_vllm.trace.calls import read_calls
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.spill import open_trace
 
 MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
@@ -41,16 +42,18 @@ def analyze(
             Capture(path), floor_ns=floor_ns, rules=rules, attribution=attribution, baselines=baselines
         )
     else:
-        events = read_events(path)
-        replayed, notes = _replayed(events, None, baselines)
-        breakdown = decompose(
-            events,
-            source=_source(events),
-            rules=rules,
-            floor_ns=floor_ns,
-            attribution=attribution,
-            replayed=replayed,
-        )
+        with open_trace(path) as trace:
+            if baselines is not None and not isinstance(trace, Events):
+                trace = trace.load()  # calls are joined by the order of all ops
+            replayed, notes = _replayed(trace.head, None, baselines) if baselines else (None, ())
+            breakdown = decompose(
+                trace,
+                source=_source(trace.head),
+                rules=rules,
+                floor_ns=floor_ns,
+                attribution=attribution,
+                replayed=replayed,
+            )
         breakdown = dataclasses.replace(breakdown, notes=(*breakdown.notes, *notes))
     return breakdown if phase is None and step is None else _choose(breakdown, phase, step)
 

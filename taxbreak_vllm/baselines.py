@@ -7,7 +7,7 @@ Nothing is measured here.
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -163,12 +163,11 @@ class Baselines:
         self.path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
             self._db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise BaselineError(f"{path}: cannot be opened: {error}") from error
         try:
-            with suppress(OSError):
-                path.chmod(0o600)
             with self._errors():
                 self._prepare()
         except BaseException:
@@ -187,7 +186,7 @@ class Baselines:
         """List the environments that have entries."""
         with self._errors():
             rows = self._db.execute("SELECT body FROM environments ORDER BY id").fetchall()
-        return [msgspec.json.decode(body, type=Environment) for (body,) in rows]
+            return [msgspec.json.decode(body, type=Environment) for (body,) in rows]
 
     def view(self, told: Mapping[str, str]) -> "View | None":
         """Return what was measured where a trace says it was made; None where nothing or several places fit."""
@@ -224,7 +223,7 @@ class Baselines:
         query = "SELECT f.body FROM floors f JOIN environments e ON e.id = f.environment WHERE e.body = ?"
         with self._errors():
             row = self._db.execute(query, (_text(environment),)).fetchone()
-        return msgspec.json.decode(row[0], type=Floors) if row else None
+            return msgspec.json.decode(row[0], type=Floors) if row else None
 
     def get(self, environment: Environment, signatures: Sequence[str]) -> dict[str, Baseline]:
         """Return the entries of these signatures that there are, whatever their outcome."""
@@ -287,17 +286,23 @@ class Baselines:
         return sum(len(entries) for _, entries in parts)
 
     def _prepare(self) -> None:
+        if self._is_ours():
+            return
+        with self._writing():
+            if self._is_ours():  # another process was quicker
+                return
+            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise BaselineError(f"{self.path}: a database, but not of baselines")
+            for statement in _TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        self._db.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+
+    def _is_ours(self) -> bool:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, _VERSION):
             raise BaselineError(f"{self.path}: baselines of another version of taxbreak ({version}); start a new file")
-        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise BaselineError(f"{self.path}: a database, but not of baselines")
-        if version == 0:
-            self._db.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
-            with self._writing():
-                for statement in _TABLES.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        return bool(version)
 
     def _id(self, environment: Environment) -> int:
         body = _text(environment)
@@ -318,7 +323,7 @@ class Baselines:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, msgspec.DecodeError) as error:
             raise BaselineError(f"{self.path}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 Results go to stdout, one JSON object with `--json`; progress and errors go to stderr, an error in one line.
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.insight.evidence import AdviceReport
+    from taxbreak_vllm.model import Breakdown
 
 app = typer.Typer(
     name="taxbreak",
@@ -42,11 +45,26 @@ _BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
 def main() -> None:
     """Run the command line; every error of ours ends here, in one line."""
     try:
-        app()
+        if paths := _plain_json(sys.argv[1:]):
+            gc.disable()  # a twentieth of a short run, and what it could find the end of the process frees
+            analyze(paths, json=True)
+        else:
+            app()
     except TaxbreakError as error:
         _fail(str(error), 2 if isinstance(error, _BAD_INPUT) else 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _plain_json(words: list[str]) -> list[Path] | None:
+    """Return the paths of `analyze --json PATH…`, which leaves a parser nothing to do, None for any other words.
+
+    Typer builds a pydantic model to read two words, which takes longer than most traces.
+    """
+    command, *rest = words or [""]
+    paths = [Path(word) for word in rest if word != "--json"]
+    is_plain = command == "analyze" and len(paths) == len(rest) - 1 and not any(w[:1] == "-" for w in map(str, paths))
+    return paths if is_plain else None
 
 
 def _fail(message: str, code: int) -> None:
@@ -70,6 +88,10 @@ def analyze(
     baselines: Annotated[
         Path | None, typer.Option(help="floors and replayed baselines of the place the traces were made in")
     ] = None,
+    plain_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="the step's duration without a profiler in ms: calibrates the advice"),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
@@ -84,6 +106,10 @@ def analyze(
             analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step, baselines=store)
             for path in paths
         ]
+    if plain_ms is not None:
+        from taxbreak_vllm.insight.evidence import with_plain_step
+
+        breakdowns = [with_plain_step(breakdown, round(plain_ms * 1e6)) for breakdown in breakdowns]
     if html:
         from taxbreak_vllm.export.html import write_html
 
@@ -96,21 +122,22 @@ def analyze(
         from taxbreak_vllm.export.parquet import write_parquet
 
         write_parquet(breakdowns, parquet, floor_ns=floor_ns)
+    advice = [_advise(breakdown) for breakdown in breakdowns]
     if json:
-        if len(breakdowns) == 1:
-            _print_json(breakdowns[0].to_json())
-        else:
-            _print_json(b'{"breakdowns":[' + b",".join(b.to_json() for b in breakdowns) + b"]}")
+        parts = [_with_advice(breakdown, report) for breakdown, report in zip(breakdowns, advice, strict=True)]
+        _print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
         return
-    from taxbreak_vllm.report import step_table, summary_lines, top_table
+    from taxbreak_vllm.report import advice_lines, step_table, summary_lines, top_table
 
     console = _console()
-    for breakdown in breakdowns:
+    for breakdown, report in zip(breakdowns, advice, strict=True):
         for line in summary_lines(breakdown):
             console.print(line, highlight=False, markup=False)
         console.print(step_table(breakdown))
         if top:
             console.print(top_table(breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total, top))
+        for line in advice_lines(report):
+            console.print(line, highlight=False, markup=False)
 
 
 @app.command()
@@ -300,25 +327,16 @@ def serve(
     replay: Annotated[bool | None, typer.Option(help="replay new signatures in the background")] = None,
     replay_core_ratio: Annotated[float | None, typer.Option(help="most of one core that replay may take")] = None,
     replay_device: Annotated[str | None, typer.Option(help="device to replay on; a GPU only when named here")] = None,
+    captures_per_minute: Annotated[int | None, typer.Option(help="requests for steps taken a minute")] = None,
 ) -> None:
     """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
     from taxbreak_vllm.service.app import serve as run
     from taxbreak_vllm.settings import load_settings
 
-    run(
-        load_settings(
-            spool=spool,
-            host=host,
-            port=port,
-            results=results,
-            retention_s=retention_s,
-            window_s=window_s,
-            baselines=baselines,
-            replay=replay,
-            replay_core_ratio=replay_core_ratio,
-            replay_device=replay_device,
-        )
-    )
+    limits = {"retention_s": retention_s, "window_s": window_s, "captures_per_minute": captures_per_minute}
+    replays = {"replay": replay, "replay_core_ratio": replay_core_ratio, "replay_device": replay_device}
+    files = {"spool": spool, "results": results, "baselines": baselines}
+    run(load_settings(host=host, port=port, **files, **limits, **replays))
 
 
 @app.command()
@@ -354,6 +372,48 @@ def capture(
 
 
 @app.command()
+def control(
+    *,
+    url: Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")] = (
+        "http://127.0.0.1:9797"
+    ),
+    enable: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="record steps; steps are timed in any case")
+    ] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(min=2, max=2**31, help="record one step in this many of each kind")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1e-9, max=1, help="share of wall time that recording may take")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="how long to wait for the workers (seconds)")] = 10.0,
+    server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
+    json: Json = False,
+) -> None:
+    """Turn a running server's recording on or off, change its rate or budget; without a change, show it."""
+    from taxbreak_vllm.client import control_server
+    from taxbreak_vllm.report import control_lines
+
+    state = control_server(
+        url,
+        enabled=enable,
+        sample_every=sample_every,
+        overhead_budget_ratio=budget,
+        timeout_s=timeout_s,
+        server_id=server_id,
+        api_key=api_key,
+    )
+    if json:
+        import msgspec
+
+        _print_json(msgspec.json.encode(state))
+        return
+    for line in control_lines(state):
+        _console().print(line, highlight=False, markup=False)
+
+
+@app.command()
 def demo(*, once: Annotated[bool, typer.Option("--once", help="end after the table")] = False) -> None:
     """Start a tiny model on a real vLLM, send it real load, show the breakdown and the page."""
     from taxbreak_vllm.demo.run import run_demo
@@ -373,6 +433,24 @@ def _opened(path: Path | None) -> "Iterator[Baselines | None]":
         raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
     with Baselines(path) as store:
         yield store
+
+
+def _advise(breakdown: "Breakdown") -> "AdviceReport":
+    """Advise on a breakdown; its trace is read for chains of kernels only where anything can be advised."""
+    from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.evidence import distrust
+
+    if distrust(breakdown) is not None:
+        return advise([breakdown])
+    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+
+    return advise([breakdown], fusion=find_fusion(breakdown.source.path))
+
+
+def _with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
 
 
 def _print_json(data: bytes) -> None:

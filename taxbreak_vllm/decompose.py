@@ -6,26 +6,42 @@ The order of work reads off `decompose` and `measure`; the sums over steps are i
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taxbreak_vllm import paper, taxes
+from taxbreak_vllm import taxes
 from taxbreak_vllm.baselines import FloorKind, Floors, View
+from taxbreak_vllm.figures import summarize
 from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
-from taxbreak_vllm.summary import Measured, coverage, devices, group_by_time, named, summarize, threads
+from taxbreak_vllm.summary import FAMILIES, Measured
 from taxbreak_vllm.tiers import Evidence, gather
+from taxbreak_vllm.totals import Totals
 from taxbreak_vllm.trace.calls import Calls
-from taxbreak_vllm.trace.cpu import OpCosts, link_cpu
-from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host, has_launch_call, link
+from taxbreak_vllm.trace.cpu import OpCosts, free_ns, link_cpu
+from taxbreak_vllm.trace.dispatches import (
+    Activities,
+    Bool,
+    Dispatches,
+    Host,
+    has_launch_call,
+    link,
+    require,
+    tells_rocm,
+)
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.kernels import Family, KernelRules
+from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kernels import Kind as KernelKind
 from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.signatures import sign, sign_ops
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
 
-_FAMILIES = list(Family)
+if TYPE_CHECKING:
+    from taxbreak_vllm.streaming import Rest
+    from taxbreak_vllm.trace.spill import SpilledEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,7 @@ class Replayed:
 
 
 def decompose(
-    events: Events,
+    trace: "Events | SpilledEvents",
     *,
     source: Source,
     rules: KernelRules,
@@ -49,32 +65,47 @@ def decompose(
     """Decompose a trace into ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total.
 
     `floor_ns` is a measured T_sys; without it that of `replayed`, else the trace's own quickest launches stand for it.
-    `op_cost_ns` is what the profiler added to each op, to be taken off ΔFT. Raises TraceFormatError where there is
-    nothing to decompose.
+    `op_cost_ns` is what the profiler added to each op, to be taken off ΔFT. A spilled trace is measured part by part,
+    unless with the published definitions, which join by External id across all of it, or with baselines, which join by
+    the order of its ops. Raises TraceFormatError where there is nothing to decompose.
     """
-    windows = find_steps(events)
-    whole = whole_trace(events)
-    measured, notes = measure(
-        events,
-        windows or [whole],
-        rules=rules,
-        floor_ns=floor_ns,
-        attribution=attribution,
-        op_cost_ns=op_cost_ns,
-        replayed=replayed,
+    head = trace.head
+    apply = partial(
+        measure, rules=rules, floor_ns=floor_ns, attribution=attribution, op_cost_ns=op_cost_ns, replayed=replayed
     )
-    total = summarize(measured, [whole], np.zeros(len(measured.dispatches), dtype=np.intp), is_total=True)[0]
-    steps = summarize(measured, windows, group_by_time(windows, measured.dispatches.launch_ns)) if windows else [total]
-    if events.is_truncated:
+    if not isinstance(trace, Events) and (attribution is Attribution.PAPER or replayed):
+        trace = trace.load()
+    if isinstance(trace, Events):
+        windows, whole = tuple(find_steps(trace)), whole_trace(trace)
+        parts = iter([(Part.all_of(trace, windows), *apply(trace, windows or [whole]))])
+    else:
+        from taxbreak_vllm.streaming import measure_parts  # what a small trace need not load
+        from taxbreak_vllm.trace.spill import Survey
+
+        survey = Survey.of(trace)
+        whole = survey.whole
+        parts = measure_parts(trace, survey, lambda rest: _sample(rest, rules), apply)
+    totals, steps, notes, device_type = Totals(whole, head.threads), [], [], source.device_type
+    for part, measured, part_notes in parts:
+        totals.add(measured, part)
+        steps += summarize(measured, part.windows)
+        notes, device_type = part_notes, source.device_type or measured.device_type
+    total = totals.total()
+    if totals.num_lost_graphs:
+        notes.append(
+            f"{totals.num_lost_graphs} graph launches left no recorded node (profiler buffer overflow?): "
+            "device time is incomplete, so HDBI is null there"
+        )
+    if head.is_truncated:
         notes.append("the file ends in the middle: read up to its last whole event")
     return Breakdown(
-        source=source if source.device_type else dataclasses.replace(source, device_type=measured.device_type),
+        source=dataclasses.replace(source, device_type=device_type),
         attribution=attribution,
-        coverage=coverage(measured),
-        steps=tuple(steps),
-        total=named(total, None),
-        devices=devices(measured.activities),
-        threads=threads(measured),
+        coverage=totals.coverage(head.num_events, head.num_dropped),
+        steps=tuple(steps or [total]),
+        total=dataclasses.replace(total, name=None),
+        devices=totals.devices(),
+        threads=totals.threads(),
         notes=tuple(notes),
     )
 
@@ -88,19 +119,29 @@ def measure(
     attribution: Attribution = Attribution.EXCLUSIVE,
     op_cost_ns: int = 0,
     replayed: Replayed | None = None,
+    rest: "Rest | None" = None,
 ) -> tuple[Measured, list[str]]:
-    """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate."""
-    if is_cpu_backend(events):
-        return _measure_cpu(events, windows, rules, op_cost_ns, replayed)
+    """Join, classify and apply the equations; return the columns and, for the reader, what stands on an estimate.
+
+    `rest` is what a part of a trace must be told of the rest; with it there is no `replayed`.
+    """
+    if rest is None:
+        require(events.path, len(events.rows(Kind.OP, Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)))
+    if rest.is_cpu if rest else is_cpu_backend(events):
+        return _measure_cpu(events, windows, rules, op_cost_ns, replayed, rest)
     host, activities, dispatches = link(events)
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, rules.classify)
     i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[kind[dispatches.first]] & ~dispatches.is_graph
+    is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
-    spans = taxes.spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
+    starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
+    spans = taxes.spans(host, dispatches, partition, starts)
+    if rest:
+        spans = rest.completed(spans, host, dispatches)
     evidence = _evidence(events, host, activities, dispatches, kinds, kind, floor_ns, replayed)
-    base_ns = _t_base(dispatches, spans, i_lib, evidence)
+    base_ns = rest.estimates.base_ns if rest else _t_base(dispatches, spans, i_lib, evidence)
     ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns, evidence.dispatch_ns)
     if ct_ns is not None:
         library = taxes.library_spans(partition, dispatches, ct_ns)
@@ -108,12 +149,13 @@ def measure(
         partition = partition_host(host, library)
     floors = replayed.view.floors if replayed else None
     measured_ns = floors.median_ns(FloorKind.KERNEL, 1) if floors and floor_ns is None else floor_ns
-    sys_ns = taxes.t_sys(activities, dispatches) if measured_ns is None else measured_ns
-    is_kernel_launch = dispatches.num_kernels > 0
-    device = main_device(activities)
+    sys_ns = measured_ns
+    if measured_ns is None:
+        sys_ns = rest.estimates.sys_ns if rest else taxes.t_sys(activities, dispatches)
+    device = rest.survey.device if rest else main_device(activities)
     measured = Measured(
         events=events,
-        device_type="rocm" if is_rocm(events) else "cuda",
+        device_type="rocm" if (rest.is_rocm if rest else is_rocm(events)) else "cuda",
         host=host,
         activities=activities,
         dispatches=dispatches,
@@ -132,8 +174,10 @@ def measure(
         tier=evidence.tier,
         is_denied=evidence.is_denied,
     )
-    notes = _cuda_notes(base_ns, sys_ns, measured_ns, host, replayed)
+    notes = _cuda_notes(base_ns, sys_ns, measured_ns, replayed)
     if attribution is Attribution.PAPER:
+        from taxbreak_vllm import paper
+
         measured = paper.attribute(measured, sys_ns)
         notes.append(
             "attribution as published: each kernel from its op's start, device time a sum, nvjet framework-native"
@@ -155,7 +199,7 @@ def _evidence(
     if replayed is None:
         return Evidence.none(len(dispatches), Tier.TRACE if floor_ns is None else Tier.FLOOR)
     signed = sign(events, host, activities, dispatches, replayed.calls)
-    family = np.array([_FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[kind[dispatches.first]]
+    family = np.array([FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[kind[dispatches.first]]
     is_signed = signed.of_dispatch >= 0
     likes: list[Index] = [np.where(is_signed, dispatches.leaf_name, -1), np.where(is_signed, family, -1)]
     return gather(replayed.view, signed.distinct, signed.of_dispatch.astype(np.intp), likes, rest=Tier.TRACE).floored(
@@ -179,6 +223,20 @@ def _t_base(dispatches: Dispatches, spans: taxes.Spans, i_lib: Bool, evidence: E
     return base_ns if base_ns is not None else taxes.t_base(spans.t_dispatch, i_lib, chosen)
 
 
+def _sample(rest: "Rest", rules: KernelRules) -> tuple[Int64, Int64, Int64]:
+    """Return what `streaming.estimate` wants to know of a part."""
+    part, nothing = rest.part, np.empty(0, dtype=np.int64)
+    if rest.is_cpu:
+        return nothing, nothing, free_ns(part.events, rules.is_metadata_op)
+    host, activities, dispatches = link(part.events)
+    kinds, kind = _classify(part.events, activities, _ops(part.events, activities, dispatches), rules.classify)
+    i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[kind[dispatches.first]]
+    spans = taxes.spans(host, dispatches, partition_host(host), rest.starts(host))
+    _, is_own = part.owned(activities, dispatches)
+    is_native = (dispatches.num_kernels > 0) & ~i_lib & ~dispatches.is_graph & (dispatches.root >= 0)
+    return spans.t_dispatch[is_own & is_native], taxes.idle_latencies(activities, dispatches)[is_own], nothing
+
+
 def is_cpu_backend(events: Events) -> bool:
     """Tell a trace of the CPU backend: ops, but no device activity and no launch call that could have made one."""
     if len(events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)) or not len(events.rows(Kind.OP)):
@@ -189,24 +247,33 @@ def is_cpu_backend(events: Events) -> bool:
 def is_rocm(events: Events) -> bool:
     """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
     calls = np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist()
-    return any(key.startswith(("roctracer", "rocprof", "hip_")) for key in events.metadata) or any(
-        events.names[name].startswith("hip") for name in calls
-    )
+    return tells_rocm(events.metadata, (events.names[name] for name in calls))
 
 
 def _measure_cpu(
-    events: Events, windows: Sequence[StepWindow], rules: KernelRules, op_cost_ns: int, replayed: Replayed | None
+    events: Events,
+    windows: Sequence[StepWindow],
+    rules: KernelRules,
+    op_cost_ns: int,
+    replayed: Replayed | None,
+    rest: "Rest | None",
 ) -> tuple[Measured, list[str]]:
     of_op = _cpu_evidence(events, rules, replayed)
     host, activities, dispatches, front = link_cpu(
-        events, rules.is_metadata_op, OpCosts(of_op.dispatch_ns, of_op.library_ns)
+        events,
+        rules.is_metadata_op,
+        OpCosts(of_op.dispatch_ns, of_op.library_ns),
+        dispatch_ns=rest.estimates.dispatch_ns if rest else None,
     )
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
     evidence = of_op.of(np.searchsorted(events.rows(Kind.OP), dispatches.row))
     ct_ns = front.library_end - front.library_start if np.any(of_op.library_ns >= 0) else None
     partition = partition_host(host, (front.library_start, front.library_end))
-    spans = taxes.cpu_spans(host, dispatches, partition, taxes.step_starts(host, dispatches, windows))
+    starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
+    spans = taxes.cpu_spans(host, dispatches, partition, starts)
+    if rest:
+        spans = rest.completed(spans, host, dispatches)
     device = main_device(activities)
     measured = Measured(
         events=events,
@@ -235,7 +302,7 @@ def _measure_cpu(
     ]
     if ct_ns is None:
         notes.append("ΔCT on the CPU backend needs replay; until then a library's front-end counts as compute")
-    if not np.all(evidence.is_replayed):
+    if replayed is None or not np.all(evidence.is_replayed):
         notes.append(
             f"the dispatch of an op that was not replayed, nor any like it, is taken as {front.dispatch_ns} ns, "
             "the median of the ops here that compute nothing"
@@ -251,7 +318,7 @@ def _cpu_evidence(events: Events, rules: KernelRules, replayed: Replayed | None)
     distinct, index = sign_ops(events, ops, replayed.calls)
     kinds = [rules.classify_op(name) for name in events.names]
     name = events.name[ops]
-    family = np.array([_FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[name]
+    family = np.array([FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[name]
     is_computing = ~np.array([rules.is_metadata_op(name) for name in events.names], dtype=bool)[name]
     likes: list[Index] = [np.where(is_computing, name, -1), np.where(is_computing, family, -1)]
     found = gather(replayed.view, distinct, index, likes, rest=Tier.TRACE)
@@ -279,7 +346,7 @@ def _classify(
 
 
 def _cuda_notes(
-    base_ns: int | None, sys_ns: int | None, measured_ns: int | None, host: Host, replayed: Replayed | None
+    base_ns: int | None, sys_ns: int | None, measured_ns: int | None, replayed: Replayed | None
 ) -> list[str]:
     notes = []
     if base_ns is None:
@@ -294,9 +361,4 @@ def _cuda_notes(
         notes.append("no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us")
     elif measured_ns is None:
         notes.append(f"T_sys {sys_ns} ns is read from this trace's quickest launches, not measured: give --floor-us")
-    if len(host.lost_graph_ns):
-        notes.append(
-            f"{len(host.lost_graph_ns)} graph launches left no recorded node (profiler buffer overflow?): "
-            "device time is incomplete, so HDBI is null there"
-        )
     return notes

@@ -50,11 +50,16 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Requests and tokens of a step; `None` where the source does not tell."""
+    """Requests and tokens of a step; `None` where the source does not tell.
+
+    `draft_tokens` were proposed by speculative decoding and checked in this step, `accepted_tokens` of them were kept.
+    """
 
     requests: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    draft_tokens: int | None = None
+    accepted_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +120,11 @@ class StepHistogram:
 class WorkerState:
     """What a worker publishes about itself about once a second; `state.json` beside its captures.
 
-    Counters start at zero with the process. `overhead_ns` is all time recording has taken from serving (start, stop,
-    dilation where a plain step is known), `serving_ns` the time since the hooks were armed.
+    Counters start at zero with the process. `overhead_ns` is all time recording has taken from serving: profiler start
+    and stop, dilation, and what storing takes, counted as if steps had waited for all of it. `serving_ns` is the time
+    since the hooks were armed. `enabled` tells whether steps may be recorded now, `off_reason` why not ("disabled",
+    "overhead", "hook"). `sample_every` and `overhead_budget_ratio` are in force since the control `control_id` (None:
+    since the start); to stay within the budget one step in `sample_every` · `slowdown` is recorded.
     """
 
     server: Server
@@ -130,6 +138,46 @@ class WorkerState:
     serving_ns: int = 0
     capture_id: str | None = None
     capture_recorded: int = 0
+    off_reason: str | None = None
+    sample_every: int | None = None
+    overhead_budget_ratio: float | None = None
+    slowdown: int = 1
+    control_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """How a server shall record from now on, `control.json` in the spool; None leaves what its environment says."""
+
+    control_id: str
+    enabled: bool | None = None
+    sample_every: int | None = None
+    overhead_budget_ratio: float | None = None
+    updated_unix_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerControl:
+    """How one worker records now; the members are those of `WorkerState`."""
+
+    engine: str
+    rank: int
+    enabled: bool
+    off_reason: str | None = None
+    sample_every: int | None = None
+    overhead_budget_ratio: float | None = None
+    slowdown: int = 1
+    control_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlState:
+    """What was last said about a server's recording, None for nothing yet, and what its workers do."""
+
+    server_id: str
+    applied: bool
+    control: Control | None
+    workers: tuple[WorkerControl, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,8 +338,8 @@ class Calibration:
 class Coverage:
     """What was read, joined and lost. `linked` and `unlinked` count kernels, `launches` those with an activity.
 
-    `replay` is the share of orchestration time carried by each tier of baseline, `denied` the share of what is never
-    replayed, in whichever tier it is.
+    `replay` is the share of orchestration time carried by each tier of baseline, `denied_ns` the orchestration time of
+    dispatches that are never replayed, in whichever tier they are.
     """
 
     activities: int = 0
@@ -305,7 +353,7 @@ class Coverage:
     events: int = 0
     dropped_events: int = 0
     replay: Mapping[Tier, float] = field(default_factory=dict)
-    denied: float = 0.0
+    denied_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,8 +396,10 @@ class Breakdown:
         return tree
 
     def to_json(self) -> bytes:
-        """Encode as one JSON object."""
-        return msgspec.json.encode(self.to_builtins())
+        """Encode as one JSON object, that of `to_builtins`; steps go there directly, for there may be thousands."""
+        total = msgspec.to_builtins(self.total)
+        del total["name"]
+        return msgspec.json.encode({name: getattr(self, name) for name in self.__dataclass_fields__} | {"total": total})
 
     @classmethod
     def from_json(cls, data: bytes) -> "Breakdown":

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from taxbreak_vllm.model import Breakdown, Calibration, StepBreakdown
+from taxbreak_vllm.insight.evidence import AdviceReport
+from taxbreak_vllm.model import Breakdown, Calibration, ControlState, StepBreakdown, WorkerControl
 
 TOP_ROWS = 12
 MAX_STEPS = 40
@@ -89,6 +90,19 @@ def summary_lines(breakdown: Breakdown) -> Iterable[str]:
     yield from (f"note: {note}" for note in dict.fromkeys(notes))
 
 
+def advice_lines(report: AdviceReport) -> Iterable[str]:
+    """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
+    yield f"advice: {report.verdict}"
+    for number, advice in enumerate(report.advice, start=1):
+        where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
+        yield f"{number}. {advice.change} ({where})"
+        yield f"   wins at most {_ms(advice.at_most_ns)} of a step ({advice.at_most_ratio:.1%}), an upper bound"
+        yield f"   set: {'   '.join(advice.settings)}"
+        yield f"   why: {advice.finding}"
+        yield f"   wrong if: {advice.refuted_by}"
+    yield from (f"   {reason}" for reason in report.reasons)
+
+
 def _calibration(calibration: Calibration) -> str:
     parts = [f"calibration: {calibration.state}"]
     if calibration.dilation is not None:
@@ -112,3 +126,20 @@ def _ms(value_ns: int | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def control_lines(state: ControlState) -> list[str]:
+    """Say in one line a worker how it records."""
+    return [
+        f"{state.server_id}: engine {worker.engine} rank {worker.rank}: {_recording(worker)}"
+        for worker in state.workers
+    ]
+
+
+def _recording(worker: WorkerControl) -> str:
+    if not worker.enabled:
+        return f"recording is off ({worker.off_reason or 'unknown'})"
+    slowed = f", slowed down {worker.slowdown} times to keep to it" if worker.slowdown > 1 else ""
+    ratio = worker.overhead_budget_ratio
+    budget = "" if ratio is None else f" within {ratio * 100:g} % of the time"
+    return f"recording one step in {worker.sample_every} of each kind{budget}{slowed}"

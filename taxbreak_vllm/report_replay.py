@@ -59,7 +59,8 @@ def _floor_name(floor: Floor) -> str:
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """Show on stderr, where that is a terminal, how far a replay is and what is left."""
     columns = (TextColumn("{task.description:40.40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting torch", total=None)
 
         def report(progress: Progress) -> None:

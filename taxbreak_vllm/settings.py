@@ -33,7 +33,23 @@ class Settings(BaseSettings):
     spool_max_captures: int = Field(default=512, ge=1, description="bound of the spool in captures; oldest go first")
 
     enabled: bool = Field(default=True, description="record steps; false still times every step")
-    sample_every: int = Field(default=1000, ge=2, description="record one step in this many, counted per phase (steps)")
+    sample_every: int = Field(
+        default=1000,
+        ge=2,
+        le=2**31,
+        description="record one step in this many of each kind, rare kinds more often (steps)",
+    )
+    overhead_budget_ratio: float = Field(
+        default=0.005,
+        gt=0,
+        le=1,
+        description="share of wall time that recording may take; sampling slows down to keep it",
+    )
+    record_all_ranks: bool = Field(
+        default=False, description="record on every rank; false: on the first of each tensor-parallel group"
+    )
+    max_capture_steps: int = Field(default=256, ge=1, description="bound of one request for steps (steps)")
+    max_step_s: float = Field(default=10, gt=0, description="a step that takes longer is not recorded (seconds)")
     max_trace_bytes: int = Field(
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
     )
@@ -54,6 +70,9 @@ class Settings(BaseSettings):
         default="cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
         description="device to replay on in the background: cpu, cuda or cuda:N; a GPU only when named",
+    )
+    captures_per_minute: int = Field(
+        default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
     )
     api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
 

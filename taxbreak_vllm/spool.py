@@ -2,10 +2,12 @@
 
 The one seam between serving and analysis: `SPOOL/<server id>/<rank>/<step id>/{step.json,trace.json.gz}`, written
 under a temporary name and renamed, so a reader sees a capture whole or not at all. `state.json` beside them is the
-worker's own state, `SPOOL/<server id>/capture.json` a request for steps. An analyzed capture carries a file
-`analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not known here.
+worker's own state, `SPOOL/<server id>/capture.json` a request for steps and `control.json` how to record. An analyzed
+capture carries a file `analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not
+known here.
 """
 
+import dataclasses
 import fcntl
 import os
 import re
@@ -14,17 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
 from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import CaptureRequest, StepInfo, WorkerState
+from taxbreak_vllm.model import CaptureRequest, Control, StepInfo, WorkerState
 
 TRACE = "trace.json.gz"
 STEP = "step.json"
 STATE = "state.json"
 REQUEST = "capture.json"
+CONTROL = "control.json"
 ANALYZED = "analyzed"
 
 T = TypeVar("T")
@@ -104,10 +107,22 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
 
+    def messages_stamp(self, server_id: str) -> tuple[tuple[int, int] | None, ...]:
+        """Return what changes when a request or a control message comes, goes or is replaced; cheaper than reading."""
+        folder = f"{self.root}/{_checked(server_id)}"
+        return tuple(_stamp(f"{folder}/{name}") for name in (REQUEST, CONTROL))
+
     def read_request(self, server_id: str) -> CaptureRequest | None:
         """Return the standing request for a server, None where there is none or it cannot be read."""
         try:
             return _read(self.root / _checked(server_id) / REQUEST, CaptureRequest)
+        except SpoolError:
+            return None
+
+    def read_control(self, server_id: str) -> Control | None:
+        """Return how a server shall record, None where nobody has said or it cannot be read."""
+        try:
+            return _read(self.root / _checked(server_id) / CONTROL, Control)
         except SpoolError:
             return None
 
@@ -144,7 +159,7 @@ class Spool:
         for rank_dir in self._rank_dirs():
             for entry in _entries(rank_dir):
                 with suppress(FileNotFoundError):  # evicted this very moment
-                    if _NAME.fullmatch(entry.name) and entry.is_dir():
+                    if _NAME.fullmatch(entry.name) and _is_folder(entry):
                         found.append((entry.stat().st_mtime_ns, entry.path))
         return [Capture(Path(path)) for _, path in sorted(found)]
 
@@ -163,8 +178,8 @@ class Spool:
         """Find a capture by its step id; None for an unknown id or one that is no id."""
         if not _NAME.fullmatch(step_id):
             return None
-        matches = [rank_dir / step_id for rank_dir in self._rank_dirs() if (rank_dir / step_id / STEP).is_file()]
-        return Capture(matches[0]) if matches else None
+        matches = [path for rank_dir in self._rank_dirs() if ((path := rank_dir / step_id) / STEP).is_file()]
+        return next((Capture(path) for path in matches if not path.is_symlink()), None)
 
     def states(self) -> list[WorkerState]:
         """Read the state of every worker that ever published one here; unreadable ones are left out."""
@@ -182,6 +197,23 @@ class Spool:
             _write(server_dir / REQUEST, request)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot ask for a capture: {error.strerror or error}") from error
+
+    def put_control(self, server_id: str, control: Control) -> Control:
+        """Say how a server shall record and return the whole of it: what is None stays as an earlier one had it.
+
+        Raises SpoolError where the disk refuses.
+        """
+        server_dir = self.root / _checked(server_id)
+        try:
+            self._make(server_dir)
+            with self._lock():
+                earlier = self.read_control(server_id)
+                given = {name: value for name, value in dataclasses.asdict(control).items() if value is not None}
+                merged = control if earlier is None else dataclasses.replace(earlier, **given)
+                _write(server_dir / CONTROL, merged)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot change the recording: {error.strerror or error}") from error
+        return merged
 
     def cancel_request(self, server_id: str, capture_id: str) -> None:
         """Take a request back, if it is still the standing one."""
@@ -226,12 +258,12 @@ class Spool:
         return self.root / _checked(server_id) / str(rank)
 
     def _rank_dirs(self) -> list[Path]:
-        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and entry.is_dir()]
+        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and _is_folder(entry)]
         return sorted(
             Path(rank.path)
             for server in servers
             for rank in _entries(server.path)
-            if rank.name.isdigit() and rank.is_dir()
+            if rank.name.isdigit() and _is_folder(rank)
         )
 
     def _make(self, folder: Path) -> None:
@@ -246,11 +278,66 @@ class Spool:
             yield
 
 
+class Survey:
+    """How full a spool is and since when its oldest capture waits; cheap to ask again, also for thousands of captures.
+
+    A capture changes once, when it is marked as analyzed, so its folder is looked into twice at most.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._seen: dict[str, _Look] = {}
+
+    def read(self) -> tuple[int, int | None]:
+        """Return the bytes of all captures, and the Unix time in ns of the oldest unanalyzed one, None without one."""
+        seen: dict[str, _Look] = {}
+        for rank_dir in self._spool._rank_dirs():
+            for entry in _entries(rank_dir):
+                if _NAME.fullmatch(entry.name) and entry.is_dir():
+                    with suppress(FileNotFoundError):  # evicted this very moment
+                        seen[entry.path] = self._seen.get(entry.path) or _look(entry.path)
+        oldest_unix_ns = None
+        for _, path in sorted((look.modified_ns, path) for path, look in seen.items() if not look.is_analyzed):
+            with suppress(FileNotFoundError):
+                look = seen[path] = _look(path)
+                if not look.is_analyzed:
+                    oldest_unix_ns = look.modified_ns
+                    break
+        self._seen = seen
+        return sum(look.size_bytes for look in seen.values()), oldest_unix_ns
+
+
+class _Look(NamedTuple):
+    modified_ns: int
+    size_bytes: int
+    is_analyzed: bool
+
+
+def _look(path: str) -> _Look:
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(path)}
+    return _Look(os.stat(path).st_mtime_ns, sum(sizes.values()), ANALYZED in sizes)
+
+
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         return list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)  # a link could lead out of the spool
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (
+        found.st_ino,
+        found.st_mtime_ns,
+    )  # the clock has ticks of milliseconds, but a file put in place is another one
 
 
 def _is_older(entry: os.DirEntry[str], than_ns: int) -> bool:

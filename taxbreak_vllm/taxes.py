@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
-from taxbreak_vllm.trace.intervals import Int64, Partition
+from taxbreak_vllm.trace.intervals import Int64, Partition, median
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import HostClass
 
@@ -96,8 +96,7 @@ def _first_per_thread(host: Host, others: Int64) -> Int64:
 
 def t_base(t_dispatch: Int64, i_lib: Bool, is_kernel_launch: Bool) -> int | None:
     """T_base: the median T_dispatch of kernel launches that go through no vendor library (Eq. 2); None without any."""
-    chosen = t_dispatch[is_kernel_launch & ~i_lib]
-    return int(np.median(chosen)) if len(chosen) else None
+    return median(t_dispatch[is_kernel_launch & ~i_lib])
 
 
 def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int, replayed: Int64 | None = None) -> Int64:
@@ -145,14 +144,20 @@ def t_sys(activities: Activities, dispatches: Dispatches) -> int | None:
 
     A launch behind other work measures queueing, so it has no say; None where no launch found its stream idle.
     """
-    chosen = np.flatnonzero((dispatches.num_kernels == 1) & (dispatches.num_activities == 1) & ~dispatches.is_graph)
-    if not len(chosen):
-        return None
-    first = dispatches.first[chosen]
-    latency = activities.start_ns[first] - dispatches.launch_ns[chosen]
-    idle = dispatches.launch_ns[chosen] >= _stream_busy_until(activities)[first]
-    valid = latency[idle & (latency > 0)]
+    latency = idle_latencies(activities, dispatches)
+    valid = latency[latency > 0]
     return int(np.percentile(valid, FLOOR_PERCENTILE, method="lower")) if len(valid) else None
+
+
+def idle_latencies(activities: Activities, dispatches: Dispatches) -> Int64:
+    """Return launch to start of each plain launch that found its stream idle, 0 for all others."""
+    chosen = np.flatnonzero((dispatches.num_kernels == 1) & (dispatches.num_activities == 1) & ~dispatches.is_graph)
+    latency = np.zeros(len(dispatches), dtype=np.int64)
+    if len(chosen):
+        first = dispatches.first[chosen]
+        idle = dispatches.launch_ns[chosen] >= _stream_busy_until(activities)[first]
+        latency[chosen] = np.where(idle, activities.start_ns[first] - dispatches.launch_ns[chosen], 0)
+    return np.maximum(latency, 0)
 
 
 def _stream_busy_until(activities: Activities) -> Int64:

@@ -103,10 +103,7 @@ def _fill(columns: Int64, is_replayed: NDArray[np.bool_], tier: NDArray[np.int8]
         tier[own & open_rows] = family
 
 
-def shares(tier: NDArray[np.int8], weight_ns: Int64) -> dict[Tier, float]:
-    """The share of the time that each tier carries; empty where there is none."""
-    total = int(weight_ns.sum())
-    if total <= 0:
-        return {}
-    carried = np.bincount(tier, weights=weight_ns, minlength=len(TIERS))
-    return {name: float(carried[index] / total) for index, name in enumerate(TIERS) if carried[index] > 0}
+def shares(tier_ns: Int64) -> dict[Tier, float]:
+    """The share of time that each tier carries, of the time of each in the order of `TIERS`; empty without any."""
+    total = int(tier_ns.sum())
+    return {tier: int(ns) / total for tier, ns in zip(TIERS, tier_ns.tolist(), strict=True) if ns > 0} if total else {}

@@ -1,14 +1,16 @@
 """What several test modules share: they are no package, so it comes as fixtures."""
 
 import importlib.util
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import settings
 
 from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.decompose import measure as measure_trace
@@ -22,8 +24,11 @@ from taxbreak_vllm.trace.steps import find_steps, whole_trace
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("taxbreak", deadline=None, derandomize=True)
-settings.load_profile("taxbreak")
+with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pandas and pytest
+    from hypothesis import settings
+
+    settings.register_profile("taxbreak", deadline=None, derandomize=True)
+    settings.load_profile("taxbreak")
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +81,47 @@ def analyze(read, rules) -> Callable[..., Breakdown]:
         return decompose(read(events, **around), source=Source(), rules=rules, floor_ns=floor_ns)
 
     return analyze
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The system's own Chromium, headless; none is downloaded."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here: sh scripts/system_packages.sh chromium")
+    with sync_api.sync_playwright() as playwright:
+        # A container's root may not make the namespaces that the sandbox wants.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open a page; at the end it must have asked no other host and logged nothing."""
+
+    @contextmanager
+    def visit(url, *, scheme="light", width=1280, height=900, expected_log=(), **context):
+        page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, **context)
+        said, hosts = [], set()
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        try:
+            page.goto(url)
+            yield page
+        finally:
+            page.close()
+        assert [line for line in said if not any(part in line for part in expected_log)] == []
+        assert hosts <= {urlsplit(url).netloc, ""}  # "" is data: and a file
+
+    return visit
+
+
+@pytest.fixture(scope="session")
+def shoot():
+    """Keep a picture of the whole page: CI keeps the folder."""
+    folder = Path(__file__).parents[1] / "artifacts" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)

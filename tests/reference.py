@@ -157,7 +157,9 @@ class _Trace:
     def _call_of(self, activity):
         same = [c for c in self.calls if c["correlation"] == activity["correlation"] is not None]
         enqueueing = [c for c in same if _is_launch(c["name"]) or _is_copy(c["name"])]
-        return (enqueueing or same or [None])[-1]
+        # Ids begin anew where recordings are joined, so the nearest in time; of those at one instant the last.
+        distance = lambda c: (abs(c["start"] - activity["start"]), c["start"])  # noqa: E731
+        return min(reversed(enqueueing or same), key=distance, default=None)
 
     def _describe(self, dispatch, classify):
         around = [o for o in self.ops if o["thread"] == dispatch["thread"]]
@@ -385,15 +387,16 @@ def _families(own, dispatches):
 
 
 def _top(trace, own, dispatches):
+    def row(activity):
+        key = activity.get("op", "(no launch event)"), activity["name"]
+        return rows.setdefault(key, {"count": 0, "active_ns": 0, "dispatches": []})
+
     rows = {}
     for activity in own:
-        key = activity.get("op", "(no launch event)"), activity["name"]
-        row = rows.setdefault(key, {"count": 0, "active_ns": 0, "dispatches": []})
-        row["count"] += 1
-        row["active_ns"] += activity["end"] - activity["start"]
-        dispatch = activity["dispatch"]
-        if dispatch and dispatch["activities"][0] is activity and any(d is dispatch for d in dispatches):
-            row["dispatches"].append(dispatch)
+        row(activity)["count"] += 1
+        row(activity)["active_ns"] += activity["end"] - activity["start"]
+    for dispatch in dispatches:  # also where what it launched first is on a device not shown
+        row(dispatch["activities"][0])["dispatches"].append(dispatch)
     known = {"ft": True, "ct": trace.t_base is not None, "kt": trace.t_sys is not None}
     return {
         key: (

@@ -2,11 +2,15 @@
 
 import gzip
 import json
+import sqlite3
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome, Spread
 
 ROOT = Path(__file__).parent.parent
 SERVING = ROOT / "tests" / "data" / "serving.json"
@@ -70,6 +74,19 @@ def test_bad_input_is_one_line_with_file_and_reason_and_exit_2(tmp_path, name):
     assert reason in done.stderr
 
 
+@pytest.mark.parametrize("words", [("--json", SERVING), (SERVING, "--json"), ("--json", SERVING, SERVING)])
+def test_words_that_need_no_parser_print_what_the_parser_would(words):
+    parsed = taxbreak("analyze", *words, "--top", "12")
+
+    assert taxbreak("analyze", *words).stdout == parsed.stdout
+    assert json.loads(parsed.stdout)
+
+
+def test_bad_words_reach_the_parser():
+    assert "No such option" in taxbreak("analyze", "--json", "--jsno", SERVING).stderr
+    assert "Missing argument" in taxbreak("analyze", "--json").stderr
+
+
 def test_json_is_one_object_and_nothing_else():
     done = taxbreak("analyze", "--json", SERVING)
 
@@ -112,7 +129,16 @@ def test_the_exports_are_written_beside_the_table(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["profiles"]
 
 
-@pytest.mark.parametrize("arguments", [("analyze",), ("analyze", "--floor-us", "-1", "x"), ("nonsense",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("analyze",),
+        ("analyze", "--floor-us", "-1", "x"),
+        ("control", "--sample-every", "1"),
+        ("control", "--budget", "2"),
+        ("nonsense",),
+    ],
+)
 def test_bad_usage_is_exit_2(arguments):
     assert taxbreak(*arguments).returncode == 2
 
@@ -131,8 +157,9 @@ def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_capture_from_nobody_is_one_line_and_exit_1():
-    done = taxbreak("capture", "--url", "http://127.0.0.1:9", "--steps", "1")
+@pytest.mark.parametrize("command", [("capture", "--steps", "1"), ("control",), ("control", "--disable")])
+def test_a_server_that_cannot_be_reached_is_one_line_and_exit_1(command):
+    done = taxbreak(*command, "--url", "http://127.0.0.1:9")
 
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -147,3 +174,132 @@ def test_every_real_trace_gives_a_table(path):
     assert done.returncode == 0, done.stderr
     assert "ΔFT" in done.stdout
     assert done.stderr == ""
+
+
+def test_analyze_ends_with_advice_or_with_the_reason_why_there_is_none():
+    withheld, advised = taxbreak("analyze", SERVING), taxbreak("analyze", SERVING, "--plain-ms", "0.3")
+
+    assert "advice: withheld" in withheld.stdout
+    assert "--plain-ms" in withheld.stdout
+    assert "advice: act" in advised.stdout
+    assert advised.stdout.count(", an upper bound") == advised.stdout.count("   wrong if: ") > 0
+
+
+def test_the_json_of_analyze_carries_the_advice_beside_the_breakdown():
+    done = json.loads(taxbreak("analyze", SERVING, "--plain-ms", "0.3", "--json").stdout)
+
+    assert done["schema"] == "taxbreak.breakdown/1"
+    assert done["advice"]["verdict"] == "act"
+    assert {"rule", "component", "phase", "settings", "at_most_ns", "at_most_ratio", "refuted_by"} <= set(
+        done["advice"]["advice"][0]
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with one entry."""
+    environment = Environment(device_type="cuda", device_name="H100", torch="2.9", driver="12080")
+    entry = Baseline(signature="a", op="aten::mm", outcome=Outcome.MEASURED, dispatch=Spread(1000, 10, 30))
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        store.put(environment, [entry])
+    return tmp_path / "store.sqlite3"
+
+
+def test_a_store_is_listed_exported_and_taken_in_elsewhere(store, tmp_path):
+    listed = json.loads(taxbreak("baselines", "list", "--baselines", store, "--json").stdout)
+    exported = json.loads(taxbreak("baselines", "export", tmp_path / "x.jsonl", "--baselines", store, "--json").stdout)
+    other = tmp_path / "other.sqlite3"
+    taken = json.loads(taxbreak("baselines", "import", tmp_path / "x.jsonl", "--baselines", other, "--json").stdout)
+
+    assert (listed["entries"], exported["entries"], taken["entries"]) == (1, 1, 1)
+    assert listed["environments"] == taken["environments"]
+    assert listed["environments"][0]["environment"]["device_name"] == "H100"
+
+
+def test_a_store_is_a_table_for_people(store):
+    done = taxbreak("baselines", "list", "--baselines", store)
+
+    assert done.returncode == 0
+    assert "cuda H100" in done.stdout
+
+
+def test_baselines_of_another_place_are_not_used_and_the_notes_say_so(store):
+    tree = json.loads(taxbreak("analyze", SERVING, "--baselines", store, "--json").stdout)
+
+    assert any("no baselines" in note for note in tree["notes"])
+
+
+BAD_STORES = {
+    "missing": (lambda path: None, "no such file"),
+    "text": (lambda path: path.write_text("hello " * 1000), "not a database"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:3000]), "malformed"),
+    "newer": (lambda path: _set_version(path, 9), "another version"),
+}
+
+
+def _set_version(path: Path, version: int) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    db.close()
+
+
+@pytest.mark.parametrize("command", [("analyze", SERVING), ("baselines", "list")], ids=lambda command: command[0])
+@pytest.mark.parametrize("what", BAD_STORES)
+def test_a_bad_store_is_one_line_with_its_name_and_exit_2(store, tmp_path, what, command):
+    spoil, reason = BAD_STORES[what]
+    path = tmp_path / "spoiled.sqlite3"
+    if what != "missing":
+        path.write_bytes(store.read_bytes())
+    spoil(path)
+
+    done = taxbreak(*command, "--baselines", path)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("baselines", "import", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("baselines", "export"), "takes a file"),
+        (("baselines", "list", "file"), "takes no file"),
+        (("replay", "nowhere.json"), "nowhere.json: No such file"),
+        (("replay", str(ROOT)), "neither a capture nor a spool"),
+    ],
+)
+def test_bad_input_of_replay_and_baselines_is_one_line_and_exit_2(store, arguments, reason):
+    done = taxbreak(*arguments, "--baselines", store)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert reason in done.stderr
+
+
+def test_an_export_cut_short_is_one_line_and_exit_2(store, tmp_path):
+    taxbreak("baselines", "export", tmp_path / "x.jsonl", "--baselines", store)
+    whole = (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "x.jsonl").write_bytes(whole[:-20])
+
+    done = taxbreak("baselines", "import", tmp_path / "x.jsonl", "--baselines", store)
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "not an export of baselines" in done.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(find_spec("torch") is None, reason="floors need torch")
+def test_floors_are_measured_stored_and_told(tmp_path):
+    done = taxbreak("floor", "--device", "cpu", "--baselines", tmp_path / "store.sqlite3", "--json")
+
+    tree = json.loads(done.stdout)
+    kinds = {floor["kind"] for floor in tree["floors"]["floors"]}
+    assert done.returncode == 0, done.stderr
+    assert (tree["schema"], tree["environment"]["device_type"]) == ("taxbreak.floors/1", "cpu")
+    assert kinds == {"dispatch", "aten_dispatch", "profiler_op"}
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        (environment,) = store.environments()
+        assert len(store.floors(environment).floors) == 3

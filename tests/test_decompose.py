@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.decompose import decompose
+from taxbreak_vllm.baselines import Baseline, Floor, FloorKind, Floors, Outcome, Spread
+from taxbreak_vllm.decompose import Replayed, decompose
 from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import Source
+from taxbreak_vllm.model import Source, Tier
+from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import read_events
+from taxbreak_vllm.trace.spill import open_trace
 
 RULES = KernelRules.load()
 
@@ -96,6 +99,21 @@ def traces(draw):
     return draw(st.permutations(made))
 
 
+@st.composite
+def joined(draw, parts):
+    """Several traces one after the other or over each other, their correlation ids going on or beginning anew."""
+    made, at = [], 0
+    begins_anew = draw(st.booleans())
+    for number, events in enumerate(draw(st.lists(parts, min_size=2, max_size=5))):
+        for event in events:
+            moved = event | {"start": event["start"] + at, "end": event["end"] + at}
+            if event["correlation"] is not None and not begins_anew:
+                moved["correlation"] += 100 * number
+            made.append(moved)
+        at += draw(st.sampled_from((0, 70, 420, 700, 1400)))
+    return made
+
+
 def classify(name, op):
     kind = RULES.classify(name, op)
     return str(kind.family), kind.i_lib
@@ -164,6 +182,38 @@ def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
         assert_conserved(step)
         assert step.taxes.delta_kt_ns == 0
         assert step.tklqt_ns is step.tklqt_per_kernel_ns is step.launches is None
+
+
+@settings(max_examples=250)
+@given(
+    events=joined(traces()),
+    base_ns=st.sampled_from(BASES_NS),
+    floor_ns=st.sampled_from((None, 5)),
+    rows_per_part=st.sampled_from((1, 10, 30)),
+)
+def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, events, base_ns, floor_ns, rows_per_part):
+    path.write_text(reference.to_json(reference.shifted(events, base_ns)))
+    options = {"source": Source(), "rules": RULES, "floor_ns": floor_ns}
+
+    with open_trace(path, spill_above_bytes=0, rows_per_part=rows_per_part) as trace:
+        in_parts = decompose(trace, **options)
+
+    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
+
+
+@settings(max_examples=100)
+@given(
+    events=joined(st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), max_size=8)),
+    steps=st.lists(events("step", ("taxbreak.step:a",), 200, thread=THREADS), max_size=4),
+)
+def test_so_does_a_trace_of_the_cpu_backend(reference, path, events, steps):
+    path.write_text(reference.to_json([reference.op("aten::mm", 0, 30), *events, *steps]))
+    options = {"source": Source(), "rules": RULES, "op_cost_ns": 2}
+
+    with open_trace(path, spill_above_bytes=0, rows_per_part=1) as trace:
+        in_parts = decompose(trace, **options)
+
+    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
 
 
 def test_a_trace_without_step_annotations_is_one_step_equal_to_the_total(analyze, reference):
@@ -272,6 +322,29 @@ def test_figures_are_of_the_device_with_most_activities_and_the_others_are_liste
     assert [(d.device, d.activities, d.active_ns) for d in breakdown.devices] == [(3, 1, 100), (5, 2, 20)]
 
 
+def test_the_tax_of_a_launch_on_a_device_not_shown_is_in_top_too(analyze, reference):
+    r = reference
+    breakdown = analyze(
+        [
+            r.op("aten::mm", 0, 100),
+            *(r.call("cudaLaunchKernel", 10 + 20 * i, 15 + 20 * i, i) for i in range(3)),
+            r.kernel("a", 200, 210, 0, device=0),
+            r.kernel("a", 210, 220, 1, device=0),
+            r.kernel("b", 200, 300, 2, device=1),
+        ],
+        floor_ns=5,
+    )
+
+    total = breakdown.total
+    # Launch 0 has 0 to 10, launches 1 and 2 the 15 ns since the one before returned.
+    assert {(row.kernel, row.count, row.active_ns, row.delta_ft_ns) for row in total.top} == {
+        ("a", 2, 20, 25),
+        ("b", 0, 0, 15),
+    }
+    assert sum(row.delta_ft_ns for row in total.top) == total.taxes.delta_ft_ns
+    assert sum(row.delta_kt_ns for row in total.top) == total.taxes.delta_kt_ns == 15
+
+
 def test_activities_belong_to_the_step_that_launched_them_however_late_they_run(analyze, reference):
     r = reference
     breakdown = analyze(
@@ -352,3 +425,210 @@ def test_ops_beside_launches_without_any_activity_are_a_gpu_trace_that_lost_its_
 def test_a_trace_with_neither_ops_nor_activities_is_refused_in_one_line(analyze, reference):
     with pytest.raises(TraceFormatError, match=r"^[^\n]*trace\.json[^\n]*neither[^\n]*$"):
         analyze([reference.step("empty", 0, 10)])
+
+
+class MadeUpView:
+    """Baselines of ops by name, as a trace without shapes has them; None stands for an op that is denied."""
+
+    def __init__(self, floors=None, **entries):
+        self.floors = floors
+        self._entries = entries
+
+    def get(self, signatures):
+        kernels = [Kernel(), *(Kernel(name) for name in (*KERNELS, GEMM, ADD))]
+        found = {}
+        for op, entry in self._entries.items():
+            for kernel in kernels:
+                key = signature(Call(op.replace("__", "::", 1), None), kernel)
+                found[key] = Baseline(
+                    signature=key,
+                    op=op,
+                    outcome=Outcome.DENIED if entry is None else Outcome.MEASURED,
+                    **{name: Spread(ns, 0, 1) for name, ns in (entry or {}).items()},
+                )
+        return {key: found[key] for key in signatures if key in found}
+
+
+ADD, GEMM = KERNELS[1], KERNELS[0]
+FLOORS = Floors(
+    floors=(
+        Floor(kind=FloorKind.KERNEL, spread=Spread(5, 0, 1), nodes=1),
+        Floor(kind=FloorKind.GRAPH, spread=Spread(24, 0, 1), nodes=8),
+        Floor(kind=FloorKind.GRAPH, spread=Spread(10, 0, 1), nodes=1),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def replay(reference, path):
+    """Decompose made-up events with made-up baselines."""
+
+    def replay(events, view, **told):
+        path.write_text(reference.to_json(events))
+        replayed = Replayed(read_calls(path), view)
+        return decompose(read_events(path), source=Source(), rules=RULES, replayed=replayed, **told)
+
+    return replay
+
+
+@pytest.fixture
+def on_gpu(reference):
+    """Five dispatches at 0, 1000, 2000…: of 30, 60, 50 and 30 ns, and a graph of four nodes; 100 ns active each."""
+    r = reference
+
+    def dispatch(at, op, t_dispatch, kernel, number):
+        return [
+            r.op(op, at, at + 90),
+            r.call("cudaLaunchKernel", at + t_dispatch, at + t_dispatch + 5, number),
+            r.kernel(kernel, at + 200, at + 300, number),
+        ]
+
+    return [
+        *dispatch(0, "aten::add", 30, ADD, 1),
+        *dispatch(1000, "aten::mm", 60, GEMM, 2),
+        *dispatch(2000, "aten::linear", 50, GEMM, 3),
+        *dispatch(3000, "aten::mul", 30, ADD, 4),
+        r.call("cudaGraphLaunch", 4000, 4010, 5),
+        *(r.kernel(ADD, 4100 + 25 * n, 4125 + 25 * n, 5) for n in range(4)),
+    ]
+
+
+def top(breakdown):
+    return {row.op: row for row in breakdown.total.top}
+
+
+def test_t_base_and_delta_ct_rest_on_what_was_replayed_alone(replay, on_gpu):
+    view = MadeUpView(FLOORS, aten__add={"dispatch": 10}, aten__mm={"dispatch": 45}, aten__mul={"dispatch": 14})
+
+    rows = top(replay(on_gpu, view))
+
+    # T_base is the median of 10 and 14. Of mm 45 - 12 is the library's, of the 60 in the trace the rest is not.
+    assert rows["aten::mm"].delta_ct_ns == 33
+    assert rows["aten::mm"].delta_ft_ns == 60 + (1000 - 90) - 33  # and the Python since the op before
+    assert rows["aten::add"].delta_ct_ns == 0
+    assert rows["aten::add"].tier is rows["aten::mm"].tier is Tier.REPLAYED
+
+
+def test_what_was_not_replayed_takes_the_median_of_its_family(replay, on_gpu):
+    view = MadeUpView(FLOORS, aten__add={"dispatch": 10}, aten__mm={"dispatch": 45})
+
+    rows = top(replay(on_gpu, view))
+
+    assert rows["aten::linear"].delta_ct_ns == 35  # as mm: 45 - 10
+    assert rows["aten::linear"].tier is Tier.FAMILY
+    assert rows["aten::mul"].tier is Tier.FAMILY
+
+
+def test_without_a_replay_of_its_family_the_traces_own_dispatch_stands(replay, on_gpu):
+    rows = top(replay(on_gpu, MadeUpView(FLOORS, aten__add={"dispatch": 10})))
+
+    assert (rows["aten::mm"].delta_ct_ns, rows["aten::linear"].delta_ct_ns) == (50, 40)  # 60 and 50, less T_base 10
+    assert rows["aten::mm"].tier is Tier.TRACE
+
+
+def test_delta_ct_is_never_more_than_the_dispatch_it_is_part_of(replay, on_gpu):
+    view = MadeUpView(FLOORS, aten__add={"dispatch": 10}, aten__mm={"dispatch": 5000})
+
+    breakdown = replay(on_gpu, view)
+
+    assert top(breakdown)["aten::mm"].delta_ct_ns == 60
+    assert_conserved(breakdown.total)
+
+
+def test_delta_kt_is_the_measured_floor_and_a_graphs_is_interpolated(replay, on_gpu):
+    breakdown = replay(on_gpu, MadeUpView(FLOORS))
+
+    # Four launches at 5; a graph of 4 nodes lies 3 / 7 of the way from 10 to 24.
+    assert breakdown.total.taxes.delta_kt_ns == 4 * 5 + 16
+    assert top(breakdown)["cudaGraphLaunch"].tier is Tier.FLOOR
+    assert replay(on_gpu, MadeUpView(FLOORS), floor_ns=7).total.taxes.delta_kt_ns == 4 * 7 + 16
+    assert replay(on_gpu, MadeUpView()).total.taxes.delta_kt_ns == 5 * 140  # read from the trace's quickest: mm's
+
+
+def test_delta_kt_excess_is_what_a_launch_took_alone_beyond_the_floor(replay, on_gpu):
+    view = MadeUpView(
+        FLOORS, aten__add={"dispatch": 10, "launch": 9}, aten__mm={"dispatch": 45, "launch": 4}, aten__linear=None
+    )
+
+    taxes = replay(on_gpu, view).total.taxes
+
+    # add 4, mm none, linear as its family mm none, mul as its family add 4.
+    assert taxes.delta_kt_excess_ns == 8
+    assert replay(on_gpu, MadeUpView(FLOORS, aten__add={"dispatch": 10})).total.taxes.delta_kt_excess_ns is None
+
+
+def test_what_is_denied_takes_the_next_tier_and_its_share_is_told(replay, on_gpu):
+    view = MadeUpView(FLOORS, aten__add={"dispatch": 10}, aten__mm={"dispatch": 45}, aten__linear=None)
+
+    breakdown = replay(on_gpu, view)
+
+    own = top(breakdown)["aten::linear"]
+    assert own.tier is Tier.FAMILY
+    assert breakdown.coverage.denied_ns == own.delta_ft_ns + own.delta_ct_ns + own.delta_kt_ns
+    assert sum(breakdown.coverage.replay.values()) == pytest.approx(1)
+    assert set(breakdown.coverage.replay) == {Tier.REPLAYED, Tier.FAMILY, Tier.FLOOR}
+
+
+def test_on_the_cpu_the_front_end_is_carved_out_of_compute(replay, reference):
+    op = reference.op
+    view = MadeUpView(aten__mm={"dispatch": 8, "library": 30}, aten__add={"dispatch": 4, "library": 30})
+
+    total = replay([op("aten::mm", 0, 100), op("aten::add", 120, 150)], view).total
+
+    # 8 of dispatch, 30 of front-end, the rest computes; ATen's add is no library, whatever a replay says of it.
+    assert (total.host.dispatch_ns, total.host.library_ns, total.host.blocked_ns) == (8 + 4, 30, 62 + 26)
+    assert (total.taxes.delta_ft_ns, total.taxes.delta_ct_ns, total.device.active_ns) == (12 + 20, 30, 88)
+    assert total.hdbi == 88 / (88 + 62)
+    assert_conserved(total)
+
+
+def test_on_the_cpu_a_front_end_longer_than_the_op_leaves_no_compute_and_no_more(replay, reference):
+    view = MadeUpView(aten__mm={"dispatch": 8, "library": 3000})
+
+    total = replay([reference.op("aten::mm", 0, 100), reference.op("aten::add", 120, 150)], view).total
+
+    assert total.host.library_ns == 92
+    assert_conserved(total)
+
+
+COSTS = st.one_of(
+    st.none(),
+    st.fixed_dictionaries({"dispatch": st.integers(0, 120)}, optional={"library": st.integers(0, 120)}),
+)
+STORES = st.fixed_dictionaries({}, optional={op.replace("::", "__"): COSTS for op in OPS})
+
+
+@settings(max_examples=80)
+@given(
+    events=st.lists(events("op", (*OPS, "aten::view"), 30, thread=THREADS), min_size=1, max_size=15),
+    steps=st.lists(events("step", ("taxbreak.step:a",), 30, thread=THREADS), max_size=2),
+    costs=STORES,
+)
+def test_the_cpu_backend_is_conserved_whatever_replay_says(replay, events, steps, costs):
+    breakdown = replay([*events, *steps], MadeUpView(**costs))
+
+    for step in (*breakdown.steps, breakdown.total):
+        assert_conserved(step)
+    assert_shares(breakdown)
+
+
+@settings(max_examples=80)
+@given(events=traces(), costs=STORES)
+def test_a_gpu_is_conserved_whatever_replay_says(replay, events, costs):
+    entries = {
+        op: cost and {"dispatch": cost["dispatch"], "launch": cost.get("library", 0)} for op, cost in costs.items()
+    }
+
+    breakdown = replay(events, MadeUpView(FLOORS, **entries))
+
+    for step in (*breakdown.steps, breakdown.total):
+        assert_conserved(step)
+        assert (step.taxes.delta_kt_excess_ns or 0) >= 0
+    assert_shares(breakdown)
+
+
+def assert_shares(breakdown):
+    shares, taxes = breakdown.coverage.replay, breakdown.total.taxes
+    assert sum(shares.values()) == pytest.approx(1) or not shares
+    assert 0 <= breakdown.coverage.denied_ns <= (taxes.orchestration_ns or 0)
+    assert shares or not taxes.orchestration_ns or breakdown.source.device_type == "cpu"

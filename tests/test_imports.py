@@ -21,11 +21,22 @@ ORDER = (
     {"baselines"},
     {"taxes"},
     {"insight", "replay"},
+    {"page"},
     {"service", "report", "report_insight", "report_replay", "client", "export"},
     {"demo"},
     {"cli"},
 )
-ALSO_TAXES = {"tiers", "paper", "decompose", "summary", "analysis", "recording"}  # taxes.py in several files
+ALSO_TAXES = {
+    "tiers",
+    "paper",
+    "decompose",
+    "summary",
+    "figures",
+    "totals",
+    "streaming",
+    "analysis",
+    "recording",
+}  # taxes.py in several files
 SERVING_MAY = {"serving", "model", "settings", "spool", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 

@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 
 from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model import Source
+from taxbreak_vllm.trace.cuts import Parts
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import read_events
+from taxbreak_vllm.trace.spill import Survey, open_trace
 
+REPEAT = Path(__file__).parents[1] / "benchmarks" / "repeat_trace.py"
 TRACES = Path(__file__).parents[2] / "shared" / "traces"
 FILES = (
     "a100_hta_negqueue_infer_graph.json.gz",
@@ -147,6 +152,29 @@ def test_the_device_is_as_busy_as_hta_says_where_hta_looks_at_all_of_it(trace):
         busy["compute_time(us)"] + busy["non_compute_time(us)"], abs=trace.noise_us(2 * len(linked))
     )
     assert trace.breakdown.total.device.active_ns >= union_ns(linked)
+
+
+def test_measured_in_parts_it_is_the_same_to_the_byte(trace):
+    with open_trace(trace.path, spill_above_bytes=0, rows_per_part=500) as spilled:
+        in_parts = decompose(spilled, source=Source(path=str(trace.path)), rules=KernelRules.load())
+
+    assert in_parts.to_json() == trace.breakdown.to_json()
+
+
+def test_its_events_three_times_over_measured_in_parts_are_the_same_to_the_byte(trace, tmp_path):
+    path = tmp_path / "three.json"
+    subprocess.run([sys.executable, REPEAT, trace.path, path, "3"], check=True)
+    with open_trace(path, spill_above_bytes=0, rows_per_part=1000) as spilled:
+        num_parts = _num_parts(spilled)
+        in_parts = decompose(spilled, source=Source(), rules=KernelRules.load())
+
+    assert num_parts > 1
+    assert in_parts.to_json() == decompose(read_events(path), source=Source(), rules=KernelRules.load()).to_json()
+
+
+def _num_parts(spilled):
+    with Parts(spilled, Survey.of(spilled)) as parts:
+        return sum(1 for _ in parts)
 
 
 def test_every_nanosecond_of_every_step_is_accounted_for(trace):

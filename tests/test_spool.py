@@ -2,12 +2,13 @@
 
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import Batch, CaptureRequest, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
 from taxbreak_vllm.spool import Spool
 
 SERVER = Server(server_id="server-a")
@@ -45,6 +46,22 @@ def test_what_is_put_is_listed_read_and_found(spool):
     assert found is not None
     assert found.read_info().server.rank == 3
     assert found.trace_path.read_bytes() == b"x" * 100
+
+
+def test_a_link_is_no_capture_no_rank_and_no_server_as_it_may_lead_out_of_the_spool(spool, tmp_path):
+    put(spool, "one")
+    (outside := tmp_path / "outside").mkdir()
+    inside = spool.root / "server-a" / "0"
+    for link, target in (
+        (inside / "two", inside / "one"),
+        (inside.with_name("1"), inside),
+        (spool.root / "b", outside),
+    ):
+        link.symlink_to(target)
+
+    assert [capture.path for capture in spool.captures()] == [inside / "one"]
+    assert spool.find("two") is None
+    assert spool.states() == []
 
 
 def test_a_writer_that_dies_leaves_nothing_to_read(spool):
@@ -133,6 +150,30 @@ def test_requests_are_read_replaced_and_taken_back_only_by_their_own_id(spool):
     assert standing.capture_id == "y"
     spool.cancel_request("server-a", "y")
     assert spool.read_request("server-a") is None
+
+
+def test_control_is_kept_where_a_later_one_is_silent(spool):
+    spool.put_control("server-a", Control(control_id="x", enabled=False, sample_every=7))
+
+    merged = spool.put_control("server-a", Control(control_id="y", enabled=True, updated_unix_ns=3))
+
+    assert merged == Control(control_id="y", enabled=True, sample_every=7, updated_unix_ns=3)
+    assert spool.read_control("server-a") == merged
+    assert spool.read_control("server-b") is None
+
+
+def test_every_message_that_comes_goes_or_is_replaced_changes_the_stamp(spool):
+    stamps = [spool.messages_stamp("server-a")]
+    for number in range(20):
+        spool.put_request("server-a", CaptureRequest(capture_id="x", steps=1))
+        stamps.append(spool.messages_stamp("server-a"))
+        spool.put_control("server-a", Control(control_id=str(number)))
+        stamps.append(spool.messages_stamp("server-a"))
+        assert spool.messages_stamp("server-a") == stamps[-1]
+    spool.cancel_request("server-a", "x")
+    stamps.append(spool.messages_stamp("server-a"))
+
+    assert all(before != after for before, after in pairwise(stamps))
 
 
 def test_states_are_read_and_garbage_is_left_out(spool):

@@ -83,6 +83,7 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, 
 
 def _serve(processes: Processes, model: Path, spool: Path) -> Server:
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": str(SAMPLE_EVERY)}
+    env["TAXBREAK_OVERHEAD_BUDGET_RATIO"] = "1"
     return start_vllm(processes, model, env=env)
 
 

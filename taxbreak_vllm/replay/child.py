@@ -19,7 +19,7 @@ from taxbreak_vllm.baselines import Baseline, Environment, Floors
 from taxbreak_vllm.replay.task import Options, Task
 
 _PR_SET_PDEATHSIG = 1
-_NICENESS = 19
+_MAX_FILE_BYTES = 2**30  # what is replayed may print without end
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,14 +44,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def main(result_fd: int) -> int:
     """Serve tasks until standard input ends."""
     _end_with_parent()
-    os.nice(_NICENESS)
+    options = msgspec.json.decode(sys.stdin.buffer.readline(), type=Options)
+    os.nice(options.niceness)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # two lines of tracing probes at every profiler start otherwise
     with os.fdopen(result_fd, "wb", buffering=0) as out:
         from taxbreak_vllm.replay.floors import here, measure_floors
-        from taxbreak_vllm.replay.measure import measure
+        from taxbreak_vllm.replay.measure import measure, warm_up
 
-        options = msgspec.json.decode(sys.stdin.buffer.readline(), type=Options)
         _take_device(options.device, options.max_bytes)
+        warm_up(options)
         _send(out, Ready(environment=here(options.device), cpu_ns=time.process_time_ns()))
         decoder = msgspec.json.Decoder(Task | None)
         for line in sys.stdin.buffer:

@@ -9,7 +9,7 @@ from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome
 from taxbreak_vllm.errors import BaselineError
 from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
-from taxbreak_vllm.replay.runner import Limits, Progress, missing, run
+from taxbreak_vllm.replay.runner import Child, Limits, Progress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.spool import STEP
 from taxbreak_vllm.trace.calls import signature
@@ -41,6 +41,7 @@ def replay_paths(
     retry: bool = False,
     pause_above: float | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    open_child: Callable[[Options], Child] = Child,
 ) -> Account:
     """Replay what these traces, captures or spools hold and the store lacks.
 
@@ -65,6 +66,7 @@ def replay_paths(
             check=check,
             may_go_on=idle_check(options.device, pause_above),
             report=report,
+            open_child=open_child,
         )
         keys = [key for task in (*found.tasks, *(task for task, _ in found.denied)) for key in _keys(task)]
         entries = store.get(here[0], keys)

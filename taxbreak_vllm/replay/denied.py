@@ -6,7 +6,8 @@ An op that is not here may still fail to replay, as where the trace does not hol
 import re
 
 _RULES = (
-    (r"^c10d::|^_c10d|::(all_reduce|all_gather|reduce_scatter|broadcast|all_to_all)|^nccl|^record_param_comms",
+    (r"^c10d::|^_c10d|^(?!aten::)\w+::(all_reduce|all_gather|reduce_scatter|broadcast|all_to_all)|^nccl"
+     r"|^record_param_comms",
      "a collective waits for other ranks"),
     (r"::(_local_scalar_dense|item|is_nonzero|equal|allclose|_to_cpu)$", "blocks the host until the device is done"),
     (r"::(nonzero|nonzero_static|masked_select|unique\w*|_unique\w*|repeat_interleave|bincount|argwhere)$",

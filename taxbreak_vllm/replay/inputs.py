@@ -108,11 +108,11 @@ class Prepared:
         return self.overload(*self.args, **self.kwargs)
 
 
-def load_namespace(op: str, modules: Sequence[str] = ()) -> None:
-    """Import what registers the op: vLLM's kernels for its namespaces, and the modules a user named."""
+def load_namespace(namespace: str, modules: Sequence[str] = ()) -> None:
+    """Import what registers the ops of a namespace: vLLM's kernels for its own, and the modules a user named."""
     for module in modules:
         importlib.import_module(module)
-    if op.partition("::")[0] in _VLLM_NAMESPACES:
+    if namespace in _VLLM_NAMESPACES:
         try:
             importlib.import_module("vllm.platforms").current_platform.import_kernels()
         except ImportError as error:

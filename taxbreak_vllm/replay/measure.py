@@ -6,7 +6,7 @@ more than the task at hand.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,13 +29,23 @@ WINDOW = "taxbreak.replay:"
 
 _LONG_RUN_S = 0.02  # a call that takes longer is run less often
 _MIN_RUNS = 5
+_TURNS = 5
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "bad allocation")
+
+
+def warm_up(options: Options) -> None:
+    """Load what the tasks will need and start the profiler once, which takes seconds that are no task's own."""
+    for namespace in ("aten", *options.namespaces):
+        with suppress(RefusedError):
+            load_namespace(namespace, options.modules)
+    with torch.profiler.profile(activities=_activities(options)):
+        pass
 
 
 def measure(task: Task, options: Options, *, now_ns: Callable[[], int] = time.time_ns) -> list[Baseline]:
     """Replay a task; what goes wrong in Python becomes the outcome of its entries."""
     try:
-        load_namespace(task.call.op, options.modules)
+        load_namespace(task.call.op.partition("::")[0])
         with torch.inference_mode():
             return (
                 _measure_cpu(task, options, now_ns())
@@ -106,20 +116,23 @@ def _first_that_runs(call: Call, size: Size, options: Options) -> Prepared | Non
 @contextmanager
 def _recorded(calls: dict[Size, Prepared], options: Options) -> Iterator[Path]:
     """Run each call alone, again and again, under the profiler that a server uses; give the trace."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if options.device != "cpu":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
     runs = {size: _warm(call, options) for size, call in calls.items()}
     with TemporaryDirectory(prefix="taxbreak-replay-") as folder:
-        with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
-            for size, call in calls.items():
-                with torch.profiler.record_function(WINDOW + size):
-                    for _ in range(runs[size]):
-                        call()
-                        synchronize(options.device)
+        with torch.profiler.profile(activities=_activities(options), record_shapes=True) as profile:
+            for turn in range(_TURNS):  # the sizes are compared with one another, so they share what drifts
+                for size, call in calls.items():
+                    with torch.profiler.record_function(WINDOW + size):
+                        for _ in range(turn, runs[size], _TURNS):
+                            call()
+                            synchronize(options.device)
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         yield path
+
+
+def _activities(options: Options) -> list[torch.profiler.ProfilerActivity]:
+    cpu, gpu = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
+    return [cpu] if options.device == "cpu" else [cpu, gpu]
 
 
 def _warm(call: Prepared, options: Options) -> int:

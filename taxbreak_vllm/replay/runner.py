@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +25,7 @@ from taxbreak_vllm.replay.child import Ready, Result
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.trace.calls import signature
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 600.0  # torch and vLLM take 20 s to load, far longer at the lowest priority on a busy machine
 _CHUNK_BYTES = 2**16
 
 
@@ -239,6 +239,12 @@ def run(
     """
     started_s = now_s()
     pace = pace or Pace()
+
+    def is_over() -> bool:
+        return limits.total_s is not None and now_s() - started_s >= limits.total_s
+
+    namespaces = {task.call.op.partition("::")[0] for task in tasks}
+    options = replace(options, namespaces=tuple(sorted(namespaces)))
     with Crew(options, limits.batch, open_child) as crew, _counted(crew, pace):
         environment = crew.environment
         check(environment)
@@ -246,9 +252,9 @@ def run(
         done = len(tasks) - len(left)
         for task in left:
             report(Progress(done=done, total=len(tasks), op=task.call.op))
-            while (due_s := pace.due_s(crew.cpu_ns)) > 0 or not may_go_on():
+            while not is_over() and ((due_s := pace.due_s(crew.cpu_ns)) > 0 or not may_go_on()):
                 sleep(min(due_s, 1.0) or 1.0)
-            if limits.total_s is not None and now_s() - started_s >= limits.total_s:
+            if is_over():
                 break
             entries = crew.serve(task, limits.task_s)
             store.put(environment, entries)

@@ -8,7 +8,10 @@ from taxbreak_vllm.trace.calls import Call, Kernel, signature
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to replay: `runs` after `warmups`, within `max_bytes`, lists of tensors in `dtype`."""
+    """How to replay: `runs` after `warmups`, within `max_bytes`, lists of tensors in `dtype`, at the lowest priority.
+
+    `modules` and what registers the ops of `namespaces` are imported before the first task.
+    """
 
     device: str = "cpu"
     warmups: int = 5
@@ -16,6 +19,8 @@ class Options:
     max_bytes: int = 4 * 2**30
     dtype: str = ""
     modules: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    niceness: int = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

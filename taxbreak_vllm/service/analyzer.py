@@ -7,8 +7,8 @@ killed at any instant: a capture is marked only after its result is on disk, and
 
 import argparse
 import logging
-import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from taxbreak_vllm.baselines import Baselines
-from taxbreak_vllm.errors import BaselineError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model import Breakdown, Server, StepInfo
-from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent
+from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import Capture, Spool
 
@@ -31,6 +31,8 @@ MAX_ATTEMPTS = 3
 MAX_CAPTURES_PER_TURN = 8  # so that the workers' states are never much older than a turn
 
 _POLL_S = 1.0
+_AWAITED_POLL_S = 0.1
+_MAX_AWAITED = 16  # the newest requests; a server has one at a time
 _HOUSEKEEPING_NS = 60 * 10**9
 _ABANDONED_NS = 10 * 60 * 10**9
 _NICENESS = 10
@@ -60,17 +62,30 @@ class Analyzer:
         """Do one turn after the other until `stop` is set, resting only when there is nothing to do."""
         while not stop.is_set():
             if self.turn() == 0:
-                stop.wait(_POLL_S)
+                stop.wait(_AWAITED_POLL_S if self._is_awaited() else _POLL_S)
 
     def turn(self) -> int:
-        """Take over the workers' states, settle the oldest few captures; return how many those were."""
+        """Take over the workers' states, settle the next few captures; return how many those were."""
         self._results.put_states(self._spool.states())
-        captures = self._spool.pending()[:MAX_CAPTURES_PER_TURN]
+        captures = self._next_captures()
         for capture in captures:
             self._settle(capture)
-        if self._now_ns() >= self._housekeeping_due_ns:
+        if not 0 < self._housekeeping_due_ns - self._now_ns() <= _HOUSEKEEPING_NS:  # due, or the clock was set back
             self._keep_house()
         return len(captures)
+
+    def _is_awaited(self) -> bool:
+        """Whether someone waits for a request for steps."""
+        now_ns = self._now_ns()
+        return any(row.status(now_ns) == "running" for row in self._results.captures(limit=_MAX_AWAITED))
+
+    def _next_captures(self) -> list[Capture]:
+        """Choose the oldest few; while someone waits, what was asked for goes first and the others one by one."""
+        pending = self._spool.pending()
+        if not pending or not self._is_awaited():
+            return pending[:MAX_CAPTURES_PER_TURN]
+        asked_for = [capture for capture in pending if (info := _info_or_none(capture)) and info.capture_id]
+        return asked_for[:MAX_CAPTURES_PER_TURN] or pending[:1]
 
     def _settle(self, capture: Capture) -> None:
         """Bring one capture to its end: analyzed, set aside, or gone meanwhile."""
@@ -86,6 +101,8 @@ class Analyzer:
     def _decompose(self, capture: Capture) -> None:
         try:
             info = capture.read_info()
+            if info.step_id != capture.step_id:
+                raise SpoolError(f"{capture.path}: a copy of {info.step_id}, which counts under its own name only")
             breakdown = self._analyze(capture)
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
@@ -100,7 +117,12 @@ class Analyzer:
             self._results.forget_attempts(capture.step_id)  # we are asked to leave: not the capture's fault
             raise
         else:
-            self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+            try:
+                self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+            except sqlite3.OperationalError:
+                with suppress(sqlite3.OperationalError):
+                    self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
+                raise
 
     def _set_aside(self, capture: Capture, reason: str, detail: str) -> None:
         line = " ".join(detail.split())[:_MAX_DETAIL]
@@ -129,6 +151,16 @@ class Analyzer:
         self._housekeeping_due_ns = now_ns + _HOUSEKEEPING_NS
 
 
+def run_on(analyzer: Analyzer, stop: StopEvent) -> None:
+    """Run until `stop` is set, through times in which the results cannot be written."""
+    while not stop.is_set():
+        try:
+            analyzer.run(stop)
+        except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
+            logger.warning("the results cannot be written: %s; trying again", error)
+            stop.wait(_POLL_S)
+
+
 def _info_or_none(capture: Capture) -> StepInfo | None:
     try:
         return capture.read_info()
@@ -141,13 +173,13 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     end_with_parent()
-    os.nice(_NICENESS)
+    step_back(_NICENESS)
     stop = threading.Event()
     spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
     try:
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
             analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
-            Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9).run(stop)
+            run_on(Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
         return 1

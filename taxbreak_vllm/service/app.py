@@ -8,25 +8,30 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 import taxbreak_vllm
 from taxbreak_vllm.errors import SpoolError, TaxbreakError
 from taxbreak_vllm.service.api import create_router
+from taxbreak_vllm.service.bodies import errors
+from taxbreak_vllm.service.exposition import OPENMETRICS, Exposition
 from taxbreak_vllm.service.metrics import TaxbreakCollector
-from taxbreak_vllm.service.page import Overview, render
+from taxbreak_vllm.service.page import page, read_article
 from taxbreak_vllm.service.problems import Problem, check_token, problem_response
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command, replayer_command
+from taxbreak_vllm.service.timelines import create_timeline_router
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
 
 _GRACE_S = 1
+_PAGE_ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
+_METRICS = {200: {"content": {OPENMETRICS: {"schema": {"type": "string"}}}}} | errors(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def create_app(
@@ -36,9 +41,7 @@ def create_app(
     analyzer = supervisor or Supervisor(analyzer_command(settings))
     replayer = Supervisor(replayer_command(settings)) if settings.replay and supervisor is None else None
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-    window_ns = settings.window_s * 10**9
-    registry = CollectorRegistry()
-    registry.register(TaxbreakCollector(settings.results_path, spool, window_ns=window_ns, now_ns=now_ns))
+    exposition = Exposition(TaxbreakCollector.of(settings, spool, now_ns=now_ns))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -53,6 +56,7 @@ def create_app(
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
     app = FastAPI(title="taxbreak", version=taxbreak_vllm.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(create_router(settings, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns))
+    app.include_router(create_timeline_router(settings))
 
     async def answer_error(_request: Request, error: Exception) -> Response:
         return problem_response(error)
@@ -60,24 +64,28 @@ def create_app(
     for kind in (HTTPException, TaxbreakError, Exception):
         app.add_exception_handler(kind, answer_error)
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_METRICS)
     def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return Response(encode(registry), media_type=content_type)
+        """The metrics, as Prometheus text or as OpenMetrics with exemplars."""
+        text, content_type = exposition.write(request.headers.get("Accept", ""))
+        return Response(text, media_type=content_type)
 
-    @app.get("/healthz", include_in_schema=False)
-    def healthz() -> Response:
-        return Response("ok\n", media_type="text/plain")
+    @app.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> Response:
+        """Whether the sidecar answers at all; the analyzer is told of by `status`."""
+        return PlainTextResponse("ok\n")
 
-    @app.get("/", include_in_schema=False)
-    def page(request: Request) -> Response:
+    @app.get("/", response_class=HTMLResponse, responses=errors(*_PAGE_ERRORS))
+    def show(request: Request) -> Response:
+        """The page."""
         try:
             check_token(request, settings.api_key, with_basic=True)
         except Problem as error:
             return problem_response(error, challenge="Basic")
         with Results(settings.results_path) as results:
-            overview = Overview.read(results, spool, window_s=settings.window_s, now_ns=now_ns())
-        document, headers = render(overview)
+            has_key = settings.api_key is not None
+            article = read_article(results, spool, window_s=settings.window_s, has_key=has_key, now_ns=now_ns())
+        document, headers = page(article)
         return Response(document, media_type="text/html", headers=headers)
 
     return app

@@ -4,9 +4,10 @@ Counters are those of the `totals` table and never fall. Gauges speak of the win
 server they speak of. What was not measured has no series. Integer ns become seconds here.
 """
 
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -20,18 +21,25 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 import taxbreak_vllm
+from taxbreak_vllm.baselines import Baselines, FloorKind
+from taxbreak_vllm.errors import BaselineError
 from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
 from taxbreak_vllm.service.counts import NUM_BUCKETS
-from taxbreak_vllm.service.results import Results, StepRow, Total
+from taxbreak_vllm.service.results import Balance, Results, Series, Total
 from taxbreak_vllm.service.servers import live
-from taxbreak_vllm.service.window import median, replay_shares
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.service.window import replay_shares
+from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool import Spool, Survey
 
 _NS = 1e9
 _SERVER = ("model_name", "engine", "rank")
 _STEP = (*_SERVER, "phase")
+_MAX_STEP_ID = 128 - len("step_id")  # OpenMetrics bounds the label set of an exemplar
+
+_Exemplars = dict[Series, dict[int, Exemplar]]  # by bucket
 
 
 class _CounterFamily(NamedTuple):
@@ -74,15 +82,34 @@ _COUNTERS = (
 
 
 class TaxbreakCollector(Collector):
-    """Reads results and spool anew at each scrape and keeps nothing between two."""
+    """Reads results and spool anew at each scrape; of the spool it remembers what changes no more."""
 
     def __init__(
-        self, results_path: Path, spool: Spool, *, window_ns: int, now_ns: Callable[[], int] = time.time_ns
+        self,
+        results_path: Path,
+        spool: Spool,
+        *,
+        window_ns: int,
+        baselines_path: Path | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._results_path = results_path
+        self._baselines_path = baselines_path
         self._spool = spool
+        self._survey = Survey(spool)
         self._window_ns = window_ns
         self._now_ns = now_ns
+
+    @classmethod
+    def of(cls, settings: Settings, spool: Spool, *, now_ns: Callable[[], int] = time.time_ns) -> "TaxbreakCollector":
+        """Make the collector of these settings."""
+        return cls(
+            settings.results_path,
+            spool,
+            window_ns=settings.window_s * 10**9,
+            baselines_path=settings.baselines_path,
+            now_ns=now_ns,
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family that has a series."""
@@ -90,27 +117,29 @@ class TaxbreakCollector(Collector):
         states = live(self._spool.states(), now_ns=now_ns)
         with Results(self._results_path) as results:
             totals = results.totals()
-            steps = results.steps(since_ns=now_ns - self._window_ns)
+            balances = results.balances(since_ns=now_ns - self._window_ns)
+            dilations = results.dilations(since_ns=now_ns - self._window_ns)
+        exemplars = _exemplars(balances)
         families = (
-            *_counters(totals),
-            _step_seconds(totals),
-            *_window_gauges(steps, states),
+            *_counters(totals, exemplars),
+            _step_seconds(totals, exemplars),
+            *_window_gauges(balances, dilations, states),
             *self._gauges(states, now_ns),
         )
         yield from (family for family in families if family.samples)
 
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield _overhead(states)
+        yield _launch_floors(states, self._baselines_path)
+        yield _recording(states)
+        size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
-            "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=self._spool.size_bytes(), unit="bytes"
+            "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"
         )
-        lag_ns = 0
-        with suppress(FileNotFoundError):  # evicted this very moment, so it waits no longer
-            lag_ns = max((now_ns - capture.path.stat().st_mtime_ns for capture in self._spool.pending()[:1]), default=0)
         yield GaugeMetricFamily(
             "taxbreak_analysis_lag_seconds",
             "Age of the oldest capture that waits for its analysis, 0 with none.",
-            value=max(0, lag_ns) / _NS,
+            value=0.0 if oldest_unix_ns is None else max(0, now_ns - oldest_unix_ns) / _NS,
             unit="seconds",
         )
         yield InfoMetricFamily(
@@ -118,7 +147,17 @@ class TaxbreakCollector(Collector):
         )
 
 
-def _counters(totals: Iterable[Total]) -> Iterator[Metric]:
+def _exemplars(balances: Iterable[Balance]) -> _Exemplars:
+    """Return of each series and bucket the recorded step that was analyzed last, newest first."""
+    found: _Exemplars = defaultdict(dict)
+    for row in sorted(balances, key=lambda row: row.started_unix_ns, reverse=True):
+        if len(row.step_id) <= _MAX_STEP_ID:
+            labels = {"step_id": row.step_id}
+            found[row.series][row.bucket] = Exemplar(labels, row.window_ns / _NS, row.started_unix_ns / _NS)
+    return found
+
+
+def _counters(totals: Iterable[Total], exemplars: _Exemplars) -> Iterator[Metric]:
     by_counter: dict[str, list[Total]] = defaultdict(list)
     for total in totals:
         by_counter[total.counter].append(total)
@@ -127,37 +166,41 @@ def _counters(totals: Iterable[Total]) -> Iterator[Metric]:
         is_time = name.endswith("_seconds")
         family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
         for total in by_counter[counter]:
-            values = (
-                total.model_name,
-                total.engine,
-                str(total.rank),
-                *([total.phase] if has_phase else []),
-                total.label,
-            )
-            family.add_metric(values[: len(labels)], total.value / _NS if is_time else total.value)
+            series = Series(total.model_name, total.engine, total.rank, total.phase)
+            steps = exemplars.get(series, {}).values() if counter == "sampled_steps" else ()
+            exemplar = next((step._replace(value=1.0) for step in steps), None)
+            values = (*_labels(series)[: 4 if has_phase else 3], *([total.label] if label else []))
+            family.add_metric(values, total.value / _NS if is_time else total.value, exemplar=exemplar)
         yield family
 
 
-def _step_seconds(totals: Iterable[Total]) -> Metric:
+def _step_seconds(totals: Iterable[Total], exemplars: _Exemplars) -> Metric:
+    """Plain steps by duration; the exemplar of a bucket is a recorded step that took as long."""
     family = HistogramMetricFamily(
         "taxbreak_step_seconds", "Duration of engine steps timed without being recorded.", labels=_STEP, unit="seconds"
     )
-    sums_ns: dict[tuple[str, ...], int] = {}
-    buckets: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
+    sums_ns: dict[Series, int] = {}
+    buckets: dict[Series, list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
     for total in totals:
-        series = (total.model_name, total.engine, str(total.rank), total.phase)
+        series = Series(total.model_name, total.engine, total.rank, total.phase)
         if total.counter == "step_ns":
             sums_ns[series] = total.value
         elif total.counter == "step_bucket":
             buckets[series][int(total.label)] = total.value
     bounds = [*(str(bound_ns / _NS) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
-    for labels, counts in buckets.items():
+    for series, counts in buckets.items():
+        of_series = exemplars.get(series, {})
         up_to = zip(bounds, accumulate(counts), strict=True)
-        family.add_metric(labels, list(up_to), sums_ns[labels] / _NS)
+        with_exemplars = [
+            (*bucket, of_series[index]) if index in of_series else bucket for index, bucket in enumerate(up_to)
+        ]
+        family.add_metric(_labels(series), with_exemplars, sums_ns[series] / _NS)
     return family
 
 
-def _window_gauges(steps: Iterable[StepRow], states: Iterable[WorkerState]) -> Iterator[Metric]:
+def _window_gauges(
+    balances: Iterable[Balance], dilations: Mapping[Series, list[float]], states: Iterable[WorkerState]
+) -> Iterator[Metric]:
     balance = GaugeMetricFamily(
         "taxbreak_hdbi",
         "Device time over device and orchestration time of the window's sampled steps: 0 host-bound, 1 device-bound.",
@@ -176,27 +219,22 @@ def _window_gauges(steps: Iterable[StepRow], states: Iterable[WorkerState]) -> I
         unit="ratio",
     )
     running = {_server(state) for state in states}
-    by_labels: dict[tuple[str, ...], list[StepRow]] = defaultdict(list)
-    for step in steps:
-        server = (step.model_name, step.engine, str(step.rank))
-        if server in running:
-            by_labels[(*server, step.phase)].append(step)
-    for labels, rows in by_labels.items():
-        value = _hdbi(rows)
+    by_series: dict[Series, list[Balance]] = defaultdict(list)
+    for row in balances:
+        by_series[row.series].append(row)
+    for series, rows in by_series.items():
+        labels = _labels(series)
+        if labels[:3] not in running:
+            continue
+        value = hdbi(sum(row.active_ns or 0 for row in rows), sum_or_none(row.orchestration_ns for row in rows))
         if value is not None:
             balance.add_metric(labels, value)
-        ratio = median(row.dilation for row in rows)
-        if ratio is not None:
-            dilation.add_metric(labels, ratio)
-        for tier, share in replay_shares([(row.replay, row.orchestration_ns) for row in rows]).items():
+        if series in dilations:
+            dilation.add_metric(labels, statistics.median(dilations[series]))
+        tier_sums = map(sum_or_none, zip(*(row.tier_sums for row in rows), strict=True))
+        for tier, share in replay_shares(tier_sums).items():
             coverage.add_metric((*labels, tier), share)
     yield from (balance, dilation, coverage)
-
-
-def _hdbi(rows: list[StepRow]) -> float | None:
-    """HDBI of the sums, as `model.add_steps` has it: over the steps that have one."""
-    valid = [row for row in rows if row.hdbi is not None]
-    return hdbi(sum(row.active_ns for row in valid), sum_or_none(row.orchestration_ns for row in valid))
 
 
 def _overhead(states: Iterable[WorkerState]) -> Metric:
@@ -214,6 +252,48 @@ def _overhead(states: Iterable[WorkerState]) -> Metric:
         serving_ns = sum(state.serving_ns for state in members)
         family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
     return family
+
+
+def _launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
+    """The floors that were measured where a running worker is; none where several places could be meant."""
+    family = GaugeMetricFamily(
+        "taxbreak_launch_floor_seconds",
+        "Least time of a launch, measured with empty kernels: of one, of a graph, and of each node more in a graph.",
+        labels=(*_SERVER, "kind"),
+        unit="seconds",
+    )
+    if path is None or not path.is_file():
+        return family
+    with suppress(BaselineError), Baselines(path) as baselines:
+        for labels, server in {_server(state): state.server for state in states}.items():
+            told = {"device_type": server.device_type, "device_name": server.device_name, "torch": server.torch}
+            view = baselines.view(told)
+            if view is None or view.floors is None:
+                continue
+            graph_ns, node_ns = view.floors.graph_line() or (None, None)
+            floors_ns = {"kernel": view.floors.median_ns(FloorKind.KERNEL), "graph": graph_ns, "graph_node": node_ns}
+            for kind, floor_ns in floors_ns.items():
+                if floor_ns is not None:
+                    family.add_metric((*labels, kind), floor_ns / _NS)
+    return family
+
+
+def _recording(states: Iterable[WorkerState]) -> Metric:
+    family = GaugeMetricFamily(
+        "taxbreak_recording_enabled",
+        "Whether steps may be recorded: 1, or 0 where recording is off and steps are only timed.",
+        labels=_SERVER,
+    )
+    by_server: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for state in states:
+        by_server[_server(state)].append(state.enabled)
+    for labels, members in by_server.items():
+        family.add_metric(labels, min(members))
+    return family
+
+
+def _labels(series: Series) -> tuple[str, ...]:
+    return (series.model_name, series.engine, str(series.rank), series.phase)
 
 
 def _server(state: WorkerState) -> tuple[str, ...]:

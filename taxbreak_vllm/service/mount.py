@@ -1,14 +1,17 @@
-"""The same routes on vLLM's own FastAPI app: cheap to mount, and nothing runs before `start`."""
+"""The same routes and metrics on vLLM's own FastAPI app: cheap to mount, and nothing runs before `start`."""
 
 from fastapi import FastAPI
 
 from taxbreak_vllm.service.api import create_router
+from taxbreak_vllm.service.exposition import Exposition, append_metrics
+from taxbreak_vllm.service.metrics import TaxbreakCollector
 from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
 from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool import Spool
 
 
 class Mounted:
-    """What hangs on an app: its routes, and an analyzer once it was started."""
+    """What hangs on an app: its routes and metrics, and an analyzer once it was started."""
 
     def __init__(self, settings: Settings) -> None:
         self._server_id: str | None = None
@@ -16,6 +19,8 @@ class Mounted:
         self.router = create_router(
             settings, server_id=lambda: self._server_id, num_restarts=lambda: self._supervisor.num_restarts
         )
+        spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+        self.exposition = Exposition(TaxbreakCollector.of(settings, spool))
 
     def start(self, server_id: str) -> None:
         """Say which server's app this is, and start an analyzer; of several on one spool the others wait."""
@@ -28,9 +33,10 @@ class Mounted:
 
 
 def mount(app: FastAPI, settings: Settings) -> Mounted:
-    """Put the routes on an app, once: a second call returns what the first one did."""
+    """Put routes and metrics on an app, once: a second call returns what the first one did."""
     mounted: Mounted | None = getattr(app.state, "taxbreak", None)
     if mounted is None:
         mounted = app.state.taxbreak = Mounted(settings)
         app.include_router(mounted.router)
+        append_metrics(app, mounted.exposition)
     return mounted

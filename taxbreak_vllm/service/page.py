@@ -1,169 +1,132 @@
-"""The page at `/`: the window's balance per phase, servers, newest steps and dearest ops as one HTML document.
+"""The page at `/`: the window's balance per phase, advice, newest steps, servers, and a form that asks for steps.
 
-Rendered here from `static/page.html`, refreshed by fetching itself. Nothing comes from another host, and everything
-that came from outside is escaped: `_Markup` alone is taken as HTML.
+Rendered on the server by `page.render`; it refreshes itself. Totals are those of `GET breakdown`. A step's instants and
+chains are fetched when they are looked at (`timelines`).
 """
 
-import html
-import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from string import Template
+from collections.abc import Sequence
 
-from taxbreak_vllm.model import Phase, StepBreakdown, TopRow, WorkerState, add_steps
+from taxbreak_vllm.insight.advice import advise
+from taxbreak_vllm.insight.evidence import AdviceReport
+from taxbreak_vllm.model import Breakdown, Phase, WorkerState
+from taxbreak_vllm.page.render import render
+from taxbreak_vllm.page.view import (
+    MAX_POINTS,
+    Article,
+    Live,
+    Point,
+    StepLine,
+    WorkerLine,
+    calibration_words,
+    coverage_words,
+    facts_of,
+    phase_view,
+)
+from taxbreak_vllm.service.machine import read_machine
 from taxbreak_vllm.service.results import Results, StepRow
 from taxbreak_vllm.service.servers import live
+from taxbreak_vllm.service.window import MAX_STEPS
 from taxbreak_vllm.spool import Spool
 
-MAX_STEPS = 500  # the newest of the window, of which the page is made
-_LISTED_STEPS = 20
-_LISTED_OPS = 15
-_UNKNOWN = "–"
+MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
+LISTED_STEPS = 20
 
 
-class _Markup(str):
-    """Text that is HTML already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """What the page shows."""
-
-    window_s: int
-    num_steps: int
-    total_by_phase: dict[Phase, tuple[int, StepBreakdown]]
-    top: tuple[TopRow, ...]
-    steps: Sequence[StepRow]
-    states: Sequence[WorkerState]
-    live: Sequence[WorkerState]
-
-    @classmethod
-    def read(cls, results: Results, spool: Spool, *, window_s: int, now_ns: int) -> "Overview":
-        """Read the window that ends now."""
-        since_ns = now_ns - window_s * 10**9
-        steps = [found.steps[0] for _, found in results.breakdowns(since_ns=since_ns, limit=MAX_STEPS)]
-        of_phase = {phase: [step for step in steps if step.phase is phase] for phase in Phase}
-        states = spool.states()
-        return cls(
-            window_s=window_s,
-            num_steps=len(steps),
-            total_by_phase={phase: (len(found), add_steps(found)) for phase, found in of_phase.items() if found},
-            top=add_steps(steps).top[:_LISTED_OPS],
-            steps=results.steps(limit=_LISTED_STEPS),
-            states=states,
-            live=live(states, now_ns=now_ns),
-        )
-
-
-def render(overview: Overview) -> tuple[str, dict[str, str]]:
-    """Return the document and the headers it needs."""
-    nonce = secrets.token_urlsafe(16)
-    template = Template((files(__package__) / "static" / "page.html").read_text(encoding="utf-8"))
-    policy = (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:"
+def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool, now_ns: int) -> Article:
+    """Read the window that ends now."""
+    since_ns = now_ns - window_s * 10**9
+    rows = results.steps(since_ns=since_ns, limit=MAX_POINTS)
+    phases = {balance.series.phase for balance in results.balances(since_ns=since_ns)}
+    seen = [phase for phase in Phase if phase in phases]
+    every, *of_phase = (
+        results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0, with_ops=phase is None)
+        for phase in (None, *seen)
     )
-    headers = {
-        "Content-Security-Policy": f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    whole = every.breakdown
+    states = spool.states()
+    alive = live(states, now_ns=now_ns)
+    return Article(
+        title=whole.source.model_name or "host and device of vLLM",
+        facts=facts_of(whole),
+        advice=_advice(results, rows, alive),
+        phases=tuple(
+            phase_view(phase, found.num_steps, found.breakdown.total)
+            for phase, found in zip(seen, of_phase, strict=True)
+        ),
+        total=whole.total,
+        steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),
+        num_steps=every.num_steps,
+        history=tuple(map(_point, rows)),
+        history_is_time=True,
+        calibration=tuple(calibration_words(whole.calibration)),
+        coverage=tuple(coverage_words(whole.coverage)),
+        notes=whole.notes,
+        live=Live(
+            window_s=window_s,
+            has_key=has_key,
+            servers=tuple(sorted({state.server.server_id for state in alive if state.enabled})),
+            workers=tuple(_worker_line(state, is_live=state in alive) for state in states),
+        ),
+    )
+
+
+def page(article: Article) -> tuple[str, dict[str, str]]:
+    """Return the document and the headers it needs."""
+    document, policy = render([article])
+    return document, {
+        "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-    return template.substitute(nonce=nonce, main=_main(overview)), headers
 
 
-def _main(overview: Overview) -> str:
-    counted = f"{overview.num_steps} recorded steps of the last {overview.window_s} s"
-    if overview.num_steps == MAX_STEPS:
-        counted = f"the newest {counted}"
-    return "".join(
-        (
-            _table(
-                "Balance",
-                f"Per step, mean of {counted}. HDBI: device time over device and host orchestration time,"
-                " 0 host-bound, 1 device-bound. Exposed: what of the host's work the device waited for.",
-                ("phase", "HDBI", "ΔFT", "ΔCT", "ΔKT", "exposed", "device active", "step", "steps"),
-                (_phase_row(phase, *total) for phase, total in overview.total_by_phase.items()),
-            ),
-            _table(
-                "Dearest ops",
-                "Sums over the same steps.",
-                ("op", "kernel", "family", "count", "ΔFT", "ΔCT", "ΔKT", "device active"),
-                (_top_row(row) for row in overview.top),
-            ),
-            _table(
-                "Newest steps",
-                "",
-                ("step", "phase", "graph mode", "HDBI", "orchestration", "device active", "step time", "model", "rank"),
-                (_step_row(step) for step in overview.steps),
-            ),
-            _table(
-                "Servers",
-                "Workers that write, or once wrote, into this spool.",
-                ("server", "rank", "model", "state", "steps", "samples", "dropped", "time taken"),
-                (_worker_row(state, is_live=state in overview.live) for state in overview.states),
-            ),
-        )
+def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerState]) -> AdviceReport:
+    """Advise on the newest steps of each phase, and on the machine where one worker runs on it."""
+    chosen: dict[Phase, list[str]] = {}
+    for row in rows:
+        chosen.setdefault(row.phase, []).append(row.step_id)
+    ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
+    stored = (results.breakdown(step_id) for step_id in ids)
+    machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
+    return advise([Breakdown.from_json(data) for data in stored if data is not None], machine=machine)
+
+
+def _point(row: StepRow) -> Point:
+    return Point(
+        at=row.started_unix_ns / 1e9,
+        name=row.step_id,
+        phase=row.phase,
+        hdbi=row.hdbi,
+        delta_ft_ns=row.delta_ft_ns,
+        delta_ct_ns=row.delta_ct_ns,
+        delta_kt_ns=row.delta_kt_ns,
+        orchestration_ns=row.orchestration_ns,
+        exposed_ns=row.exposed_ns,
     )
 
 
-def _phase_row(phase: Phase, num_steps: int, total: StepBreakdown) -> tuple[str, ...]:
-    exposed_ns = total.device.idle.host_ns
-    times = (total.taxes.delta_ft_ns, total.taxes.delta_ct_ns, total.taxes.delta_kt_ns, exposed_ns)
-    times_ns = (*times, total.device.active_ns, total.window_ns)
-    return (phase, _balance(total.hdbi), *(_time(value, num_steps) for value in times_ns), str(num_steps))
-
-
-def _top_row(row: TopRow) -> tuple[str, ...]:
-    times_ns = (row.delta_ft_ns, row.delta_ct_ns, row.delta_kt_ns, row.active_ns)
-    return (row.op, row.kernel, row.family, str(row.count), *map(_time, times_ns))
-
-
-def _step_row(step: StepRow) -> tuple[str, ...]:
-    link = f'<a href="v1/taxbreak/steps/{html.escape(step.step_id)}">{html.escape(step.step_id)}</a>'
-    times_ns = (step.orchestration_ns, step.active_ns, step.window_ns)
-    balance = _balance(step.hdbi)
-    return (_Markup(link), step.phase, step.graph_mode, balance, *map(_time, times_ns), step.model_name, str(step.rank))
-
-
-def _worker_row(state: WorkerState, *, is_live: bool) -> tuple[str, ...]:
-    server = state.server
-    num_steps = sum(histogram.num_steps for histogram in state.steps)
-    taken = f"{state.overhead_ns / state.serving_ns:.2%}" if state.serving_ns else _UNKNOWN
-    word = ("recording" if state.enabled else "timing only") if is_live else "stopped"
-    counts = (str(num_steps), str(state.num_samples), str(sum(state.dropped.values())))
-    return (server.server_id, str(server.rank), server.model_name, word, *counts, taken)
-
-
-def _table(title: str, caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    heads = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    if not body:
-        body = f'<tr><td colspan="{len(columns)}">nothing yet</td></tr>'
-    name = html.escape(title)
-    said = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return (
-        f'<h2>{name}</h2><div class="scroll" role="region" aria-label="{name}" tabindex="0"><table>{said}'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+def _step_line(row: StepRow) -> StepLine:
+    return StepLine(
+        name=row.step_id,
+        phase=row.phase,
+        graph_mode=row.graph_mode,
+        window_ns=row.window_ns,
+        hdbi=row.hdbi,
+        orchestration_ns=row.orchestration_ns,
+        exposed_ns=row.exposed_ns,
+        active_ns=row.active_ns,
+        href=f"v1/taxbreak/steps/{row.step_id}",
     )
 
 
-def _cell(text: str) -> str:
-    if isinstance(text, _Markup):
-        return f"<td>{text}</td>"
-    return f'<td class="name" title="{html.escape(text)}">{html.escape(text)}</td>'
-
-
-def _balance(hdbi: float | None) -> str:
-    """Draw HDBI as a bar of device (left) and host, with its number."""
-    if hdbi is None:
-        return _UNKNOWN
-    width = 60 * hdbi
-    bar = f'<rect class="host" width="60" height="10"/><rect class="device" width="{width:.1f}" height="10"/>'
-    return _Markup(f'<svg width="60" height="10" aria-hidden="true">{bar}</svg>{hdbi:.3f}')
-
-
-def _time(duration_ns: int | None, num_steps: int = 1) -> str:
-    if duration_ns is None:
-        return _UNKNOWN
-    mean_us = duration_ns / num_steps / 1000
-    return f"{mean_us:,.1f} µs" if mean_us < 10_000 else f"{mean_us / 1000:,.1f} ms"
+def _worker_line(state: WorkerState, *, is_live: bool) -> WorkerLine:
+    return WorkerLine(
+        server_id=state.server.server_id,
+        rank=state.server.rank,
+        model_name=state.server.model_name,
+        state=("recording" if state.enabled else "timing only") if is_live else "stopped",
+        num_steps=sum(histogram.num_steps for histogram in state.steps),
+        num_samples=state.num_samples,
+        num_dropped=sum(state.dropped.values()),
+        overhead_ratio=state.overhead_ns / state.serving_ns if state.serving_ns else None,
+    )

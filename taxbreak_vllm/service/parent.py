@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -30,6 +31,18 @@ def end_with_parent() -> None:
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow_parent, args=(os.getppid(),), name="parent", daemon=True).start()
     os.umask(0o077)
+
+
+def step_back(niceness: int) -> None:
+    """Let every other process go first.
+
+    Where the kernel groups processes by session, niceness counts within a session only: there the session gets the
+    same, if it is this process's own (sched(7), autogroup).
+    """
+    os.nice(niceness)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # no such file where the kernel groups none
+            Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import base64
 import binascii
 import hmac
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Receive, Scope, Send
 
 from taxbreak_vllm.errors import TaxbreakError
 
@@ -26,10 +27,13 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(Exception):
     """An answer other than the one asked for; `more` are further members of the problem object."""
 
-    def __init__(self, status: HTTPStatus, detail: str, **more: object) -> None:
+    def __init__(
+        self, status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None, **more: object
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.headers = headers or {}
         self.more = more
 
 
@@ -39,6 +43,7 @@ def problem_response(error: Exception, *, challenge: str = "Bearer") -> Response
     match error:
         case Problem():
             status, detail, more = error.status, error.detail, error.more
+            headers |= error.headers
         case RequestValidationError():
             status, detail = (
                 HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -78,9 +83,23 @@ def check_token(request: Request, api_key: SecretStr | None, *, with_basic: bool
 
 
 def problem_route(api_key: SecretStr | None) -> type[APIRoute]:
-    """Return the class of our routes: the token first, then the request, and every error a problem."""
+    """Return the class of one router's routes: the token first, then the request, and every error a problem."""
+    methods_by_path: dict[str, set[str]] = {}
 
     class ProblemRoute(APIRoute):
+        def __init__(self, path: str, *args: Any, **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
+            super().__init__(path, *args, **options)
+            methods_by_path.setdefault(path, set()).update(self.methods)
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer a wrong method here, for Starlette names the methods of one of a path's routes only."""
+            if scope["method"] in self.methods:
+                await super().handle(scope, receive, send)
+            else:
+                allowed = ", ".join(sorted(methods_by_path[self.path]))
+                error = HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": allowed})
+                await problem_response(error)(scope, receive, send)
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 

@@ -7,7 +7,6 @@ off. Of several on one spool one works. Captures of a GPU are replayed only wher
 
 import argparse
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from taxbreak_vllm.replay.command import accept, is_done
 from taxbreak_vllm.replay.plan import Plan, plans
 from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run
 from taxbreak_vllm.replay.task import Options
-from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent
+from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
 from taxbreak_vllm.spool import Spool
 
 logger = logging.getLogger("taxbreak.replayer")
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     end_with_parent()
-    os.nice(_NICENESS)
+    step_back(_NICENESS)
     stop = threading.Event()
     spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
     pace = Pace(options.core_ratio)

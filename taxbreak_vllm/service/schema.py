@@ -2,6 +2,10 @@
 
 SQLite with a write-ahead log, so readers never wait for the analyzer; commits reach the disk before they return, for a
 capture is marked as analyzed right after. The file is 0600 and says the version of its tables in `user_version`.
+
+A step is one narrow row of everything that adds up, under its path in the breakdown (`"host.python_ns"`); its dearest
+ops and its families are rows too, so that a window is summed in C, without the interpreter's lock. Its whole JSON is
+kept aside. What a scrape reads of a step is in the index by start.
 """
 
 import os
@@ -11,21 +15,46 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.service.window import SUMMED, TIER_SUMS
 
-VERSION = 1
+VERSION = 2
 
 _BUSY_TIMEOUT_S = 10.0
-_TABLES = """
-CREATE TABLE steps (
-    step_id TEXT PRIMARY KEY, server_id TEXT NOT NULL,
-    model_name TEXT NOT NULL, engine TEXT NOT NULL, rank INTEGER NOT NULL, phase TEXT NOT NULL,
-    graph_mode TEXT NOT NULL, started_unix_ns INTEGER NOT NULL, analyzed_unix_ns INTEGER NOT NULL, capture_id TEXT,
-    window_ns INTEGER NOT NULL, active_ns INTEGER NOT NULL, orchestration_ns INTEGER, hdbi REAL, dilation REAL,
-    replay TEXT NOT NULL, breakdown BLOB NOT NULL
+_SUMMED = ", ".join(f'"{path}" INTEGER' for path in SUMMED)
+_TIERS = ", ".join(f'"{path}"' for path in TIER_SUMS)
+_TABLES = f"""
+CREATE TABLE series (
+    series_id INTEGER PRIMARY KEY, model_name TEXT, engine TEXT, rank INTEGER, phase TEXT,
+    UNIQUE (model_name, engine, rank, phase)
 );
-CREATE INDEX steps_by_start ON steps (started_unix_ns);
+CREATE TABLE steps (
+    seq INTEGER PRIMARY KEY, series_id INTEGER NOT NULL, step_id TEXT NOT NULL UNIQUE, server_id TEXT NOT NULL,
+    rank INTEGER NOT NULL, graph_mode TEXT NOT NULL, started_unix_ns INTEGER NOT NULL,
+    analyzed_unix_ns INTEGER NOT NULL, capture_id TEXT, bucket INTEGER NOT NULL, hdbi REAL, dilation REAL,
+    residual REAL, calibration TEXT NOT NULL, replay TEXT NOT NULL, source TEXT NOT NULL, notes TEXT NOT NULL,
+    step_notes TEXT NOT NULL, unique_kernels INTEGER NOT NULL, {_SUMMED}
+);
+CREATE INDEX steps_by_start ON steps (
+    started_unix_ns, seq, series_id, bucket, "device.active_ns", "taxes.orchestration_ns", hdbi, dilation,
+    {_TIERS}
+);
 CREATE INDEX steps_by_age ON steps (analyzed_unix_ns);
 CREATE INDEX steps_by_capture ON steps (capture_id) WHERE capture_id IS NOT NULL;
+CREATE TABLE breakdowns (
+    seq INTEGER PRIMARY KEY REFERENCES steps ON DELETE CASCADE, breakdown BLOB NOT NULL
+);
+CREATE TABLE families (
+    seq INTEGER REFERENCES steps ON DELETE CASCADE, family TEXT, kernels INTEGER, active_ns INTEGER, launches INTEGER,
+    PRIMARY KEY (seq, family)
+) WITHOUT ROWID;
+CREATE TABLE ops (
+    op_id INTEGER PRIMARY KEY, op TEXT, kernel TEXT, family TEXT, i_lib INTEGER, UNIQUE (op, kernel)
+);
+CREATE TABLE top (
+    seq INTEGER REFERENCES steps ON DELETE CASCADE, position INTEGER, op_id INTEGER NOT NULL, count INTEGER,
+    delta_ft_ns INTEGER, delta_ct_ns INTEGER, delta_kt_ns INTEGER, active_ns INTEGER, tier INTEGER,
+    PRIMARY KEY (seq, position)
+) WITHOUT ROWID;
 CREATE TABLE totals (
     model_name TEXT, engine TEXT, rank INTEGER, phase TEXT, counter TEXT, label TEXT, value INTEGER NOT NULL,
     PRIMARY KEY (model_name, engine, rank, phase, counter, label)
@@ -76,11 +105,14 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {VERSION}")
-    if _version(db) != VERSION:
+    if (found := _version(db)) != VERSION:
+        advice = "upgrade it" if found > VERSION else "remove the file"
         raise TaxbreakError(
-            f"{path}: the results are of version {_version(db)}, this taxbreak writes {VERSION};"
-            " upgrade it or set TAXBREAK_RESULTS to another file"
+            f"{path}: the results are of version {found}, this taxbreak writes {VERSION};"
+            f" {advice} or set TAXBREAK_RESULTS to another file"
         )
+    db.execute("PRAGMA foreign_keys = ON")  # what hangs on a step goes with it
+    db.execute("PRAGMA temp_store = MEMORY")  # a sidecar may have no other folder to write to
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -1,8 +1,10 @@
 """Which servers are alive: those whose workers wrote their state into the spool a moment ago."""
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from taxbreak_vllm.model import WorkerState
+from taxbreak_vllm.service.problems import Problem
 
 FRESH_NS = 30 * 10**9  # a worker with nothing new to say writes every 5 s
 
@@ -13,5 +15,23 @@ def live(states: Sequence[WorkerState], *, now_ns: int) -> list[WorkerState]:
 
 
 def recording(states: Sequence[WorkerState]) -> list[str]:
-    """Return the ids of the servers that can be asked for steps."""
-    return sorted({state.server.server_id for state in states if state.enabled})
+    """Return the ids of the servers that can be asked for steps; raises a 503 where all that run have it turned off."""
+    found = sorted({state.server.server_id for state in states if state.enabled})
+    reasons = sorted({state.off_reason for state in states if state.off_reason})
+    if reasons and not found:
+        detail = f"recording is off ({', '.join(reasons)}); taxbreak control --enable turns it on"
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail)
+    return found
+
+
+def choose(servers: list[str], wanted: str | None) -> str:
+    """Pick the server to speak to; raises a 503 where none runs, a 409 where several could be meant, else a 404."""
+    if not servers:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no running server records steps into this spool")
+    if wanted is None and len(servers) == 1:
+        return servers[0]
+    if wanted is None:
+        raise Problem(HTTPStatus.CONFLICT, "several servers are running: set server_id to one of them", servers=servers)
+    if wanted not in servers:
+        raise Problem(HTTPStatus.NOT_FOUND, f"{wanted} is none of the running servers", servers=servers)
+    return wanted

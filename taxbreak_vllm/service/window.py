@@ -1,60 +1,160 @@
-"""Several breakdowns as one: the steps of a time window, or of a request for steps."""
+"""The steps of a time window, or of a request for steps, as one breakdown: sums that SQLite makes of their columns.
 
+SQL's `sum` is over what is known and NULL where nothing is, which is what a sum of breakdowns means. It runs without
+the interpreter's lock, so other requests are answered meanwhile.
+"""
+
+import sqlite3
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from operator import attrgetter
+from typing import Any, TypeVar, get_type_hints
 
-from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Coverage, Source, Tier, add_steps
+import msgspec
 
+from taxbreak_vllm.model import (
+    Breakdown,
+    Calibration,
+    Coverage,
+    FamilyShare,
+    Phase,
+    Source,
+    StepBreakdown,
+    Tier,
+    TopRow,
+    hdbi,
+)
+
+MAX_STEPS = 10_000  # some tenths of a second of one core
 MAX_LISTED_STEPS = 200
+MAX_NOTES = 20  # many name a figure of their own step
+TIERS = tuple(Tier)
+
+_MAX_TOP = 50
 
 T = TypeVar("T")
 
 
-def merge(parts: Sequence[tuple[str, Breakdown]], *, notes: Sequence[str] = ()) -> Breakdown:
-    """Add up the breakdowns of single steps, given by step id and newest first.
+def _paths(kind: type, prefix: str = "") -> Iterator[str]:
+    """Yield the path of every integer below a dataclass, but for those that no sum makes."""
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from _paths(hint, f"{prefix}{name}.")
+        elif hint in (int, int | None) and name not in ("akd_ns", "unique_kernels"):
+            yield prefix + name
 
-    The total is over all of them, while only the first `MAX_LISTED_STEPS` are listed, named by their ids. Of the source
-    only what they share is kept.
+
+STEP_SUMS = tuple(_paths(StepBreakdown))
+COVERAGE_SUMS = tuple(_paths(Coverage, "coverage."))
+
+TIER_SUMS = tuple(f"replay.{tier}_ns" for tier in TIERS)  # orchestration time that rests on each
+
+SUMMED = (*STEP_SUMS, *COVERAGE_SUMS, *TIER_SUMS)
+_step_values = attrgetter(*STEP_SUMS)
+_coverage_values = attrgetter(*COVERAGE_SUMS)
+
+
+def summed_values(breakdown: Breakdown) -> tuple[int | None, ...]:
+    """Return what the one step of a breakdown adds to each of the sums, in the order of `SUMMED`."""
+    (step,) = breakdown.steps
+    shares, weight_ns = breakdown.coverage.replay, step.taxes.orchestration_ns or 0
+    tiers_ns = (round(shares[tier] * weight_ns) if tier in shares else None for tier in TIERS)
+    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns)
+
+
+# What a scrape reads of a step: the balance, over the steps that have one, and the tiers.
+BALANCE_SUMS = ", ".join(
+    (
+        'sum("device.active_ns") FILTER (WHERE hdbi IS NOT NULL)',
+        'sum("taxes.orchestration_ns") FILTER (WHERE hdbi IS NOT NULL)',
+        *(f'sum("{path}")' for path in TIER_SUMS),
+    )
+)
+
+_TOTALS = f"""
+SELECT count(*), max(unique_kernels),
+    CASE WHEN min(graph_mode) = max(graph_mode) THEN min(graph_mode) END,
+    {BALANCE_SUMS}, {", ".join(f'sum("{path}")' for path in (*STEP_SUMS, *COVERAGE_SUMS))}
+FROM chosen JOIN steps USING (seq)
+"""
+_PHASES = "SELECT DISTINCT phase FROM chosen JOIN steps USING (seq) JOIN series USING (series_id)"
+_FAMILIES = """
+SELECT family, sum(kernels), sum(active_ns), sum(launches) FROM chosen JOIN families USING (seq)
+GROUP BY family ORDER BY family
+"""
+_TOP = f"""
+SELECT op, kernel, family, i_lib, count, ft_ns, ct_ns, kt_ns, sums.active_ns, sums.tier
+FROM (
+    SELECT op_id, sum(count) AS count, sum(delta_ft_ns) AS ft_ns, sum(delta_ct_ns) AS ct_ns, sum(delta_kt_ns) AS kt_ns,
+        sum(active_ns) AS active_ns, max(tier) AS tier
+    FROM chosen JOIN top USING (seq) GROUP BY op_id
+) AS sums JOIN ops USING (op_id)
+ORDER BY coalesce(ft_ns, 0) + coalesce(ct_ns, 0) + sums.active_ns DESC, op_id LIMIT {_MAX_TOP}
+"""
+_LISTED = """
+SELECT breakdown FROM chosen JOIN steps USING (seq) JOIN breakdowns USING (seq)
+ORDER BY started_unix_ns DESC, seq DESC LIMIT ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """All steps chosen, as one: how many, their sum, and the newest of them, named by their ids, as JSON."""
+
+    num_steps: int
+    breakdown: Breakdown
+    steps: tuple[msgspec.Raw, ...]
+
+    def to_builtins(self) -> dict[str, Any]:
+        """Return the JSON object of a breakdown, for msgspec to encode: the steps in it are JSON already."""
+        return self.breakdown.to_builtins() | {"steps": self.steps}
+
+
+def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_ops: bool = True) -> Window:
+    """Add up the steps whose `seq` the table `chosen` holds; of source, phase and graph mode what all share is kept.
+
+    Without ops, which are most of the rows, the total has neither `top` nor `families`.
     """
-    breakdowns = [breakdown for _, breakdown in parts]
-    steps = [replace(breakdown.steps[0], name=step_id) for step_id, breakdown in parts]
-    if len(steps) > MAX_LISTED_STEPS:
-        notes = (*notes, f"{MAX_LISTED_STEPS} newest of {len(steps)} steps listed, all in total")
-    attributions = {breakdown.attribution for breakdown in breakdowns}
-    return Breakdown(
-        source=_common(Source, [breakdown.source for breakdown in breakdowns]),
-        attribution=attributions.pop() if len(attributions) == 1 else Attribution.EXCLUSIVE,
-        calibration=_calibration([breakdown.calibration for breakdown in breakdowns]),
-        coverage=_coverage(breakdowns),
-        steps=tuple(steps[:MAX_LISTED_STEPS]),
-        total=add_steps(steps),
-        notes=tuple(dict.fromkeys([*notes, *(note for breakdown in breakdowns for note in breakdown.notes)])),
+    row = db.execute(_TOTALS).fetchone()
+    num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
+    tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
+    coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
+    total = msgspec.convert(tree, StepBreakdown)
+    output_tokens = total.batch.output_tokens
+    phases = db.execute(_PHASES).fetchall()
+    families = db.execute(_FAMILIES) if with_ops else ()
+    total = replace(
+        total,
+        phase=Phase(phases[0][0]) if len(phases) == 1 else None,
+        graph_mode=graph_mode,
+        hdbi=hdbi(active_ns or 0, orchestration_ns),
+        akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
+        unique_kernels=unique_kernels or 0,
+        kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
+        families={family: FamilyShare(kernels=k, active_ns=a, launches=n) for family, k, a, n in families},
+        top=tuple(_top_row(*row) for row in db.execute(_TOP)) if with_ops else (),
+        notes=_notes(db, "step_notes"),
     )
-
-
-def replay_shares(parts: Sequence[tuple[Mapping[Tier, float], int | None]]) -> dict[Tier, float]:
-    """Merge the shares of each tier, each step's weighted by its orchestration time in ns."""
-    known = [(shares, weight_ns) for shares, weight_ns in parts if shares and weight_ns]
-    total_ns = sum(weight_ns for _, weight_ns in known)
-    tiers = [tier for tier in Tier if any(tier in shares for shares, _ in known)]
-    return {tier: sum(shares.get(tier, 0.0) * weight_ns for shares, weight_ns in known) / total_ns for tier in tiers}
-
-
-def _common(kind: type[T], rows: Sequence[T]) -> T:
-    """Keep the fields that are the same in all rows, and the default of the others."""
-    values: dict[str, Any] = {field.name: {getattr(row, field.name) for row in rows} for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: found.pop() for name, found in values.items() if len(found) == 1})
-
-
-def _calibration(parts: Sequence[Calibration]) -> Calibration:
-    states = {part.state for part in parts}
-    return Calibration(
-        dilation=median(part.dilation for part in parts),
-        residual=median(part.residual for part in parts),
-        state=states.pop() if len(states) == 1 else Calibration().state,
+    steps = tuple(_decode_stored(data).steps[0] for (data,) in db.execute(_LISTED, (listed,)))
+    notes = _notes(db, "notes")
+    if 0 < len(steps) < num_steps:
+        notes = (f"{len(steps)} newest of {num_steps} steps listed, all in total", *notes)
+    breakdown = Breakdown(
+        source=_common(Source, [msgspec.json.decode(text, type=Source) for text in _distinct(db, "source")]),
+        calibration=_calibration(db),
+        coverage=replace(coverage, replay=replay_shares(sums[: len(TIERS)])),
+        total=total,
+        notes=notes,
     )
+    return Window(num_steps, breakdown, steps)
+
+
+def replay_shares(tier_sums: Iterable[int | None]) -> dict[Tier, float]:
+    """Return the share of each tier that was seen, of the orchestration time that rests on each in `Tier`'s order."""
+    known = {tier: value for tier, value in zip(TIERS, tier_sums, strict=True) if value is not None}
+    total = sum(known.values())
+    return {tier: value / total for tier, value in known.items()} if total else {}
 
 
 def median(values: Iterable[float | None]) -> float | None:
@@ -63,13 +163,65 @@ def median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _coverage(parts: Sequence[Breakdown]) -> Coverage:
-    counts = {
-        field.name: sum(getattr(part.coverage, field.name) for part in parts)
-        for field in fields(Coverage)
-        if field.name not in ("replay", "denied")
-    }
-    shares = replay_shares([(part.coverage.replay, part.steps[0].taxes.orchestration_ns) for part in parts])
-    weights_ns = [part.steps[0].taxes.orchestration_ns or 0 for part in parts]
-    denied_ns = sum(part.coverage.denied * weight for part, weight in zip(parts, weights_ns, strict=True))
-    return Coverage(**counts, replay=shares, denied=denied_ns / sum(weights_ns) if sum(weights_ns) else 0.0)
+def _tree(values: Iterable[tuple[str, int | None]]) -> dict[str, Any]:
+    """Put values back where their paths say; what is None is left to the default of its dataclass."""
+    tree: dict[str, Any] = {}
+    for path, value in values:
+        if value is not None:
+            *parents, name = path.split(".")
+            branch = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[name] = value
+    return tree
+
+
+class _Stored(msgspec.Struct):
+    steps: tuple[msgspec.Raw, ...]
+
+
+_decode_stored = msgspec.json.Decoder(_Stored).decode
+
+
+def _distinct(db: sqlite3.Connection, column: str) -> list[Any]:
+    return [value for (value,) in db.execute(f"SELECT DISTINCT {column} FROM chosen JOIN steps USING (seq)")]
+
+
+def _notes(db: sqlite3.Connection, column: str) -> tuple[str, ...]:
+    lists = (msgspec.json.decode(text, type=list[str]) for text in _distinct(db, column))
+    notes = tuple(dict.fromkeys(note for found in lists for note in found))
+    if len(notes) > MAX_NOTES:
+        notes = (*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} more notes are with the single steps")
+    return notes
+
+
+def _top_row(op: str, kernel: str, family: str, i_lib: int, count: int, *rest: int) -> TopRow:
+    delta_ft_ns, delta_ct_ns, delta_kt_ns, active_ns, tier = rest
+    return TopRow(
+        op=op,
+        kernel=kernel,
+        family=family,
+        i_lib=bool(i_lib),
+        count=count,
+        delta_ft_ns=delta_ft_ns,
+        delta_ct_ns=delta_ct_ns,
+        delta_kt_ns=delta_kt_ns,
+        active_ns=active_ns,
+        tier=TIERS[tier],
+    )
+
+
+def _common(kind: type[T], rows: Sequence[T]) -> T:
+    """Keep the fields that are the same in all rows, and the default of the others."""
+    values: dict[str, Any] = {field.name: {getattr(row, field.name) for row in rows} for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: found.pop() for name, found in values.items() if len(found) == 1})
+
+
+def _calibration(db: sqlite3.Connection) -> Calibration:
+    rows = db.execute("SELECT dilation, residual, calibration FROM chosen JOIN steps USING (seq)").fetchall()
+    states = {state for _, _, state in rows}
+    return Calibration(
+        dilation=median(dilation for dilation, _, _ in rows),
+        residual=median(residual for _, residual, _ in rows),
+        state=states.pop() if len(states) == 1 else Calibration().state,
+    )

@@ -1,20 +1,23 @@
-"""The worker's side of the spool, on a thread of its own: recordings and state go out, requests for steps come in.
+"""The worker's side of the spool, on a thread of its own: recordings and state go out, requests and control come in.
 
 The step's thread hands over one recording and goes on; while it is being stored no step is recorded, as exporting holds
 the GIL (torch 2.13), and a recorded step would show that as its own host time. A disk that is full or read-only costs
 samples, which are counted, and nothing else.
+
+What this thread takes from serving is its CPU time, and for an export all the time that passes, as a step waits for the
+GIL even where the exporting thread itself waits for a core.
 """
 
 import gzip
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import CaptureRequest, WorkerState
+from taxbreak_vllm.model import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.recorder import Drops, Recording, logger
 from taxbreak_vllm.spool import Spool
 
@@ -22,6 +25,7 @@ POLL_NS = 150_000_000
 PUBLISH_NS = 1_000_000_000
 HEARTBEAT_NS = 5_000_000_000
 
+_CLOCKS = {"updated_unix_ns", "serving_ns", "overhead_ns"}
 _CHUNK_BYTES = 2**20
 _CLOSE_TIMEOUT_S = 2.0
 
@@ -40,9 +44,10 @@ class Outbox:
         drops: Drops,
         *,
         state: Callable[[], WorkerState],
-        follow: Callable[[CaptureRequest | None], None],
+        follow: Callable[[CaptureRequest | None, Control | None], bool],
         max_trace_bytes: int,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        cpu_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
         self._spool = spool
         self._server_id = server_id
@@ -51,15 +56,20 @@ class Outbox:
         self._follow = follow
         self._max_trace_bytes = max_trace_bytes
         self._now_ns = now_ns
+        self._cpu_ns = cpu_ns
         self._pending: queue.SimpleQueue[Recording] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="taxbreak-outbox", daemon=True)
         self._is_closed = False
         self._published: WorkerState | None = None
         self._published_ns = 0
         self._can_publish = True
+        self._messages: tuple[CaptureRequest | None, Control | None] = (None, None)
+        self._stamp: object = None
+        self._read_ns = -PUBLISH_NS
         self.is_busy = False
         self.num_stored = 0
-        self.export_ns = 0
+        self.cost_ns = 0
+        self.asked_cost_ns = 0
 
     def start(self) -> None:
         """Start the thread."""
@@ -77,20 +87,51 @@ class Outbox:
             self._thread.join(_CLOSE_TIMEOUT_S)
 
     def turn(self, *, wait_s: float) -> None:
-        """Store one recording if one comes within `wait_s`, then read the request and publish the state if due."""
+        """Store one recording if one comes within `wait_s`, read request and control, publish the state if due."""
+        recording = None
         with suppress(queue.Empty):
-            self._store(self._pending.get(block=wait_s > 0, timeout=wait_s or None))
-            self.is_busy = False
-        self._follow(self._spool.read_request(self._server_id))
-        self._publish()
+            recording = self._pending.get(block=wait_s > 0, timeout=wait_s or None)
+        if recording is not None:
+            before_ns = self.cost_ns
+            with self._costing():
+                self._store(recording)
+            if recording.progress is not None:
+                self.asked_cost_ns += self.cost_ns - before_ns
+        with self._costing():
+            has_news = self._follow(*self._read())
+            if recording is not None:
+                self.is_busy = False  # only now: what storing cost is settled before the next step may be recorded
+            self._publish(at_once=has_news)
+
+    def _read(self) -> tuple[CaptureRequest | None, Control | None]:
+        """Read request and control where they changed, and once a second whatever their stamps say."""
+        stamp, now_ns = self._spool.messages_stamp(self._server_id), self._now_ns()
+        if stamp != self._stamp or now_ns - self._read_ns >= PUBLISH_NS:
+            self._stamp, self._read_ns = stamp, now_ns
+            self._messages = (self._spool.read_request(self._server_id), self._spool.read_control(self._server_id))
+        return self._messages
+
+    @contextmanager
+    def _costing(self) -> Iterator[None]:
+        started_ns = self._cpu_ns()
+        try:
+            yield
+        finally:
+            self.cost_ns += self._cpu_ns() - started_ns
 
     def _run(self) -> None:
+        while not self._is_closed or self.is_busy:
+            self._survive(lambda: self.turn(wait_s=POLL_NS / 1e9))
+        self._survive(lambda: self._publish(at_once=True))
+
+    def _survive(self, act: Callable[[], None]) -> None:
+        """Count a fault of our own instead of ending this thread by it: what it would have said would be lost too."""
         try:
-            while not self._is_closed or self.is_busy:
-                self.turn(wait_s=POLL_NS / 1e9)
-            self._publish(at_once=True)
-        except Exception:
-            logger.exception("taxbreak: the storing thread ended; steps are no longer recorded")
+            act()
+        except Exception as error:
+            self.is_busy = False
+            self._drops.add("outbox", repr(error))
+            time.sleep(POLL_NS / 1e9)
 
     def _store(self, recording: Recording) -> None:
         try:
@@ -111,9 +152,9 @@ class Outbox:
     def _write_trace(self, recording: Recording, path: Path) -> None:
         raw = path.with_name("trace.json")
         try:
-            started_ns = self._now_ns()
+            started_ns, started_cpu_ns = self._now_ns(), self._cpu_ns()
             recording.profile.export(raw)
-            self.export_ns += self._now_ns() - started_ns
+            self.cost_ns += max(0, self._now_ns() - started_ns - (self._cpu_ns() - started_cpu_ns))
             self._compress(raw, path)
         finally:
             raw.unlink(missing_ok=True)
@@ -155,6 +196,6 @@ class Outbox:
 
 
 def _differ(state: WorkerState, other: WorkerState) -> bool:
-    """Compare all but the clocks."""
-    names = ("enabled", "steps", "num_samples", "dropped", "overhead_ns", "capture_id", "capture_recorded")
+    """Compare all but the clocks; this thread itself takes time all the time."""
+    names = state.__dataclass_fields__.keys() - _CLOCKS
     return any(getattr(state, name) != getattr(other, name) for name in names)

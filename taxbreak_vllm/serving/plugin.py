@@ -4,6 +4,7 @@ Both do nothing unless `taxbreak` is named in `VLLM_PLUGINS`, and neither raises
 server.
 """
 
+import asyncio
 import atexit
 import os
 from argparse import Namespace
@@ -15,6 +16,7 @@ from taxbreak_vllm.serving.worker import WorkerExtension, server_id
 from taxbreak_vllm.settings import load_settings
 
 NAME = "taxbreak"
+_ASK_S = 10.0
 
 
 class Mounted(Protocol):
@@ -35,6 +37,8 @@ def register() -> None:
             return
         from vllm.v1.worker.worker_base import WorkerBase
 
+        # a worker without it would fail the call that `init_state` makes, and vLLM's ranks with it
+        WorkerBase.taxbreak_status = _no_status
         if "__new__" not in vars(WorkerBase):
             WorkerBase.__new__ = WorkerExtension.__new__
         elif WorkerBase.__new__ is not WorkerExtension.__new__:
@@ -74,7 +78,23 @@ class EndpointPlugin:
         if self._mounted is None or engine_client is None:
             return
         try:
-            self._mounted.start(server_id(engine_client.vllm_config))
+            self._mounted.start(await _ask_server_id(engine_client))
             atexit.register(self._mounted.close)
         except Exception as error:
             logger.warning("taxbreak: the analyzer did not start: %r", error, exc_info=error)
+
+
+async def _ask_server_id(engine_client: Any) -> str:  # noqa: ANN401 - vLLM's AsyncLLM
+    """Ask the workers what server they belong to: of several API servers each has an instance id of its own."""
+    try:
+        # no time limit within vLLM: workers that answer a call given up there are one answer behind ever after
+        for status in await asyncio.wait_for(engine_client.collective_rpc("taxbreak_status"), _ASK_S):
+            if status:
+                return str(status["server"]["server_id"])
+    except Exception as error:
+        logger.warning("taxbreak: the workers do not tell their server's name: %r", error)
+    return server_id(engine_client.vllm_config)
+
+
+def _no_status(_worker: object) -> dict[str, Any]:
+    return {}

@@ -105,6 +105,11 @@ def is_profiler_taken(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
     )
 
 
+def load_profiler() -> None:
+    """Import what torch.profiler imports when it starts for the first time."""
+    import torch._inductor.config  # noqa: F401
+
+
 def time_empty_op(now_ns: Callable[[], int] = time.perf_counter_ns, *, batches: int = 21, ops: int = 32) -> int:
     """Time an op that does nothing, in ns: the median over batches (about 1 ms in all)."""
     import torch
@@ -130,32 +135,42 @@ class Recorder:
         open_profile: Callable[..., Profile] = TorchProfile,
         is_taken: Callable[[Any], bool] = is_profiler_taken,
         time_op: Callable[[], int] = time_empty_op,
+        load: Callable[[], None] = load_profiler,
     ) -> None:
         self._drops = drops
         self._open_profile = open_profile
         self._is_taken = is_taken
         self._time_op = time_op
+        self._load = load
+        self._is_warm = False
         self._profile: Profile | None = None
         self.op_cost_ns: int | None = None
 
-    def warm(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
-        """Start and stop the profiler once, before the first request: the first start takes two seconds.
+    def load(self) -> None:
+        """Import what the first profiler start would: nearly all of its two seconds, and any thread may do it."""
+        try:
+            self._load()
+        except Exception as error:
+            logger.debug("taxbreak: loading the profiler: %r", error)
 
-        While it runs, learn what it adds to an op.
-        """
+    def warm(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
+        """Start and stop the profiler once, before the first step is recorded; learn what it adds to an op."""
+        if self._is_warm:
+            return
         # kineto writes two lines of tracing probes to stderr at every start, at a level above its errors
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-        if self.start(worker, "warm-up", stacks=False):
-            self._calibrate()
-            self.stop()
-
-    def _calibrate(self) -> None:
         try:
+            if self._is_taken(worker):
+                return  # the next step to record tries again
+            self._is_warm = True
+            self._profile = self._open_profile("warm-up", stacks=False)
+            self._profile.start()
             recorded_ns = self._time_op()
-            self.stop()
+            self._close()
             self.op_cost_ns = max(0, recorded_ns - self._time_op())
         except Exception as error:
             logger.debug("taxbreak: the profiler's cost per op is unknown: %r", error)
+            self._close()
 
     def start(self, worker: Any, step_id: str, *, stacks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
         """Open the bracket; False where the profiler is taken or fails."""

@@ -1,30 +1,40 @@
-"""Which steps to record: one in so many of each phase, and those somebody asks for.
+"""Which steps to record: of each kind one in so many, and those somebody asks for.
 
-Every rank of a server counts the same steps and so decides alike, without a word between them.
+Every rank of a server counts the same steps and draws from the same seed, so all pick alike without a word between
+them. A rank that has slowed down, to keep its overhead in budget, picks some of the steps that the others pick.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from taxbreak_vllm.model import CaptureRequest, Phase
+from taxbreak_vllm.serving.kinds import NEVER, Kind
+from taxbreak_vllm.serving.picks import Picks
 
-# The first steps of a phase are cold (allocator, kernel selection, lazy compilation): none of them is recorded.
-NUM_COLD_STEPS = 15
+_HORIZON = 64  # a kind's share is taken over about so many intervals
+
+
+class Draws(Protocol):
+    """Steps drawn for one seed and rate, as `Picks` draws them."""
+
+    def next(self, first: int, level: int = 0) -> int: ...
 
 
 class Progress:
     """How far one request for steps has come. `started` belongs to the step's thread, the rest to the storing one."""
 
-    __slots__ = ("num_lost", "num_recorded", "num_started", "request")
+    __slots__ = ("num_lost", "num_recorded", "num_started", "num_steps", "request")
 
-    def __init__(self, request: CaptureRequest) -> None:
+    def __init__(self, request: CaptureRequest, *, max_steps: int) -> None:
         self.request = request
+        self.num_steps = min(request.steps, max_steps)
         self.num_started = 0
         self.num_recorded = 0
         self.num_lost = 0
 
     def wants(self, phase: Phase) -> bool:
         """Tell whether a step of this phase is asked for; an empty step only by name."""
-        if self.num_started - self.num_lost >= self.request.steps:
+        if self.num_started - self.num_lost >= self.num_steps:
             return False
         return phase is self.request.phase if self.request.phase is not None else phase is not Phase.IDLE
 
@@ -53,34 +63,134 @@ class Sample(NamedTuple):
 _PERIODIC = Sample()
 
 
-class Sampler:
-    """Counts the steps of each phase and picks those to record."""
+class _Rule(NamedTuple):
+    """What the picks follow from; replaced as a whole, and told from an earlier one by identity."""
 
-    def __init__(self, sample_every: int) -> None:
-        self._sample_every = sample_every
-        first = min(sample_every, NUM_COLD_STEPS + 1)
-        self._due_by_phase = dict.fromkeys(Phase, first)
-        self._due_by_phase[Phase.IDLE] = -1
-        self._standing: Progress | None = None
+    sample_every: int
+    level: int = 0
+    is_on: bool = True
+    standing: Progress | None = None
+
+
+class Sampler:
+    """Picks steps to record; `plan` says from when on `decide` must be asked, so that other steps cost nothing.
+
+    `kinds` are those of the worker. The thread of the steps decides, any other may set the rule or bring a request.
+    """
+
+    def __init__(
+        self,
+        seed: str,
+        kinds: Iterable[Kind],
+        *,
+        sample_every: int,
+        max_steps: int,
+        is_on: bool = True,
+        draw: Callable[[str, int], Draws] = Picks,
+    ) -> None:
+        self._seed = seed
+        self._draw = draw
+        self._max_steps = max_steps
+        self._kinds = kinds
+        self._rule = _Rule(sample_every, is_on=is_on)
+        self._planned: _Rule | None = None
         self.progress: Progress | None = None
 
-    def decide(self, phase: Phase) -> Sample | None:
-        """Count a step about to run and return how to record it, None for not at all."""
-        due = self._due_by_phase[phase] - 1
-        self._due_by_phase[phase] = due or self._sample_every
-        standing = self._standing
-        if standing is not None and standing.wants(phase):
-            return Sample(standing)
-        return None if due else _PERIODIC
+    @property
+    def sample_every(self) -> int:
+        return self._rule.sample_every
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any step may be recorded."""
+        return self._rule.is_on
+
+    @property
+    def level(self) -> int:
+        """How often the rate was halved."""
+        return self._rule.level
+
+    @property
+    def slowdown(self) -> int:
+        """How many times fewer steps are picked than asked for."""
+        return 1 << self._rule.level
+
+    def set(self, *, sample_every: int | None = None, level: int | None = None, is_on: bool | None = None) -> None:
+        """Change the rule; None leaves a part of it as it is."""
+        rule = self._rule
+        self._replace(
+            rule._replace(
+                sample_every=rule.sample_every if sample_every is None else sample_every,
+                level=rule.level if level is None else level,
+                is_on=rule.is_on if is_on is None else is_on,
+            )
+        )
 
     def follow(self, request: CaptureRequest | None, *, now_unix_ns: int) -> None:
-        """Take up the standing request, or none; called by another thread than `decide`.
+        """Take up the standing request, or none.
 
         A request is followed once: what was recorded for it stays known after it expired or was taken back.
         """
         if request is None or 0 < request.expires_unix_ns <= now_unix_ns:
-            self._standing = None
-            return
-        if self.progress is None or self.progress.request.capture_id != request.capture_id:
-            self.progress = Progress(request)
-        self._standing = self.progress
+            standing = None
+        elif self.progress is not None and self.progress.request.capture_id == request.capture_id:
+            standing = self.progress
+        else:
+            standing = self.progress = Progress(request, max_steps=self._max_steps)
+        if standing is not self._rule.standing:
+            self._replace(self._rule._replace(standing=standing))
+
+    def decide(self, kind: Kind) -> Sample | None:
+        """Say how to record a step that has begun and was counted, None for not at all; for steps that are `due`."""
+        if kind.pick < kind.num_steps:
+            self._plan(fresh=kind)
+        is_picked = kind.pick == kind.num_steps
+        if is_picked or self._planned is not self._rule:
+            self._plan()
+        if not self._rule.is_on:
+            return None
+        standing = self._rule.standing
+        if standing is not None and standing.wants(kind.phase):
+            return Sample(standing)
+        return _PERIODIC if is_picked else None
+
+    def _replace(self, rule: _Rule) -> None:
+        self._rule = rule
+        for kind in self._kinds:
+            kind.due = 0
+
+    def _plan(self, fresh: Kind | None = None) -> None:
+        """Find the next pick of every kind; that of a `fresh` one may be the step it is at."""
+        self._planned = None
+        while self._planned is not self._rule:  # another thread may replace it meanwhile
+            rule = self._rule
+            total_weight = self._weigh(_HORIZON * rule.sample_every)
+            for kind in self._kinds:
+                first = kind.num_steps if kind is fresh else kind.num_steps + 1
+                kind.pick = self._next_pick(kind, rule, first, total_weight)
+                kind.due = NEVER if not rule.is_on else 0 if rule.standing is not None else kind.pick
+            self._planned = rule
+
+    def _weigh(self, horizon: int) -> int:
+        """Bring the kinds' weights up to date, steps of long ago counting less and less; return their sum."""
+        total_weight = 0
+        for kind in self._kinds:
+            kind.weight += kind.num_steps - kind.num_weighed
+            kind.num_weighed = kind.num_steps
+            total_weight += kind.weight
+        if total_weight > horizon:
+            for kind in self._kinds:
+                kind.weight //= 2
+        return total_weight
+
+    def _next_pick(self, kind: Kind, rule: _Rule, first: int, total_weight: int) -> int:
+        """Return the first pick from the kind's step number `first` on, counted from 1.
+
+        Of a kind that makes up the share s of the steps one in N·√s of its own is picked, so that rare ones are seen;
+        √s is rounded up to a power of a half.
+        """
+        if kind.phase is Phase.IDLE:
+            return NEVER
+        rarity = ((total_weight // max(1, kind.weight)).bit_length() - 1) // 2
+        picks = self._draw(f"{self._seed}/{kind.name}", rule.sample_every)
+        return picks.next(first - 1, rule.level - rarity) + 1

@@ -1,21 +1,16 @@
-"""What a step is and how long plain ones take: scheduler output in, phase, batch and step times out.
+"""What a step is: scheduler output in; phase, batch and graph mode out.
 
-Runs on every step of a serving process, so everything here is a few integer operations and nothing grows. vLLM is not
-imported: its objects are described by the protocols below (vllm/v1/core/sched/output.py, 0.26 to 0.33).
+vLLM is not imported: its objects are described by the protocols below (vllm/v1/core/sched/output.py, 0.26 to 0.33).
 """
 
-from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from statistics import median_low
 from typing import Any, NamedTuple, Protocol
 
-from taxbreak_vllm.model import STEP_BUCKETS_NS, Batch, Phase, StepHistogram
+from taxbreak_vllm.model import Batch, Phase
 
 NO_GRAPH = "none"
 UNKNOWN_GRAPH = "unknown"
 
-# looking a member up in its enum takes as long as a clock read (Python 3.11)
-_DECODE, _VERIFY, _IDLE = Phase.DECODE, Phase.VERIFY, Phase.IDLE
 _PROMPT_PHASES = frozenset({Phase.PREFILL, Phase.MIXED, Phase.ENCODE})
 
 
@@ -47,7 +42,7 @@ class ScheduledStep(Protocol):
 
 
 class Work(NamedTuple):
-    """What one step works on. A tuple, as building one takes a fifth of a frozen dataclass's time.
+    """What one step works on.
 
     `output_tokens` is None where the scheduler output alone can't tell: draft tokens are being checked, or a prompt
     goes on whose length was only in an earlier step.
@@ -58,10 +53,35 @@ class Work(NamedTuple):
     num_requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int | None = 0
+    draft_tokens: int = 0
 
-    def batch(self, *, output_tokens: int | None) -> Batch:
+    def batch(self, *, output_tokens: int | None, accepted_tokens: int | None) -> Batch:
         """Return requests and tokens as the step's record holds them, given the tokens it was seen to sample."""
-        return Batch(requests=self.num_requests, prompt_tokens=self.prompt_tokens, output_tokens=output_tokens)
+        return Batch(
+            requests=self.num_requests,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=output_tokens,
+            draft_tokens=self.draft_tokens,
+            accepted_tokens=accepted_tokens if self.draft_tokens else 0,
+        )
+
+
+def is_generation(scheduled: ScheduledStep) -> bool:
+    """Tell a step in which every request generates; it runs on each step and so reads as little as it can.
+
+    A new request with a single token left after a prefix hit is not looked for here: `classify` finds it.
+    """
+    cached = scheduled.scheduled_cached_reqs
+    if (
+        scheduled.scheduled_new_reqs
+        or cached.resumed_req_ids
+        or scheduled.scheduled_encoder_inputs
+        or not all(cached.num_output_tokens)
+    ):
+        return False
+    num_more = scheduled.total_num_scheduled_tokens - len(scheduled.num_scheduled_tokens)
+    drafts_by_id = scheduled.scheduled_spec_decode_tokens
+    return num_more == (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0)
 
 
 def classify(scheduled: ScheduledStep) -> Work:
@@ -70,30 +90,19 @@ def classify(scheduled: ScheduledStep) -> Work:
     A request is in its prompt while it is new, resumed after a preemption, has no output yet, or is given more tokens
     than one and its drafts. A new request with a single token left after a prefix hit computes what a decode does.
     """
-    drafts_by_id = scheduled.scheduled_spec_decode_tokens
-    num_tokens = scheduled.total_num_scheduled_tokens
-    num_requests = len(scheduled.num_scheduled_tokens)
-    cached = scheduled.scheduled_cached_reqs
-    if (
-        not scheduled.scheduled_new_reqs
-        and not cached.resumed_req_ids
-        and not scheduled.scheduled_encoder_inputs
-        and 0 not in cached.num_output_tokens
-        and num_tokens - num_requests == (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0)
-    ):
-        if drafts_by_id:
-            return Work(_VERIFY, num_tokens, num_requests, 0, None)
-        return Work(_DECODE if num_tokens else _IDLE, num_tokens, num_requests, 0, num_requests)
-
-    num_prompts, prompt_tokens, num_completed = _count_prompts(scheduled)
+    num_tokens, num_requests = scheduled.total_num_scheduled_tokens, len(scheduled.num_scheduled_tokens)
+    if num_tokens == 0:
+        return Work(Phase.IDLE, 0)
+    num_drafts = sum(map(len, scheduled.scheduled_spec_decode_tokens.values()))
+    num_prompts, prompt_tokens, num_completed = (0, 0, 0) if is_generation(scheduled) else _count_prompts(scheduled)
     if scheduled.scheduled_encoder_inputs:
         phase = Phase.ENCODE
     elif num_prompts == 0:
-        phase = Phase.VERIFY if drafts_by_id else Phase.DECODE
+        phase = Phase.VERIFY if num_drafts else Phase.DECODE
     else:
         phase = Phase.PREFILL if num_prompts == num_requests else Phase.MIXED
-    output_tokens = None if drafts_by_id or num_completed is None else num_requests - num_prompts + num_completed
-    return Work(phase, num_tokens, num_requests, prompt_tokens, output_tokens)
+    output_tokens = None if num_drafts or num_completed is None else num_requests - num_prompts + num_completed
+    return Work(phase, num_tokens, num_requests, prompt_tokens, output_tokens, num_drafts)
 
 
 def is_real(scheduled: ScheduledStep) -> bool:
@@ -107,7 +116,9 @@ def _count_prompts(scheduled: ScheduledStep) -> tuple[int, int, int | None]:
     num_prompts = prompt_tokens = num_completed = 0
     is_known = True
     for new in scheduled.scheduled_new_reqs:
-        num_tokens, length = tokens_by_id.get(new.req_id, 0), _prompt_length(new)
+        # drafts may stand behind the last token of a prompt too, where a prefix hit has left no more of it
+        num_tokens = tokens_by_id.get(new.req_id, 0) - len(drafts_by_id.get(new.req_id, ()))
+        length = _prompt_length(new)
         is_complete = length is not None and new.num_computed_tokens + num_tokens >= length
         if is_complete and num_tokens == 1 and new.num_computed_tokens > 0:
             continue
@@ -167,75 +178,3 @@ class GraphModes:
         """Return "none", "piecewise", "full" or "unknown"."""
         mode = self._mixed if phase in _PROMPT_PHASES else self._decode
         return mode if 0 < num_tokens <= self._max_tokens or mode == UNKNOWN_GRAPH else NO_GRAPH
-
-
-class _Times:
-    """Counters of one phase and graph mode."""
-
-    __slots__ = ("bucket_counts", "sum_ns")
-
-    def __init__(self) -> None:
-        self.bucket_counts = [0] * (len(STEP_BUCKETS_NS) + 1)
-        self.sum_ns = 0
-
-
-class _Ring:
-    """The last step times of one phase, graph mode and power-of-two number of tokens."""
-
-    __slots__ = ("num_added", "times", "times_ns")
-
-    def __init__(self, times: _Times, size: int) -> None:
-        self.times = times
-        self.times_ns = [0] * size
-        self.num_added = 0
-
-
-class StepTimes:
-    """Times of plain steps: histograms for good, and the latest of each kind to compare a recorded step with.
-
-    One thread adds; any other may read. Memory is bounded by the number of phases, graph modes and token sizes.
-    """
-
-    def __init__(self, *, ring_size: int = 64) -> None:
-        self._ring_size = ring_size
-        self._times_by_kind: dict[tuple[Phase, str], _Times] = {}
-        self._ring_by_kind: dict[tuple[Phase, str, int], _Ring] = {}
-
-    def add(self, phase: Phase, graph_mode: str, num_tokens: int, elapsed_ns: int, is_quiet: bool = True) -> None:
-        """Count one plain step; one beside which an earlier recording was being stored is not compared with."""
-        key = (phase, graph_mode, num_tokens.bit_length())
-        ring = self._ring_by_kind.get(key)
-        if ring is None:
-            ring = self._ring_by_kind[key] = self._new_ring(phase, graph_mode)
-        times = ring.times
-        times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
-        times.sum_ns += elapsed_ns
-        if is_quiet:
-            ring.times_ns[ring.num_added % self._ring_size] = elapsed_ns
-            ring.num_added += 1
-
-    def median(self, phase: Phase, graph_mode: str, num_tokens: int) -> tuple[int | None, int]:
-        """Return the median (ns) of the latest plain steps of this kind and how many it is taken over."""
-        ring = self._ring_by_kind.get((phase, graph_mode, num_tokens.bit_length()))
-        if ring is None or ring.num_added == 0:
-            return None, 0
-        num_kept = min(ring.num_added, self._ring_size)
-        return median_low(ring.times_ns[:num_kept]), num_kept
-
-    def histograms(self) -> tuple[StepHistogram, ...]:
-        """Return the counts so far; a step being added meanwhile is in or out, never half counted."""
-        return tuple(
-            StepHistogram(
-                phase=phase,
-                graph_mode=graph_mode,
-                num_steps=sum(counts),
-                sum_ns=times.sum_ns,
-                bucket_counts=counts,
-            )
-            for (phase, graph_mode), times in list(self._times_by_kind.items())
-            for counts in [tuple(times.bucket_counts)]
-        )
-
-    def _new_ring(self, phase: Phase, graph_mode: str) -> _Ring:
-        times = self._times_by_kind.setdefault((phase, graph_mode), _Times())
-        return _Ring(times, self._ring_size)

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from taxbreak_vllm.model import CaptureRequest, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model import CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.serving.kinds import Kind, Kinds
 from taxbreak_vllm.serving.outbox import Outbox
+from taxbreak_vllm.serving.picks import Picks
+from taxbreak_vllm.serving.policy import Policy
 from taxbreak_vllm.serving.recorder import Drops, Recorder, Recording, logger
-from taxbreak_vllm.serving.sampler import Sample, Sampler
-from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, StepTimes, Work, classify
+from taxbreak_vllm.serving.sampler import Draws, Sample
+from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
 
@@ -26,6 +29,8 @@ class _Bracket:
 
     index: int
     sample: Sample
+    work: Work
+    drafted: tuple[str, ...]
     opening_ns: int
     started_unix_ns: int
     read_graph_mode: Callable[[], str | None] | None
@@ -35,8 +40,8 @@ class _Bracket:
 class Watch:
     """Times every step of a worker and records some. It never holds the worker, whose memory must go when vLLM's does.
 
-    `records` is False on the ranks that only time: they leave out the steps that another rank records, as those take
-    longer everywhere.
+    `records` is False on the ranks that only time: they leave out the steps that another rank may record, as those
+    take longer everywhere.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Watch:
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
+        cpu_ns: Callable[[], int] = time.thread_time_ns,
+        draw: Callable[[str, int], Draws] = Picks,
     ) -> None:
         self._server = server
         self._graph_modes = graph_modes
@@ -56,8 +63,16 @@ class Watch:
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
-        self._times = StepTimes()
-        self._sampler = Sampler(settings.sample_every) if settings.enabled else None
+        self._kinds = Kinds(graph_modes)
+        self._policy = Policy(
+            settings,
+            self._kinds,
+            self._drops,
+            seed=server.engine,  # all that the ranks of an engine surely share, on whatever nodes they are
+            adapts=records,
+            now_ns=now_ns,
+            draw=draw,
+        )
         self._recorder = open_recorder(self._drops)
         self.outbox = Outbox(
             Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures),
@@ -66,26 +81,35 @@ class Watch:
             state=self.state,
             follow=self._follow,
             max_trace_bytes=settings.max_trace_bytes,
+            now_ns=now_ns,
+            cpu_ns=cpu_ns,
         )
         self._started_unix_ns = unix_ns()
         self._armed_ns: int | None = None
-        self._is_broken = False
-        self._num_steps = 0
+        self._cost_before_ns = 0
         self._overhead_ns = 0
+        self._asked_overhead_ns = 0
+        self._is_broken = False
         self._is_quiet = True
-        self._work: Work | None = None
+        self._kind: Kind | None = None
         self._begun_ns = 0
         self._bracket: _Bracket | None = None
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether the open step is being recorded."""
+        return self._bracket is not None
+
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
-        if self._sampler is not None and self._records:
+        if self._policy.off_reason is None and self._records:
             self._recorder.warm(worker)
         self.outbox.start()
 
     def arm(self) -> None:
-        """Begin to count serving time: the first real request is here."""
+        """Begin to count serving time, and what recording takes of it: the first real request is here."""
         self._armed_ns = self._now_ns()
+        self._cost_before_ns = self.outbox.cost_ns
 
     def close(self) -> None:
         """Store what was recorded, and end."""
@@ -96,14 +120,15 @@ class Watch:
         if self._is_broken:
             return
         try:
-            if self._work is not None:
+            if self._kind is not None:
                 self.abandon("unfinished")
-            work = _DUMMY_BATCH if scheduled is None else classify(scheduled)
-            self._num_steps += 1
-            self._is_quiet = not self.outbox.is_busy
-            sample = None if self._sampler is None else self._sampler.decide(work.phase)
-            if sample is None or self._open(worker, sample):
-                self._work = work
+            kinds = self._kinds
+            kind = kinds.of(_DUMMY_BATCH.phase, 1) if scheduled is None else kinds.of_step(scheduled)
+            kind.num_steps += 1
+            if not self._is_quiet:
+                self._is_quiet = not self.outbox.is_busy
+            if kind.num_steps < kind.due or self._pass(worker, scheduled, kind):
+                self._kind = kind
                 self._begun_ns = self._now_ns()
         except Exception as error:
             self._break(error)
@@ -121,89 +146,105 @@ class Watch:
     def end(self, output: object, *, has_sampled: bool) -> None:
         """Close the step's window; `has_sampled` tells a step that sampled tokens from one that does not."""
         ended_ns = self._now_ns()
-        work = self._work
-        if work is None:
+        kind = self._kind
+        if kind is None:
             return
-        self._work = None
+        self._kind = None
         try:
-            if self._bracket is not None:
-                self._finish(self._bracket, work, output, ended_ns, has_sampled=has_sampled)
+            if self._bracket is None:
+                kind.add(ended_ns - self._begun_ns, self._is_quiet)
             else:
-                graph_mode = self._graph_modes.of(work.phase, work.num_tokens)
-                self._times.add(work.phase, graph_mode, work.num_tokens, ended_ns - self._begun_ns, self._is_quiet)
+                self._finish(self._bracket, kind, output, ended_ns, has_sampled=has_sampled)
         except Exception as error:
             self._break(error)
 
     def abandon(self, reason: str = "step_failed") -> None:
-        """Forget the open step: vLLM raised, or never ended it."""
-        self._work = None
+        """Forget the open step: vLLM raised, never ended it, or starts a profiler of its own."""
+        self._kind = None
+        if self._bracket is None:
+            return
         try:
+            closing_ns = self._now_ns()
             self._recorder.discard(reason)
+            self._charge(self._bracket, self._begun_ns - self._bracket.opening_ns + self._now_ns() - closing_ns)
             self._forget_bracket()
         except Exception as error:
             self._break(error)
 
     def state(self) -> WorkerState:
         """Return what the worker publishes about itself; any thread may ask."""
-        progress = self._sampler.progress if self._sampler is not None and self._records else None
+        policy = self._policy
+        progress = policy.sampler.progress if self._records else None
         return WorkerState(
             server=self._server,
             started_unix_ns=self._started_unix_ns,
             updated_unix_ns=self._unix_ns(),
-            enabled=self._sampler is not None and not self._is_broken,
-            steps=self._times.histograms(),
+            enabled=policy.off_reason is None,
+            steps=self._kinds.histograms(),
             num_samples=self.outbox.num_stored,
             dropped=self._drops.counts(),
-            overhead_ns=self._overhead_ns + self.outbox.export_ns,
+            overhead_ns=self._overhead_ns + self.outbox.cost_ns - self._cost_before_ns,
             serving_ns=0 if self._armed_ns is None else self._now_ns() - self._armed_ns,
             capture_id=None if progress is None else progress.request.capture_id,
             capture_recorded=0 if progress is None else progress.num_recorded,
+            off_reason=policy.off_reason,
+            sample_every=policy.sampler.sample_every,
+            overhead_budget_ratio=policy.budget_ratio,
+            slowdown=policy.sampler.slowdown,
+            control_id=policy.control_id,
         )
 
-    def _open(self, worker: Any, sample: Sample) -> bool:  # noqa: ANN401 - a vLLM worker
-        """Start recording a step, if possible; False for one that another rank records."""
+    def _pass(self, worker: Any, scheduled: ScheduledStep | None, kind: Kind) -> bool:  # noqa: ANN401 - a vLLM worker
+        """Have a step recorded, if it is picked and that is possible; False for one that another rank may record."""
+        sample = self._policy.sampler.decide(kind)
+        if sample is None:
+            return True
         if not self._records:
             sample.take(1)
             return False
-        if not self._is_quiet:
-            if sample.progress is None:
-                self._drops.add("backlog", "as the one before is still being stored")
-            return True
+        if self._policy.allows(sample, kind, is_quiet=self._is_quiet):
+            self._open(worker, scheduled, sample)
+        return True
+
+    def _open(self, worker: Any, scheduled: ScheduledStep | None, sample: Sample) -> None:  # noqa: ANN401
         # all of it before the profiler starts, as what comes after is in the recorded window
         sample.take(1)
+        opening_ns = self._now_ns()
+        self._recorder.warm(worker)
         self._bracket = _Bracket(
-            index=self._num_steps,
+            index=self._kinds.num_steps(),
             sample=sample,
-            opening_ns=self._now_ns(),
+            work=_DUMMY_BATCH if scheduled is None else classify(scheduled),
+            drafted=() if scheduled is None else tuple(scheduled.scheduled_spec_decode_tokens),
+            opening_ns=opening_ns,
             started_unix_ns=self._unix_ns(),
             read_graph_mode=_request_graph_mode(worker) if self._graph_modes.has_graphs else None,
         )
-        if not self._recorder.start(worker, self._step_id(), stacks=sample.stacks):
+        if not self._recorder.start(worker, self._step_id(self._bracket), stacks=sample.stacks):
+            self._charge(self._bracket, self._now_ns() - opening_ns)
             self._forget_bracket()
-        return True
 
-    def _finish(self, bracket: _Bracket, work: Work, output: object, ended_ns: int, *, has_sampled: bool) -> None:
+    def _finish(self, bracket: _Bracket, kind: Kind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
         profile = self._recorder.stop()
         closed_ns = self._now_ns()
         graph_mode = bracket.graph_mode or _ask(bracket)
         self._bracket = None
-        usual_mode = self._graph_modes.of(work.phase, work.num_tokens)
-        plain_window_ns, num_plain = self._times.median(work.phase, usual_mode, work.num_tokens)
+        plain_window_ns, num_plain = kind.median()
         window_ns = ended_ns - self._begun_ns
         overhead_ns = closed_ns - bracket.opening_ns - window_ns
-        self._overhead_ns += overhead_ns
-        if plain_window_ns is not None:
-            self._overhead_ns += max(0, window_ns - plain_window_ns)
-        if profile is None:
+        # without a plain step to compare with, all of it may be dilation
+        self._charge(bracket, overhead_ns + max(0, window_ns - (plain_window_ns or 0)))
+        if profile is None or not self._policy.allows_length(window_ns):
             bracket.sample.take(-1)
             return
+        output_tokens, accepted_tokens = _count_sampled(output, bracket) if has_sampled else (0, 0)
         info = StepInfo(
-            step_id=self._step_id(),
+            step_id=self._step_id(bracket),
             step_index=bracket.index,
             server=self._server,
-            phase=work.phase,
-            batch=work.batch(output_tokens=_count_sampled(output, work) if has_sampled else 0),
-            graph_mode=graph_mode or usual_mode,
+            phase=bracket.work.phase,
+            batch=bracket.work.batch(output_tokens=output_tokens, accepted_tokens=accepted_tokens),
+            graph_mode=graph_mode or kind.graph_mode,
             started_unix_ns=bracket.started_unix_ns,
             window_ns=window_ns,
             plain_window_ns=plain_window_ns,
@@ -213,10 +254,16 @@ class Watch:
             async_output=hasattr(output, "get_output"),
             capture_id=bracket.sample.capture_id,
         )
+        self._is_quiet = False
         self.outbox.offer(Recording(info, profile, bracket.sample.progress))
 
-    def _step_id(self) -> str:
-        return f"{self._server.server_id}.r{self._server.rank}.s{self._num_steps}"
+    def _charge(self, bracket: _Bracket, cost_ns: int) -> None:
+        self._overhead_ns += cost_ns
+        if bracket.sample.progress is not None:
+            self._asked_overhead_ns += cost_ns
+
+    def _step_id(self, bracket: _Bracket) -> str:
+        return f"{self._server.server_id}.r{self._server.rank}.s{bracket.index}"
 
     def _forget_bracket(self) -> None:
         bracket, self._bracket = self._bracket, None
@@ -224,14 +271,22 @@ class Watch:
             bracket.sample.take(-1)
             _ask(bracket)
 
-    def _follow(self, request: CaptureRequest | None) -> None:
-        if self._sampler is not None:
-            self._sampler.follow(request, now_unix_ns=self._unix_ns())
+    def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
+        """Settle the account and take what the spool says, on the storing thread; True for news to be told at once."""
+        was_off, policy = self._policy.off_reason, self._policy
+        policy.settle(
+            spent_ns=self._overhead_ns + self.outbox.cost_ns,
+            asked_ns=self._asked_overhead_ns + self.outbox.asked_cost_ns,
+        )
+        if control is not None and control.enabled and was_off and self._records:
+            self._recorder.load()
+        return policy.follow(request, control, now_unix_ns=self._unix_ns()) or policy.off_reason != was_off
 
     def _break(self, error: Exception) -> None:
         self._is_broken = True
-        self._work = self._bracket = None
+        self._kind = self._bracket = None
         self._drops.add("hook", repr(error))
+        self._policy.turn_off("hook")
         self._recorder.discard("hook")
         logger.warning("taxbreak: steps are no longer timed or recorded; vLLM goes on", exc_info=error)
 
@@ -262,7 +317,12 @@ def _request_graph_mode(worker: Any) -> Callable[[], str | None]:  # noqa: ANN40
     return read
 
 
-def _count_sampled(output: object, work: Work) -> int | None:
-    """Count the tokens sampled, which are at hand unless they are still on their way from the device."""
+def _count_sampled(output: object, bracket: _Bracket) -> tuple[int | None, int | None]:
+    """Count the tokens sampled, and the drafts among them; None for what is still on its way from the device."""
     sampled = getattr(output, "sampled_token_ids", None)
-    return sum(map(len, sampled)) if sampled else work.output_tokens
+    if not sampled:
+        return bracket.work.output_tokens, None
+    index_by_id = getattr(output, "req_id_to_index", {})
+    rows = [sampled[index_by_id[req_id]] for req_id in bracket.drafted if req_id in index_by_id]
+    # a request's last token is the model's own, those before it are drafts that it would have said too
+    return sum(map(len, sampled)), sum(max(0, len(row) - 1) for row in rows) if rows else None

@@ -44,7 +44,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
             settings,
             graph_modes=GraphModes.from_config(worker.vllm_config.compilation_config),
             # ranks of one tensor-parallel group do the same: recording one of them slows the step down enough
-            records=worker.rank % parallel.tensor_parallel_size == 0,
+            records=settings.record_all_ranks or worker.rank % parallel.tensor_parallel_size == 0,
         )
         watch.start(worker)
     except SettingsError as error:
@@ -56,7 +56,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
     weakref.finalize(worker, watch.close)
     logger.info(
         "taxbreak: timing every step, recording %s, spool %s",
-        f"one in {settings.sample_every} of each phase" if settings.enabled else "none",
+        f"one in {settings.sample_every} of each kind" if settings.enabled else "none",
         settings.spool,
     )
     return watch
@@ -106,7 +106,7 @@ def describe(worker: Any) -> Server:  # noqa: ANN401 - a vLLM worker
 
 
 class _Hooks:
-    """Stands before the four calls of a worker that frame its life and its steps.
+    """Stands before the calls of a worker that frame its life and its steps, or start vLLM's own profiler.
 
     Each calls the original exactly once and returns its result, or lets its exception pass, unchanged.
     """
@@ -118,6 +118,7 @@ class _Hooks:
         self._sample_tokens = worker.sample_tokens
         self._execute_dummy_batch = worker.execute_dummy_batch
         self._compile_or_warm_up_model = worker.compile_or_warm_up_model
+        self._profile = getattr(worker, "profile", None)
         self._is_asleep = False
         self._is_open = False
         self._opened: Watch | None = None
@@ -129,6 +130,8 @@ class _Hooks:
         self._worker.sample_tokens = self.sample_tokens
         self._worker.execute_dummy_batch = self.execute_dummy_batch
         self._worker.compile_or_warm_up_model = self.compile_or_warm_up_model
+        if self._profile is not None:
+            self._worker.profile = self.profile
         self._worker.taxbreak_status = self.taxbreak_status
 
     def taxbreak_status(self) -> dict[str, Any]:
@@ -149,6 +152,13 @@ class _Hooks:
         self._open()
         return result
 
+    def profile(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Give up a step being recorded, so that ours has ended when vLLM's profiler starts or stops."""
+        if self._armed is not None and self._armed.is_recording:
+            self._armed.abandon("vllm_profiler")
+        assert self._profile is not None
+        return self._profile(*args, **kwargs)
+
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         watch = self._armed or self._arm(scheduler_output)
         if watch is None:
@@ -160,7 +170,8 @@ class _Hooks:
             watch.abandon()
             raise
         if output is None:
-            watch.between()
+            if watch.is_recording:
+                watch.between()
         else:
             watch.end(output, has_sampled=False)
         return output

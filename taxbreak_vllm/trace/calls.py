@@ -191,7 +191,8 @@ class _Interner:
 def _call(op: str, *raw: bytes) -> Call:
     try:
         dims, types, strides, values = (_LISTS.decode(text) if text else None for text in raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        dims, strides = _frozen(dims), _frozen(strides)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         return Call(op, None)
     if dims is None or types is None or len(dims) != len(types):
         return Call(op, None)
@@ -202,8 +203,8 @@ def _call(op: str, *raw: bytes) -> Call:
         tuple(
             Input(
                 type=_SAME_TYPE.get(str(types[i]), str(types[i])),
-                dims=_frozen(dims[i]),
-                strides=None if strides is None else _frozen(strides[i]),
+                dims=dims[i],
+                strides=None if strides is None else strides[i],
                 value="" if values is None else str(values[i]),
             )
             for i in range(len(dims))
@@ -224,7 +225,12 @@ def _kernel(grid: bytes, block: bytes, shared_memory: bytes, registers: bytes) -
 
 
 def _frozen(value: object) -> Any:  # noqa: ANN401 - ints, nested as deep as lists of tensors are
-    return tuple(_frozen(part) for part in value) if isinstance(value, list) else value
+    """Make lists tuples; raises ValueError where there is something else than numbers in them."""
+    if isinstance(value, list):
+        return tuple(_frozen(part) for part in value)
+    if value is None or type(value) is int:
+        return value
+    raise ValueError(f"{value!r} is no size")
 
 
 def _lenient(raw: msgspec.Raw) -> _Event:

@@ -24,7 +24,7 @@ from taxbreak_vllm.trace.dispatches import (
     next_outer,
     time_line,
 )
-from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 
@@ -51,30 +51,25 @@ class Front:
 
 
 def link_cpu(
-    events: Events, is_metadata_op: Callable[[str], bool], costs: OpCosts | None = None
+    events: Events,
+    is_metadata_op: Callable[[str], bool],
+    costs: OpCosts | None = None,
+    *,
+    dispatch_ns: int | None = None,
 ) -> tuple[Host, Activities, Dispatches, Front]:
     """Split every op into dispatch, library front-end and compute; return the columns and what came before compute.
 
-    An op that `costs` does not know has no front-end, and its dispatch is taken from the trace: the median of the leaf
-    ops that never compute (view, slice, empty, …), which are dispatch entirely.
+    An op that `costs` does not know has no front-end, and its dispatch is `dispatch_ns`; without that the trace tells:
+    the median of the leaf ops that never compute (view, slice, empty, …), which are dispatch entirely.
     """
-    ops = events.rows(Kind.OP)
-    origin, stride = time_line(events)
-    thread = events.thread[ops].astype(np.int64)
-    start = thread * stride + (events.start_ns[ops] - origin)
-    end = thread * stride + (events.end_ns[ops] - origin)
-    order = np.lexsort((-end, start))
-    ops, start, end = ops[order], start[order], end[order]
-
-    metadata_name = np.array([is_metadata_op(name) for name in events.names])
+    ops, start, end, order = _in_order(events)
+    is_metadata = _is_metadata(events, ops, is_metadata_op)
     aten_name = np.array([name.startswith("aten::") for name in events.names])
-    is_metadata = metadata_name[events.name[ops]]
-    is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))
-    free = (end - start)[is_leaf & is_metadata]
-    trace_ns = int(np.median(free)) if len(free) else 0
-    dispatch_ns, library_ns = _ordered(costs, order, trace_ns)
+    if dispatch_ns is None:
+        dispatch_ns = median(free_ns(events, is_metadata_op)) or 0
+    own_ns, library_ns = _ordered(costs, order, dispatch_ns)
     outer = next_outer(end)
-    library_from = np.maximum(start, _last_child_end(outer, end)) + dispatch_ns
+    library_from = np.maximum(start, _last_child_end(outer, end)) + own_ns
     computes = _outermost_custom(outer, ~is_metadata & (library_from < end), aten_name[events.name[ops]])
     compute_from = np.minimum(library_from + library_ns, end)
     chosen = np.flatnonzero(computes)
@@ -82,6 +77,7 @@ def link_cpu(
 
     root_start, root_end = find_roots(start, end)
     rows, begin, finish = ops[chosen], compute_from[chosen], end[chosen]
+    origin, stride = time_line(events)
     begin_ns = begin - events.thread[rows].astype(np.int64) * stride + origin
     finish_ns = events.end_ns[rows]
     count = len(chosen)
@@ -102,7 +98,7 @@ def link_cpu(
         call_is_launch=nothing,
         call_is_blocking=~nothing,
         call_dispatch=np.arange(count),
-        num_launches_without_activity=0,
+        unanswered_ns=np.empty(0, dtype=np.int64),
         lost_graph_ns=np.empty(0, dtype=np.int64),
     )
     activities = Activities(
@@ -130,15 +126,37 @@ def link_cpu(
         num_activities=ones,
         num_kernels=ones,
     )
-    return host, activities, dispatches, Front(trace_ns, library_from[chosen], begin)
+    return host, activities, dispatches, Front(dispatch_ns, library_from[chosen], begin)
 
 
-def _ordered(costs: OpCosts | None, order: Index, trace_ns: int) -> tuple[Int64, Int64]:
+def _ordered(costs: OpCosts | None, order: Index, otherwise_ns: int) -> tuple[Int64, Int64]:
     """Return dispatch and front-end of the ops in this order, with what stands for the unknown."""
     if costs is None:
-        return np.full(len(order), trace_ns, dtype=np.int64), np.zeros(len(order), dtype=np.int64)
-    dispatch_ns = np.where(costs.dispatch_ns < 0, trace_ns, costs.dispatch_ns)[order]
+        return np.full(len(order), otherwise_ns, dtype=np.int64), np.zeros(len(order), dtype=np.int64)
+    dispatch_ns = np.where(costs.dispatch_ns < 0, otherwise_ns, costs.dispatch_ns)[order]
     return dispatch_ns, np.maximum(costs.library_ns, 0)[order]
+
+
+def free_ns(events: Events, is_metadata_op: Callable[[str], bool]) -> Int64:
+    """Return how long each leaf op took that never computes, in ns: its dispatch and nothing else."""
+    ops, start, end, _ = _in_order(events)
+    is_leaf = np.concatenate((start[1:] >= end[:-1], [True]))[: len(ops)]
+    return np.asarray((end - start)[is_leaf & _is_metadata(events, ops, is_metadata_op)])
+
+
+def _in_order(events: Events) -> tuple[Index, Int64, Int64, Index]:
+    """Return the ops in the order (start, longest first) with their starts and ends as keys, and the order itself."""
+    ops = events.rows(Kind.OP)
+    origin, stride = time_line(events)
+    thread = events.thread[ops].astype(np.int64)
+    start = thread * stride + (events.start_ns[ops] - origin)
+    end = thread * stride + (events.end_ns[ops] - origin)
+    order = np.lexsort((-end, start))
+    return ops[order], start[order], end[order], order
+
+
+def _is_metadata(events: Events, ops: Index, is_metadata_op: Callable[[str], bool]) -> Bool:
+    return np.array([is_metadata_op(name) for name in events.names])[events.name[ops]]
 
 
 def _last_child_end(outer: Index, end: Int64) -> Int64:

@@ -9,7 +9,7 @@ and one searchsorted serve all threads at once.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +37,8 @@ class Host:
     All ops (`op_*`) in the order of `key`, root ops (`root_*`), disjoint and in that order too, and runtime calls
     (`call_*`), as keys: positions on the shared time line. `call_is_launch` marks kernel and graph launches,
     `call_is_blocking` what made the host wait, `call_dispatch` indexes Dispatches (-1: no activity came of the call).
-    `num_launches_without_activity` counts launch calls that left no trace on the device, calls nested in another launch
-    call aside; `lost_graph_ns` are the starts of those among them that replayed a graph.
+    `unanswered_ns` are the starts of launch calls that left no trace on the device, calls nested in another launch call
+    aside; `lost_graph_ns` of those among them that replayed a graph.
     """
 
     stride_ns: int
@@ -52,7 +52,7 @@ class Host:
     call_is_launch: Bool
     call_is_blocking: Bool
     call_dispatch: Index
-    num_launches_without_activity: int
+    unanswered_ns: Int64
     lost_graph_ns: Int64
 
     def key(self, thread: NDArray[np.int32], t_ns: Int64) -> Int64:
@@ -102,14 +102,18 @@ class Dispatches:
 
 
 def link(events: Events) -> tuple[Host, Activities, Dispatches]:
-    """Join launches, activities and ops; raises TraceFormatError where the trace has neither ops nor device events."""
+    """Join launches, activities and ops."""
     ops = events.rows(Kind.OP)
     calls = events.rows(Kind.RUNTIME)
     device_rows = events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)
-    if not len(ops) and not len(device_rows):
-        raise TraceFormatError(f"{events.path}: a trace with neither device activities nor ops; nothing to decompose")
     origin, stride = time_line(events)
-    call_of_activity = _match(events, device_rows, calls)
+    call_of_activity = nearest_call(
+        events.correlation[device_rows],
+        events.start_ns[device_rows],
+        events.correlation[calls],
+        events.start_ns[calls],
+        _by_name(events, calls, does_enqueue),
+    )
     order = np.argsort(events.start_ns[device_rows], kind="stable")
     device_rows, call_of_activity = device_rows[order], call_of_activity[order]
 
@@ -122,9 +126,9 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     root_start, root_end = find_roots(op_start, op_end)
 
     call_start, call_end = key(calls, events.start_ns), key(calls, events.end_ns)
-    is_launch_name = _by_name(events, calls, _is_launch)
+    is_launch_name = _by_name(events, calls, is_launch)
     is_graph_name = _by_name(events, calls, lambda name: _GRAPH_LAUNCH.search(name) is not None)
-    is_blocking = _by_name(events, calls, _is_blocking)
+    blocks = _by_name(events, calls, is_blocking)
 
     num_kernels = np.zeros(len(calls), dtype=np.int64)
     is_kernel = events.kind[device_rows] == Kind.KERNEL
@@ -132,7 +136,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     np.add.at(num_kernels, call_of_activity[linked & is_kernel], 1)
     num_activities = np.zeros(len(calls), dtype=np.int64)
     np.add.at(num_activities, call_of_activity[linked], 1)
-    is_blocking |= ~is_launch_name & _waited_for_own_copy(events, device_rows, call_of_activity, calls)
+    blocks |= ~is_launch_name & _waited_for_own_copy(events, device_rows, call_of_activity, calls)
 
     missing = is_launch_name & (num_activities == 0) & ~_is_nested(call_start, call_end, num_activities > 0)
     chosen = np.flatnonzero(num_activities > 0)
@@ -149,9 +153,9 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         call_start=call_start,
         call_end=call_end,
         call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
-        call_is_blocking=is_blocking,
+        call_is_blocking=blocks,
         call_dispatch=dispatch_of_call[:-1],
-        num_launches_without_activity=int(missing.sum()),
+        unanswered_ns=events.start_ns[calls[missing]],
         lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
     )
     activities = Activities(
@@ -186,8 +190,8 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
 
 def time_line(events: Events) -> tuple[int, int]:
     """Return (origin, stride) in ns of the shared time line: every thread's events fit into one stride."""
-    origin = int(events.start_ns.min())
-    stride = int(events.end_ns.max()) - origin + 2
+    origin = events.first_ns
+    stride = events.last_ns - origin + 2
     if (len(events.threads) + 1) * stride >= 2**62:
         raise TraceFormatError(f"{events.path}: {len(events.threads)} threads over {stride} ns do not fit 64 bits")
     return origin, stride
@@ -195,7 +199,20 @@ def time_line(events: Events) -> tuple[int, int]:
 
 def has_launch_call(events: Events) -> bool:
     """Tell whether any call could have launched a kernel, by its name."""
-    return any(_is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+    return any(is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+
+
+def require(path: str, num_ops_and_activities: int) -> None:
+    """Raise TraceFormatError for a trace that has neither."""
+    if not num_ops_and_activities:
+        raise TraceFormatError(f"{path}: a trace with neither device activities nor ops; nothing to decompose")
+
+
+def tells_rocm(metadata: Mapping[str, object], calls: Iterable[str]) -> bool:
+    """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
+    return any(key.startswith(("roctracer", "rocprof", "hip_")) for key in metadata) or any(
+        name.startswith("hip") for name in calls
+    )
 
 
 def find_roots(start: Int64, end: Int64) -> tuple[Int64, Int64]:
@@ -252,22 +269,41 @@ def next_outer(end: Int64) -> Index:
     return outer
 
 
-def _match(events: Events, device_rows: Index, calls: Index) -> Index:
-    """Return for each device event the index of its call in `calls`, -1 for none.
+def nearest_call(wanted: Int64, at_ns: Int64, ids: Int64, start_ns: Int64, enqueues: Bool) -> Index:
+    """Return for each wanted correlation id, of an activity that began `at_ns`, the index of its call, -1 for none.
 
-    Where several calls carry one correlation id, a launch or copy by name goes before others, then the last one.
+    Where several calls carry one id, those that enqueue by their name go before the others, then the one nearest in
+    time (ids begin anew where recordings are joined), of two as near the earlier, of two at once the last in the file.
     """
-    correlation = events.correlation[calls]
-    valid = np.flatnonzero(correlation >= 0)
-    if not len(valid):
-        return np.full(len(device_rows), -1, dtype=np.intp)
-    enqueues = _by_name(events, calls[valid], lambda name: _is_launch(name) or _COPY.search(name) is not None)
-    order = valid[np.lexsort((enqueues, correlation[valid]))]
-    sorted_ids = correlation[order]
-    wanted = events.correlation[device_rows]
-    index = np.searchsorted(sorted_ids, wanted, side="right") - 1
-    found = (index >= 0) & (wanted >= 0) & (sorted_ids[np.maximum(index, 0)] == wanted)
-    return np.where(found, order[np.maximum(index, 0)], -1)
+    calls = np.flatnonzero(ids >= 0)
+    calls = calls[np.argsort(ids[calls], kind="stable")]
+    if not len(calls):
+        return np.full(len(wanted), -1, dtype=np.intp)
+    if np.all(ids[calls[1:]] != ids[calls[:-1]]):  # nearly always, and much faster
+        at = np.maximum(np.searchsorted(ids[calls], wanted, side="right") - 1, 0)
+        return np.where(ids[calls[at]] == wanted, calls[at], -1)
+    calls = calls[enqueues[calls] | ~np.isin(ids[calls], ids[calls[enqueues[calls]]])]
+    calls = calls[np.lexsort((start_ns[calls], ids[calls]))]
+    is_same = (ids[calls[1:]] == ids[calls[:-1]]) & (start_ns[calls[1:]] == start_ns[calls[:-1]])
+    calls = calls[np.concatenate((~is_same, [True]))]
+    ids, start_ns = ids[calls], start_ns[calls]
+    # The last call at or before each activity: sort both together, then count the calls.
+    key = np.concatenate((ids, wanted)), np.concatenate((start_ns, at_ns))
+    order = np.lexsort((np.arange(len(key[0])) >= len(calls), key[1], key[0]))
+    before = np.empty(len(key[0]), dtype=np.intp)
+    before[order] = np.cumsum(order < len(calls)) - 1
+    before = before[len(calls) :]
+    after = np.minimum(before + 1, len(calls) - 1)
+    has_before = (before >= 0) & (ids[before] == wanted)
+    has_after = ids[after] == wanted
+    is_after_nearer = start_ns[after] - at_ns < at_ns - start_ns[before]
+    chosen = np.where(has_after & (~has_before | is_after_nearer), after, before)
+    return np.where(has_before | has_after, calls[chosen], -1)
+
+
+def does_enqueue(name: str) -> bool:
+    """Tell by its name a call that puts work on a device: a launch, a copy or a fill."""
+    return is_launch(name) or _COPY.search(name) is not None
 
 
 def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
@@ -278,11 +314,13 @@ def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
     return holds[events.name[rows]]
 
 
-def _is_launch(name: str) -> bool:
+def is_launch(name: str) -> bool:
+    """Tell by its name a call that launches kernels or a graph."""
     return _LAUNCH.search(name) is not None
 
 
-def _is_blocking(name: str) -> bool:
+def is_blocking(name: str) -> bool:
+    """Tell by its name a call in which the host waits."""
     return _SYNCHRONIZE.search(name) is not None or _SYNCHRONOUS_COPY.search(name) is not None
 
 

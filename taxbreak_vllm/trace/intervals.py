@@ -12,15 +12,19 @@ Int64 = NDArray[np.int64]
 Index = NDArray[np.intp]
 
 
-def union_by_group(group: Int64, start_ns: Int64, end_ns: Int64, num_groups: int) -> Int64:
+def union_by_group(
+    group: Int64, start_ns: Int64, end_ns: Int64, num_groups: int, counted: NDArray[np.bool_] | None = None
+) -> Int64:
     """Return the length in ns of the union of the intervals of each group, int64[num_groups].
 
-    Groups are 0…num_groups-1; rows with a negative group are left out.
+    Groups are 0…num_groups-1; rows with a negative group are left out. With `counted`, only what those rows add to the
+    rows that began before them: such sums over disjoint sets of rows add up to the union.
     """
     keep = group >= 0
     if not keep.any():
         return np.zeros(num_groups, dtype=np.int64)
     group, start_ns, end_ns = group[keep], start_ns[keep], end_ns[keep]
+    counted = None if counted is None else counted[keep]
     order = np.lexsort((start_ns, group))
     group, start_ns, end_ns = group[order], start_ns[order], end_ns[order]
     # The running end of each group, by giving every group a stretch of its own on one long time line.
@@ -33,10 +37,24 @@ def union_by_group(group: Int64, start_ns: Int64, end_ns: Int64, num_groups: int
     covered_to = np.maximum.accumulate(end)
     before = np.concatenate(([np.int64(-1)], covered_to[:-1]))
     new = end - np.minimum(np.maximum(start, before), end)
+    if counted is not None:
+        new[~counted[order]] = 0
     total = np.zeros(num_groups, dtype=np.int64)
     opens = np.flatnonzero(np.concatenate(([True], np.diff(group) != 0)))
     total[group[opens]] = np.add.reduceat(new, opens)
     return total
+
+
+def median(values: Int64) -> int | None:
+    """Return the median of what is not negative, cut to a whole number; None without any.
+
+    np.median would load numpy.ma, which takes longer than most traces.
+    """
+    if not len(values):
+        return None
+    middle = (len(values) - 1) // 2, len(values) // 2
+    low, high = np.partition(values, middle)[list(middle)].tolist()
+    return int(low + high) // 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ the first rule that matches wins, and its reason travels with the answer. Method
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from taxbreak_vllm.errors import SettingsError
@@ -129,8 +129,16 @@ class KernelRules:
         """Return the kind of a device activity (kernel, memcpy or memset).
 
         Where the name says nothing (`triton__0d1d2d`), the op that launched it gives the family; I_lib stays false
-        then, since an op does not tell which of its kernels came from a library.
+        then, since an op does not tell which of its kernels came from a library. Names come again with every step, so
+        the answers are kept.
         """
+        return self._classified(name, op)
+
+    @cached_property
+    def _classified(self) -> Callable[[str, str], Kind]:
+        return lru_cache(2**16)(self._classify)
+
+    def _classify(self, name: str, op: str) -> Kind:
         kind = _first(self.kernels, name)
         if kind is UNKNOWN and op:
             by_op = self.classify_op(op)

@@ -1,11 +1,13 @@
 """Read a Kineto trace (.json, .json.gz, .json.zst) into columns.
 
-In: a path. Out: `Events`, one row per event that the decomposition needs, as numpy columns over interned strings.
-No event lives longer as a Python object than its block of the file. Times become integer ns exactly: a float of
-microseconds tells its ns below 2^43 µs (its spacing is under 1 ns there); larger fractions are decoded as decimals.
+In: a path. Out: `Events`, one row per event that the decomposition needs, as numpy columns over interned strings; of a
+large file the rows go where the caller spills them. No event lives longer as a Python object than its block of the
+file. Times become integer ns exactly: a float of microseconds tells its ns below 2^43 µs (its spacing is under 1 ns
+there); larger fractions are decoded as decimals.
 """
 
 import gc
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,10 @@ from taxbreak_vllm.trace.blocks import BLOCK_BYTES, Around, decode, read_blocks
 
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
+Columns = tuple[NDArray[Any], ...]
+
+# Of `Events`' columns, in their order.
+TYPES = (np.int8, np.int64, np.int64, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
 
 _EXACT_FLOAT_US = 2.0**43
 
@@ -75,6 +81,7 @@ class Events:
 
     `kind` int8 (Kind), `start_ns` and `end_ns` int64, `name` int32 into `names`, `thread` int32 into `threads`
     ((pid, tid) pairs), `correlation`, `external` (External id), `stream` and `device` int64, -1 where absent.
+    `first_ns` and `last_ns` are the trace's first start and last end, also where these are some of its events only.
     `num_events` counts everything in the file, `num_dropped` what could not be read as an event at all.
     """
 
@@ -91,6 +98,8 @@ class Events:
     names: tuple[str, ...]
     threads: tuple[tuple[str, str], ...]
     metadata: dict[str, object]
+    first_ns: int
+    last_ns: int
     num_events: int
     num_dropped: int
     raw_bytes: int
@@ -101,6 +110,11 @@ class Events:
         wanted = np.zeros(len(Kind), dtype=bool)
         wanted[list(kinds)] = True
         return np.flatnonzero(wanted[self.kind])
+
+    @property
+    def head(self) -> "Events":
+        """What is known of the trace beside its rows: these events, or those without rows of a spilled trace."""
+        return self
 
     @property
     def base_ns(self) -> int:
@@ -154,13 +168,22 @@ _EXACT_EVENTS = msgspec.json.Decoder(list[_ExactEvent])
 _RAW_EVENTS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def read_events(path: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Events:
+def read_events(
+    path: str | Path,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    spill: Callable[[Columns], None] | None = None,
+    spill_above_bytes: int = 0,
+) -> Events:
     """Read a trace file into columns.
+
+    With `spill`, a file of more than `spill_above_bytes` of JSON gives it all rows, in file order, as columns (kind,
+    start_ns, … device), some at a time; the Events returned have no row then.
 
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged (truncated gzip), not JSON, not a
     trace, or empty. Text that ends in the middle is read up to its last whole event (`is_truncated`).
     """
-    columns = _Columns()
+    columns = _Columns(spill, spill_above_bytes)
     with _no_garbage_collection():
         around = read_blocks(Path(path), columns.add, block_bytes=block_bytes)
     if columns.num_events == 0:
@@ -180,19 +203,21 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-_TYPES = (np.int8, np.int64, np.int64, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
-
-
 class _Columns:
     """Collects the columns of all blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, spill: Callable[[Columns], None] | None = None, spill_above_bytes: int = 0) -> None:
         self.num_events = 0
         self.num_dropped = 0
+        self._spill = spill
+        self._spill_above_bytes = spill_above_bytes
+        self._read_bytes = 0
         self._name_ids: defaultdict[str, int] = _interner()
-        self._thread_ids: defaultdict[tuple[int | str, int | str], int] = _interner()
+        self._thread_ids = _ThreadIds()
+        self._old_steps: list[int] = []
+        self._first_ns, self._last_ns = np.iinfo(np.int64).max, np.iinfo(np.int64).min
         # Bytes that grow in place: joining blocks at the end would hold every column twice.
-        self._bytes = [bytearray() for _ in _TYPES]
+        self._bytes = [bytearray() for _ in TYPES]
 
     def add(self, text: bytes) -> None:
         """Add the events of a JSON list; raises msgspec.DecodeError, with nothing added, where the text is not one."""
@@ -202,6 +227,9 @@ class _Columns:
             self._add_tolerantly(text)
         else:
             self._append(events, lambda: decode(_EXACT_EVENTS, text))
+        self._read_bytes += len(text)
+        if self._spill and self._read_bytes > self._spill_above_bytes:
+            self._spill(self._take())
 
     def _add_tolerantly(self, text: bytes) -> None:
         # Somewhere in this block a field has a type nobody writes; keep every event that makes sense by itself.
@@ -228,11 +256,21 @@ class _Columns:
             dur_ns = np.array([_exact_ns(e.dur) for e in exact if e.ts is not None], dtype=np.int64)
         name_ids, thread_ids = self._name_ids, self._thread_ids
         args = [e.args for e in rows]
-        parts: tuple[NDArray[Any], ...] = (
-            np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8),
+        num_known = len(name_ids)
+        kind = np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8)
+        name = np.array([name_ids[e.name] for e in rows], dtype=np.int32)
+        new = enumerate(itertools.islice(name_ids, num_known, None), num_known)
+        self._old_steps += [number for number, text in new if text.startswith("ProfilerStep#")]
+        if self._old_steps:
+            kind[(kind == Kind.OP) & np.isin(name, self._old_steps)] = Kind.ANNOTATION
+        end_ns = np.maximum(start_ns + dur_ns, start_ns)
+        self._first_ns = min(self._first_ns, int(start_ns.min()))
+        self._last_ns = max(self._last_ns, int(end_ns.max()))
+        parts: Columns = (
+            kind,
             start_ns,
-            start_ns + dur_ns,
-            np.array([name_ids[e.name] for e in rows], dtype=np.int32),
+            end_ns,
+            name,
             np.array([thread_ids[e.pid, e.tid] for e in rows], dtype=np.int32),
             np.array([a.correlation for a in args], dtype=np.int64),
             np.array([a.external if a.external >= 0 else a.external_old for a in args], dtype=np.int64),
@@ -242,35 +280,47 @@ class _Columns:
         for column, part in zip(self._bytes, parts, strict=True):
             column += part.tobytes()
 
+    def _take(self) -> Columns:
+        columns = tuple(np.frombuffer(part, dtype) for part, dtype in zip(self._bytes, TYPES, strict=True))
+        self._bytes = [bytearray() for _ in TYPES]
+        return columns
+
     def finish(self, path: str, around: Around) -> Events:
         """Join the blocks."""
-        columns = [np.frombuffer(part, dtype) for part, dtype in zip(self._bytes, _TYPES, strict=True)]
-        kind, start_ns, end_ns, name, thread, correlation, external, stream, device = columns
-        names = tuple(self._name_ids)
-        # Old traces write one thread as 5 here and as "5" there.
-        thread_ids: defaultdict[tuple[str, str], int] = _interner()
-        same = np.array([thread_ids[str(pid), str(tid)] for pid, tid in self._thread_ids] or [0], dtype=np.int32)
-        is_old_step = np.array([n.startswith("ProfilerStep#") for n in names] or [False])
-        kind[(kind == Kind.OP) & is_old_step[name]] = Kind.ANNOTATION
+        has_rows = self._first_ns <= self._last_ns
+        kind, start_ns, end_ns, name, thread, correlation, external, stream, device = self._take()
         return Events(
             path=path,
             kind=kind,
             start_ns=start_ns,
-            end_ns=np.maximum(end_ns, start_ns, out=end_ns),
+            end_ns=end_ns,
             name=name,
-            thread=np.take(same, thread, out=thread, mode="clip"),  # "clip" writes in place, "raise" by a copy
+            thread=thread,
             correlation=correlation,
             external=external,
             stream=stream,
             device=device,
-            names=names,
-            threads=tuple(thread_ids),
+            names=tuple(self._name_ids),
+            threads=tuple(self._thread_ids.texts),
             metadata=around.metadata,
+            first_ns=self._first_ns if has_rows else 0,
+            last_ns=self._last_ns if has_rows else 0,
             num_events=self.num_events,
             num_dropped=self.num_dropped,
             raw_bytes=around.raw_bytes,
             is_truncated=around.is_truncated,
         )
+
+
+class _ThreadIds(dict[tuple[int | str, int | str], int]):
+    """Numbers (pid, tid) pairs as they come; old traces write one thread as 5 here and as "5" there."""
+
+    def __init__(self) -> None:
+        self.texts: defaultdict[tuple[str, str], int] = _interner()
+
+    def __missing__(self, key: tuple[int | str, int | str]) -> int:
+        self[key] = number = self.texts[str(key[0]), str(key[1])]
+        return number
 
 
 def _interner() -> defaultdict[Any, int]:

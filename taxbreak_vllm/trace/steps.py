@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taxbreak_vllm.model import Batch, Phase
 from taxbreak_vllm.trace.kineto import Events, Kind
@@ -45,7 +46,7 @@ class StepWindow:
 def find_steps(events: Events) -> list[StepWindow]:
     """Return the steps by start time, disjoint: a step that begins inside another one is part of that."""
     rows = events.rows(Kind.ANNOTATION)
-    for reads in (_read_own, _read_vllm, _read_sglang, _read_profiler):
+    for reads in _READERS:
         read = {name: reads(events.names[name]) for name in np.unique(events.name[rows]).tolist()}
         chosen = [row for row in rows.tolist() if read[int(events.name[row])] is not None]
         if chosen:
@@ -114,10 +115,29 @@ def _read_profiler(name: str) -> tuple[Phase | None, Batch] | None:
 
 def whole_trace(events: Events) -> StepWindow:
     """Return the window of everything recorded on host and device, on the thread with most events of the host."""
-    on_host = events.rows(Kind.OP, Kind.RUNTIME, Kind.ANNOTATION)
-    start_ns = int(events.start_ns.min()) if len(events.kind) else 0
-    if not len(on_host):
-        return StepWindow("trace", 0, start_ns, start_ns, None, Batch())
-    working = events.rows(Kind.OP, Kind.RUNTIME)
-    thread = int(np.bincount(events.thread[working if len(working) else on_host]).argmax())
-    return StepWindow("trace", thread, start_ns, int(events.end_ns[on_host].max()), None, Batch())
+    host_end_ns = events.end_ns[events.rows(Kind.OP, Kind.RUNTIME, Kind.ANNOTATION)].max(initial=events.first_ns)
+    return whole_window(events.first_ns, int(host_end_ns), events_by_thread(events))
+
+
+def events_by_thread(events: Events) -> NDArray[np.int64]:
+    """Count the events of each thread, int64[2, threads]: ops and calls, then annotations."""
+    counts = [
+        np.bincount(events.thread[rows], minlength=len(events.threads))
+        for rows in (events.rows(Kind.OP, Kind.RUNTIME), events.rows(Kind.ANNOTATION))
+    ]
+    return np.array(counts, dtype=np.int64)
+
+
+def whole_window(first_ns: int, host_end_ns: int, by_thread: NDArray[np.int64]) -> StepWindow:
+    """Return the one step of a trace without steps; `by_thread` (of `events_by_thread`) tells whose it is."""
+    counts = by_thread[0] if by_thread[0].any() else by_thread[1]
+    thread = int(counts.argmax()) if counts.any() else 0
+    return StepWindow("trace", thread, first_ns, host_end_ns, None, Batch())
+
+
+def is_step_name(name: str) -> bool:
+    """Tell whether an annotation of this name can be a step."""
+    return any(reads(name) is not None for reads in _READERS)
+
+
+_READERS = (_read_own, _read_vllm, _read_sglang, _read_profiler)

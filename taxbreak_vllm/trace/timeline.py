@@ -58,12 +58,23 @@ class DeviceWindow:
     edge_ns: Int64
     exposed: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, length_ns: Int64, busy_ns: Int64, gaps_ns: NDArray[np.int64]) -> "DeviceWindow":
+        """Name the parts of windows; `gaps_ns` are the gaps inside each by HostClass and, last, queue."""
+        blocked_ns, queue_ns = gaps_ns[HostClass.BLOCKED].copy(), gaps_ns[-1]
+        exposed = gaps_ns[:-1].copy()
+        exposed[HostClass.BLOCKED] = 0
+        host_ns = exposed.sum(axis=0)
+        edge_ns = length_ns - busy_ns - host_ns - blocked_ns - queue_ns
+        return cls(busy_ns, host_ns, blocked_ns, queue_ns, edge_ns, exposed)
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceTimeline:
-    """One device: its busy stretches, and the gaps between them by cause as prefix sums."""
+    """One device: its busy stretches, the activity (into Activities) that opens each, and the gaps between them."""
 
     busy: Busy
+    opener: Index
     _gaps_before_ns: NDArray[np.int64]  # [host classes + queue, stretches]: all gaps before each stretch
 
     @classmethod
@@ -89,7 +100,12 @@ class DeviceTimeline:
         parts[-1] = (gap_end - gap_start) - parts[:-1].sum(axis=0)
         before = np.zeros((len(parts), len(gap_start) + 1), dtype=np.int64)
         np.cumsum(parts, axis=1, out=before[:, 1:])
-        return cls(busy=busy, _gaps_before_ns=before)
+        return cls(busy=busy, opener=rows[busy.first], _gaps_before_ns=before)
+
+    @property
+    def gaps_ns(self) -> NDArray[np.int64]:
+        """The gap before each stretch but the first, by HostClass and, last, queue: int64[7, stretches - 1]."""
+        return np.diff(self._gaps_before_ns, axis=1)
 
     def windows(self, start_ns: Int64, end_ns: Int64) -> DeviceWindow:
         """Cut the device's time in each window [start, end)."""
@@ -102,12 +118,7 @@ class DeviceTimeline:
         lo, hi = np.where(some, first, 0), np.where(some, last, 0)
         inner = self._gaps_before_ns[:, hi] - self._gaps_before_ns[:, lo]
         inner[:, ~some] = 0
-        blocked_ns, queue_ns = inner[HostClass.BLOCKED].copy(), inner[-1]
-        exposed = inner[:-1].copy()
-        exposed[HostClass.BLOCKED] = 0
-        host_ns = exposed.sum(axis=0)
-        edge_ns = length - busy_ns - host_ns - blocked_ns - queue_ns
-        return DeviceWindow(busy_ns, host_ns, blocked_ns, queue_ns, edge_ns, exposed)
+        return DeviceWindow.of(length, busy_ns, inner)
 
 
 def main_device(activities: Activities) -> int:

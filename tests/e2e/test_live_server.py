@@ -1,6 +1,7 @@
 """One flag on a live vLLM server gives a breakdown: from real requests to Prometheus, the API and the command line."""
 
 import gzip
+import json
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from taxbreak_vllm import Breakdown, analyze
+from taxbreak_vllm.client import control_server
 from taxbreak_vllm.demo.load import ROUND, send
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 from taxbreak_vllm.spool import STEP, Spool
@@ -82,6 +84,7 @@ def requests_under_way(server):
 def live(processes, tiny_llama):
     spool = processes.folder / "spool"
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
+    env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
     vllm = start_vllm(processes, tiny_llama, env=env)
     live = Live(vllm, start_sidecar(processes, spool).wait(), Spool(spool, max_bytes=2**30, max_captures=10**6))
     vllm.wait()
@@ -193,6 +196,49 @@ def test_a_capture_asked_for_returns_within_seconds(live):
     assert [step.phase for step in Breakdown.from_json(done.stdout).steps] == ["decode"] * 4
     (request,) = live.get("/v1/taxbreak/captures").json()["captures"]
     assert done_unix_ns - request["created_unix_ns"] < 15 * 10**9  # without the start of the command itself
+
+
+def _control(live, **change):
+    return control_server(live.sidecar.url, timeout_s=60, **change)
+
+
+def test_recording_is_switched_off_while_the_server_is_idle_and_on_while_it_is_busy(live):
+    off = _control(live, enabled=False)
+    num_captures = len(live.spool.captures())
+    send(live.vllm.url, "tiny-llama", seed=20_001)
+    asked = httpx.post(live.sidecar.url + "/v1/taxbreak/captures", json={"steps": 1}, timeout=30.0)
+
+    assert [(worker.enabled, worker.off_reason) for worker in off.workers] == [(False, "disabled")]
+    assert len(live.spool.captures()) == num_captures
+    assert asked.status_code == 503
+
+    with requests_under_way(live.vllm):
+        on, again = (_control(live, enabled=True, sample_every=20) for _ in range(2))
+        live.vllm.process.wait_until(lambda: len(live.spool.captures()) > num_captures, "recording again", timeout_s=60)
+    assert [(worker.enabled, worker.sample_every) for worker in on.workers] == [(True, 20)]
+    assert again.workers[0].enabled
+    assert again.control.sample_every == 20
+
+
+def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_can_be_turned_on_again(live):
+    (before,) = _control(live, overhead_budget_ratio=1e-9).workers
+    assert before.enabled
+
+    live.vllm.process.wait_until(lambda: not _control(live).workers[0].enabled, "off by itself", timeout_s=60)
+    assert _control(live).workers[0].off_reason == "overhead"
+    assert live.vllm.process.log.read_text().count("recording cannot be kept to") == 1
+
+    (after,) = _control(live, overhead_budget_ratio=1.0, enabled=True, sample_every=10).workers
+    assert (after.enabled, after.off_reason) == (True, None)
+
+
+def test_the_command_line_tells_how_each_worker_records(live):
+    command = [sys.executable, "-m", "taxbreak_vllm.cli", "control", "--url", live.sidecar.url]
+
+    done = subprocess.run([*command, "--json"], capture_output=True, timeout=90, check=False)
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert [worker["rank"] for worker in json.loads(done.stdout)["workers"]] == [0]
 
 
 def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, processes):

@@ -30,6 +30,7 @@ def said(folder, tiny_llama):
         "HF_HUB_OFFLINE": "1",
         "TAXBREAK_SPOOL": str(folder / "spool"),
         "TAXBREAK_SAMPLE_EVERY": "5",
+        "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
     }
     script = Path(__file__).with_name("offline_llm.py")
     done = subprocess.run(

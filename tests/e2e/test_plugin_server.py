@@ -1,7 +1,8 @@
-"""`VLLM_PLUGINS=taxbreak` alone samples as the flag does, and mounts the API on vLLM's own server, behind its key."""
+"""`VLLM_PLUGINS=taxbreak` alone samples as the flag does, and mounts API and metrics on vLLM's own server."""
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
@@ -13,10 +14,26 @@ KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
 
 
 @pytest.fixture(scope="module")
-def server(processes, tiny_llama):
-    spool = processes.folder / "spool"
-    env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
-    return start_vllm(processes, tiny_llama, flags=("--api-key", "none"), env=env).wait()
+def start(processes, tiny_llama):
+    def start(num_api_servers):
+        spool = processes.folder / f"spool{num_api_servers}"
+        env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
+        env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
+        flags = ("--api-key", "none", "--api-server-count", str(num_api_servers))
+        return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}").wait()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    """With several API servers vLLM's own metrics come out of files that its processes share."""
+    return start(2)
+
+
+@pytest.fixture(scope="module")
+def server_of_one(start):
+    return start(1)
 
 
 def _get(server, path, **query):
@@ -33,6 +50,14 @@ def test_vllms_own_routes_still_answer(server):
     assert httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=30.0).is_success
 
 
+def test_each_of_its_api_servers_knows_which_server_it_belongs_to(server):
+    """Connections are spread over both; the engine's id is not theirs."""
+    found = [_get(server, "control") for _ in range(24)]
+
+    assert [response.status_code for response in found] == [200] * 24
+    assert len({response.json()["server_id"] for response in found}) == 1
+
+
 def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
     seeds = iter(range(1, 10**6))
 
@@ -42,6 +67,28 @@ def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
         return all(response.is_success and Breakdown.from_json(response.content).steps for response in found)
 
     server.process.wait_until(has_both_phases, "sampled in both phases", timeout_s=120)
+
+
+@pytest.mark.parametrize("which", ["server", "server_of_one"])
+def test_vllms_own_metrics_hold_ours_too(request, which):
+    """From whichever API server answers, each family once, and those of vLLM as without us."""
+    server = request.getfixturevalue(which)
+
+    def scrape():
+        families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30.0).text))
+        names = [family.name for family in families]
+        assert len(set(names)) == len(names)
+        return {s.name: s.value for family in families for s in family.samples if s.labels.get("phase") != "prefill"}
+
+    def is_sampled():
+        send(server.url, "tiny-llama", seed=1)
+        return "taxbreak_hdbi" in scrape()
+
+    server.process.wait_until(is_sampled, "sampled in its metrics", timeout_s=120)
+    for found in [scrape() for _ in range(10)]:
+        assert 0 < found["taxbreak_hdbi"] < 1
+        assert found["taxbreak_sampled_steps_total"] > 0
+        assert found["vllm:generation_tokens_total"] > 0
 
 
 def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(server, answers, plain_answers):

@@ -1,19 +1,20 @@
-"""The page opens from a file, works offline, and takes nothing from a trace for markup."""
+"""The file of `analyze --html`: the sidecar's page without its live parts; it opens offline and trusts no trace."""
 
 import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.errors import TaxbreakError
-from taxbreak_vllm.export.html import MAX_BARS, render_html, write_html
-from taxbreak_vllm.model import Breakdown, HostTime, Source, StepBreakdown
+from taxbreak_vllm.export.html import article_of, render_html, write_html
+from taxbreak_vllm.insight.evidence import with_plain_step
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
-VOID = {"meta", "link", "br", "img", "rect"}
+VOID = {"meta", "link", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -21,14 +22,14 @@ class Page(HTMLParser):
 
     def __init__(self, document):
         super().__init__()
-        self.open, self.elements, self.text = [], [], []
+        self.open, self.elements, self.texts, self.scripts = [], [], [], []
         self.feed(document)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in VOID or (tag == "rect" and not self.get_starttag_text().endswith("/>")):
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -38,99 +39,120 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.texts.append(" ".join(data.split()))
+
+    @property
+    def data(self):
+        return msgspec.json.decode(self.scripts[0])
 
 
 @pytest.fixture(scope="module")
 def page():
-    return Page(render_html([analyze(SERVING)]))
+    return Page(render_html([article_of(analyze(SERVING))]))
 
 
 def of(page, tag):
     return [attributes for name, attributes in page.elements if name == tag]
 
 
-def test_the_page_fetches_nothing_and_runs_no_script(page):
-    document = render_html([analyze(SERVING)])
+def test_the_page_names_no_other_host_and_lets_only_its_own_parts_run(page):
+    links = [a[name] for _, a in page.elements for name in ("href", "src", "action") if name in a]
+    (policy,) = [a["content"] for a in of(page, "meta") if a.get("http-equiv") == "Content-Security-Policy"]
 
-    assert not re.findall(r"https?:|//\w|url\(|@import|<script|javascript:| on\w+=", document)
-    assert [a.get("href", a.get("src")) for _, a in page.elements if "href" in a or "src" in a] == ["data:,"]
-    assert any("default-src 'none'" in a.get("content", "") for a in of(page, "meta"))
+    assert links == ["data:,", "#main"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert {a["nonce"] for tag in ("style", "script") for a in of(page, tag)} == set(
+        re.findall(r"nonce-([^']+)", policy)
+    )
 
 
-def test_the_page_follows_the_light_or_dark_of_its_reader(page):
-    assert "color-scheme: light dark" in render_html([])
+def test_the_page_has_no_live_part(page):
+    assert of(page, "form") == []
+    assert page.data["is_live"] is False
 
 
-def test_the_page_shows_steps_bars_families_ops_coverage_and_notes(page):
-    headings = [
-        text for text in page.text if text in {"Steps", "Host", "Device", "Families", "Dearest ops", "Coverage"}
+def test_the_page_has_advice_first_then_figures_timelines_chains_and_trust(page):
+    headings = [text for text in page.texts if text in {
+        *("No advice yet", "Is it the host?", "Step by step", "A step, instant by instant", "Where it goes"),
+        *("Kernels that always run one after another", "Can these figures be trusted?", "Steps"),
+    }]  # fmt: skip
+
+    assert headings == [
+        *("No advice yet", "Is it the host?", "Step by step", "A step, instant by instant", "Where it goes"),
+        *("Kernels that always run one after another", "Can these figures be trusted?", "Steps"),
     ]
+
+
+def test_the_figures_are_those_of_the_breakdown(page):
     breakdown = analyze(SERVING)
 
-    assert headings == ["Steps", "Host", "Device", "Families", "Dearest ops", "Coverage"]
-    assert page.text.count("decode") == 3
-    assert set(breakdown.notes) <= set(page.text)
-    for family in breakdown.total.families:
-        assert family in page.text
+    assert [point["exposed_ns"] for point in page.data["history"]] == [s.device.idle.host_ns for s in breakdown.steps]
+    assert [timeline["step"] for timeline in page.data["timelines"]] == [step.name for step in breakdown.steps]
+    assert page.data["fusion"]["launches"] == 19
+    assert set(breakdown.notes) <= set(page.texts)
+    assert set(breakdown.total.families) <= set(page.texts)
+    assert {f"{step.hdbi:.3f}" for step in breakdown.steps} <= set(page.texts)
 
 
-def test_a_bar_has_the_parts_of_the_window_in_proportion():
-    step = StepBreakdown(name="s", window_ns=1000, host=HostTime(python_ns=250, launch_ns=750))
+def test_a_calibrated_trace_is_advised_on():
+    breakdown = with_plain_step(analyze(SERVING), analyze(SERVING).total.window_ns // 3)
 
-    page = Page(render_html([Breakdown(source=Source(path="x"), steps=(step,))]))
+    article = article_of(breakdown)
 
-    bars = [a for a in of(page, "rect") if a.get("height") == "16"]
-    assert [(a["class"], a["x"], a["width"]) for a in bars] == [
-        ("python", "0.00", "250.00"),
-        ("launch", "250.00", "750.00"),
-    ]
-    assert any("Python 0.2 µs (25.0%)" in a.get("aria-label", "") for a in of(page, "svg"))
+    assert {advice.phase for advice in article.advice.advice} == {"prefill", "decode"}
+    assert "wins at most" in Page(render_html([article])).texts
+
+
+def test_a_bar_says_its_parts_and_draws_them_in_proportion(page):
+    (prefill, *_) = [a["aria-label"] for a in of(page, "svg") if a.get("class") == "bar"]
+    host = analyze(SERVING).steps[0].host
+
+    assert prefill.startswith(f"Python {host.python_ns / 1e3:.1f} µs ({host.python_ns / 417_000:.1%})")
+    widths = [float(a["width"]) for a in of(page, "rect") if a.get("height") == "14"]
+    assert widths[0] == pytest.approx(1000 * host.python_ns / 417_000, abs=0.01)
 
 
 def test_whatever_a_trace_says_is_text():
-    hostile = '"><img src=x onerror=alert(1)><script>&'
-    breakdown = analyze(SERVING)
-    row = dataclasses.replace(breakdown.total.top[0], op=hostile, kernel=hostile, family=hostile)
-    step = dataclasses.replace(breakdown.steps[0], name=hostile, notes=(hostile,))
-    total = dataclasses.replace(breakdown.total, top=(row,), families={hostile: breakdown.total.families["gemm"]})
-    source = dataclasses.replace(breakdown.source, path=hostile, model_name=hostile, device_name=hostile)
+    hostile = '"><img src=x onerror=alert(1)></script><script>&'
+    article = article_of(analyze(SERVING))
+    row = dataclasses.replace(article.total.top[0], op=hostile, kernel=hostile, family=hostile)
+    total = dataclasses.replace(article.total, top=(row,), families={hostile: article.total.families["gemm"]})
+    timeline = dataclasses.replace(article.timelines[0], names=(hostile,), step=hostile)
 
     page = Page(
-        render_html([dataclasses.replace(breakdown, source=source, steps=(step,), total=total, notes=(hostile,))])
+        render_html(
+            [
+                dataclasses.replace(
+                    article, title=hostile, facts=(hostile,), total=total, notes=(hostile,), timelines=(timeline,)
+                )
+            ]
+        )
     )
 
-    assert not {"img", "script"} & {tag for tag, _ in page.elements}
+    assert "img" not in {tag for tag, _ in page.elements}
+    assert len(of(page, "script")) == 2  # data and ours
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    assert page.text.count(hostile) >= 6
+    assert page.data["timelines"][0]["names"] == [hostile]
 
 
-def test_what_could_not_be_measured_is_a_dash_and_no_zero():
-    page = Page(render_html([Breakdown(source=Source(path="x"), steps=(StepBreakdown(name="s", window_ns=5),))]))
+def test_several_traces_share_one_page():
+    article = article_of(analyze(SERVING))
 
-    assert page.text[page.text.index("HDBI") + 1] == "–"
+    page = Page(render_html([article, article]))
 
-
-def test_a_long_trace_draws_its_first_steps_and_says_so():
-    steps = tuple(StepBreakdown(name=f"s{i}", window_ns=10, host=HostTime(python_ns=10)) for i in range(MAX_BARS + 5))
-
-    page = Page(render_html([Breakdown(source=Source(path="x"), steps=steps)]))
-
-    assert sum(a.get("height") == "16" for a in of(page, "rect")) == MAX_BARS
-    assert any(f"The first {MAX_BARS} of {MAX_BARS + 5} steps." in text for text in page.text)
-    assert "s104" in page.text  # the table has all
+    assert len(of(page, "article")) == 2
+    identities = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(identities) == len(set(identities))
 
 
-def test_several_breakdowns_share_a_page_written_whole(tmp_path):
-    target = tmp_path / "page.html"
+def test_it_is_written_whole_or_not_at_all(tmp_path):
+    write_html([analyze(SERVING)], tmp_path / "page.html")
+    with pytest.raises(TaxbreakError):
+        write_html([analyze(SERVING)], tmp_path / "none" / "page.html")
 
-    write_html([analyze(SERVING)] * 2, target)
-
-    assert len(of(Page(target.read_text(encoding="utf-8")), "article")) == 2
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_disk_that_refuses_is_said_in_one_line(tmp_path):
-    with pytest.raises(TaxbreakError, match=r"^[^\n]*missing[^\n]*cannot write[^\n]*$"):
-        write_html([], tmp_path / "missing" / "page.html")
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

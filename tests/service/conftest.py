@@ -1,6 +1,9 @@
 """A spool, results and captures whose trace is the step it stands for, so that a fake analysis only has to read it."""
 
 import gzip
+import json
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -32,6 +35,7 @@ from taxbreak_vllm.model import (
     WorkerState,
     hdbi,
 )
+from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
@@ -199,6 +203,38 @@ def make_state(clock):
         return WorkerState(server=server, **(known | fields))
 
     return make
+
+
+@pytest.fixture
+def start_sidecar(settings):
+    """Run `serve` as a process of its own, with other settings; gives its address."""
+    script = (
+        "import json, sys; from taxbreak_vllm.service.app import serve; from taxbreak_vllm.settings import Settings\n"
+        "serve(Settings(port=0, **json.loads(sys.argv[1])))"
+    )
+    started = []
+
+    def start(**options):
+        given = json.dumps({"spool": str(settings.spool)} | options)
+        started.append(subprocess.Popen([sys.executable, "-c", script, given], stderr=subprocess.PIPE, text=True))
+        (url,) = re.findall(r"http://[\d.:]+", started[-1].stderr.readline())
+        return url
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def filled(spool, results, analyze, put, make_state, clock):
+    """Fill spool and results as of now: a server that runs, analyzed steps of every phase, a failure."""
+    clock.ns = time.time_ns()
+    spool.put_state(make_state(updated_unix_ns=clock() + 3600 * 10**9, overhead_ns=1, serving_ns=10))
+    for phase in Phase:
+        put(f"step-{phase}", 10**6, phase=phase, is_cpu=phase is Phase.PREFILL)
+    put("bad", trace=b"junk")
+    Analyzer(spool, results, analyze, retention_ns=86400 * 10**9, now_ns=clock).turn()
 
 
 FAKE_ANALYZER = """

@@ -1,14 +1,17 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import Server
-from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer
+from taxbreak_vllm.model import CaptureRequest, Server
+from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
+from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool
 
 DAY_NS = 86400 * 10**9
@@ -72,6 +75,37 @@ def test_a_turn_is_short_so_that_workers_are_heard(make_analyzer, put, spool):
     assert len(spool.pending()) == 1
 
 
+def test_what_was_asked_for_is_settled_before_what_was_sampled(make_analyzer, make_state, put, spool, results, clock):
+    spool.put_state(make_state())
+    request = CaptureRequest(capture_id="c", steps=2, created_unix_ns=clock(), expires_unix_ns=clock() + DAY_NS)
+    results.add_capture("vllm-a", request)
+    for index in range(3):
+        put(f"sampled{index}")
+    put("asked0", capture_id="c")
+    put("asked1", capture_id="c")
+    analyzer = make_analyzer()
+
+    turns = []
+    while analyzer.turn():
+        turns.append({step.step_id for step in results.steps()} - set().union(*turns))
+
+    assert turns == [{"asked0", "asked1"}, {"sampled0", "sampled1", "sampled2"}]
+
+
+def test_while_steps_are_awaited_a_turn_is_one_capture_long(make_analyzer, make_state, put, spool, results, clock):
+    request = CaptureRequest(capture_id="c", steps=1, created_unix_ns=clock(), expires_unix_ns=clock() + DAY_NS)
+    spool.put_state(make_state())
+    results.add_capture("vllm-a", request)
+    put("sampled0")
+    put("sampled1")
+    analyzer = make_analyzer()
+
+    assert analyzer.turn() == 1
+    results.cancel_capture("c")
+    put("sampled2")
+    assert analyzer.turn() == 2
+
+
 def test_the_states_of_the_workers_are_counted(make_analyzer, make_state, spool, results):
     spool.put_state(make_state(num_steps=10))
 
@@ -103,6 +137,17 @@ def test_a_capture_without_its_info_is_counted_under_its_workers_labels(make_ana
 
     (dropped,) = [t for t in results.totals() if t.counter == "dropped"]
     assert (dropped.model_name, dropped.label, dropped.value) == ("tiny", "analysis_failed", 1)
+
+
+def test_a_copy_of_a_capture_under_another_name_is_not_counted_again(make_analyzer, put, results):
+    original = put("a")
+    shutil.copytree(original.path, original.path.with_name("b"))
+
+    make_analyzer().turn()
+
+    assert {step.step_id for step in results.steps()} == {"a"}
+    assert counted(results, "dropped", "analysis_failed") == 1
+    assert "a copy of a" in results.failure("b")
 
 
 def test_a_fault_of_our_own_costs_one_capture(make_analyzer, put, results, caplog):
@@ -185,6 +230,18 @@ def test_old_steps_go_and_counters_stay(make_analyzer, put, results, clock):
     assert counted(results, "sampled_steps") == 2
 
 
+def test_a_clock_that_was_set_back_does_not_put_off_housekeeping(make_analyzer, spool, clock):
+    analyzer = make_analyzer()
+    analyzer.turn()
+    clock.sleep_s(-7200)
+    (abandoned := spool.root / "vllm-a" / "0" / ".s1.tmp").mkdir(parents=True)
+    os.utime(abandoned, ns=(clock() - 3600 * 10**9,) * 2)
+
+    analyzer.turn()
+
+    assert not abandoned.exists()
+
+
 def test_the_loop_runs_until_it_is_stopped(make_analyzer, put, spool):
     put("a")
 
@@ -215,6 +272,47 @@ def test_killed_at_any_time_nothing_is_lost_and_nothing_counted_twice(start, put
     assert counted(results, "sampled_steps") == len(ids)
     assert counted(results, "device_active_ns") == 110 * len(ids)
     assert not [t for t in results.totals() if t.counter == "dropped"]
+
+
+def test_results_that_are_deleted_under_it_are_begun_anew(start, put, spool, settings, until):
+    put("a")
+    process = start()
+    until(lambda: spool.pending() == [])
+
+    shutil.rmtree(spool.root)
+
+    assert process.wait(timeout=10) == 1
+    assert b"Traceback" not in process.stderr.read()
+    put("b")
+    start()
+    until(lambda: spool.find("b").is_analyzed)
+    with Results(settings.results_path) as results:
+        assert [step.step_id for step in results.steps()] == ["b"]
+
+
+def test_results_that_cannot_be_written_for_a_while_cost_no_step(make_analyzer, put, results, settings):
+    """SQLite's own limit on the number of pages stands for a full disk: it raises the same error."""
+    num_pages = results._db.execute("PRAGMA page_count").fetchone()[0]
+    results._db.execute(f"PRAGMA max_page_count = {num_pages}")
+    capture = put("a")
+    analyzer = make_analyzer()
+
+    class Turns(threading.Event):
+        num = 0
+
+        def wait(self, timeout=None):
+            self.num += 1
+            if self.num == 2 * MAX_ATTEMPTS:
+                results._db.execute("PRAGMA max_page_count = 100000")
+            elif self.num > 2 * MAX_ATTEMPTS and capture.is_analyzed:
+                self.set()
+            assert self.num < 100
+            return self.is_set()
+
+    run_on(analyzer, Turns())
+
+    assert read_mark(capture) == "analyzed"
+    assert counted(results, "sampled_steps") == 1
 
 
 @pytest.mark.parametrize(("trace", "ended_by"), [(b"crash", signal.SIGKILL), (b"hang", signal.SIGALRM)])
@@ -292,6 +390,18 @@ def test_results_that_cannot_be_opened_are_said_in_one_line(start, settings):
     assert process.wait(timeout=30) == 1
     (line,) = process.stderr.read().decode().splitlines()
     assert "cannot use the results" in line
+
+
+def test_it_lets_every_other_process_go_first(analyzer_command, spool, until):
+    """Also where niceness counts within a session only, as it has one of its own under a supervisor."""
+    process = subprocess.Popen(analyzer_command, stdin=subprocess.PIPE, start_new_session=True)
+    with process:
+        until(lambda: not is_claim_free(spool))
+
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) >= 10
+        group = Path(f"/proc/{process.pid}/autogroup")
+        assert not group.exists() or group.read_text().split()[-1] == "10"
+        process.stdin.close()
 
 
 def test_it_writes_files_for_its_owner_only(start, put, spool, until):

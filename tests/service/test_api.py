@@ -1,5 +1,6 @@
 import gzip
 
+import jsonschema
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -235,7 +236,78 @@ def test_a_capture_taken_back_frees_the_server(client, running, spool):
 
     assert spool.read_request("vllm-a") is None
     assert client.delete(f"captures/{first}").json()["status"] == "cancelled"
+    assert problem(client.get(f"captures/{first}"), 404)["detail"] == "this capture was taken back"
     assert client.post("captures", json={}).status_code == 202
+
+
+def test_a_capture_that_has_ended_cannot_be_taken_back(client, running, clock):
+    first = client.post("captures", json={"timeout_s": 10}).json()["id"]
+    clock.sleep_s(11)
+
+    assert problem(client.delete(f"captures/{first}"), 409)["detail"] == "this capture has ended: expired"
+
+
+def test_too_many_captures_a_minute_are_told_when_to_come_again(serve, running, clock):
+    client = serve(captures_per_minute=2)
+    for _ in range(2):
+        client.delete(f"captures/{client.post('captures', json={}).json()['id']}")
+        clock.sleep_s(10)
+
+    response = client.post("captures", json={})
+
+    assert "TAXBREAK_CAPTURES_PER_MINUTE=2" in problem(response, 429)["detail"]
+    assert response.headers["retry-after"] == "40"
+    clock.sleep_s(10)
+    assert client.post("captures", json={}).status_code == 429
+
+
+def test_pages_follow_one_another_to_the_end(client, running, put, turn, clock):
+    for index in range(5):
+        put(f"s{index}")
+        client.delete(f"captures/{client.post('captures', json={}).json()['id']}")
+        clock.sleep_s(1)
+    turn()
+
+    def walk(path, key):
+        found, query = [], {"limit": 2}
+        while query:
+            page = client.get(path, params=query).json()
+            found += [row[key] for row in page[path]]
+            query = page["next"] and {"limit": 2, "cursor": page["next"]}
+        return found
+
+    assert walk("steps", "step_id") == ["s4", "s3", "s2", "s1", "s0"]
+    assert walk("captures", "id") == [row["id"] for row in client.get("captures").json()["captures"]]
+    assert len(set(walk("captures", "id"))) == 5
+    assert client.get("steps", params={"cursor": "none"}).json() == {"steps": [], "next": None}
+
+
+@pytest.mark.parametrize("path", ["captures", "captures/a"])
+def test_a_wrong_method_is_told_all_that_are_right(client, path):
+    response = client.put(path)
+
+    problem(response, 405)
+    wanted = "GET, POST" if path == "captures" else "DELETE, GET"
+    assert response.headers["allow"] == wanted
+
+
+def test_every_route_is_described_with_an_example_that_fits(settings):
+    app = FastAPI()
+    app.include_router(create_router(settings))
+    document = app.openapi()
+
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            (status,) = [status for status in operation["responses"] if status.startswith("2")]
+            content = operation["responses"][status]["content"]
+            if not path.endswith("/trace"):
+                schema = {"components": document["components"], **content["application/json"]["schema"]}
+                jsonschema.validate(content["application/json"]["example"], schema)
+            for status, response in operation["responses"].items():
+                if status[0] == "4" or status[0] == "5":
+                    (problem_content,) = response["content"].items()
+                    assert problem_content[0] == "application/problem+json", (path, method, status)
+                    jsonschema.validate(problem_content[1]["example"], problem_content[1]["schema"])
 
 
 def test_a_step_that_could_not_be_analyzed_does_not_keep_a_capture_open(client, running, put, turn):
@@ -274,8 +346,8 @@ def test_without_a_running_server_nothing_can_be_captured(client, spool, make_st
 def test_of_several_servers_one_must_be_named(client, running, spool, make_state):
     spool.put_state(make_state(server=OTHER))
 
-    assert problem(client.post("captures", json={}), 422)["servers"] == ["vllm-a", "vllm-b"]
-    assert problem(client.post("captures", json={"server_id": "../x"}), 422)["servers"] == ["vllm-a", "vllm-b"]
+    assert problem(client.post("captures", json={}), 409)["servers"] == ["vllm-a", "vllm-b"]
+    assert problem(client.post("captures", json={"server_id": "../x"}), 404)["servers"] == ["vllm-a", "vllm-b"]
     assert client.post("captures", json={"server_id": "vllm-b"}).json()["server_id"] == "vllm-b"
 
 
@@ -287,7 +359,19 @@ def test_a_server_that_mounts_the_routes_asks_itself(serve, running, spool, make
 
 @pytest.mark.parametrize(
     "body",
-    [{"steps": 0}, {"steps": 257}, {"steps": "5"}, {"steps": True}, {"phase": "x"}, {"timeout_s": 0}, {"n": 1}, [], 7],
+    [
+        {"steps": 0},
+        {"steps": 257},
+        {"steps": "5"},
+        {"steps": True},
+        {"steps": 1.5},
+        {"phase": "x"},
+        {"timeout_s": 0},
+        {"timeout_s": "9"},
+        {"n": 1},
+        [],
+        7,
+    ],
 )
 def test_a_wrong_body_is_a_problem_and_asks_for_nothing(client, running, spool, body):
     assert problem(client.post("captures", json=body), 422)["errors"]
@@ -318,6 +402,8 @@ ROUTES = [
     ("GET", "captures"),
     ("GET", "captures/a"),
     ("DELETE", "captures/a"),
+    ("GET", "control"),
+    ("PUT", "control"),
 ]
 
 

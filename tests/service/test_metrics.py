@@ -1,3 +1,8 @@
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -5,10 +10,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from taxbreak_vllm.model import Phase, Server
+from taxbreak_vllm.baselines import Baselines, Environment, Floor, FloorKind, Floors, Spread
+from taxbreak_vllm.model import Breakdown, Calibration, Coverage, FamilyShare, Phase, Server, Source, Tier
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.trace.kernels import Family
 
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 TINY = {"model_name": "tiny", "engine": "0", "rank": "0"}
 DECODE = TINY | {"phase": "decode"}
 
@@ -139,6 +147,40 @@ def test_the_lag_is_the_age_of_the_oldest_capture_that_waits(put, turn, registry
     assert registry.get_sample_value("taxbreak_spool_bytes") == spool.size_bytes() > 0
 
 
+def test_launch_floors_are_those_of_where_a_running_worker_is(spool, make_state, settings, clock):
+    collector = TaxbreakCollector.of(settings, spool, now_ns=clock)
+    registry = CollectorRegistry()
+    registry.register(collector)
+    floors = [(FloorKind.KERNEL, 0, 4500), (FloorKind.GRAPH, 1, 7000), (FloorKind.GRAPH, 101, 57_000)]
+    here = Environment(device_type="cuda", device_name="", torch="2.13")
+
+    def found():
+        kinds = ("kernel", "graph", "graph_node")
+        return [registry.get_sample_value("taxbreak_launch_floor_seconds", TINY | {"kind": kind}) for kind in kinds]
+
+    spool.put_state(make_state())
+    assert found() == [None] * 3
+    with Baselines(settings.baselines_path) as baselines:
+        baselines.put_floors(
+            here,
+            Floors(floors=tuple(Floor(kind=kind, nodes=nodes, spread=Spread(ns, 1, 9)) for kind, nodes, ns in floors)),
+        )
+    assert found() == pytest.approx([4.5e-6, 6.5e-6, 0.5e-6])
+
+    clock.sleep_s(31)
+    assert found() == [None] * 3
+
+
+def test_baselines_that_cannot_be_read_cost_no_other_series(spool, make_state, settings, clock):
+    spool.put_state(make_state(overhead_ns=1, serving_ns=10))
+    settings.baselines_path.write_bytes(b"junk" * 1000)
+
+    names = {family.name for family in TaxbreakCollector.of(settings, spool, now_ns=clock).collect()}
+
+    assert "taxbreak_capture_overhead_ratio" in names
+    assert "taxbreak_launch_floor_seconds" not in names
+
+
 @pytest.fixture
 def busy(put, spool, make_state, turn):
     other = Server(server_id="vllm-b", engine="1", rank=3, model_name='odd "name"\\\n')
@@ -148,6 +190,42 @@ def busy(put, spool, make_state, turn):
         put(f"a{index}", phase=phase)
     put("b", server=other)
     turn()
+
+
+def test_the_number_of_series_is_bounded_as_the_documents_say(
+    spool, results, make_state, make_info, make_step, registry
+):
+    """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
+    num_per_phase, num_per_worker = 59, 6 * 59 + 30
+    (plain,) = make_state().steps
+    plain_steps = [
+        replace(plain, phase=phase, graph_mode=mode) for phase in Phase for mode in ("NONE", "FULL", "PIECEWISE")
+    ]
+    spool.put_state(make_state(steps=tuple(plain_steps), overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
+    results.put_states(spool.states())
+    for phase in Phase:
+        step = replace(make_step(phase=phase), families={family: FamilyShare(kernels=1) for family in Family})
+        breakdown = Breakdown(
+            source=Source(),
+            calibration=Calibration(dilation=1.5),
+            coverage=Coverage(replay=dict.fromkeys(Tier, 0.25)),
+            steps=(step,),
+        )
+        results.add_step(phase, make_info(phase, phase=phase), breakdown, now_ns=0)
+
+    samples = [sample for family in registry.collect() for sample in family.samples]
+
+    assert Counter(s.labels["phase"] for s in samples if "phase" in s.labels) == dict.fromkeys(Phase, num_per_phase)
+    assert sum("model_name" in s.labels for s in samples) < num_per_worker
+    assert f"{num_per_phase} series" in METRICS_PAGE.read_text()
+    assert f"{num_per_worker} series" in METRICS_PAGE.read_text()
+
+
+def test_every_metric_is_in_the_documents(busy, registry):
+    names = {sample.name for family in registry.collect() for sample in family.samples}
+    names = {re.sub("_(bucket|sum|count)$", "", name) for name in names} | {"taxbreak_launch_floor_seconds"}
+
+    assert set(re.findall(r"^\| `(taxbreak_\w+)", METRICS_PAGE.read_text(), flags=re.MULTILINE)) >= names
 
 
 @pytest.mark.parametrize(("generate", "parse"), [(generate_latest, parse), (generate_openmetrics, parse_openmetrics)])
@@ -175,7 +253,11 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "replay_coverage_ratio": {"tier"},
         "step_seconds": {"le"},
     }
-    without_phase = {"samples_dropped": {*TINY, "reason"}, "capture_overhead_ratio": {*TINY}}
+    without_phase = {
+        "samples_dropped": {*TINY, "reason"},
+        "capture_overhead_ratio": {*TINY},
+        "recording_enabled": {*TINY},
+    }
     of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
 
     for family in registry.collect():
@@ -183,3 +265,13 @@ def test_labels_are_the_agreed_ones(busy, registry):
         wanted = (without_phase | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, 1), (False, 0)])
+def test_whether_steps_are_recorded_is_told_while_the_server_runs(spool, make_state, value, clock, enabled, told):
+    spool.put_state(make_state(enabled=enabled))
+
+    assert value("recording_enabled", TINY) == told
+
+    clock.sleep_s(60)
+    assert value("recording_enabled", TINY) is None

@@ -7,7 +7,7 @@ import pytest
 
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import CaptureRequest, Server
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.results import Refusal, Results
 
 
 @pytest.fixture
@@ -122,11 +122,58 @@ def test_a_histogram_of_another_version_is_left_out(results, make_state):
 
 def test_one_request_at_a_time_for_a_server(results):
     assert results.add_capture("a", request("1")) is None
-    assert results.add_capture("a", request("2")) == "1"
+    assert results.add_capture("a", request("2")) == Refusal(running_id="1")
     assert results.add_capture("b", request("3")) is None
     results.cancel_capture("1")
     assert results.add_capture("a", request("4")) is None
     assert results.add_capture("a", request("5", created_ns=2 * 10**9)) is None  # the 4th expired
+
+
+def test_more_requests_than_may_be_in_a_minute_are_told_when_to_come_again(results):
+    second_ns = 10**9
+
+    def ask(at_s):
+        asked = request(str(at_s), created_ns=at_s * second_ns)
+        refusal = results.add_capture("a", asked, per_minute=2)
+        results.cancel_capture(asked.capture_id)
+        return refusal
+
+    assert ask(0) is None
+    assert ask(10) is None
+    assert ask(20) == Refusal(retry_after_ns=40 * second_ns)
+    assert ask(59) == Refusal(retry_after_ns=1 * second_ns)
+    assert ask(60) is None
+    assert ask(61) == Refusal(retry_after_ns=9 * second_ns)
+
+
+def test_requests_and_steps_are_paged_newest_first_and_none_twice(results, add, clock):
+    for index in range(5):
+        results.add_capture("a", request(f"c{index}", created_ns=index // 2))  # two at a time are as old
+        results.cancel_capture(f"c{index}")
+        add(f"s{index}")
+        clock.sleep_s(index % 2)
+
+    def paged(read, name):
+        ids, after = [], None
+        while page := [getattr(row, name) for row in read(limit=2, after=after)]:
+            ids, after = ids + page, page[-1]
+        return ids
+
+    assert paged(results.captures, "capture_id") == ["c4", "c3", "c2", "c1", "c0"]
+    assert paged(results.steps, "step_id") == ["s4", "s3", "s2", "s1", "s0"]
+    assert results.steps(after="none") == results.captures(after="none") == []
+
+
+def test_what_hangs_on_a_step_is_pruned_with_it(results, add, clock, settings):
+    add("a")
+    clock.sleep_s(1)
+
+    results.prune(before_ns=clock(), pending=[])
+
+    db = sqlite3.connect(settings.results_path)
+    tables = ("steps", "breakdowns", "families", "top")
+    assert [db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables] == [(0,)] * 4
+    db.close()
 
 
 def test_a_request_is_as_far_as_its_slowest_rank(results, add, make_state):
@@ -178,7 +225,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_many_processes_may_open_a_new_file_at_once(tmp_path):
-    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results import Results\n"
+    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results import Refusal, Results\n"
     script += "sys.stdin.read()\nwith Results(Path(sys.argv[1])) as r: r.note_attempt('a')"
     command = [sys.executable, "-c", script, str(tmp_path / "results")]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]

@@ -1,6 +1,7 @@
 """Scheduler outputs as vLLM builds them, and a profile that profiles nothing."""
 
 import warnings
+from typing import NamedTuple
 
 import pytest
 
@@ -100,28 +101,48 @@ class FakeProfile:
 
 @pytest.fixture
 def profiles():
-    """Every profile opened in this test."""
+    """Every profile opened around a step in this test."""
     return []
 
 
 @pytest.fixture
-def open_recorder(profiles):
+def warm_ups():
+    """Every profile opened around no step."""
+    return []
+
+
+@pytest.fixture
+def open_recorder(profiles, warm_ups):
     def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0):
         def open_profile(step_id, *, stacks):
-            profiles.append(FakeProfile(step_id, stacks=stacks, fails_at=fails_at))
-            return profiles[-1]
+            profile = FakeProfile(step_id, stacks=stacks, fails_at=fails_at)
+            (warm_ups if step_id == "warm-up" else profiles).append(profile)
+            return profile
 
-        return Recorder(drops, open_profile=open_profile, is_taken=is_taken, time_op=time_op)
+        return Recorder(drops, open_profile=open_profile, is_taken=is_taken, time_op=time_op, load=lambda: None)
 
     return open_recorder
+
+
+class EveryNth(NamedTuple):
+    """Picks the last step of each block."""
+
+    seed: str
+    sample_every: int
+
+    def next(self, first, level=0):
+        length = self.sample_every << max(0, level)
+        return first + (-first - 1) % length
 
 
 @pytest.fixture
 def open_watch(tmp_path, open_recorder):
     """Build a watch whose thread does not run: a test turns its outbox by hand."""
 
-    def open_watch(*, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), **settings):
-        settings = {"spool": tmp_path / "spool", "sample_every": 2, **settings}
+    def open_watch(
+        *, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), turn_ns=0, **settings
+    ):
+        settings = {"spool": tmp_path / "spool", "sample_every": 2, "overhead_budget_ratio": 1.0, **settings}
         return Watch(
             Server(server_id="server", rank=0),
             Settings(**settings),
@@ -130,6 +151,8 @@ def open_watch(tmp_path, open_recorder):
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
             now_ns=Clock(1000),
             unix_ns=Clock(),
+            cpu_ns=Clock(turn_ns),
+            draw=EveryNth,
         )
 
     return open_watch

@@ -1,10 +1,11 @@
 import gzip
 import json
 import os
+import time
 
 import pytest
 
-from taxbreak_vllm.model import Batch, CaptureRequest, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
 from taxbreak_vllm.serving.outbox import HEARTBEAT_NS, PUBLISH_NS, Outbox
 from taxbreak_vllm.serving.recorder import Drops, Recording
 from taxbreak_vllm.serving.sampler import Progress
@@ -30,7 +31,15 @@ class _Worker:
     def __init__(self):
         self.now_ns = 0
         self.num_samples = 0
+        self.cpu_ns = 0
         self.requests = []
+        self.controls = []
+        self.has_news = False
+
+    def follow(self, request, control):
+        self.requests.append(request)
+        self.controls.append(control)
+        return self.has_news
 
     def state(self):
         return WorkerState(
@@ -61,9 +70,10 @@ def open_outbox(tmp_path, worker, drops):
             "server",
             drops,
             state=worker.state,
-            follow=worker.requests.append,
+            follow=worker.follow,
             max_trace_bytes=max_trace_bytes,
             now_ns=lambda: worker.now_ns,
+            cpu_ns=lambda: worker.cpu_ns,
         )
 
     return open_outbox
@@ -118,7 +128,7 @@ def test_a_recording_becomes_a_capture_of_two_files(open_outbox, spool, drops):
 )
 def test_what_cannot_be_stored_is_counted_by_its_reason_and_leaves_nothing(open_outbox, spool, drops, profile, reason):
     outbox = open_outbox()
-    progress = Progress(CaptureRequest(capture_id="c", steps=1))
+    progress = Progress(CaptureRequest(capture_id="c", steps=1), max_steps=9)
 
     _store(outbox, _recording(profile=profile, progress=progress))
 
@@ -180,7 +190,7 @@ def test_a_request_is_told_with_every_turn_and_so_is_its_end(open_outbox, spool,
 
 
 def test_what_was_recorded_for_a_request_is_counted_once_it_is_stored(open_outbox):
-    progress = Progress(CaptureRequest(capture_id="c", steps=1))
+    progress = Progress(CaptureRequest(capture_id="c", steps=1), max_steps=9)
 
     _store(open_outbox(), _recording(progress=progress))
 
@@ -203,17 +213,40 @@ def test_the_state_is_published_once_a_second_when_it_changed_and_as_a_heartbeat
     assert published_at(PUBLISH_NS + HEARTBEAT_NS, 1) == PUBLISH_NS + HEARTBEAT_NS
 
 
-def test_time_spent_exporting_is_added_up(open_outbox, worker):
-    class _Slow(_Profile):
-        def export(self, path):
-            super().export(path)
-            worker.now_ns += 700
+class _Slow(_Profile):
+    """Exports for 700 ns, on a core for 300 of them."""
 
+    def __init__(self, worker):
+        super().__init__()
+        self.worker = worker
+
+    def export(self, path):
+        super().export(path)
+        self.worker.now_ns += 700
+        self.worker.cpu_ns += 300
+
+
+def test_what_storing_costs_is_the_threads_cpu_time_and_all_the_time_of_an_export(open_outbox, worker):
     outbox = open_outbox()
-    for number in range(2):
-        _store(outbox, _recording(f"s{number}", _Slow()))
+    progress = Progress(CaptureRequest(capture_id="c", steps=1), max_steps=1)
 
-    assert outbox.export_ns == 1400
+    _store(outbox, _recording("s0", _Slow(worker)))
+    assert (outbox.cost_ns, outbox.asked_cost_ns) == (700, 0)
+
+    _store(outbox, _recording("s1", _Slow(worker), progress))
+    assert (outbox.cost_ns, outbox.asked_cost_ns) == (1400, 700)
+
+
+def test_control_is_told_with_every_turn_and_its_effect_published_at_once(open_outbox, spool, worker):
+    outbox = open_outbox()
+    outbox.turn(wait_s=0)
+    control = spool.put_control("server", Control(control_id="c", enabled=False))
+    worker.now_ns, worker.num_samples, worker.has_news = 1, 5, True
+
+    outbox.turn(wait_s=0)
+
+    assert worker.controls == [None, control]
+    assert [state.num_samples for state in spool.states()] == [5]
 
 
 def test_closing_stores_what_is_pending_and_publishes_a_last_state(open_outbox, spool, worker):
@@ -226,3 +259,25 @@ def test_closing_stores_what_is_pending_and_publishes_a_last_state(open_outbox, 
 
     assert len(spool.captures()) == 1
     assert [state.num_samples for state in spool.states()] == [3]
+
+
+def test_a_fault_of_our_own_does_not_end_the_thread_and_is_counted(open_outbox, worker, drops, spool):
+    state, faults = worker.state, iter([RuntimeError("of ours"), RuntimeError("of ours")])
+
+    def fail_twice():
+        for error in faults:
+            raise error
+        return state()
+
+    worker.state = fail_twice
+    outbox = open_outbox()
+    outbox.start()
+    outbox.offer(_recording())
+    deadline_s = time.monotonic() + 30
+    while not spool.states():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    outbox.close()
+
+    assert drops.counts() == {"outbox": 2}
+    assert [capture.step_id for capture in spool.captures()] == ["s1"]

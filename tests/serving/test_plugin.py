@@ -41,8 +41,9 @@ class Worker(WorkerBase):
     def execute_dummy_batch(self): pass
 class Extended(Worker, WorkerExtension): pass
 print([vars(kind(vllm_config=None)).keys() >= {'execute_model', 'taxbreak_status'} for kind in (Worker, Extended)])
+print(object.__new__(Worker).taxbreak_status())
 """
-    assert _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-1] == "[True, True]"
+    assert _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-2:] == ["[True, True]", "{}"]
 
 
 def test_a_vllm_it_does_not_know_starts_all_the_same():
@@ -80,7 +81,22 @@ def mounted(monkeypatch):
     return mounted
 
 
-ENGINE = SimpleNamespace(vllm_config=SimpleNamespace(instance_id="170"))
+class _Engine:
+    """Stands for vLLM's AsyncLLM."""
+
+    vllm_config = SimpleNamespace(instance_id="170")
+
+    def __init__(self, answer=()):
+        self.answer = answer
+
+    async def collective_rpc(self, method):
+        assert method == "taxbreak_status"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+ENGINE = _Engine()
 
 
 def _start(endpoint, engine=ENGINE):
@@ -127,6 +143,25 @@ def test_a_service_that_cannot_be_imported_or_started_does_not_stop_vllm(mounted
     plugin.endpoint_plugin().attach_router("app")
 
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_of_several_api_servers_each_asks_the_workers_what_server_theirs_is(mounted):
+    endpoint = plugin.endpoint_plugin()
+    endpoint.attach_router("app")
+
+    _start(endpoint, engine=_Engine([{}, {"server": {"server_id": "vllm-node-169"}}]))
+
+    assert mounted.started == ["vllm-node-169"]
+
+
+@pytest.mark.parametrize("answer", [[], [{}], [None], RuntimeError("no such method")])
+def test_where_the_workers_do_not_tell_their_server_is_named_as_ours(mounted, answer):
+    endpoint = plugin.endpoint_plugin()
+    endpoint.attach_router("app")
+
+    _start(endpoint, engine=_Engine(answer))
+
+    assert mounted.started == [server_id(_Engine.vllm_config)]
 
 
 def test_vllm_takes_it_for_an_endpoint_plugin():

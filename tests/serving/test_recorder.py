@@ -135,22 +135,35 @@ def test_vllms_profiler_is_seen_running_and_waiting_to(flag):
     assert is_profiler_taken(worker)
 
 
-def test_warming_learns_what_the_profiler_adds_to_an_op(drops, profiles, open_recorder):
+def test_warming_learns_what_the_profiler_adds_to_an_op(drops, warm_ups, open_recorder):
     recorded_and_plain_ns = iter([1700, 1200])
     recorder = open_recorder(drops, time_op=lambda: next(recorded_and_plain_ns))
 
     recorder.warm(None)
+    recorder.warm(None)
 
     assert recorder.op_cost_ns == 500
-    assert profiles[0].calls == ["start", "stop"]
+    assert [profile.calls for profile in warm_ups] == [["start", "stop"]]
     assert recorder.stop() is None
 
 
-def test_a_calibration_that_fails_leaves_the_cost_unknown_and_the_profiler_closed(drops, profiles, open_recorder):
+def test_a_calibration_that_fails_leaves_the_cost_unknown_and_the_profiler_closed(drops, warm_ups, open_recorder):
     recorder = open_recorder(drops, time_op=lambda: 1 // 0)
 
     recorder.warm(None)
 
     assert recorder.op_cost_ns is None
-    assert profiles[0].calls == ["start", "stop"]
+    assert warm_ups[0].calls == ["start", "stop"]
+    assert drops.counts() == {}
+
+
+def test_warming_waits_for_a_profiler_of_somebody_else(drops, warm_ups, open_recorder):
+    is_taken = iter([True, False])
+    recorder = open_recorder(drops, is_taken=lambda worker: next(is_taken))
+
+    recorder.warm(None)
+    assert warm_ups == []
+
+    recorder.warm(None)
+    assert len(warm_ups) == 1
     assert drops.counts() == {}

@@ -1,7 +1,7 @@
 import pytest
 
-from taxbreak_vllm.model import STEP_BUCKETS_NS, Phase
-from taxbreak_vllm.serving.steps import GraphModes, StepTimes, Work, classify, is_real
+from taxbreak_vllm.model import Phase
+from taxbreak_vllm.serving.steps import GraphModes, Work, classify, is_real
 
 
 def test_new_prompts_are_a_prefill_that_ends_with_a_token_each(schedule):
@@ -52,6 +52,12 @@ def test_a_new_request_with_one_token_left_after_a_prefix_hit_decodes(schedule):
     assert classify(step) == Work(Phase.DECODE, 2, 2, prompt_tokens=0, output_tokens=2)
 
 
+def test_drafts_behind_that_one_token_make_it_a_verify(schedule):
+    step = schedule({"a": 4}, new=[("a", 33, 32)], drafts={"a": 3})
+
+    assert classify(step) == Work(Phase.VERIFY, 4, 1, prompt_tokens=0, output_tokens=None, draft_tokens=3)
+
+
 def test_a_prompt_of_one_token_is_a_prefill(schedule):
     assert classify(schedule({"a": 1}, new=[("a", 1, 0)])).phase is Phase.PREFILL
 
@@ -70,13 +76,13 @@ def test_the_v2_runner_appends_the_output_so_far_to_a_resumed_prompt(schedule):
 def test_drafts_being_checked_are_a_verify_whose_outputs_only_the_device_knows(schedule):
     step = schedule({"a": 4, "b": 1}, cached=[("a", 3), ("b", 3)], drafts={"a": 3})
 
-    assert classify(step) == Work(Phase.VERIFY, 5, 2, prompt_tokens=0, output_tokens=None)
+    assert classify(step) == Work(Phase.VERIFY, 5, 2, prompt_tokens=0, output_tokens=None, draft_tokens=3)
 
 
 def test_drafts_beside_a_prompt_are_mixed(schedule):
     step = schedule({"a": 4, "b": 20}, cached=[("a", 3)], new=[("b", 20, 0)], drafts={"a": 3})
 
-    assert classify(step) == Work(Phase.MIXED, 24, 2, prompt_tokens=20, output_tokens=None)
+    assert classify(step) == Work(Phase.MIXED, 24, 2, prompt_tokens=20, output_tokens=None, draft_tokens=3)
 
 
 def test_encoder_inputs_make_a_step_an_encode(schedule):
@@ -135,45 +141,3 @@ def test_the_graph_mode_is_what_the_dispatcher_picks(mode, phase, num_tokens, ex
 
 def test_a_configuration_that_cannot_be_read_has_unknown_modes():
     assert GraphModes.from_config(object()).of(Phase.DECODE, 1) == "unknown"
-
-
-def test_a_step_falls_into_the_first_bucket_that_bounds_it():
-    times = StepTimes()
-    for elapsed_ns in (1, STEP_BUCKETS_NS[0], STEP_BUCKETS_NS[0] + 1, STEP_BUCKETS_NS[-1], STEP_BUCKETS_NS[-1] + 1):
-        times.add(Phase.DECODE, "none", 4, elapsed_ns)
-
-    (histogram,) = times.histograms()
-
-    assert histogram.bucket_counts == (2, 1, *[0] * (len(STEP_BUCKETS_NS) - 3), 1, 1)
-    assert (histogram.num_steps, histogram.sum_ns) == (
-        5,
-        sum([1, *STEP_BUCKETS_NS[:1] * 2, 1, *STEP_BUCKETS_NS[-1:] * 2, 1]),
-    )
-
-
-def test_histograms_are_told_apart_by_phase_and_graph_mode_not_by_size():
-    times = StepTimes()
-    for phase, mode, num_tokens in [
-        (Phase.DECODE, "full", 1),
-        (Phase.DECODE, "full", 300),
-        (Phase.DECODE, "none", 300),
-        (Phase.PREFILL, "none", 300),
-    ]:
-        times.add(phase, mode, num_tokens, 10)
-
-    assert [(h.phase, h.graph_mode, h.num_steps) for h in times.histograms()] == [
-        (Phase.DECODE, "full", 2),
-        (Phase.DECODE, "none", 1),
-        (Phase.PREFILL, "none", 1),
-    ]
-
-
-def test_the_plain_step_is_the_median_of_the_latest_of_its_kind():
-    times = StepTimes(ring_size=4)
-    for elapsed_ns in (900, 900, 900, 10, 30, 20, 40):
-        times.add(Phase.DECODE, "none", 5, elapsed_ns)
-    times.add(Phase.DECODE, "none", 8, 7000)
-
-    assert times.median(Phase.DECODE, "none", 4) == (20, 4)
-    assert times.median(Phase.DECODE, "none", 15) == (7000, 1)
-    assert times.median(Phase.DECODE, "full", 4) == (None, 0)

@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from taxbreak_vllm.model import Batch, CaptureRequest, Phase
+from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase
 from taxbreak_vllm.spool import Spool
 
 
@@ -56,7 +56,10 @@ def test_a_picked_step_becomes_a_capture_beside_its_plain_twin(open_watch, decod
     (capture,) = _captures(watch, tmp_path)
     info = capture.read_info()
     assert info.step_id == capture.step_id == "server.r0.s4"
-    assert (info.phase, info.batch) == (Phase.DECODE, Batch(requests=2, prompt_tokens=0, output_tokens=2))
+    assert (info.phase, info.batch) == (
+        Phase.DECODE,
+        Batch(requests=2, prompt_tokens=0, output_tokens=2, draft_tokens=0, accepted_tokens=0),
+    )
     assert (info.window_ns, info.plain_window_ns, info.num_plain) == (1000, 1000, 3)
     assert info.overhead_ns == 2000  # the readings before the profiler starts and after it stopped
     assert (info.graph_mode, info.async_output, info.capture_id) == ("none", False, None)
@@ -93,7 +96,9 @@ def test_a_step_that_samples_nothing_has_no_output_tokens(open_watch, schedule, 
         _run(watch, schedule({"a": 5}, new=[("a", 5, 0)]), has_sampled=False)
 
     (capture,) = _captures(watch, tmp_path)
-    assert capture.read_info().batch == Batch(requests=1, prompt_tokens=5, output_tokens=0)
+    assert capture.read_info().batch == Batch(
+        requests=1, prompt_tokens=5, output_tokens=0, draft_tokens=0, accepted_tokens=0
+    )
 
 
 def test_a_request_records_consecutive_steps_and_its_progress_is_published(open_watch, decode, tmp_path):
@@ -322,5 +327,231 @@ def test_overhead_is_what_recording_took_and_serving_time_starts_with_the_first_
         _run(watch, decode)
 
     (capture,) = _captures(watch, tmp_path)
-    assert watch.state().overhead_ns == capture.read_info().overhead_ns + watch.outbox.export_ns
+    info = capture.read_info()
+    dilation_ns = info.window_ns - info.plain_window_ns
+    assert watch.state().overhead_ns == info.overhead_ns + dilation_ns + watch.outbox.cost_ns
     assert watch.state().serving_ns > 0
+
+
+def test_accepted_drafts_are_counted_where_the_tokens_are_at_hand(open_watch, schedule, tmp_path):
+    """Of a, b and c only a and c had drafts; of a's three two were kept, of c's none."""
+    watch = open_watch(sample_every=2)
+    verify = schedule({"a": 4, "b": 1, "c": 3}, cached=[("a", 3), ("b", 3), ("c", 3)], drafts={"a": 3, "c": 2})
+    output = _Output([7], [1, 2, 3], [4])
+    output.req_id_to_index = {"b": 0, "a": 1, "c": 2}
+
+    for _ in range(2):
+        _run(watch, verify, output)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().batch == Batch(
+        requests=3, prompt_tokens=0, output_tokens=5, draft_tokens=5, accepted_tokens=2
+    )
+
+
+def test_drafts_whose_fate_is_still_on_the_device_are_unknown(open_watch, schedule, tmp_path):
+    watch = open_watch(sample_every=2)
+
+    for _ in range(2):
+        _run(watch, schedule({"a": 4}, cached=[("a", 3)], drafts={"a": 3}), _AsyncOutput())
+
+    (capture,) = _captures(watch, tmp_path)
+    assert (capture.read_info().batch.draft_tokens, capture.read_info().batch.accepted_tokens) == (3, None)
+
+
+def test_what_the_storing_thread_took_before_the_first_request_is_not_taken_from_serving(open_watch):
+    watch = open_watch(turn_ns=100)
+    watch.outbox.turn(wait_s=0)
+    assert watch.state().overhead_ns == 100
+
+    watch.arm()
+    assert watch.state().overhead_ns == 0
+
+    watch.outbox.turn(wait_s=0)
+    assert watch.state().overhead_ns == 100
+
+
+def _control(tmp_path, watch, **control):
+    Spool(tmp_path / "spool", max_bytes=1, max_captures=1).put_control("server", Control(**control))
+    watch.outbox.turn(wait_s=0)
+    return watch.state()
+
+
+def test_recording_is_switched_off_and_on_while_steps_run(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2)
+
+    state = _control(tmp_path, watch, control_id="1", enabled=False)
+    for _ in range(6):
+        _run(watch, decode)
+    assert (state.enabled, state.off_reason, state.control_id) == (False, "disabled", "1")
+    assert profiles == []
+
+    state = _control(tmp_path, watch, control_id="2", enabled=True)
+    for _ in range(2):
+        _run(watch, decode)
+    assert (state.enabled, state.off_reason, state.control_id) == (True, None, "2")
+    assert len(profiles) == 1
+
+
+def test_what_started_switched_off_warms_the_profiler_before_it_records(
+    open_watch, decode, profiles, warm_ups, tmp_path
+):
+    watch = open_watch(sample_every=2, enabled=False)
+    watch.start(None)
+    watch.close()
+    assert warm_ups == []
+
+    _control(tmp_path, watch, control_id="1", enabled=True)
+    for _ in range(4):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert [profile.calls for profile in warm_ups] == [["start", "stop"]]
+    assert len(profiles) == 2
+
+
+def test_rate_and_budget_are_changed_and_echoed_and_a_control_read_again_changes_nothing(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=1000)
+    before = watch.state()
+
+    for _ in range(2):
+        state = _control(tmp_path, watch, control_id="1", sample_every=3, overhead_budget_ratio=0.5)
+    for _ in range(6):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert (before.sample_every, before.overhead_budget_ratio, before.control_id) == (1000, 1.0, None)
+    assert (state.sample_every, state.overhead_budget_ratio, state.control_id) == (3, 0.5, "1")
+    assert [c.read_info().step_index for c in _captures(watch, tmp_path)] == [3, 6]
+
+
+def test_a_control_out_of_bounds_is_said_and_not_followed(open_watch, tmp_path, caplog):
+    watch = open_watch(sample_every=1000)
+
+    state = _control(tmp_path, watch, control_id="1", sample_every=-7)
+
+    assert state.sample_every == 1000
+    assert "not followed" in caplog.text
+
+
+def test_a_watch_that_broke_stays_off_whatever_is_wished(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=2)
+    _run(watch, object())
+
+    state = _control(tmp_path, watch, control_id="1", enabled=True)
+
+    assert (state.enabled, state.off_reason) == (False, "hook")
+
+
+def test_beyond_its_budget_no_step_is_recorded_until_the_debt_is_paid(open_watch, decode, profiles):
+    """The clock goes on by 1 µs with each reading; a recording costs some of them, and a millionth is earned."""
+    watch = open_watch(sample_every=2, overhead_budget_ratio=0.000001)
+
+    for _ in range(8):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert len(profiles) == 1
+    assert watch.state().dropped == {"budget": 3}
+
+
+def test_a_step_asked_for_is_recorded_beyond_the_budget_and_counts_in_it(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=1000, overhead_budget_ratio=0.000001)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=3))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(4):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert len(profiles) == 3
+    assert watch.state().overhead_ns > 0
+
+
+def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_says_so_once(
+    open_watch, decode, profiles, caplog
+):
+    watch = open_watch(sample_every=2, overhead_budget_ratio=1e-12, turn_ns=100)
+
+    for _ in range(60):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+    state = watch.state()
+
+    assert (state.enabled, state.off_reason) == (False, "overhead")
+    assert 0 < len(profiles) < 5
+    assert sum("cannot be kept to" in record.getMessage() for record in caplog.records) == 1
+    assert sum(kind.num_steps for kind in state.steps) == 60 - len(profiles)
+
+
+def test_turned_off_for_its_overhead_it_is_turned_on_again_by_hand(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2, overhead_budget_ratio=1e-12, turn_ns=100)
+    for _ in range(60):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+    num_before = len(profiles)
+
+    state = _control(tmp_path, watch, control_id="1", enabled=True, overhead_budget_ratio=1.0)
+    for _ in range(2):
+        _run(watch, decode)
+
+    assert state.enabled
+    assert len(profiles) == num_before + 1
+
+
+def test_a_step_that_takes_too_long_is_not_kept_and_its_like_not_recorded(open_watch, decode, profiles, tmp_path):
+    """A step takes 1 µs of the clock, as each reading does."""
+    watch = open_watch(sample_every=2, max_step_s=0.9e-6)
+    watch.begin(None, decode)
+    watch.abandon()  # leaves no plain step to know the length by
+
+    for _ in range(5):
+        _run(watch, decode)
+
+    assert len(profiles) == 1
+    assert watch.state().dropped == {"too_long": 3}
+    assert _captures(watch, tmp_path) == []
+
+
+def test_no_more_steps_are_recorded_for_a_request_than_allowed(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=1000, max_capture_steps=2)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=200))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(5):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert len(spool.captures()) == 2
+
+
+def test_ranks_that_record_take_the_same_steps_whatever_they_cost(open_watch, decode, tmp_path):
+    """One rank slows down and picks some of the steps of the other."""
+    watches = [
+        open_watch(sample_every=4, spool=tmp_path / "fast"),
+        open_watch(sample_every=4, spool=tmp_path / "slow", overhead_budget_ratio=1e-5),
+    ]
+
+    for _ in range(400):
+        for watch in watches:
+            _run(watch, decode)
+            watch.outbox.turn(wait_s=0)
+
+    fast, slow = (
+        {c.read_info().step_index for c in Spool(tmp_path / name, max_bytes=1, max_captures=1).captures()}
+        for name in ("fast", "slow")
+    )
+    assert slow
+    assert slow < fast
+
+
+def test_a_rank_that_only_times_leaves_the_same_steps_out_once_the_rate_was_changed(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=1000, records=False)
+    _control(tmp_path, watch, control_id="1", sample_every=5)
+
+    for _ in range(10):
+        _run(watch, decode)
+
+    assert [h.num_steps for h in watch.state().steps] == [8]

@@ -96,7 +96,7 @@ NOT_BLOCKING = [
 def test_a_call_is_a_launch_by_the_rule_of_its_name(read, reference, name):
     host, _, _ = link(read([reference.op("aten::mm", 0, 10), reference.call(name, 0, 10, 1)]))
 
-    assert host.num_launches_without_activity == 1
+    assert len(host.unanswered_ns) == 1
     assert host.call_is_launch.tolist() == [True]
     assert len(host.lost_graph_ns) == ("Graph" in name)
 
@@ -105,7 +105,7 @@ def test_a_call_is_a_launch_by_the_rule_of_its_name(read, reference, name):
 def test_a_call_of_another_name_is_none(read, reference, name):
     host, _, _ = link(read([reference.op("aten::mm", 0, 10), reference.call(name, 0, 10, 1)]))
 
-    assert host.num_launches_without_activity == 0
+    assert len(host.unanswered_ns) == 0
     assert host.call_is_launch.tolist() == [False]
 
 
@@ -209,7 +209,7 @@ def test_a_driver_call_inside_a_launch_that_has_its_kernel_is_not_a_lost_launch(
 
     host, _, _ = link(read(events))
 
-    assert host.num_launches_without_activity == 2
+    assert len(host.unanswered_ns) == 2
 
 
 def test_the_leaf_op_is_the_innermost_around_the_launch(analyze, reference):
@@ -277,3 +277,18 @@ def test_innermost_and_the_next_op_outwards():
     at = np.array([0, 10, 19, 20, 35, 45, 55, 60, 100])
     assert innermost(start, end, at).tolist() == [1, 3, 3, 1, 4, 1, 0, 0, -1]
     assert innermost(start[:0], end[:0], at[:1]).tolist() == [-1]
+
+
+def test_of_several_calls_with_one_id_the_nearest_in_time_launched_an_activity(read, reference):
+    r = reference
+    events = [
+        r.call("cudaLaunchKernel", 0, 5, 1),
+        r.kernel("first", 10, 20, 1),
+        r.call("cudaLaunchKernel", 1000, 1005, 1),  # ids begin anew
+        r.kernel("second", 995, 1020, 1),  # clocks: before its launch, and nearer to it than to the first
+        r.kernel("late", 300, 310, 1),
+    ]
+
+    _, activities, dispatches = link(read(events))
+
+    assert dispatches.launch_ns[activities.dispatch].tolist() == [0, 0, 1000]

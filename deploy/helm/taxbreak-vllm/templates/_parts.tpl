@@ -1,0 +1,74 @@
+{{- define "taxbreak.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "taxbreak.labels" -}}
+app.kubernetes.io/name: taxbreak-vllm
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- /* What PodMonitor and NetworkPolicy select: the pods that hold a sidecar. */ -}}
+{{- define "taxbreak.selector" -}}
+taxbreak-vllm/sidecar: {{ .Release.Name }}
+{{- end }}
+
+{{- define "taxbreak.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ .Values.user.uid }}
+runAsGroup: {{ .Values.user.gid }}
+fsGroup: {{ .Values.user.uid }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "taxbreak.security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: {{ .Values.user.uid }}
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "taxbreak.claim" -}}
+{{ .Values.spool.existingClaim | default (printf "%s-spool" .Release.Name) }}
+{{- end }}
+
+{{- /* Settings that workers and sidecar share. */ -}}
+{{- define "taxbreak.sharedEnv" -}}
+- {name: TAXBREAK_SPOOL, value: /taxbreak/spool}
+- {name: TAXBREAK_SPOOL_MAX_BYTES, value: {{ .Values.spool.maxBytes | int64 | quote }}}
+{{- end }}
+
+{{- define "taxbreak.container" -}}
+name: taxbreak
+image: {{ include "taxbreak.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+env:
+  {{- include "taxbreak.sharedEnv" . | nindent 2 }}
+  - {name: TAXBREAK_HOST, value: 0.0.0.0}
+  - {name: TAXBREAK_WINDOW_S, value: {{ .Values.settings.windowSeconds | int64 | quote }}}
+  - {name: TAXBREAK_RETENTION_S, value: {{ .Values.settings.retentionSeconds | int64 | quote }}}
+  {{- if eq .Values.mode "deployment" }}
+  - {name: TAXBREAK_RESULTS, value: /results/results.sqlite3} # SQLite and network volumes do not go together
+  {{- end }}
+  {{- if .Values.apiKey.existingSecret }}
+  - name: TAXBREAK_API_KEY
+    valueFrom:
+      secretKeyRef: {name: {{ .Values.apiKey.existingSecret }}, key: {{ .Values.apiKey.key }}}
+  {{- end }}
+ports:
+  - {name: taxbreak, containerPort: 9797}
+securityContext:
+  {{- include "taxbreak.security" . | nindent 2 }}
+resources:
+  {{- toYaml .Values.resources | nindent 2 }}
+volumeMounts:
+  - {name: taxbreak-spool, mountPath: /taxbreak}
+  - {name: taxbreak-tmp, mountPath: /tmp}
+  {{- if eq .Values.mode "deployment" }}
+  - {name: taxbreak-results, mountPath: /results}
+  {{- end }}
+{{- end }}

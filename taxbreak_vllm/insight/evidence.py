@@ -1,0 +1,248 @@
+"""What a rule may lean on: the steps of one phase, those recordings aside that cannot be trusted.
+
+In: breakdowns, of a trace or of the captures of a window, and what else is known (chains of kernels, the machine). Out:
+`Evidence` per phase, and why the rest was left out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from taxbreak_vllm.insight.shares import Shares
+from taxbreak_vllm.model import Breakdown, Calibration, Phase, StepBreakdown, add_steps
+
+if TYPE_CHECKING:  # it reads traces, which the sidecar's own process never does
+    from taxbreak_vllm.insight.fusion import FusionReport
+
+WORTH_RATIO = 0.10  # a smaller share of the step is not worth a restart
+MIN_LINKED_RATIO = 0.95  # of the kernels
+MAX_UNREADABLE_RATIO = 0.01  # of the events
+
+_GRAPHS = frozenset({"FULL", "PIECEWISE"})
+_COMPILED = ("triton_", "compiledfxgraph", "torch-compiled", "inductor")
+
+
+class Component(StrEnum):
+    """The part of the system that a piece of advice is about."""
+
+    FRAMEWORK = "framework"
+    LIBRARY = "library"
+    LAUNCH_PATH = "launch path"
+    DEVICE_WORK = "device work"
+    SYNCHRONIZATION = "synchronization"
+    ENGINE_LOOP = "engine loop"
+
+
+class Verdict(StrEnum):
+    """What the evidence allows to say."""
+
+    ACT = "act"
+    NO_ACTION = "no action"
+    WITHHELD = "withheld"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """One change. `at_most_ns` bounds what it can win in an average step from above, `at_most_ratio` as a share of it.
+
+    The bound is the time the device waited for that component (of device work: the time it took), so no change to the
+    component can win more; most win less.
+    """
+
+    rule: str
+    component: Component
+    phase: Phase | None
+    finding: str
+    change: str
+    settings: tuple[str, ...]
+    at_most_ns: int
+    at_most_ratio: float
+    refuted_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceReport:
+    """What to change, the largest bound first; `reasons` say why nothing else is advised, or nothing at all."""
+
+    verdict: Verdict
+    advice: tuple[Advice, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def to_builtins(self) -> dict[str, Any]:
+        """Return the report as dicts, lists and numbers."""
+        tree: dict[str, Any] = msgspec.to_builtins(self)
+        return tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The processors a worker may use, and how many threads it computes with; None where it could not be read."""
+
+    cpu_limit: float | None = None
+    omp_threads: int | None = None
+    throttled_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The steps of one phase. `total` is their sum, `doubt_ns` what recording may have added to it.
+
+    On the CPU backend nothing runs beside the host, so all of its work is felt. ΔFT there has the profiler's cost per
+    op taken off, so that only the unexplained rest is in doubt.
+    """
+
+    phase: Phase | None
+    steps: tuple[StepBreakdown, ...]
+    total: StepBreakdown
+    shares: Shares
+    doubt_ns: int
+    device_type: str
+    dtype: str
+    between_ns: int | None = None
+    fusion: "FusionReport | None" = None
+    machine: Machine | None = None
+
+    def weighs(self, amount_ns: int) -> bool:
+        """Whether that much time is worth acting on even if all the profiler's time is in it."""
+        plain_ns = self.total.device.window_ns - self.doubt_ns
+        return plain_ns > 0 and (amount_ns - self.doubt_ns) / plain_ns >= WORTH_RATIO
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the device waits long enough to act on, were it not for what the profiler may have added."""
+        return self.host_ns >= WORTH_RATIO * self.total.device.window_ns and not self.weighs(self.host_ns)
+
+    @property
+    def framework_ns(self) -> int:
+        """What the device waited for Python and op dispatch."""
+        return self.total.exposed.delta_ft_ns if self.is_gpu else self.total.taxes.delta_ft_ns or 0
+
+    @property
+    def host_ns(self) -> int:
+        """What the device waited for the host's Python, dispatch, library front-ends and launch calls."""
+        return self.framework_ns + self.total.exposed.delta_ct_ns + self.total.exposed.delta_kt_ns
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether a step launched a graph: a plain launch makes one kernel."""
+        return any(step.graph_mode in _GRAPHS or step.kernels > (step.launches or step.kernels) for step in self.steps)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether an op or kernel of torch.compile ran."""
+        names = (name.lower() for step in self.steps for row in step.top for name in (row.op, row.kernel))
+        return any(mark in name for name in names for mark in _COMPILED)
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a launch path at all."""
+        return self.device_type != "cpu"
+
+    def per_step(self, value: float | None) -> float | None:
+        """Return the mean over the steps."""
+        return None if value is None else value / len(self.steps)
+
+    def advise(
+        self,
+        rule: str,
+        component: Component,
+        amount_ns: int,
+        *,
+        finding: str,
+        change: str,
+        refuted_by: str,
+        settings: tuple[str, ...] = (),
+    ) -> Advice:
+        """Put advice together whose win is bounded by `amount_ns` over all steps."""
+        return Advice(
+            rule=rule,
+            component=component,
+            phase=self.phase,
+            finding=finding,
+            change=change,
+            settings=settings,
+            at_most_ns=amount_ns // len(self.steps),
+            at_most_ratio=amount_ns / self.total.device.window_ns,
+            refuted_by=refuted_by,
+        )
+
+    def percent(self, amount_ns: int) -> str:
+        """Say a time as a share of the steps."""
+        return f"{amount_ns / self.total.device.window_ns:.0%}"
+
+
+def with_plain_step(breakdown: Breakdown, plain_ns: int) -> Breakdown:
+    """Calibrate a trace by the known duration of the step without a profiler; nothing is corrected, all is in doubt."""
+    mean_ns = sum(step.window_ns for step in breakdown.steps) / len(breakdown.steps)
+    dilation = mean_ns / plain_ns
+    return replace(breakdown, calibration=Calibration(dilation=dilation, residual=dilation - 1, state="calibrated"))
+
+
+def distrust(breakdown: Breakdown) -> str | None:
+    """Say why nothing can be advised on a breakdown; None where it can."""
+    coverage, calibration = breakdown.coverage, breakdown.calibration
+    if coverage.kernels and coverage.linked < MIN_LINKED_RATIO * coverage.kernels:
+        return (
+            f"coverage: {coverage.unlinked / coverage.kernels:.0%} of the kernels have no launch event,"
+            " so whose time they are is not known"
+        )
+    if coverage.dropped_events > MAX_UNREADABLE_RATIO * coverage.events:
+        return f"coverage: {coverage.dropped_events / coverage.events:.0%} of the events are unreadable"
+    if any(step.notes for step in breakdown.steps):
+        return "coverage: device time is incomplete"
+    if not any(step.kernels for step in breakdown.steps):
+        return "coverage: no device work was recorded"
+    if calibration.state != "calibrated" or not calibration.dilation:
+        return (
+            "calibration: how much recording slowed this step is not known, and it slows the host most."
+            " A capture of a server under load is calibrated; for a trace give the step's duration without a"
+            " profiler (--plain-ms)"
+        )
+    return None
+
+
+def by_phase(
+    breakdowns: Sequence[Breakdown], fusion: "FusionReport | None", machine: Machine | None
+) -> Iterable[Evidence]:
+    parts: dict[Phase | None, list[tuple[Breakdown, StepBreakdown]]] = {}
+    for breakdown in breakdowns:
+        for step in breakdown.steps:
+            if step.device.window_ns and step.phase is not Phase.IDLE:
+                parts.setdefault(step.phase, []).append((breakdown, step))
+    for phase, found in parts.items():
+        steps = tuple(step for _, step in found)
+        total = add_steps(steps)
+        last = found[-1][0]
+        yield Evidence(
+            phase=phase,
+            steps=steps,
+            total=total,
+            shares=Shares.of(total),
+            doubt_ns=max(0, sum(_added_ns(breakdown, step) for breakdown, step in found)),
+            device_type=last.source.device_type,
+            dtype=last.source.dtype,
+            between_ns=_between_ns(breakdowns, phase),
+            fusion=fusion,
+            machine=machine,
+        )
+
+
+def _added_ns(breakdown: Breakdown, step: StepBreakdown) -> int:
+    """Return what the recorded step took beyond the plain one and nothing took off."""
+    calibration = breakdown.calibration
+    plain_ns = step.window_ns / (calibration.dilation or 1.0)
+    if breakdown.source.device_type == "cpu" and calibration.residual is not None:
+        return round(calibration.residual * plain_ns)
+    return round(step.window_ns - plain_ns)
+
+
+def _between_ns(breakdowns: Sequence[Breakdown], phase: Phase | None) -> int | None:
+    """Return the time between the steps of traces that hold several; captures hold one each, so it is unknown there."""
+    traces = [b for b in breakdowns if b.source.path and not b.source.server_id]  # others are sums of captures
+    several = [b for b in traces if len(b.steps) > 1 and all(step.phase for step in b.steps)]
+    if not several or phase is None:
+        return None
+    return sum(max(0, b.total.window_ns - sum(step.window_ns for step in b.steps)) for b in several)

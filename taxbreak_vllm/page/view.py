@@ -1,0 +1,198 @@
+"""What the page shows, before it is markup: figures of the model and of insight, chosen and put into words.
+
+In: breakdowns and what insight made of them. Out: `Article`, one per breakdown. No figure is computed here.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from taxbreak_vllm.insight.evidence import AdviceReport
+from taxbreak_vllm.insight.shares import Shares
+from taxbreak_vllm.model import Breakdown, Calibration, Coverage, ExposedTax, Phase, StepBreakdown, Taxes
+
+if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
+    from taxbreak_vllm.insight.fusion import FusionReport
+    from taxbreak_vllm.insight.segments import StepTimeline
+
+MAX_POINTS = 600  # steps drawn over time
+MAX_CHAINS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One step in the history: `at` is unix time in seconds, or the number of the step."""
+
+    at: float
+    name: str
+    phase: str
+    hdbi: float | None
+    delta_ft_ns: int | None
+    delta_ct_ns: int | None
+    delta_kt_ns: int | None
+    orchestration_ns: int | None
+    exposed_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseView:
+    """The steps of one phase: their sum, shown per step."""
+
+    name: str
+    num_steps: int
+    total: StepBreakdown
+    shares: Shares
+
+    @property
+    def taxes(self) -> Taxes:
+        """The sums."""
+        return self.total.taxes
+
+    @property
+    def exposed(self) -> ExposedTax:
+        """The sums."""
+        return self.total.exposed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLine:
+    """One row of the list of steps."""
+
+    name: str
+    phase: str
+    graph_mode: str
+    window_ns: int
+    hdbi: float | None
+    orchestration_ns: int | None
+    exposed_ns: int
+    active_ns: int
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLine:
+    """One worker that writes, or once wrote, into the spool."""
+
+    server_id: str
+    rank: int
+    model_name: str
+    state: str
+    num_steps: int
+    num_samples: int
+    num_dropped: int
+    overhead_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What only the page of a running sidecar has."""
+
+    window_s: int
+    has_key: bool
+    servers: tuple[str, ...]
+    workers: tuple[WorkerLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Article:
+    """One breakdown as the page shows it. `history_is_time`: the points stand at unix times."""
+
+    title: str
+    facts: tuple[str, ...]
+    advice: AdviceReport
+    phases: tuple[PhaseView, ...]
+    total: StepBreakdown
+    steps: tuple[StepLine, ...]
+    num_steps: int
+    history: tuple[Point, ...]
+    history_is_time: bool
+    calibration: tuple[str, ...]
+    coverage: tuple[str, ...]
+    notes: tuple[str, ...]
+    timelines: "tuple[StepTimeline, ...]" = ()
+    fusion: "FusionReport | None" = None
+    live: Live | None = None
+
+
+def facts_of(breakdown: Breakdown) -> tuple[str, ...]:
+    """Name model, device and versions, as far as they are known."""
+    source = breakdown.source
+    facts = [source.model_name, source.dtype, source.device_name or source.device_type]
+    facts += [f"{name} {version}" for name, version in (("torch", source.torch), ("vLLM", source.vllm)) if version]
+    return tuple(fact for fact in (*facts, f"{breakdown.attribution} attribution") if fact)
+
+
+def points_of(steps: Sequence[StepBreakdown]) -> Iterator[Point]:
+    """Put the steps of a trace one after the other."""
+    for number, step in enumerate(steps[:MAX_POINTS]):
+        yield Point(
+            at=number,
+            name=step.name or str(number),
+            phase=step.phase or "step",
+            hdbi=step.hdbi,
+            delta_ft_ns=step.taxes.delta_ft_ns,
+            delta_ct_ns=step.taxes.delta_ct_ns,
+            delta_kt_ns=step.taxes.delta_kt_ns,
+            orchestration_ns=step.taxes.orchestration_ns,
+            exposed_ns=step.device.idle.host_ns,
+        )
+
+
+def lines_of(steps: Iterable[StepBreakdown]) -> Iterator[StepLine]:
+    """List the steps of a trace."""
+    for step in steps:
+        yield StepLine(
+            name=step.name or "the whole trace",
+            phase=step.phase or "–",
+            graph_mode=step.graph_mode or "–",
+            window_ns=step.window_ns,
+            hdbi=step.hdbi,
+            orchestration_ns=step.taxes.orchestration_ns,
+            exposed_ns=step.device.idle.host_ns,
+            active_ns=step.device.active_ns,
+        )
+
+
+def phase_view(phase: Phase | None, num_steps: int, total: StepBreakdown) -> PhaseView:
+    """Show a sum of steps."""
+    return PhaseView(name=phase or "all steps", num_steps=num_steps, total=total, shares=Shares.of(total))
+
+
+def calibration_words(calibration: Calibration) -> Iterator[str]:
+    """Say what recording did to the steps, and how far that is known."""
+    if calibration.dilation is None:
+        yield (
+            "Uncalibrated: no plain step was timed beside these, so how much recording slowed them is not known."
+            " It slows the host, hardly the device: read ΔFT and exposed time as upper bounds."
+        )
+        return
+    yield f"Recording made a step {calibration.dilation:.2f}× as long as the plain steps around it (median)."
+    if calibration.state != "calibrated" and calibration.residual is not None:
+        yield "Not every step is calibrated: beside some, too few plain steps were timed to correct anything."
+    elif calibration.state != "calibrated":
+        yield "Uncalibrated: too few plain steps were timed beside them, so nothing is corrected."
+    elif calibration.op_cost_ns is not None:
+        yield f"The profiler's own {calibration.op_cost_ns:,} ns an op are taken off ΔFT."
+    if calibration.residual is not None:
+        yield f"{calibration.residual:+.0%} of a plain step remains unexplained where it was corrected."
+
+
+def coverage_words(coverage: Coverage) -> Iterator[str]:
+    """Say what was read, joined and lost."""
+    yield f"{coverage.linked:,} of {coverage.kernels:,} kernels are joined to the launch that made them."
+    if coverage.unlinked:
+        yield f"{coverage.unlinked:,} have no launch event: their time is the device's, but nobody's on the host."
+    if coverage.graph_launches:
+        yield f"{coverage.graph_launches:,} of {coverage.kernel_launches:,} kernel launches replayed a CUDA graph."
+    if coverage.launches_without_activity:
+        yield f"{coverage.launches_without_activity:,} launches left nothing on the device that was recorded."
+    unreadable = f"{coverage.dropped_events:,} of them unreadable" if coverage.dropped_events else "all readable"
+    yield f"{coverage.events:,} events were read, {unreadable}."
+    for tier, share in coverage.replay.items():
+        words = {
+            "replayed": "of the orchestration time stands on isolated replay",
+            "family": "stands on the median of replayed kernels of the same family",
+            "trace": "of the orchestration time stands on estimates from the trace itself",
+            "floor": "stands on the measured launch floor alone",
+        }
+        yield f"{share:.0%} {words[tier]}."

@@ -1,0 +1,329 @@
+"""What the API takes and answers, as dataclasses: msgspec writes them, FastAPI describes them in /openapi.json."""
+
+from dataclasses import dataclass, fields
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+
+from taxbreak_vllm.model import (
+    Batch,
+    Breakdown,
+    Calibration,
+    Control,
+    ControlState,
+    Coverage,
+    DeviceTime,
+    ExposedTax,
+    HostTime,
+    IdleTime,
+    Phase,
+    Server,
+    Source,
+    StepBreakdown,
+    Taxes,
+    Tier,
+    WorkerControl,
+    WorkerState,
+)
+from taxbreak_vllm.service.problems import MEDIA_TYPE
+from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
+
+_YEAR_2025_NS = 1_750_000_000 * 10**9
+
+
+def _is_number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("this should be a number")
+    return value
+
+
+NUMBER = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
+
+
+class CaptureBody(BaseModel):
+    """The wish for the next `steps` steps of one server."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"steps": 4, "phase": "decode", "timeout_s": 30}]}
+    )
+
+    steps: Annotated[int, NUMBER] = Field(default=5, ge=1, le=256, description="how many steps to record, on each rank")
+    phase: Phase | None = Field(default=None, description="only steps of this phase; by default any but idle")
+    timeout_s: Annotated[float, NUMBER] = Field(
+        default=60, ge=1, le=3600, description="give up after this many seconds"
+    )
+    stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
+    server_id: str | None = Field(default=None, description="which server, where several are running")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker(WorkerState):
+    """A worker's state, and whether it is running."""
+
+    live: bool
+
+    @classmethod
+    def of(cls, state: WorkerState, *, live: bool) -> "Worker":
+        """Add to a state whether it is of a running worker."""
+        return cls(**{field.name: getattr(state, field.name) for field in fields(state)}, live=live)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolUse:
+    """How full the spool is; `pending` captures wait for their analysis."""
+
+    captures: int
+    pending: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsUse:
+    """How many analyzed steps are kept."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyzerUse:
+    """How often the analyzer had to be started again."""
+
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Servers, spool and analysis at a glance."""
+
+    version: str
+    now_unix_ns: int
+    window_s: int
+    servers: list[Worker]
+    spool: SpoolUse
+    results: ResultsUse
+    analyzer: AnalyzerUse
+
+
+@dataclass(frozen=True, slots=True)
+class StepsPage:
+    """Some analyzed steps, newest first; `next` is the cursor of those that follow, null at the end."""
+
+    steps: list[StepRow]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A request for steps and how far it came: recorded by the fastest rank, analyzed by the slowest."""
+
+    id: str
+    status: CaptureStatus
+    server_id: str
+    steps: int
+    phase: Phase | None
+    stacks: bool
+    recorded: int
+    analyzed: int
+    failed: int
+    created_unix_ns: int
+    expires_unix_ns: int
+
+    @classmethod
+    def of(cls, row: CaptureRow, now_ns: int) -> "Capture":
+        """Describe a request as it stands at this time."""
+        return cls(
+            id=row.capture_id,
+            status=row.status(now_ns),
+            server_id=row.server_id,
+            steps=row.steps,
+            phase=row.phase,
+            stacks=row.stacks,
+            recorded=row.recorded,
+            analyzed=row.analyzed,
+            failed=row.settled - row.analyzed,
+            created_unix_ns=row.created_unix_ns,
+            expires_unix_ns=row.expires_unix_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOutcome(Capture):
+    """A request for steps; once it has ended and a step was analyzed, with their breakdown."""
+
+    breakdown: Breakdown | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CapturesPage:
+    """Some requests for steps, newest first; `next` is the cursor of those that follow, null at the end."""
+
+    captures: list[Capture]
+    next: str | None
+
+
+_SERVER = Server(server_id="vllm-a", model_name="tiny-llama", device_type="cuda", device_name="NVIDIA H200")
+_STEP = StepBreakdown(
+    name="vllm-a-0-1000",
+    phase=Phase.DECODE,
+    graph_mode="NONE",
+    batch=Batch(requests=4, prompt_tokens=0, output_tokens=4),
+    window_ns=5_000_000,
+    host=HostTime(
+        python_ns=2_000_000, dispatch_ns=1_500_000, launch_ns=600_000, runtime_ns=200_000, blocked_ns=700_000
+    ),
+    device=DeviceTime(
+        window_ns=5_000_000,
+        active_ns=2_000_000,
+        kernel_sum_ns=2_100_000,
+        idle_ns=3_000_000,
+        idle=IdleTime(host_ns=2_900_000, queue_ns=100_000),
+    ),
+    taxes=Taxes(
+        delta_ft_ns=3_500_000,
+        delta_ct_ns=300_000,
+        delta_kt_ns=200_000,
+        delta_kt_excess_ns=0,
+        orchestration_ns=4_000_000,
+    ),
+    exposed=ExposedTax(delta_ft_ns=2_500_000, delta_ct_ns=200_000, delta_kt_ns=150_000, other_ns=50_000),
+    hdbi=1 / 3,
+    launches=100,
+    kernels=100,
+    unique_kernels=12,
+)
+_BREAKDOWN = Breakdown(
+    source=Source(model_name="tiny-llama", server_id="vllm-a", engine="0", rank=0),
+    calibration=Calibration(dilation=1.8, residual=0.1, state="calibrated"),
+    coverage=Coverage(activities=100, kernels=100, linked=100, launches=100, replay={Tier.TRACE: 1.0}),
+    steps=(_STEP,),
+    total=_STEP,
+)
+_CAPTURE = Capture(
+    id="0f0e6f7d3c3b4f0f9d7c3a5b1e2d4c6f",
+    status="running",
+    server_id="vllm-a",
+    steps=4,
+    phase=Phase.DECODE,
+    stacks=False,
+    recorded=3,
+    analyzed=1,
+    failed=0,
+    created_unix_ns=_YEAR_2025_NS,
+    expires_unix_ns=_YEAR_2025_NS + 30 * 10**9,
+)
+_ROW = StepRow(
+    step_id="vllm-a-0-1000",
+    server_id="vllm-a",
+    model_name="tiny-llama",
+    engine="0",
+    rank=0,
+    phase=Phase.DECODE,
+    graph_mode="NONE",
+    started_unix_ns=_YEAR_2025_NS,
+    capture_id=_CAPTURE.id,
+    window_ns=_STEP.window_ns,
+    active_ns=_STEP.device.active_ns,
+    exposed_ns=_STEP.device.idle.host_ns,
+    delta_ft_ns=_STEP.taxes.delta_ft_ns,
+    delta_ct_ns=_STEP.taxes.delta_ct_ns,
+    delta_kt_ns=_STEP.taxes.delta_kt_ns,
+    orchestration_ns=_STEP.taxes.orchestration_ns,
+    hdbi=_STEP.hdbi,
+    dilation=1.8,
+    replay={Tier.TRACE: 1.0},
+)
+_STATUS = Status(
+    version="0.1.0",
+    now_unix_ns=_YEAR_2025_NS,
+    window_s=900,
+    servers=[
+        Worker(
+            server=_SERVER,
+            started_unix_ns=_YEAR_2025_NS - 3600 * 10**9,
+            updated_unix_ns=_YEAR_2025_NS,
+            enabled=True,
+            num_samples=12,
+            serving_ns=3600 * 10**9,
+            overhead_ns=10**8,
+            live=True,
+        )
+    ],
+    spool=SpoolUse(captures=12, pending=0, bytes=1_200_000),
+    results=ResultsUse(steps=12),
+    analyzer=AnalyzerUse(restarts=0),
+)
+
+_CONTROL = ControlState(
+    server_id="vllm-a",
+    applied=True,
+    control=Control(
+        control_id=_CAPTURE.id,
+        enabled=True,
+        sample_every=500,
+        overhead_budget_ratio=0.005,
+        updated_unix_ns=_YEAR_2025_NS,
+    ),
+    workers=(WorkerControl(engine="0", rank=0, enabled=True, sample_every=500, overhead_budget_ratio=0.005),),
+)
+
+EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
+    Status: msgspec.to_builtins(_STATUS),
+    Breakdown: _BREAKDOWN.to_builtins(),
+    StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
+    Capture: msgspec.to_builtins(_CAPTURE),
+    CaptureOutcome: msgspec.to_builtins(_CAPTURE),
+    ControlState: msgspec.to_builtins(_CONTROL),
+    CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),
+}
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {"type": "array", "items": {"type": "object"}, "description": "what is wrong with the request"},
+        "servers": {"type": "array", "items": {"type": "string"}, "description": "the servers that can be asked"},
+        "capture_id": {"type": "string", "description": "the capture that is running"},
+    },
+}
+_ERRORS = {
+    HTTPStatus.BAD_REQUEST: "the body is no JSON",
+    HTTPStatus.UNAUTHORIZED: "the key of TAXBREAK_API_KEY is missing or wrong",
+    HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
+    HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here",
+    HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",
+}
+_HEADERS = {
+    HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate", "string"),
+    HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After", "integer"),
+    HTTPStatus.ACCEPTED: ("Location", "string"),
+}
+
+
+def errors(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """Describe answers that are problems (RFC 9457), for the `responses` of a route."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        text = _ERRORS[status]
+        example = {"type": "about:blank", "title": status.phrase, "status": int(status), "detail": text}
+        content = {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA, "example": example}}
+        found[int(status)] = {"description": text, "content": content, **_headers(status)}
+    return found
+
+
+def answer(kind: type, *, status: HTTPStatus = HTTPStatus.OK) -> dict[int | str, dict[str, Any]]:
+    """Describe the answer asked for, with an example."""
+    return {int(status): {"content": {"application/json": {"example": EXAMPLES[kind]}}, **_headers(status)}}
+
+
+def _headers(status: HTTPStatus) -> dict[str, Any]:
+    if status not in _HEADERS:
+        return {}
+    name, kind = _HEADERS[status]
+    return {"headers": {name: {"schema": {"type": kind}, "required": True}}}

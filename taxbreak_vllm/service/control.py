@@ -1,0 +1,84 @@
+"""The routes that change a server's recording at run time: a wish into its spool, what its workers do about it out.
+
+A control message travels as a request for steps does, so it reaches workers that are idle, saturated or draining, and
+needs no call into vLLM. It holds until the server ends: one that starts anew begins with its environment's settings.
+"""
+
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+from taxbreak_vllm.model import Control, ControlState, WorkerControl, WorkerState
+from taxbreak_vllm.service.bodies import NUMBER, answer, errors
+from taxbreak_vllm.service.servers import choose, live
+from taxbreak_vllm.spool import Spool
+
+
+class ControlBody(BaseModel):
+    """How a server shall record from now on; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"enabled": True, "sample_every": 500}]})
+
+    enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
+    sample_every: Annotated[int, Field(ge=2, le=2**31), NUMBER] | None = Field(
+        default=None, description="record one step in this many of each kind"
+    )
+    overhead_budget_ratio: Annotated[float, Field(gt=0, le=1), NUMBER] | None = Field(
+        default=None, description="share of wall time that recording may take"
+    )
+    server_id: str | None = Field(default=None, description="which server, where several are running")
+
+
+def add_control_routes(
+    router: APIRouter, spool: Spool, *, server_id: Callable[[], str | None], now_ns: Callable[[], int]
+) -> None:
+    """Add `GET control` and `PUT control`; `server_id` names the server meant where a request names none."""
+
+    unclear = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+
+    def find(wanted: str | None) -> tuple[str, list[WorkerState]]:
+        states = live(spool.states(), now_ns=now_ns())
+        target = choose(sorted({state.server.server_id for state in states}), wanted or server_id())
+        return target, [state for state in states if state.server.server_id == target]
+
+    @router.get("/control", response_model=ControlState, responses=answer(ControlState) | unclear)
+    def control(server_id: Annotated[str | None, Query(description="which server")] = None) -> Response:
+        """How a server records, and whether all its workers have taken the last change."""
+        target, states = find(server_id)
+        return _answer(target, spool.read_control(target), states)
+
+    @router.put(
+        "/control",
+        response_model=ControlState,
+        responses=answer(ControlState) | unclear | errors(HTTPStatus.BAD_REQUEST),
+    )
+    def change(body: ControlBody) -> Response:
+        """Change how a server records; its workers take it within a second, `applied` tells when all have."""
+        target, states = find(body.server_id)
+        wish = Control(
+            control_id=uuid.uuid4().hex,
+            enabled=body.enabled,
+            sample_every=body.sample_every,
+            overhead_budget_ratio=body.overhead_budget_ratio,
+            updated_unix_ns=now_ns(),
+        )
+        return _answer(target, spool.put_control(target, wish), states)
+
+
+def _answer(server_id: str, control: Control | None, states: list[WorkerState]) -> Response:
+    workers = tuple(
+        WorkerControl(
+            engine=state.server.engine,
+            rank=state.server.rank,
+            **{name: getattr(state, name) for name in WorkerControl.__dataclass_fields__.keys() - {"engine", "rank"}},
+        )
+        for state in states
+    )
+    is_applied = control is None or all(worker.control_id == control.control_id for worker in workers)
+    found = ControlState(server_id=server_id, applied=is_applied, control=control, workers=workers)
+    return Response(msgspec.json.encode(found), media_type="application/json")

@@ -1,0 +1,85 @@
+"""The routes that take a step apart for the page: its instants and its chains, read from the capture's trace.
+
+`dissect` reads it in a child, one at a time and for a bounded time, so that neither the event loop nor the sidecar's
+memory sees a trace.
+"""
+
+import asyncio
+import sys
+from collections import OrderedDict
+from http import HTTPStatus
+
+from fastapi import APIRouter, Response, Security
+from fastapi.security import HTTPBearer
+
+from taxbreak_vllm.service.bodies import errors
+from taxbreak_vllm.service.problems import Problem, problem_route
+from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool import Spool
+
+PREFIX = "/v1/taxbreak"
+
+_LIMIT_S = 60.0
+_MAX_KEPT = 32  # answers, of at most a few 100 kB
+
+
+def create_timeline_router(settings: Settings) -> APIRouter:
+    """Build the router; it stands beside that of `api`."""
+    key = settings.api_key
+    router = APIRouter(
+        prefix=PREFIX,
+        tags=["taxbreak"],
+        route_class=problem_route(key),
+        dependencies=[Security(HTTPBearer(auto_error=False))] if key else [],
+        responses=errors(
+            *(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+            *([HTTPStatus.UNAUTHORIZED] if key else []),
+        ),
+    )
+    spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+    kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+    one_at_a_time = asyncio.Semaphore(1)
+
+    async def take_apart(what: str, step_id: str) -> Response:
+        async with one_at_a_time:
+            if (what, step_id) not in kept:
+                capture = await asyncio.to_thread(spool.find, step_id)
+                if capture is None:
+                    raise Problem(HTTPStatus.NOT_FOUND, "no such capture in the spool; the oldest are evicted")
+                kept[what, step_id] = await _run(what, str(capture.path))
+                while len(kept) > _MAX_KEPT:
+                    kept.popitem(last=False)
+        return Response(kept[what, step_id], media_type="application/json")
+
+    @router.get("/steps/{step_id}/timeline")
+    async def timeline(step_id: str) -> Response:
+        """One step instant by instant: the host by component, the device at work or idle by cause, its kernels."""
+        return await take_apart("timeline", step_id)
+
+    @router.get("/steps/{step_id}/fusion")
+    async def fusion(step_id: str) -> Response:
+        """The kernels of one step that always run one after another."""
+        return await take_apart("fusion", step_id)
+
+    return router
+
+
+async def _run(what: str, path: str) -> bytes:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "taxbreak_vllm.service.dissect", what, path),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        answer, said = await asyncio.wait_for(child.communicate(), _LIMIT_S)
+    except TimeoutError:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"its trace could not be read within {_LIMIT_S:.0f} s") from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode:
+        reason = said.decode(errors="replace").strip().rpartition("\n")[2]
+        raise Problem(HTTPStatus.NOT_FOUND, f"its trace cannot be read: {reason}")
+    return answer

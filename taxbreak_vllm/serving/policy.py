@@ -1,0 +1,124 @@
+"""Whether steps are recorded, how many, and within which budget: settings, then what somebody says at run time.
+
+The settings of the environment hold until a control message comes; what a message leaves out stays as they say it.
+The thread of the steps asks, the storing thread tells.
+"""
+
+from collections.abc import Callable, Iterable
+
+from pydantic import ValidationError
+
+from taxbreak_vllm.model import CaptureRequest, Control
+from taxbreak_vllm.serving.budget import Budget
+from taxbreak_vllm.serving.kinds import Kind
+from taxbreak_vllm.serving.recorder import Drops, logger
+from taxbreak_vllm.serving.sampler import Draws, Sample, Sampler
+from taxbreak_vllm.settings import Settings
+
+DISABLED = "disabled"
+OVERHEAD = "overhead"
+
+
+class Policy:
+    """The rules in force. `adapts` is False on a rank that only times: it has no overhead and picks at full rate."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        kinds: Iterable[Kind],
+        drops: Drops,
+        *,
+        seed: str,
+        adapts: bool,
+        now_ns: Callable[[], int],
+        draw: Callable[[str, int], Draws],
+    ) -> None:
+        self._settings = settings
+        self._drops = drops
+        self._adapts = adapts
+        self._now_ns = now_ns
+        self._budget = Budget(settings.overhead_budget_ratio, now_ns=now_ns())
+        self._max_step_ns = int(settings.max_step_s * 1e9)
+        self.sampler = Sampler(
+            seed,
+            kinds,
+            sample_every=settings.sample_every,
+            max_steps=settings.max_capture_steps,
+            is_on=settings.enabled,
+            draw=draw,
+        )
+        self.off_reason = None if settings.enabled else DISABLED
+        self.control_id: str | None = None
+
+    @property
+    def budget_ratio(self) -> float:
+        return self._budget.ratio
+
+    def allows(self, sample: Sample, kind: Kind, *, is_quiet: bool) -> bool:
+        """Tell whether a picked step may be recorded now; one that may not is counted by its reason."""
+        if not is_quiet:
+            if sample.progress is None:
+                self._drops.add("backlog", "as the one before is still being stored")
+        elif sample.progress is None and not self._budget.is_open:
+            self._budget.refuse()
+            self._drops.add("budget", f"to keep to {self.budget_ratio:.3%} of the time")
+        elif not self.allows_length(kind.median()[0] or 0):
+            pass
+        else:
+            return True
+        return False
+
+    def allows_length(self, window_ns: int) -> bool:
+        """Tell whether a step is short enough to be recorded; one that isn't is counted."""
+        if window_ns <= self._max_step_ns:
+            return True
+        self._drops.add("too_long", f"as it takes more than TAXBREAK_MAX_STEP_S={self._settings.max_step_s:g}")
+        return False
+
+    def settle(self, *, spent_ns: int, asked_ns: int) -> None:
+        """Take in the time that recording has cost so far, and the part of it for recordings asked for."""
+        budget, sampler = self._budget, self.sampler
+        budget.update(spent_ns=spent_ns, asked_ns=asked_ns, now_ns=self._now_ns())
+        if budget.is_exhausted and self.off_reason is None:
+            self.turn_off(OVERHEAD)
+            logger.warning(
+                "taxbreak: recording cannot be kept to %s of the time and is off; steps are still timed",
+                f"{budget.ratio:.3%}",
+            )
+        elif self._adapts and budget.level != sampler.level:
+            sampler.set(level=budget.level)
+
+    def follow(self, request: CaptureRequest | None, control: Control | None, *, now_unix_ns: int) -> bool:
+        """Take up what was asked for; True where the rules have changed."""
+        self.sampler.follow(request, now_unix_ns=now_unix_ns)
+        if control is None or control.control_id == self.control_id:
+            return False
+        self.control_id = control.control_id
+        given = {
+            "enabled": control.enabled,
+            "sample_every": control.sample_every,
+            "overhead_budget_ratio": control.overhead_budget_ratio,
+        }
+        try:
+            settings = Settings(
+                **self._settings.model_dump() | {name: value for name, value in given.items() if value is not None}
+            )
+        except ValidationError as error:
+            logger.warning("taxbreak: a control message is not followed: %s", error.errors()[0]["msg"])
+            return True
+        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours
+            self.off_reason = None if settings.enabled else DISABLED
+        self._budget.set(settings.overhead_budget_ratio)
+        self.sampler.set(sample_every=settings.sample_every, level=0, is_on=self.off_reason is None)
+        logger.info(
+            "taxbreak: recording is %s: one step in %d of each kind, within %s of the time",
+            "on" if self.off_reason is None else "off",
+            settings.sample_every,
+            f"{settings.overhead_budget_ratio:.3%}",
+        )
+        return True
+
+    def turn_off(self, reason: str) -> None:
+        """Record no more."""
+        self.off_reason = reason
+        self.sampler.set(is_on=False)

@@ -1,0 +1,87 @@
+"""Rules, dashboards, versions and settings are written down once; what is deployed refers to them."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from taxbreak_vllm.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "taxbreak-vllm"
+COMPOSE = (DEPLOY / "docker-compose.yml", DEPLOY / "docker-compose.cpu.yml")
+DEPLOYED = (DEPLOY / "Dockerfile", *COMPOSE, *sorted((CHART / "templates").iterdir()))
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads compose's own tags, such as !reset, as what stands behind them."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, _tag, node: loader.construct_scalar(node))
+
+
+def services(path):
+    return yaml.load(path.read_text(), Loader=_Loader)["services"]
+
+
+def test_the_chart_s_rules_are_the_shipped_ones():
+    assert (CHART / "files" / "rules.yml").resolve() == DEPLOY / "prometheus" / "rules" / "taxbreak.yml"
+
+
+def test_the_chart_s_dashboards_are_all_the_generated_ones():
+    linked = {path.name: path.resolve() for path in (CHART / "files" / "dashboards").iterdir()}
+
+    assert linked == {path.name: path for path in (ROOT / "dashboards").glob("*.json")}
+
+
+def test_the_chart_and_the_compose_file_deploy_this_version():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    images = {service["image"] for service in services(COMPOSE[0]).values() if "taxbreak" in service["image"]}
+
+    assert chart["appVersion"] == VERSION
+    assert images == {f"taxbreak-vllm:{VERSION}"}
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
+def test_every_image_has_a_version(path):
+    images = [service["image"] for service in services(path).values()]
+
+    assert all(re.fullmatch(r".+:v?\d+\.\d+\.\d+", image) for image in images), images
+
+
+def test_every_base_image_has_a_version():
+    bases = re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+
+    assert all(re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", base) for base in bases), bases
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
+def test_ports_are_open_on_this_machine_only(path):
+    ports = [port for service in services(path).values() for port in service.get("ports", ())]
+
+    assert all(port.startswith("127.0.0.1:") for port in ports), ports
+
+
+@pytest.mark.parametrize("path", DEPLOYED, ids=lambda path: path.name)
+def test_settings_named_are_settings_there_are(path):
+    named = set(re.findall(rf"\b{PREFIX}\w+", path.read_text()))
+
+    assert named <= {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_vllm_and_the_sidecar_share_user_spool_and_plugin_in_the_compose_file():
+    vllm, sidecar = (services(COMPOSE[0])[name] for name in ("vllm", "sidecar"))
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    assert f"USER {vllm['user']}" in dockerfile
+    assert f"{values['user']['uid']}:{values['user']['gid']}" == vllm["user"]
+    assert "spool:/spool" in vllm["volumes"]
+    assert "spool:/spool" in sidecar["volumes"]
+    assert vllm["environment"]["TAXBREAK_SPOOL"] == "/spool"
+    assert "TAXBREAK_SPOOL=/spool" in dockerfile

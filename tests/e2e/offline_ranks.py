@@ -1,0 +1,45 @@
+"""An offline vLLM of two tensor-parallel ranks, both recording; writes what they recorded and timed as JSON."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from vllm import LLM, SamplingParams
+
+from taxbreak_vllm.settings import load_settings
+from taxbreak_vllm.spool import Spool
+
+NUM_CAPTURES = 3
+
+
+def main(model: str, folder: Path) -> None:
+    llm = LLM(
+        model=model,
+        load_format="dummy",
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=8,
+        kv_cache_memory_bytes=33554432,
+        tensor_parallel_size=2,
+        distributed_executor_backend="mp",
+        worker_extension_cls="taxbreak_vllm.WorkerExtension",
+    )
+    settings = load_settings()
+    spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+    deadline, steps_by_rank = time.monotonic() + 300, {}
+    while time.monotonic() < deadline:
+        prompts = [f"prompt number {number}" for number in range(4)]
+        llm.generate(prompts, SamplingParams(max_tokens=8, ignore_eos=True), use_tqdm=False)
+        steps_by_rank = {0: {}, 1: {}}
+        for info in (capture.read_info() for capture in spool.captures()):
+            steps_by_rank[info.server.rank][info.step_index] = (info.phase, info.window_ns)
+        if min(map(len, steps_by_rank.values())) >= NUM_CAPTURES:
+            break
+    said = {"recorded": steps_by_rank, "status": llm.collective_rpc("taxbreak_status")}
+    (folder / "said.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

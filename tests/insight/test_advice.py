@@ -1,0 +1,340 @@
+"""Each rule fires where it must and is silent where it must; every setting exists in the installed vLLM."""
+
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from taxbreak_vllm import analyze as analyze_path
+from taxbreak_vllm.insight import advice as rules
+from taxbreak_vllm.insight.advice import advise
+from taxbreak_vllm.insight.evidence import Component, Machine, Verdict, with_plain_step
+from taxbreak_vllm.insight.fusion import fusion
+from taxbreak_vllm.model import (
+    Batch,
+    Breakdown,
+    Calibration,
+    Coverage,
+    DeviceTime,
+    ExposedTax,
+    FamilyShare,
+    IdleTime,
+    Phase,
+    Source,
+    StepBreakdown,
+    Taxes,
+    Tier,
+    TopRow,
+)
+
+TRACES = Path(__file__).parents[3] / "shared" / "traces"
+SERVING = Path(__file__).parents[1] / "data" / "serving.json"
+B200 = "b200_vllm_eager_infer"
+B300 = "b300_sglang_qwen3-30b-a3b_decode_cudagraph"
+BERT = "h100_hf_bert-small_infer"
+TIMESFORMER = "h100_hf_timesformer_infer"
+AMD = "amd_vllm_prefilldecode_piecewise"
+A100 = "a100_hta_negqueue_infer_graph"
+
+# (rule, real trace, whether it fires), as if plain steps had been timed beside the recording
+ON_TRACES = (
+    ("cuda-graphs", B200, True),
+    ("cuda-graphs", BERT, True),
+    ("cuda-graphs", B300, False),  # the step is one graph
+    ("cuda-graphs", TIMESFORMER, False),  # the device is busy all along
+    ("full-graphs", AMD, False),  # in pieces, but nothing waits for them
+    ("compilation", BERT, True),
+    ("compilation", B200, False),  # torch.compile's kernels are in it
+    ("library-front-end", B200, True),
+    ("library-front-end", TIMESFORMER, False),
+    ("async-scheduling", B200, False),
+    ("prefill-budget", B200, True),
+    ("prefill-budget", AMD, False),  # 8155 prompt tokens
+    ("faster-core", B300, True),  # the host prepares for 11 % of the step before it launches the graph
+    ("faster-core", B200, False),  # graphs come first
+    ("quantization", AMD, True),
+    ("quantization", B200, False),
+    ("fused-kernels", B200, True),
+    ("fused-kernels", TIMESFORMER, True),
+    ("fused-kernels", B300, False),  # its chains are in one graph
+)
+
+
+def real(name, plain=0.99):
+    """A trace whose steps would have taken that share of their time without a profiler."""
+    path = TRACES / f"{name}.json.gz"
+    if not path.exists():
+        pytest.skip("the shared traces are not beside the checkout")
+    breakdown = analyze_path(path)
+    return with_plain_step(breakdown, round(plain * sum(s.window_ns for s in breakdown.steps) / len(breakdown.steps)))
+
+
+def fired(report):
+    return {advice.rule for advice in report.advice}
+
+
+@pytest.mark.parametrize(("rule", "name", "fires"), ON_TRACES)
+def test_on_real_traces(rule, name, fires):
+    report = advise([real(name)], fusion=fusion(TRACES / f"{name}.json.gz"))
+
+    assert (rule in fired(report)) == fires
+
+
+def capture(*, window=1000, waits=400, blocked=0, dilation=1.0, device_type="cuda", fusible=0, **fields):
+    """A calibrated capture of one decode step: `waits` ns of its window the device waits for Python."""
+    active = window - waits - blocked
+    step = StepBreakdown(
+        **{
+            "name": "step",
+            "phase": Phase.DECODE,
+            "graph_mode": "NONE",
+            "batch": Batch(requests=4, prompt_tokens=0, output_tokens=4),
+            "window_ns": window,
+            "device": DeviceTime(
+                window_ns=window,
+                active_ns=active,
+                idle_ns=waits + blocked,
+                idle=IdleTime(host_ns=waits, blocked_ns=blocked),
+            ),
+            "taxes": Taxes(delta_ft_ns=waits, delta_kt_ns=0, orchestration_ns=waits),
+            "exposed": ExposedTax(delta_ft_ns=waits),
+            "tklqt_ns": 1,
+            "launches": 100,
+            "kernels": 100,
+            "families": {"gemm": FamilyShare(active_ns=active - fusible), "norm": FamilyShare(active_ns=fusible)},
+        }
+        | fields
+    )
+    return Breakdown(
+        source=Source(device_type=device_type),
+        calibration=Calibration(dilation=dilation, residual=dilation - 1, state="calibrated"),
+        coverage=Coverage(kernels=100, linked=100, events=200),
+        steps=(step,),
+        total=step,
+    )
+
+
+COMPILED = (
+    TopRow(
+        op="", kernel="triton_poi_fused", family="other", i_lib=False, count=1, delta_ft_ns=1, delta_ct_ns=None,
+        delta_kt_ns=0, active_ns=1, tier=Tier.TRACE,
+    ),
+)  # fmt: skip
+BUSY = {"waits": 20}
+GRAPH = {"graph_mode": "FULL", "launches": 1}
+PIECES = {"graph_mode": "PIECEWISE", "launches": 30}
+MANY = {"batch": Batch(requests=64, prompt_tokens=0, output_tokens=64)}
+PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens=300, output_tokens=1)}
+LONG_PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens=8000, output_tokens=1)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "captures", "fires"),
+    [
+        ("cuda-graphs", [{}], True),
+        ("cuda-graphs", [BUSY], False),
+        ("cuda-graphs", [GRAPH], False),
+        ("cuda-graphs", [{"launches": 5, "kernels": 5}], False),
+        ("full-graphs", [PIECES], True),
+        ("full-graphs", [PIECES | BUSY], False),
+        ("full-graphs", [GRAPH], False),
+        ("capture-sizes", [{}, GRAPH | BUSY], True),
+        ("capture-sizes", [{}, {}], False),
+        ("capture-sizes", [GRAPH, GRAPH], False),
+        ("async-scheduling", [{"waits": 0, "blocked": 300}], True),
+        ("async-scheduling", [{"waits": 0, "blocked": 30}], False),
+        ("batch-size", [{}], True),
+        ("batch-size", [MANY], False),
+        ("prefill-budget", [PREFILL], True),
+        ("prefill-budget", [LONG_PREFILL], False),
+        ("faster-core", [GRAPH], True),
+        ("faster-core", [GRAPH | BUSY], False),
+        ("quantization", [BUSY], True),
+        ("quantization", [{}], False),
+        ("fused-kernels", [BUSY | {"fusible": 300}], True),
+        ("fused-kernels", [BUSY | {"fusible": 30}], False),
+        ("engine-loop", [{}, {}], False),  # separate captures tell nothing of the time between them
+    ],
+)
+def test_on_hand_built_captures(rule, captures, fires):
+    report = advise([capture(**fields) for fields in captures])
+
+    assert (rule in fired(report)) == fires
+
+
+def test_a_host_in_a_synchronize_while_the_device_idles_asks_for_async_scheduling(reference, analyze):
+    r = reference
+    events = [
+        *(
+            r.step("1", 0, 1000),
+            r.op("aten::mm", 0, 20),
+            r.call("cudaLaunchKernel", 5, 15, 1),
+            r.kernel("k", 20, 100, 1),
+        ),
+        *(
+            r.call("cudaStreamSynchronize", 30, 700),
+            r.op("aten::mm", 710, 730),
+            r.call("cudaLaunchKernel", 715, 725, 2),
+        ),
+        r.kernel("k", 730, 1000, 2),
+    ]
+    breakdown = with_plain_step(analyze(events, floor_ns=5), 1000)
+
+    (advice,) = [one for one in advise([breakdown]).advice if one.rule == "async-scheduling"]
+
+    assert advice.component is Component.SYNCHRONIZATION
+    assert advice.at_most_ns == 600  # from the kernel's end at 100 to the call's return at 700
+
+
+def test_time_between_the_steps_of_one_trace_asks_about_the_engine_loop(tmp_path):
+    data = json.loads(SERVING.read_text())
+    starts = sorted(e["ts"] for e in data["traceEvents"] if e.get("name", "").startswith("execute_context"))
+    for event in data["traceEvents"]:
+        event["ts"] = event.get("ts", 0) + 1000 * sum(event.get("ts", 0) >= start for start in starts[1:])
+    apart = tmp_path / "apart.json"
+    apart.write_text(json.dumps(data))
+
+    reports = [advise([with_plain_step(b, b.steps[1].window_ns)]) for b in map(analyze_path, (SERVING, apart))]
+
+    assert ["engine-loop" in fired(report) for report in reports] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("machine", "fires"),
+    [
+        (Machine(cpu_limit=2, omp_threads=8), True),
+        (Machine(cpu_limit=2, throttled_ratio=0.4), True),
+        (Machine(cpu_limit=8, omp_threads=8, throttled_ratio=0.01), False),
+        (Machine(), False),
+        (None, False),
+    ],
+)
+def test_more_threads_than_processors_or_a_throttled_container_ask_for_cpus(machine, fires):
+    report = advise([capture()], machine=machine)
+
+    assert ("cpu-limit" in fired(report)) == fires
+
+
+def test_every_rule_has_its_cases():
+    told = Path(__file__).read_text()
+    named = re.findall(r'e\.advise\(\s*"([a-z-]+)"', Path(rules.__file__).read_text())
+
+    assert len(named) == len(rules.RULES)
+    assert [rule for rule in named if f'"{rule}"' not in told] == []
+
+
+def test_without_calibration_nothing_is_advised_and_the_reason_is_said():
+    path = TRACES / f"{B200}.json.gz"
+    if not path.exists():
+        pytest.skip("the shared traces are not beside the checkout")
+
+    report = advise([analyze_path(path)])
+
+    assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
+    assert "calibration" in report.reasons[0]
+
+
+def test_without_coverage_nothing_is_advised_and_the_reason_is_said():
+    report = advise([real(A100)])
+
+    assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
+    assert "12% of the kernels have no launch event" in report.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coverage": Coverage(kernels=100, linked=90, unlinked=10, events=200)},
+        {"coverage": Coverage(kernels=100, linked=100, events=200, dropped_events=20)},
+        {"calibration": Calibration(dilation=1.1)},
+        {"steps": (replace(capture().steps[0], notes=("a graph launch left no recorded node",)),)},
+        {"steps": (replace(capture().steps[0], kernels=0),)},
+    ],
+)
+def test_what_cannot_be_trusted_is_left_out_and_counted(changes):
+    report = advise([capture(), replace(capture(), **changes)])
+
+    assert report.verdict is Verdict.ACT
+    assert report.reasons[-1].startswith("1 of 2 recordings left out: ")
+    assert advise([replace(capture(), **changes)]).verdict is Verdict.WITHHELD
+
+
+def test_nothing_recorded_is_no_evidence():
+    assert advise([]).verdict is Verdict.WITHHELD
+
+
+def test_no_action_is_an_answer():
+    report = advise([capture(waits=50, families={})])
+
+    assert (report.verdict, report.advice) == (Verdict.NO_ACTION, ())
+    assert report.reasons[0].startswith("decode: nothing to change: the device waits for the host 5% of the time")
+
+
+def test_where_no_rule_applies_it_is_said():
+    report = advise([capture(waits=400, families={}, launches=5, kernels=5, top=COMPILED, **MANY)])
+
+    assert report.verdict is Verdict.NO_ACTION
+    assert report.reasons[0].startswith("decode: no rule applies: the device waits for the host 40% of the time")
+
+
+def test_evidence_must_outweigh_all_that_the_profiler_may_have_added():
+    sure, doubtful = (advise([capture(waits=400, dilation=dilation)]) for dilation in (1.3, 1.6))
+
+    assert "cuda-graphs" in fired(sure)
+    assert (doubtful.verdict, doubtful.advice) == (Verdict.WITHHELD, ())
+    assert doubtful.reasons[0].startswith("decode: too little evidence: the device waits for the host 40% of the time")
+
+
+def test_a_real_step_at_the_edge_of_evidence_is_not_advised_on():
+    report = advise([real(B300, plain=0.95)], fusion=fusion(TRACES / f"{B300}.json.gz"))
+
+    assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
+    assert "11% of the time, but 2% of it may be the profiler's" in report.reasons[0]
+
+
+def test_on_the_cpu_backend_only_the_unexplained_is_in_doubt():
+    compiled = replace(capture().steps[0], tklqt_ns=None, launches=None)
+    cpu = replace(capture(device_type="cpu"), steps=(compiled,))
+
+    explained = replace(cpu, calibration=Calibration(dilation=1.6, op_cost_ns=9, residual=0.0, state="calibrated"))
+    unexplained = replace(cpu, calibration=Calibration(dilation=1.6, op_cost_ns=9, residual=0.6, state="calibrated"))
+
+    assert "compilation" in fired(advise([explained]))
+    assert "compilation" not in fired(advise([unexplained]))
+
+
+def test_the_bound_is_the_exposed_time_of_an_average_step():
+    (graphs,) = [a for a in advise([capture(waits=400), capture(waits=200)]).advice if a.rule == "cuda-graphs"]
+
+    assert (graphs.at_most_ns, graphs.at_most_ratio) == (300, 0.3)
+
+
+def test_phases_are_judged_apart_and_idle_steps_not_at_all():
+    report = advise([capture(), capture(phase=Phase.PREFILL, waits=0), capture(phase=Phase.IDLE, waits=900)])
+
+    assert {advice.phase for advice in report.advice if advice.rule == "cuda-graphs"} == {Phase.DECODE}
+    assert Phase.IDLE not in {advice.phase for advice in report.advice}
+
+
+def test_every_setting_named_exists_in_the_vllm_that_is_installed():
+    spec = importlib.util.find_spec("vllm")
+    if spec is None:
+        pytest.skip("vLLM is not installed")
+    home = Path(spec.origin).parent
+    flags = "".join((home / file).read_text() for file in ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py"))
+    compilation, envs = (home / "config/compilation.py").read_text(), (home / "envs.py").read_text()
+    text = Path(rules.__file__).read_text()
+    outside = {"--cpus"}  # of Docker
+
+    assert {flag for flag in re.findall(r"--[a-z][a-z0-9-]+", text) if f'"{flag}"' not in flags} == outside
+    assert [name for name in re.findall(r"VLLM_\w+", text) if name != "VLLM_COMPILE" and f'"{name}"' not in envs] == []
+    for config in re.findall(r"--compilation-config '(\{.*\})'", text):
+        keys = re.findall(r'"(\w+)":', config)
+        assert [key for key in keys if not re.search(rf"^    {key}\b.*[:=]", compilation, flags=re.MULTILINE)] == []
+    assert "FULL_AND_PIECEWISE = " in compilation
+    assert "VLLM_COMPILE = 3" in compilation
+    assert '"fp8"' in (home / "model_executor/layers/quantization/__init__.py").read_text()
+    assert '"cutlass"' in (home / "config/kernel.py").read_text()

@@ -1,0 +1,137 @@
+"""`taxbreak replay` as a whole: a spool in, a store and an account out."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="replay needs torch")
+
+from taxbreak_vllm.analysis import analyze  # noqa: E402 - after the check for torch
+from taxbreak_vllm.baselines import Baselines, Outcome  # noqa: E402
+from taxbreak_vllm.errors import BaselineError  # noqa: E402
+from taxbreak_vllm.model import Batch, Phase, Server, StepInfo, Tier  # noqa: E402
+from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
+from taxbreak_vllm.replay.runner import Limits  # noqa: E402
+from taxbreak_vllm.replay.task import Options  # noqa: E402
+from taxbreak_vllm.spool import Spool  # noqa: E402
+
+pytestmark = pytest.mark.timeout(300)
+
+OPTIONS = Options(modules=("slow_ops",), runs=10)
+
+
+@pytest.fixture
+def spool(slow_ops, tmp_path):
+    """A spool of two captures of one server: two matrix products, a draw, and an op that fails."""
+    x = torch.ones(32, 32)
+
+    def step():
+        torch.mm(x, x)
+        torch.bmm(x[None], x[None])
+        x.exponential_()
+        slow_ops.busy(1)
+
+    trace = slow_ops.record(tmp_path / "trace.json", [("s1", step)])
+    spool = Spool(tmp_path / "spool", max_bytes=10**8, max_captures=10)
+    for number in range(2):
+        info = StepInfo(
+            step_id=f"s{number}",
+            step_index=number,
+            server=Server(server_id="server", dtype="float32", device_type="cpu"),
+            phase=Phase.DECODE,
+            batch=Batch(),
+            graph_mode="none",
+            started_unix_ns=number,
+            window_ns=100,
+        )
+        spool.put(info, lambda path: path.write_bytes(gzip.compress(trace.read_bytes())) and None)
+    return spool
+
+
+@pytest.fixture
+def replay(children, tmp_path):
+    """Replay into one store, with the child that all tests share."""
+
+    def replay(*paths, **told):
+        told = {"limits": Limits(), "options": OPTIONS} | told
+        return replay_paths(paths, tmp_path / "store.sqlite3", open_child=lambda _: children(), **told)
+
+    return replay
+
+
+def test_a_whole_spool_is_replayed_and_what_was_not_is_named(replay, spool):
+    account = replay(spool.root)
+
+    assert account.signatures == sum(account.outcomes.values())
+    assert account.outcomes == {"measured": account.signatures - 1, "denied": 1}
+    assert account.left == 0
+    assert account.environment.device_type == "cpu"
+    (denied,) = account.trouble
+    assert (denied.op, denied.outcome) == ("aten::exponential_", Outcome.DENIED)
+
+
+def test_a_capture_and_a_trace_say_the_same(replay, spool):
+    paths = [spool.captures()[0].path, spool.root.parent / "trace.json"]
+
+    first, second = (replay(path) for path in paths)
+
+    assert first == second
+
+
+def test_the_analysis_then_rests_on_it(replay, spool, tmp_path):
+    capture = spool.captures()[0].path
+    before = analyze(capture)
+    replay(capture)
+
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        after = analyze(capture, baselines=store)
+
+    assert set(before.coverage.replay) == {Tier.TRACE}
+    assert before.total.taxes.delta_ct_ns is None
+    assert after.coverage.replay[Tier.REPLAYED] > 0.5
+    assert after.total.taxes.delta_ct_ns is not None
+    assert after.coverage.denied_ns > 0
+
+
+def test_baselines_of_elsewhere_are_not_used_and_that_is_said(replay, spool, tmp_path):
+    capture = spool.captures()[0].path
+    replay(capture)
+    with Baselines(tmp_path / "store.sqlite3") as store, Baselines(tmp_path / "other.sqlite3") as other:
+        (environment,) = store.environments()
+        other.put(replace(environment, device_type="cuda", device_name="H100"), store.entries(environment))
+
+        breakdown = analyze(capture, baselines=other)
+
+    assert set(breakdown.coverage.replay) == {Tier.TRACE}
+    assert any("holds no baselines" in note for note in breakdown.notes)
+
+
+def test_traces_made_elsewhere_are_refused_and_nothing_is_stored(replay, spool, tmp_path):
+    tree = json.loads((tmp_path / "trace.json").read_text()) | {"deviceProperties": [{"name": "H100"}]}
+    (tmp_path / "gpu.json").write_text(json.dumps(tree))
+
+    with pytest.raises(BaselineError, match=r"device_name H100; here is cpu .*: replay them where they were made"):
+        replay(tmp_path / "gpu.json")
+
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        assert store.environments() == []
+
+
+def test_what_failed_is_tried_again_only_when_told(replay, spool, tmp_path):
+    replay(spool.root)
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        (environment,) = store.environments()
+        good, *_ = [entry for entry in store.entries(environment) if entry.outcome is Outcome.MEASURED]
+        store.put(environment, [replace(good, outcome=Outcome.TIMED_OUT, reason="slow that day", dispatch=None)])
+
+    left_alone, tried_again = replay(spool.root), replay(spool.root, retry=True)
+
+    assert left_alone.outcomes["timed_out"] == 1
+    assert "timed_out" not in tried_again.outcomes
+
+
+def test_a_folder_that_is_neither_is_named(replay, tmp_path):
+    with pytest.raises(BaselineError, match="neither a capture nor a spool"):
+        replay(tmp_path)

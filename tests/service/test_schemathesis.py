@@ -1,0 +1,28 @@
+"""Schemathesis reads /openapi.json and asks a real sidecar, with a running server, for everything it describes."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+KEY = "secret"
+MAX_EXAMPLES = 12
+
+
+@pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed: pip install '.[test]'")
+@pytest.mark.timeout(300)
+def test_schemathesis_finds_nothing(filled, start_sidecar, tmp_path):
+    url = start_sidecar(api_key=KEY, captures_per_minute=10_000)
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", "all"]
+    command += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(MAX_EXAMPLES), "--seed", "1"]
+
+    done = subprocess.run(
+        [*command, "--no-color"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+    sys.stdout.write(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No issues found" in done.stdout
+    assert re.search(r"Selected: (\d+)/\1\n\s+Tested: \1\n", done.stdout)
