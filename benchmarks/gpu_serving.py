@@ -53,6 +53,10 @@ _LOADS = (
 _MODES_EVERY = "20"
 _COST_LOADS = (Load("decode", 16, 16, 16, 384), Load("decode of one", 1, 1, 16, 512))
 _MAX_TRACES = 4
+MODE_COLUMNS = (
+    "captures", "plain_ns", "window_ns", "device_ns", "orchestration_ns", "kt_ns", "exposed_ns", "hdbi", "kernels",
+    "graph_launches", "dilation", "bracket_ns", "drained_ns", "guard",
+)  # fmt: skip
 
 
 def modes(book: Book, args: argparse.Namespace, work: Path) -> None:
@@ -156,15 +160,11 @@ def _decomposed(work: Path, captures: list[Capture]) -> dict[str, Any]:
 
 def _show_modes(book: Book, kind: str, names: list[str], floors: dict[str, Any] | None) -> None:
     rows, per_step = [], defaultdict(dict)
-    shown = (
-        "captures", "plain_ns", "window_ns", "device_ns", "orchestration_ns", "kt_ns", "exposed_ns", "hdbi", "kernels",
-        "graph_launches", "dilation", "bracket_ns", "drained_ns", "guard",
-    )  # fmt: skip
     for name in names:
         found = book.stages.get("modes", {}).get(f"{kind} {name}") or {}
         for load, entry in found.get("loads", {}).items():
             for phase, values in entry["phases"].items():
-                rows.append({"mode": name, "load": load, "step": phase} | {key: values[key] for key in shown})
+                rows.append({"mode": name, "load": load, "step": phase} | {key: values[key] for key in MODE_COLUMNS})
                 per_step[load, phase.partition(" ")[0]].setdefault(name, values)
     table(f"{kind}: steps by graph mode (floors: {floors})", rows)
     savings = []

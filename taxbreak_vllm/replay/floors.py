@@ -143,11 +143,8 @@ def _compile_empty_kernel() -> tuple[Callable[[], object], str]:
     try:
         kernel = torch.cuda._compile_kernel(_SOURCE, "taxbreak_nothing")
         return lambda: kernel(grid=(1, 1, 1), block=(1, 1, 1)), "NVRTC through torch.cuda._compile_kernel"
-    except (
-        AttributeError,
-        OSError,
-        RuntimeError,
-    ):  # OSError: it asks for CUDA_HOME, though nothing is included from it
+    except (AttributeError, OSError, RuntimeError):
+        # OSError where CUDA_HOME is not set, though nothing is included from there
         return _triton_kernel(), "Triton"
 
 

@@ -37,8 +37,7 @@ def test_a_server_that_died_in_a_round_is_left_out_of_it(tmp_path):
 
 def test_what_graphs_saved_stands_beside_what_was_exposed(tmp_path, capsys):
     book = Book(tmp_path / "found.json", seconds=1)
-    names = ("captures", "window_ns", "device_ns", "orchestration_ns", "kt_ns", "hdbi", "kernels", "graph_launches")
-    shown = dict.fromkeys((*names, "dilation", "bracket_ns", "drained_ns", "guard"))
+    shown = dict.fromkeys(gpu_serving.MODE_COLUMNS)
     for mode, plain_ns, exposed_ns, step in (("eager", 9000, 6000, "decode none"), ("full", 4000, 500, "decode full")):
         values = shown | {"plain_ns": plain_ns, "exposed_ns": exposed_ns}
         book.note("modes", f"llama {mode}", {"loads": {"decode": {"phases": {step: values}}}})
