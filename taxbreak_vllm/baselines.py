@@ -296,7 +296,9 @@ class Baselines:
             for statement in _TABLES.split(";"):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
-        self._db.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+        # Readers go on while one writes; SQLite waits for no lock here, and without it they wait.
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA journal_mode = WAL")
 
     def _is_ours(self) -> bool:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

@@ -83,7 +83,8 @@ def analyze(read, rules) -> Callable[..., Breakdown]:
     return analyze
 
 
-@pytest.fixture(scope="session")
+# Of the module: while it is open, playwright's event loop runs in this thread, and other tests want their own.
+@pytest.fixture(scope="module")
 def chromium():
     """The system's own Chromium, headless; none is downloaded."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")

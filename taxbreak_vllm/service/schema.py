@@ -11,7 +11,7 @@ kept aside. What a scrape reads of a step is in the index by start.
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taxbreak_vllm.errors import TaxbreakError
@@ -99,12 +99,14 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     if _version(db) == 0:
-        db.execute("PRAGMA journal_mode = WAL")
         with transaction(db):
             if _version(db) == 0:  # another process may have been first
                 for statement in filter(str.strip, _TABLES.split(";")):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {VERSION}")
+    # It lasts, and costs nothing where it is so already; SQLite waits for no lock here, so a later opening may do it.
+    with suppress(sqlite3.OperationalError):
+        db.execute("PRAGMA journal_mode = WAL")
     if (found := _version(db)) != VERSION:
         advice = "upgrade it" if found > VERSION else "remove the file"
         raise TaxbreakError(

@@ -1,19 +1,24 @@
 """Schemathesis reads /openapi.json and asks a real sidecar, with a running server, for everything it describes."""
 
+import gzip
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 KEY = "secret"
+TRACE = Path(__file__).parents[1] / "data" / "serving.json"
 MAX_EXAMPLES = 12
 
 
 @pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed: pip install '.[test]'")
 @pytest.mark.timeout(300)
-def test_schemathesis_finds_nothing(filled, start_sidecar, tmp_path):
+def test_schemathesis_finds_nothing(filled, spool, start_sidecar, tmp_path):
+    for capture in spool.captures():  # so that there is something to take apart
+        capture.trace_path.write_bytes(gzip.compress(TRACE.read_bytes()))
     url = start_sidecar(api_key=KEY, captures_per_minute=10_000)
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", "all"]
     command += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(MAX_EXAMPLES), "--seed", "1"]
