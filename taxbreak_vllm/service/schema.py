@@ -104,15 +104,15 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {VERSION}")
-    # It lasts, and costs nothing where it is so already; SQLite waits for no lock here, so a later opening may do it.
-    with suppress(sqlite3.OperationalError):
-        db.execute("PRAGMA journal_mode = WAL")
     if (found := _version(db)) != VERSION:
         advice = "upgrade it" if found > VERSION else "remove the file"
         raise TaxbreakError(
             f"{path}: the results are of version {found}, this taxbreak writes {VERSION};"
             f" {advice} or set TAXBREAK_RESULTS to another file"
         )
+    # It lasts, and costs nothing where it is so already; SQLite waits for no lock here, so a later opening may do it.
+    with suppress(sqlite3.OperationalError):
+        db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA foreign_keys = ON")  # what hangs on a step goes with it
     db.execute("PRAGMA temp_store = MEMORY")  # a sidecar may have no other folder to write to
 
