@@ -188,7 +188,8 @@ def test_a_real_op_is_dispatch_front_end_and_work(replay):
     assert 0 < entry.dispatch.median_ns < 10**6
     assert entry.library.median_ns >= 0
     assert entry.active.median_ns > 10 * entry.dispatch.median_ns  # 134 million multiplications
-    assert (entry.dispatch.samples, entry.measured_unix_ns) == (20, 77)
+    assert (entry.active.samples, entry.dispatch.samples) == (20, 100)  # what is short is run more often
+    assert entry.measured_unix_ns == 77
 
 
 def test_an_op_that_takes_no_inputs_without_elements_says_so(replay):
