@@ -154,16 +154,17 @@ def _activities(options: Options) -> list[torch.profiler.ProfilerActivity]:
 
 def _warm(call: Prepared, options: Options) -> int:
     """Run the warm-ups; return how many measured runs a call of that length gets."""
-    started_s = time.perf_counter()
-    for count in range(1, options.warmups + 1):
+    shortest_s = float("inf")
+    for _ in range(options.warmups):
+        started_s = time.perf_counter()
         call()
         synchronize(options.device)
-        mean_s = (time.perf_counter() - started_s) / count
-        if mean_s > _LONG_RUN_S * 5:
+        shortest_s = min(shortest_s, time.perf_counter() - started_s)
+        if shortest_s > _LONG_RUN_S * 5:
             return min(_MIN_RUNS, options.runs)
-    if mean_s < _SHORT_RUN_S:
+    if shortest_s < _SHORT_RUN_S:
         return options.runs * _SHORT_RUNS
-    return options.runs if mean_s < _LONG_RUN_S else max(_MIN_RUNS, options.runs // 4)
+    return options.runs if shortest_s < _LONG_RUN_S else max(_MIN_RUNS, options.runs // 4)
 
 
 def synchronize(device: str) -> None:
