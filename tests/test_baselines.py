@@ -298,7 +298,11 @@ def test_two_writers_and_three_readers_at_once_lose_nothing_and_see_no_half(path
         for script, name in scripts
     ]
 
-    said = [process.communicate(timeout=100)[1] for process in processes]
+    try:
+        said = [process.communicate(timeout=100)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
     assert said == [""] * 5
     with Baselines(path) as store:
