@@ -40,6 +40,7 @@ def spool(tiny_llama, tmp_path_factory):
         "HF_HUB_OFFLINE": "1",
         "TAXBREAK_SPOOL": str(folder / "spool"),
         "TAXBREAK_SAMPLE_EVERY": "4",
+        "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
         "OMP_NUM_THREADS": "1",  # as in the replay; and a pool of threads spins where others need the cores
     }
     models = (tiny_llama, write_tiny_moe(folder / "tiny-moe"))
