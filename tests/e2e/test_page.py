@@ -123,6 +123,7 @@ def test_a_request_for_steps_can_be_taken_back(sidecar, visit):
 
 
 def test_a_step_is_shown_instant_by_instant(sidecar, visit):
+    settle(sidecar)
     (newest,) = get(sidecar, "steps", limit=1).json()["steps"]
     with visit(sidecar.url) as page:
         page.locator("[data-timeline]").scroll_into_view_if_needed()
