@@ -1,5 +1,6 @@
 """The live page in a real Chromium on a real vLLM: it shows what the API tells, and a click records steps."""
 
+import shutil
 import threading
 from contextlib import contextmanager
 
@@ -181,13 +182,17 @@ def test_with_a_key_the_browser_asks_for_it_and_the_form_too(sidecar, processes,
     guarded.process.stop()
 
 
-def test_without_a_server_the_captures_are_still_shown_and_a_click_says_why_not(sidecar, vllm, visit):
-    vllm.process.stop()
-    is_gone = lambda: not any(s["live"] for s in get(sidecar, "status").json()["servers"])  # noqa: E731
-    sidecar.process.wait_until(is_gone, "aware that the server is gone", timeout_s=60)
+def test_without_a_server_the_captures_are_still_shown_and_a_click_says_why_not(sidecar, processes, spool, visit):
+    left = processes.folder / "left-by-a-server"  # what a server that ended leaves; the other tests need theirs alive
+    shutil.copytree(spool, left, ignore=shutil.ignore_patterns(".*", "*.sqlite3*", "analyzed"))
+    alone = start_sidecar(processes, left, name="alone").wait()
+    settle(alone)
+    is_gone = lambda: not any(s["live"] for s in get(alone, "status").json()["servers"])  # noqa: E731
+    alone.process.wait_until(is_gone, "aware that the server is gone", timeout_s=60)
 
-    with visit(sidecar.url, expected_log=("503",)) as page:
+    with visit(alone.url, expected_log=("503",)) as page:
         page.get_by_role("button", name="Record").click()
         page.get_by_text("no running server records steps into this spool").wait_for()
 
         assert page.locator("tr[data-phase=decode]").first.is_visible()
+    alone.process.stop()
