@@ -1,4 +1,4 @@
-"""An offline vLLM of two tensor-parallel ranks, both recording; writes what they recorded and timed as JSON."""
+"""An offline vLLM of two ranks, both recording; writes what they recorded and timed as JSON."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from taxbreak_vllm.spool import Spool
 NUM_CAPTURES = 3
 
 
-def main(model: str, folder: Path) -> None:
+def main(model: str, folder: Path, parallel: str) -> None:
     llm = LLM(
         model=model,
         load_format="dummy",
@@ -22,7 +22,7 @@ def main(model: str, folder: Path) -> None:
         max_model_len=256,
         max_num_seqs=8,
         kv_cache_memory_bytes=33554432,
-        tensor_parallel_size=2,
+        **{f"{parallel}_parallel_size": 2},
         distributed_executor_backend="mp",
         worker_extension_cls="taxbreak_vllm.WorkerExtension",
     )
@@ -42,4 +42,4 @@ def main(model: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

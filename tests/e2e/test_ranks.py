@@ -1,4 +1,4 @@
-"""Two tensor-parallel ranks of a real vLLM, without a word between them, record the same steps."""
+"""Two ranks of a real vLLM, tensor-parallel or pipelined, without a word between them, record the same steps."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory, tiny_llama):
+@pytest.fixture(scope="module", params=["tensor", "pipeline"])
+def said(request, tmp_path_factory, tiny_llama):
     folder = tmp_path_factory.mktemp("ranks")
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))},
@@ -27,7 +27,7 @@ def said(tmp_path_factory, tiny_llama):
         "TAXBREAK_RECORD_ALL_RANKS": "true",
     }
     script = Path(__file__).with_name("offline_ranks.py")
-    command = [sys.executable, str(script), str(tiny_llama), str(folder)]
+    command = [sys.executable, str(script), str(tiny_llama), str(folder), request.param]
     with open(folder / "log", "wb") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, timeout=850, check=False)
     assert done.returncode == 0, (folder / "log").read_text()[-4000:]
