@@ -11,6 +11,11 @@ from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool import Spool
 
 NUM_CAPTURES = 3
+# vLLM's CPU backend readies the later ranks of a pipeline in its warm-up, which an uncompiled model goes without
+EAGER = {
+    "tensor": {"enforce_eager": True},
+    "pipeline": {"compilation_config": {"mode": 2, "backend": "eager"}},
+}
 
 
 def main(model: str, folder: Path, parallel: str) -> None:
@@ -18,7 +23,7 @@ def main(model: str, folder: Path, parallel: str) -> None:
         model=model,
         load_format="dummy",
         dtype="float32",
-        enforce_eager=True,
+        **EAGER[parallel],
         max_model_len=256,
         max_num_seqs=8,
         kv_cache_memory_bytes=33554432,
