@@ -99,7 +99,7 @@ def _measure_cpu(task: Task, options: Options, gauge: Gauge, now_ns: int) -> lis
     assert full is not None
     empty = _first_that_runs(task.call, Size.ZERO, options)
     unit = _first_that_runs(task.call, Size.UNIT, options)
-    calls = {
+    calls: dict[str, Prepared] = {
         size: call for size, call in ((Size.FULL, full), (Size.ZERO, empty), (Size.UNIT, unit)) if call is not None
     }
     if empty is None:
@@ -129,7 +129,7 @@ def _measure_cpu(task: Task, options: Options, gauge: Gauge, now_ns: int) -> lis
     ]
 
 
-def _at_full_pace(calls: dict[Size, Prepared], options: Options, gauge: Gauge) -> dict[str, Int64]:
+def _at_full_pace(calls: Mapping[str, Prepared], options: Options, gauge: Gauge) -> dict[str, Int64]:
     """Record until the core ran at its full pace for half of an attempt, and return what each call's runs took then.
 
     Where it never does, the turns all count.

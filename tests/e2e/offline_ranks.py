@@ -1,4 +1,4 @@
-"""An offline vLLM of two ranks, both recording; writes what they recorded and timed as JSON."""
+"""An offline vLLM of two ranks, recording where they may; writes what they recorded and timed as JSON."""
 
 import json
 import sys
@@ -10,7 +10,8 @@ from vllm import LLM, SamplingParams
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool import Spool
 
-NUM_CAPTURES = 3
+NUM_CAPTURES = {"tensor": 3, "pipeline": 30}
+RECORDING = {"tensor": (0, 1), "pipeline": (1,)}
 # vLLM's CPU backend readies the later ranks of a pipeline in its warm-up, which an uncompiled model goes without
 EAGER = {
     "tensor": {"enforce_eager": True},
@@ -40,7 +41,7 @@ def main(model: str, folder: Path, parallel: str) -> None:
         steps_by_rank = {0: {}, 1: {}}
         for info in (capture.read_info() for capture in spool.captures()):
             steps_by_rank[info.server.rank][info.step_index] = (info.phase, info.window_ns)
-        if min(map(len, steps_by_rank.values())) >= NUM_CAPTURES:
+        if min(len(steps_by_rank[rank]) for rank in RECORDING[parallel]) >= NUM_CAPTURES[parallel]:
             break
     said = {"recorded": steps_by_rank, "status": llm.collective_rpc("taxbreak_status")}
     (folder / "said.json").write_text(json.dumps(said))
