@@ -39,6 +39,8 @@ Device = Annotated[
     str, typer.Option(help="where to measure: cpu, cuda, cuda:1, …; by default the GPU where torch sees one")
 ]
 
+TOP_ROWS = 12
+
 _BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
 
 
@@ -92,7 +94,7 @@ def analyze(
         float | None,
         typer.Option(min=0.001, help="the step's duration without a profiler in ms: calibrates the advice"),
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = 12,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = TOP_ROWS,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
@@ -127,17 +129,8 @@ def analyze(
         parts = [_with_advice(breakdown, report) for breakdown, report in zip(breakdowns, advice, strict=True)]
         _print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
         return
-    from taxbreak_vllm.report import advice_lines, step_table, summary_lines, top_table
-
-    console = _console()
     for breakdown, report in zip(breakdowns, advice, strict=True):
-        for line in summary_lines(breakdown):
-            console.print(line, highlight=False, markup=False)
-        console.print(step_table(breakdown))
-        if top:
-            console.print(top_table(breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total, top))
-        for line in advice_lines(report):
-            console.print(line, highlight=False, markup=False)
+        _print_breakdown(breakdown, report, top)
 
 
 @app.command()
@@ -149,7 +142,7 @@ def fusion(
         float, typer.Option(min=0.01, max=1, help="proximity score a candidate needs; 1: always together")
     ] = 1.0,
     max_length: Annotated[int, typer.Option(min=2, max=64, help="longest chain, in kernels")] = 8,
-    top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = 12,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = TOP_ROWS,
 ) -> None:
     """Find kernels that always run one after another, and the launches that fusing them would save."""
     from taxbreak_vllm.insight.fusion import fusion as find_fusion
@@ -177,7 +170,7 @@ def diff(
     floor_us: Annotated[
         float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = 12,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
     """Show what moved from A to B: by phase, by family, by op and kernel."""
     from taxbreak_vllm.analysis import analyze as analyze_path
@@ -355,20 +348,16 @@ def capture(
 ) -> None:
     """Record the next steps of a running server and print their breakdown."""
     from taxbreak_vllm.client import capture_steps
+    from taxbreak_vllm.insight.advice import advise
 
     breakdown = capture_steps(
         url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
     )
+    advice = advise([breakdown])
     if json:
-        _print_json(breakdown.to_json())
-        return
-    from taxbreak_vllm.report import step_table, summary_lines, top_table
-
-    console = _console()
-    for line in summary_lines(breakdown):
-        console.print(line, highlight=False, markup=False)
-    console.print(step_table(breakdown))
-    console.print(top_table(breakdown.total))
+        _print_json(_with_advice(breakdown, advice))
+    else:
+        _print_breakdown(breakdown, advice, TOP_ROWS)
 
 
 @app.command()
@@ -451,6 +440,19 @@ def _with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
     import msgspec
 
     return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
+
+
+def _print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
+    from taxbreak_vllm.report import advice_lines, step_table, summary_lines, top_table
+
+    console = _console()
+    for line in summary_lines(breakdown):
+        console.print(line, highlight=False, markup=False)
+    console.print(step_table(breakdown))
+    if top:
+        console.print(top_table(breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total, top))
+    for line in advice_lines(advice):
+        console.print(line, highlight=False, markup=False)
 
 
 def _print_json(data: bytes) -> None:

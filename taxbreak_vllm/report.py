@@ -8,7 +8,6 @@ from rich.text import Text
 from taxbreak_vllm.insight.evidence import AdviceReport
 from taxbreak_vllm.model import Breakdown, Calibration, ControlState, StepBreakdown, WorkerControl
 
-TOP_ROWS = 12
 MAX_STEPS = 40
 _NAME_CHARS = 60
 
@@ -49,7 +48,7 @@ def _balance_table(rows: Iterable[tuple[str, StepBreakdown]]) -> Table:
     return table
 
 
-def top_table(step: StepBreakdown, limit: int = TOP_ROWS) -> Table:
+def top_table(step: StepBreakdown, limit: int) -> Table:
     """Show the dearest (op, kernel) pairs of a step."""
     table = Table(pad_edge=False)
     # Only the names give way on a narrow terminal: rich shrinks columns that may wrap, and these have no space.

@@ -26,6 +26,7 @@ from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import Breakdown, Phase, StepBreakdown
 from taxbreak_vllm.report import phase_table
+from taxbreak_vllm.settings import Settings
 
 WriteModel = Callable[[Path], Path]
 
@@ -33,6 +34,7 @@ MODELS: Mapping[str, WriteModel] = {"tiny-llama": write_tiny_llama, "tiny-moe": 
 PHASES = (Phase.PREFILL, Phase.DECODE)
 SAMPLE_EVERY = 8  # far more than a real server needs: a demo is short
 MIN_STEPS = 5
+PORT: int = Settings.model_fields["port"].default  # where the shipped Prometheus configuration looks
 _ANALYSIS_S = 180.0
 _PAUSE_S = 1.0  # between two rounds while the page is looked at
 
@@ -64,7 +66,7 @@ def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS) -> int:
 def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, progress: Console) -> int:
     spool = processes.folder / "spool"
     with _stage(progress, "the sidecar starts"):
-        sidecar = start_sidecar(processes, spool).wait()
+        sidecar = start_sidecar(processes, spool, port=PORT).wait()
     breakdowns: dict[str, StepBreakdown] = {}
     vllm: Server | None = None
     for name, write_model in models.items():

@@ -83,10 +83,10 @@ def start_vllm(
 
 
 def start_sidecar(
-    processes: Processes, spool: Path, *, env: Mapping[str, str] | None = None, name: str = "sidecar"
+    processes: Processes, spool: Path, *, env: Mapping[str, str] | None = None, name: str = "sidecar", port: int = 0
 ) -> Server:
-    """Start `taxbreak serve` on a spool."""
-    port = _free_port()
+    """Start `taxbreak serve` on a spool, at this port if nobody has it."""
+    port = _free_port(port)
     command = [sys.executable, "-m", "taxbreak_vllm.cli", "serve", "--spool", str(spool)]
     command += ["--host", HOST, "--port", str(port)]
     environment = _environment(processes.folder) | dict(env or {})
@@ -117,8 +117,11 @@ def _environment(folder: Path) -> dict[str, str]:
     )
 
 
-def _free_port() -> int:
+def _free_port(wanted: int = 0) -> int:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        try:
+            probe.bind((HOST, wanted))
+        except OSError:
+            return _free_port()
         port: int = probe.getsockname()[1]
     return port

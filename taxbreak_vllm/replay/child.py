@@ -50,10 +50,11 @@ def main(result_fd: int) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # two lines of tracing probes at every profiler start otherwise
     with os.fdopen(result_fd, "wb", buffering=0) as out:
         from taxbreak_vllm.replay.floors import here, measure_floors
-        from taxbreak_vllm.replay.measure import measure, warm_up
+        from taxbreak_vllm.replay.measure import Gauge, measure, warm_up
 
         _take_device(options.device, options.max_bytes)
         warm_up(options)
+        gauge = Gauge()
         _send(out, Ready(environment=here(options.device), cpu_ns=time.process_time_ns()))
         decoder = msgspec.json.Decoder(Task | None)
         for line in sys.stdin.buffer:
@@ -62,7 +63,7 @@ def main(result_fd: int) -> int:
                 _send(out, Result(floors=measure_floors(options.device), cpu_ns=time.process_time_ns()))
                 continue
             _limit_host(options.max_bytes)
-            entries = tuple(measure(task, options))
+            entries = tuple(measure(task, options, gauge=gauge))
             is_spent = options.device != "cpu" and any(_is_device_fault(entry.reason) for entry in entries)
             _send(out, Result(entries=entries, cpu_ns=time.process_time_ns(), is_spent=is_spent))
     return 0

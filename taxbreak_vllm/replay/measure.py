@@ -5,7 +5,7 @@ more than the task at hand.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,14 @@ from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 from taxbreak_vllm.trace.timeline import HostClass, partition_host
 
 WINDOW = "taxbreak.replay:"
+PACE = "pace"
 
 _LONG_RUN_S = 0.02  # a call that takes longer is run less often
 _MIN_RUNS = 5
 # A library's front-end can be 20 ns, the difference of two medians of 1 µs: short calls are run more often for that.
 _SHORT_RUN_S, _SHORT_RUNS = 50e-6, 5
-_TURNS = 5
-_ATTEMPTS, _QUIET_RATIO = 3, 0.08
+_TURNS, _PACE_RUNS = 10, 80
+_ATTEMPTS, _SLOW_RATIO = 5, 1.15
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "bad allocation")
 
 
@@ -45,13 +46,40 @@ def warm_up(options: Options) -> None:
         pass
 
 
-def measure(task: Task, options: Options, *, now_ns: Callable[[], int] = time.time_ns) -> list[Baseline]:
-    """Replay a task; what goes wrong in Python becomes the outcome of its entries."""
+class Gauge:
+    """Tells in which turns a core ran at its full pace, by the shortest that an op without work has taken here.
+
+    On a core that others share, all ops take twice as long for milliseconds or seconds on end: their spread hides it.
+    """
+
+    def __init__(self) -> None:
+        self._least_ns = float("inf")
+        self.empty = torch.empty(0)
+
+    def call(self) -> None:
+        """Do what the pace is told by."""
+        self.empty.add_(self.empty)
+
+    def at_full_pace(self, turns: Sequence["Turn"]) -> list["Turn"]:
+        """Return the turns at full pace; `turns` may hold earlier ones too, of before a shorter time was seen."""
+        paces_ns = [float(np.median(turn[PACE])) for turn in turns]
+        self._least_ns = min(self._least_ns, *paces_ns)
+        return [turn for turn, pace in zip(turns, paces_ns, strict=True) if pace <= _SLOW_RATIO * self._least_ns]
+
+
+Turn = dict[str, Int64]
+"""What each run took in one turn of the calls, ns, by the call's name."""
+
+
+def measure(
+    task: Task, options: Options, *, gauge: Gauge | None = None, now_ns: Callable[[], int] = time.time_ns
+) -> list[Baseline]:
+    """Replay a task; what goes wrong in Python becomes the outcome of its entries. One gauge serves a whole process."""
     try:
         load_namespace(task.call.op.partition("::")[0])
         with torch.inference_mode():
             return (
-                _measure_cpu(task, options, now_ns())
+                _measure_cpu(task, options, gauge or Gauge(), now_ns())
                 if options.device == "cpu"
                 else _measure_gpu(task, options, now_ns())
             )
@@ -65,19 +93,20 @@ def measure(task: Task, options: Options, *, now_ns: Callable[[], int] = time.ti
         return task.entries(outcome, _line(error), now_ns=now_ns())
 
 
-def _measure_cpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
+def _measure_cpu(task: Task, options: Options, gauge: Gauge, now_ns: int) -> list[Baseline]:
     """Methodology section 7: no elements cost dispatch, unit size adds a library's front-end, full size the work."""
     full = _first_that_runs(task.call, Size.FULL, options)
     assert full is not None
     empty = _first_that_runs(task.call, Size.ZERO, options)
     unit = _first_that_runs(task.call, Size.UNIT, options)
-    calls = {
+    calls: dict[str, Prepared] = {
         size: call for size, call in ((Size.FULL, full), (Size.ZERO, empty), (Size.UNIT, unit)) if call is not None
     }
     if empty is None:
         reason = "it takes no inputs without elements, so its dispatch cannot be told from its work"
         return task.entries(Outcome.FAILED, reason, now_ns=now_ns)
-    own, dispatch = _quietest(calls, options)
+    own = _at_full_pace(calls, options, gauge)
+    dispatch = Spread.of(own[Size.ZERO].tolist())
     library = None
     if Size.UNIT in own:
         beyond = own[Size.UNIT] - dispatch.median_ns
@@ -100,20 +129,25 @@ def _measure_cpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
     ]
 
 
-def _quietest(calls: dict[Size, Prepared], options: Options) -> tuple[dict[Size, Int64], Spread]:
-    """Record until the dispatch spreads little, and keep the attempt where that was quickest.
+def _at_full_pace(calls: Mapping[str, Prepared], options: Options, gauge: Gauge) -> dict[str, Int64]:
+    """Record until the core ran at its full pace for half of an attempt, and return what each call's runs took then.
 
-    On a shared core whole attempts run at less than half the speed, all sizes alike; their wide spread tells them.
+    Where it never does, the turns all count.
     """
-    found = []
+    turns: list[Turn] = []
     for _ in range(_ATTEMPTS):
-        with _recorded(calls, options) as path:
-            own = _own_times(read_events(path))
-        dispatch = Spread.of(own[Size.ZERO].tolist())
-        found.append((own, dispatch))
-        if dispatch.mad_ns <= _QUIET_RATIO * dispatch.median_ns:
+        with _recorded({PACE: gauge.call, **calls}, options) as path:
+            turns += _turns(read_events(path))
+        found = gauge.at_full_pace(turns)
+        if len(found) >= _TURNS // 2:
             break
-    return min(found, key=lambda attempt: attempt[1].median_ns)
+
+    def runs(call: str) -> Int64:
+        # a long call is not run in each turn
+        chosen = [turn[call] for turn in found if len(turn[call])] or [turn[call] for turn in turns]
+        return np.concatenate(chosen)
+
+    return {call: runs(call) for call in calls}
 
 
 def _first_that_runs(call: Call, size: Size, options: Options) -> Prepared | None:
@@ -131,15 +165,15 @@ def _first_that_runs(call: Call, size: Size, options: Options) -> Prepared | Non
 
 
 @contextmanager
-def _recorded(calls: dict[Size, Prepared], options: Options) -> Iterator[Path]:
+def _recorded(calls: Mapping[str, Callable[[], object]], options: Options) -> Iterator[Path]:
     """Run each call alone, again and again, under the profiler that a server uses; give the trace."""
-    runs = {size: _warm(call, options) for size, call in calls.items()}
+    runs = {name: _PACE_RUNS if name == PACE else _warm(call, options) for name, call in calls.items()}
     with TemporaryDirectory(prefix="taxbreak-replay-") as folder:
         with torch.profiler.profile(activities=_activities(options), record_shapes=True) as profile:
             for turn in range(_TURNS):  # the sizes are compared with one another, so they share what drifts
-                for size, call in calls.items():
-                    with torch.profiler.record_function(WINDOW + size):
-                        for _ in range(turn, runs[size], _TURNS):
+                for name, call in calls.items():
+                    with torch.profiler.record_function(WINDOW + name):
+                        for _ in range(turn, runs[name], _TURNS):
                             call()
                             synchronize(options.device)
         path = Path(folder) / "trace.json"
@@ -152,7 +186,7 @@ def _activities(options: Options) -> list[torch.profiler.ProfilerActivity]:
     return [cpu] if options.device == "cpu" else [cpu, gpu]
 
 
-def _warm(call: Prepared, options: Options) -> int:
+def _warm(call: Callable[[], object], options: Options) -> int:
     """Run the warm-ups; return how many measured runs a call of that length gets."""
     shortest_s = float("inf")
     for _ in range(options.warmups):
@@ -173,9 +207,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _own_times(events: Events) -> dict[Size, Int64]:
-    """What each root op did after its last child returned, ns a run, by size: as `trace.cpu` has an op's own work."""
-    start, end, size_of = _roots_by_size(events)
+def _turns(events: Events) -> list[Turn]:
+    """What each root op did after its last child returned, as `trace.cpu` has an op's own work."""
+    start, end = _roots(events)
     ops = events.rows(Kind.OP)
     at, until = events.start_ns[ops], events.end_ns[ops]
     order = np.lexsort((-until, at))
@@ -185,22 +219,29 @@ def _own_times(events: Events) -> dict[Size, Int64]:
     last = start.copy()
     np.maximum.at(last, owner[is_child], until[is_child])
     own = end - last
-    return {size: own[size_of == number] for number, size in enumerate(Size) if np.any(size_of == number)}
+    turns: list[Turn] = []
+    for name, begun_ns, ended_ns in _windows(events):
+        if not turns or name in turns[-1]:
+            turns.append({})
+        turns[-1][name] = own[(start >= begun_ns) & (end <= ended_ns)]
+    return turns
 
 
-def _roots_by_size(events: Events) -> tuple[Int64, Int64, Int64]:
-    """Return start, end and the number of the Size of every root op in a replay's window."""
+def _roots(events: Events) -> tuple[Int64, Int64]:
     ops = events.rows(Kind.OP)
     start, end = events.start_ns[ops], events.end_ns[ops]
     order = np.lexsort((-end, start))
-    start, end = find_roots(start[order], end[order])
-    size_of = np.full(len(start), -1, dtype=np.int64)
-    for row in events.rows(Kind.ANNOTATION).tolist():
-        name = events.names[events.name[row]]
-        for number, size in enumerate(Size):
-            if name == WINDOW + size:
-                size_of[(start >= events.start_ns[row]) & (end <= events.end_ns[row])] = number
-    return start, end, size_of
+    return find_roots(start[order], end[order])
+
+
+def _windows(events: Events) -> list[tuple[str, int, int]]:
+    """Return name, start and end of the windows in which calls were run, in order of time."""
+    rows = events.rows(Kind.ANNOTATION)
+    return [
+        (name.removeprefix(WINDOW), int(events.start_ns[row]), int(events.end_ns[row]))
+        for row in rows[np.argsort(events.start_ns[rows], kind="stable")].tolist()
+        if (name := events.names[events.name[row]]).startswith(WINDOW)
+    ]
 
 
 def _measure_gpu(task: Task, options: Options, now_ns: int) -> list[Baseline]:
@@ -228,8 +269,11 @@ def _seen(path: Path) -> tuple[list[_Seen], int]:
     events, calls = read_events(path), read_calls(path)
     host, activities, dispatches = link(events)
     partition = partition_host(host)
-    start, end, size_of = _roots_by_size(events)
-    start, end = start[size_of >= 0], end[size_of >= 0]
+    start, end = _roots(events)
+    is_run = np.zeros(len(start), dtype=bool)
+    for _, begun_ns, ended_ns in _windows(events):
+        is_run |= (start >= begun_ns) & (end <= ended_ns)
+    start, end = start[is_run], end[is_run]
     kernel_rows = events.rows(Kind.KERNEL)
     seen: list[_Seen] = []
     returned: dict[int, int] = {}

@@ -38,13 +38,12 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
     """Read the settings and start a watch over a worker that has its device and model; None where that fails."""
     try:
         settings = load_settings()
-        parallel = worker.vllm_config.parallel_config
+        records = may_record(worker, all_ranks=settings.record_all_ranks)
         watch = Watch(
             describe(worker),
             settings,
             graph_modes=GraphModes.from_config(worker.vllm_config.compilation_config),
-            # ranks of one tensor-parallel group do the same: recording one of them slows the step down enough
-            records=settings.record_all_ranks or worker.rank % parallel.tensor_parallel_size == 0,
+            records=records,
         )
         watch.start(worker)
     except SettingsError as error:
@@ -56,7 +55,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
     weakref.finalize(worker, watch.close)
     logger.info(
         "taxbreak: timing every step, recording %s, spool %s",
-        f"one in {settings.sample_every} of each kind" if settings.enabled else "none",
+        f"one in {settings.sample_every} of each kind" if settings.enabled and records else "none",
         settings.spool,
     )
     return watch
@@ -73,6 +72,19 @@ def install(
             _Hooks(worker, open_watch).attach()
     except Exception as error:
         logger.warning("taxbreak: this worker cannot be watched: %r", error)
+
+
+def may_record(worker: Any, *, all_ranks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
+    """Tell a rank that records from one that only times its steps.
+
+    Ranks of one tensor-parallel group do the same: recording one of them slows the step down enough. Of a pipeline only
+    the last stage may: the others leave the step before what they sent has arrived (`isend_tensor_dict`), and when that
+    ends torch writes into the record, freed by then (2.13: `c10d::Work` ends its `RecordFunction` with the sending).
+    """
+    parallel = worker.vllm_config.parallel_config
+    stages = parallel.pipeline_parallel_size
+    is_last_stage = worker.rank // (parallel.world_size // stages) == stages - 1
+    return is_last_stage and (all_ranks or worker.rank % parallel.tensor_parallel_size == 0)
 
 
 def server_id(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig

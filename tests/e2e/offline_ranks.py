@@ -1,4 +1,4 @@
-"""An offline vLLM of two tensor-parallel ranks, both recording; writes what they recorded and timed as JSON."""
+"""An offline vLLM of two ranks, recording where they may; writes what they recorded and timed as JSON."""
 
 import json
 import sys
@@ -10,19 +10,25 @@ from vllm import LLM, SamplingParams
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool import Spool
 
-NUM_CAPTURES = 3
+NUM_CAPTURES = {"tensor": 3, "pipeline": 30}
+RECORDING = {"tensor": (0, 1), "pipeline": (1,)}
+# vLLM's CPU backend readies the later ranks of a pipeline in its warm-up, which an uncompiled model goes without
+EAGER = {
+    "tensor": {"enforce_eager": True},
+    "pipeline": {"compilation_config": {"mode": 2, "backend": "eager"}},
+}
 
 
-def main(model: str, folder: Path) -> None:
+def main(model: str, folder: Path, parallel: str) -> None:
     llm = LLM(
         model=model,
         load_format="dummy",
         dtype="float32",
-        enforce_eager=True,
+        **EAGER[parallel],
         max_model_len=256,
         max_num_seqs=8,
         kv_cache_memory_bytes=33554432,
-        tensor_parallel_size=2,
+        **{f"{parallel}_parallel_size": 2},
         distributed_executor_backend="mp",
         worker_extension_cls="taxbreak_vllm.WorkerExtension",
     )
@@ -35,11 +41,11 @@ def main(model: str, folder: Path) -> None:
         steps_by_rank = {0: {}, 1: {}}
         for info in (capture.read_info() for capture in spool.captures()):
             steps_by_rank[info.server.rank][info.step_index] = (info.phase, info.window_ns)
-        if min(map(len, steps_by_rank.values())) >= NUM_CAPTURES:
+        if min(len(steps_by_rank[rank]) for rank in RECORDING[parallel]) >= NUM_CAPTURES[parallel]:
             break
     said = {"recorded": steps_by_rank, "status": llm.collective_rpc("taxbreak_status")}
     (folder / "said.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

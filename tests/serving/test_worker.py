@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, server_id
+from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, may_record, server_id
 from taxbreak_vllm.spool import Spool
 
 
@@ -28,7 +28,11 @@ class PlainWorker:
         self.vllm_config = SimpleNamespace(
             instance_id="170",
             parallel_config=SimpleNamespace(
-                tensor_parallel_size=2, world_size=4, data_parallel_rank=0, data_parallel_index=0
+                tensor_parallel_size=4,
+                pipeline_parallel_size=1,
+                world_size=4,
+                data_parallel_rank=0,
+                data_parallel_index=0,
             ),
             model_config=SimpleNamespace(served_model_name="tiny", model="/models/tiny", dtype="torch.float32"),
             compilation_config=None,
@@ -350,6 +354,29 @@ def test_ranks_are_numbered_through_all_engines():
 
     assert (server.engine, server.rank) == ("2", 2 * 4 + 3)
     assert (server.model_name, server.dtype, server.device_type) == ("first", "float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "all_ranks", "recording"),
+    [
+        ((1, 1), False, [0]),
+        ((4, 1), False, [0]),
+        ((4, 1), True, [0, 1, 2, 3]),
+        ((2, 3), False, [4]),  # of the last stage
+        ((2, 3), True, [4, 5]),
+    ],
+)
+def test_one_rank_of_the_last_stage_records_or_all_of_them(sizes, all_ranks, recording):
+    worker = PlainWorker()
+    parallel = worker.vllm_config.parallel_config
+    parallel.tensor_parallel_size, parallel.pipeline_parallel_size = sizes
+    parallel.world_size = sizes[0] * sizes[1]
+
+    def may(rank):
+        worker.rank = rank
+        return may_record(worker, all_ranks=all_ranks)
+
+    assert [rank for rank in range(parallel.world_size) if may(rank)] == recording
 
 
 @pytest.mark.parametrize("instance_id", ["170", "170_dp3"])
