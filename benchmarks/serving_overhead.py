@@ -37,8 +37,10 @@ from taxbreak_vllm.settings import Settings
 RESULTS = Path(__file__).resolve().parent / "results" / "serving_overhead.json"
 BASE, TWIN, ON = "absent", "unnamed", "on"
 TIMES = 10
-# A pool of threads that spin for one another loses half of its speed, or none, as the client takes a core from one.
-ONE_THREAD = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}
+# Threads and processes that spin for one another take each other's cores, and throughput halves or not by chance. And a
+# client that pauses between two rounds must not find its connections closed.
+CALM = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
+IN_ONE_PROCESS = ("--distributed-executor-backend", "uni")  # the engine and its worker, as vLLM has it on one GPU
 _RESAMPLES = 2000
 
 
@@ -152,7 +154,9 @@ def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar
     servers = {}
     _say(f"starting {len(kinds)} servers")
     for number, (name, (flags, env)) in enumerate(kinds.items()):
-        servers[name] = start_vllm(processes, model, flags=flags, env=env | ONE_THREAD, name=f"vllm-{number}")
+        servers[name] = start_vllm(
+            processes, model, flags=(*flags, *IN_ONE_PROCESS), env=env | CALM, name=f"vllm-{number}"
+        )
         if with_sidecar and name.startswith(ON):
             start_sidecar(processes, Path(env["TAXBREAK_SPOOL"]), name=f"sidecar-{number}").wait()
     return {name: server.wait() for name, server in servers.items()}

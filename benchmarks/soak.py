@@ -37,6 +37,7 @@ from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_sidecar, 
 
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
 SPOOL_BYTES, SPOOL_CAPTURES = 4 * 2**20, 64
+MIN_GROWTH_MB = 1.0
 NUM_CANDIDATES, NUM_PROMPTS = 300, 40
 MIN_MARGIN = 2e-5  # in log probability; rounding in another order moves it by about 1e-6
 WEIGHTS = ("--load-format", "safetensors")
@@ -99,16 +100,20 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How a process's memory changes (MB per hour), its 95 % interval, and what it held at the median (MB)."""
+    """How a process's memory changes (MB per hour), its 95 % interval, what it held at the median (MB), over how long.
+
+    An allocator takes memory in chunks: what is less than a megabyte over the whole time is none of growth.
+    """
 
     mb_per_hour: float
     low: float
     high: float
     median_mb: float
+    hours: float
 
     @property
     def is_flat(self) -> bool:
-        return self.low <= 0
+        return self.low <= 0 or self.mb_per_hour * self.hours < MIN_GROWTH_MB
 
 
 def main() -> None:
@@ -314,7 +319,7 @@ def _slope(seconds: Sequence[float], values: Sequence[float]) -> Slope:
     half_width = 1.96 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18) / 2
     low = slopes[max(0, math.floor(len(slopes) / 2 - half_width))]
     high = slopes[min(len(slopes) - 1, math.ceil(len(slopes) / 2 + half_width))]
-    return Slope(median(slopes) * 3600, low * 3600, high * 3600, median(values))
+    return Slope(median(slopes) * 3600, low * 3600, high * 3600, median(values), (seconds[-1] - seconds[0]) / 3600)
 
 
 def _metrics(sidecar: Server) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         description="share of wall time that recording may take; sampling slows down to keep it",
     )
     record_all_ranks: bool = Field(
-        default=False, description="record on every rank; false: on the first of each tensor-parallel group"
+        default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
     max_capture_steps: int = Field(default=256, ge=1, description="bound of one request for steps (steps)")
     max_step_s: float = Field(default=10, gt=0, description="a step that takes longer is not recorded (seconds)")
