@@ -77,10 +77,13 @@ class Gauge:
         return min(times_ns) > _SLOW_RATIO * self._least_plain_ns
 
     def at_full_pace(self, turns: Sequence["Turn"]) -> list["Turn"]:
-        """Return the turns at full pace; `turns` may hold earlier ones too, of before a shorter time was seen."""
+        """Return the turns that began and ended at full pace, as the next one began; all of this task in order."""
         paces_ns = [float(np.median(turn[PACE])) for turn in turns]
         self._least_ns = min(self._least_ns, *paces_ns)
-        return [turn for turn, pace in zip(turns, paces_ns, strict=True) if pace <= _SLOW_RATIO * self._least_ns]
+        limit_ns = _SLOW_RATIO * self._least_ns
+        paces_after_ns = [*paces_ns[1:], paces_ns[-1]]
+        paces = zip(turns, paces_ns, paces_after_ns, strict=True)
+        return [turn for turn, before_ns, after_ns in paces if max(before_ns, after_ns) <= limit_ns]
 
 
 Turn = dict[str, Int64]

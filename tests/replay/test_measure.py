@@ -176,6 +176,7 @@ def test_turns_in_which_the_core_was_slow_are_told_by_the_shortest_ever_seen():
 
     assert gauge.at_full_pace([slow]) == [slow]  # nothing better is known
     assert gauge.at_full_pace([slow, quick, best]) == [quick, best]
+    assert gauge.at_full_pace([quick, slow, best]) == [best]  # the first became slow before it was over
     assert gauge.at_full_pace([slow]) == []
 
 
