@@ -59,7 +59,7 @@ bench-serving: ## what the plugin costs a server, as `vllm bench serve` sees it,
 	$(install) cpu,test
 	$(BIN)/python benchmarks/serving_overhead.py $(BENCH)
 
-soak: ## 10,000 requests to a server that records much: answers, memory, disk (SOAK='--requests 50000')
+soak: ## 30,000 requests to a server that records much: answers, memory, disk (SOAK='--requests 100000')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/soak.py $(SOAK)
 

@@ -1,4 +1,4 @@
-"""Ten thousand requests and more to a server that records much: each answer compared, memory and disk watched.
+"""Thirty thousand requests to a server that records much: each answer compared, memory and disk watched.
 
     python benchmarks/soak.py [--requests N] [--sample-every N] [--concurrency N]
 
@@ -41,7 +41,7 @@ MIN_GROWTH_MB = 1.0
 NUM_CANDIDATES, NUM_PROMPTS = 300, 40
 MIN_MARGIN = 2e-5  # in log probability; rounding in another order moves it by about 1e-6
 WEIGHTS = ("--load-format", "safetensors")
-_WARM = 0.25  # of the time: caches fill and allocators settle
+_WARM = 0.5  # of the time: caches fill and allocators settle, of kernels by shape for minutes
 _NUM_BLOCKS = 24
 _WORDS = ("host", "device", "launch", "kernel", "step", "token", "batch", "queue", "graph", "prefill", "decode", "idle")
 
@@ -358,7 +358,7 @@ def _faults(
 
 def _report(result: dict, slopes: dict[str, Slope]) -> None:
     out = Console(width=120)
-    table = Table(title="Resident memory after the first quarter", title_justify="left")
+    table = Table(title="Resident memory in the second half", title_justify="left")
     for title in ("process", "median MB", "MB per hour", "95 % interval", "flat"):
         table.add_column(title, justify="left" if title == "process" else "right")
     for name, slope in sorted(slopes.items()):
@@ -373,7 +373,7 @@ def _report(result: dict, slopes: dict[str, Slope]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000, help="to each of the two servers")
+    parser.add_argument("--requests", type=int, default=30_000, help="to each of the two servers")
     parser.add_argument("--round", type=int, default=250, help="requests to one server before the other's turn")
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--sample-every", type=int, default=20)

@@ -18,7 +18,7 @@ import msgspec
 
 from taxbreak_vllm.errors import TraceFormatError
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**19
 _HEADER_LIMIT_BYTES = 64 * 2**20
 
 _T = TypeVar("_T")

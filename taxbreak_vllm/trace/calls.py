@@ -5,7 +5,6 @@ A `Call` is what can be replayed; `signature` names it together with the kernel 
 same on every machine. Device and torch version, the rest of a signature, are what `baselines` keeps its entries by.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -70,6 +69,8 @@ class Kernel:
 
 def signature(call: Call, kernel: Kernel = Kernel()) -> str:
     """Return the key of a call that launches this kernel: 32 hexadecimal digits, stable across runs and machines."""
+    import hashlib  # loads OpenSSL, 3 MB that a trace without baselines does not need
+
     launch = (kernel.name, kernel.grid, kernel.block, kernel.shared_memory)
     canonical = msgspec.json.encode((call.op, call.inputs, launch))
     return hashlib.blake2b(canonical, digest_size=_KEY_BYTES).hexdigest()
