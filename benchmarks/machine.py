@@ -6,25 +6,21 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from taxbreak_vllm.processor import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe_machine(*packages: str) -> dict[str, object]:
     """Name the processor, its cores, the system, the versions of some packages and the commit."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "commit": _commit(),
     }
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,6 @@ import argparse
 import http.client
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 
+from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 
@@ -60,7 +60,7 @@ def main() -> None:
             sidecar = start_sidecar(processes, spool.root).wait()
             with _busy(spool, trace), _loaded(options.load):
                 result = _measure(sidecar, spool, options)
-    result["machine"] = {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
+    result["machine"] = describe_machine("taxbreak-vllm")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _print(result)
@@ -242,11 +242,6 @@ def _cpu_ns(sidecar: Sidecar) -> int:
 def _summary(times_ms: list[float]) -> dict[str, float]:
     cuts = quantiles(times_ms, n=100, method="inclusive")
     return {"n": len(times_ms), "p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(times_ms), 2)}
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _print(result: dict) -> None:

@@ -9,7 +9,6 @@ mean CPU time, and what is reported is the median round and the best. The steps 
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -17,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from machine import describe_machine
 
 from taxbreak_vllm.model import Server
 from taxbreak_vllm.serving.steps import GraphModes
@@ -142,21 +143,11 @@ def main() -> int:
             f"{row['watched_best_ns']:>8} ns {row['ratio']:>6}"
         )
     if options.json:
-        machine = {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "load_before": load_before,
-            "load_after": os.getloadavg()[0],
-        }
+        load = {"load_before": load_before, "load_after": os.getloadavg()[0]}
+        machine = describe_machine("taxbreak-vllm") | load
         options.json.write_text(json.dumps({"machine": machine, "limit_ns": LIMIT_NS, "rows": rows}, indent=1) + "\n")
     is_dear = any(row["watched_ns"] >= LIMIT_NS for row in rows if row["batch"] <= 8)
     return 1 if is_dear else 0
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Runs in the child process. On a GPU the empty kernel is compiled at run time by 
 there is no launch.
 """
 
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from taxbreak_vllm.baselines import Environment, Floor, FloorKind, Floors, Spread
+from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, find_roots, link
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 
@@ -29,7 +29,7 @@ _SOURCE = 'extern "C" __global__ void taxbreak_nothing() {}'
 def here(device: str) -> Environment:
     """Return the environment of this process's device."""
     if device == "cpu":
-        return Environment(device_type="cpu", device_name=host_cpu(), torch=str(torch.__version__))
+        return Environment(device_type="cpu", device_name=processor_name(), torch=str(torch.__version__))
     is_rocm = torch.version.hip is not None
     return Environment(
         device_type="rocm" if is_rocm else "cuda",
@@ -37,16 +37,6 @@ def here(device: str) -> Environment:
         torch=str(torch.__version__),
         driver="" if is_rocm else str(torch._C._cuda_getDriverVersion()),
     )
-
-
-def host_cpu() -> str:
-    """Return the model of this machine's processor, as a worker on the CPU backend names its device."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def measure_floors(device: str, *, now_ns: Callable[[], int] = time.time_ns) -> Floors:
@@ -66,7 +56,7 @@ def measure_floors(device: str, *, now_ns: Callable[[], int] = time.time_ns) -> 
         floors=tuple(floors),
         clock="kineto" if device == "cpu" else "cupti",
         kernel_source=source,
-        host_cpu=host_cpu(),
+        host_cpu=processor_name(),
         governor=_governor(),
         measured_unix_ns=now_ns(),
         notes=tuple(notes),

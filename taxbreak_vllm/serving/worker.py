@@ -6,19 +6,18 @@ object alone: no code of vLLM is changed. The hooks sleep until warm-up is over 
 """
 
 import os
-import platform
 import re
 import socket
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
 from taxbreak_vllm.errors import SettingsError
 from taxbreak_vllm.model import Server
+from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.serving.recorder import logger
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
 from taxbreak_vllm.serving.watch import Watch
@@ -238,12 +237,7 @@ def _device_name(worker: Any, device_type: str) -> str:  # noqa: ANN401 - a vLLM
         import torch
 
         return str(torch.cuda.get_device_name(worker.device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return processor_name()
 
 
 def _version(package: str) -> str:

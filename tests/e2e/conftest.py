@@ -1,12 +1,16 @@
 """Real servers for the tests of this folder; a module ends those it started, so at most two run at a time."""
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import httpx
 import pytest
@@ -107,6 +111,25 @@ def watch_spool():
             return Watched(Spool(root, max_bytes=2**30, max_captures=10**6), sidecar, client)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def run_offline():
+    """Return what runs one of the scripts beside this file, an offline vLLM with the extension, to its end.
+
+    `settings` are environment variables; captures go to `folder/spool`, what it prints to `folder/log`.
+    """
+
+    def run(script, folder, *arguments, **settings):
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))}
+        env |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        env |= {"TAXBREAK_SPOOL": str(folder / "spool"), "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1", **settings}
+        command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+        with open(folder / "log", "wb") as log:
+            done = subprocess.run(command, env=env, stdout=log, stderr=log, timeout=800, check=False)
+        assert done.returncode == 0, (folder / "log").read_text()[-4000:]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -61,25 +59,6 @@ def value(samples, name, **labels):
     """Add the samples of that name that carry these labels; None where there is none."""
     found = [s.value for s in samples if s.name == f"taxbreak_{name}" and labels.items() <= s.labels.items()]
     return sum(found) if found else None
-
-
-@contextmanager
-def requests_under_way(server):
-    is_over = threading.Event()
-
-    def keep_sending():
-        seed = 10_000
-        while not is_over.is_set():
-            seed += 1
-            send(server.url, "tiny-llama", seed=seed)
-
-    thread = threading.Thread(target=keep_sending)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +169,7 @@ def test_the_trace_shows_the_step_that_the_worker_timed(settled):
     assert ratio == pytest.approx(1, abs=0.1)
 
 
-def test_a_capture_asked_for_returns_within_seconds(live):
+def test_a_capture_asked_for_returns_within_seconds(live, requests_under_way):
     command = [sys.executable, "-m", "taxbreak_vllm.cli", "capture", "--url", live.sidecar.url]
 
     with requests_under_way(live.vllm):
@@ -210,7 +189,7 @@ def _control(live, **change):
     return control_server(live.sidecar.url, timeout_s=60, **change)
 
 
-def test_recording_is_switched_off_while_the_server_is_idle_and_on_while_it_is_busy(live):
+def test_recording_is_switched_off_while_the_server_is_idle_and_on_while_it_is_busy(live, requests_under_way):
     off = _control(live, enabled=False)
     num_captures = len(live.spool.captures())
     send(live.vllm.url, "tiny-llama", seed=20_001)

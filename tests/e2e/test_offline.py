@@ -2,10 +2,6 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,27 +17,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(folder, tiny_llama):
+def said(folder, tiny_llama, run_offline):
     """Run the script; return what the worker said."""
-    env = {
-        **os.environ,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TAXBREAK_SPOOL": str(folder / "spool"),
-        "TAXBREAK_SAMPLE_EVERY": "5",
-        "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
-    }
-    script = Path(__file__).with_name("offline_llm.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tiny_llama), str(folder)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=350,
-    )
-    (folder / "log").write_text(done.stdout + done.stderr)
-    assert done.returncode == 0, done.stderr[-4000:]
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TAXBREAK_SAMPLE_EVERY": "5"}
+    run_offline("offline_llm.py", folder, tiny_llama, folder, **settings)
     return json.loads((folder / "said.json").read_text())
 
 

@@ -1,8 +1,6 @@
 """The live page in a real Chromium on a real vLLM: it shows what the API tells, and a click records steps."""
 
 import shutil
-import threading
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -57,25 +55,6 @@ def settle(sidecar):
     sidecar.process.wait_until(is_done, "done with all captures", timeout_s=120)
 
 
-@contextmanager
-def requests_under_way(server):
-    is_over = threading.Event()
-
-    def keep_sending():
-        seed = 10_000
-        while not is_over.is_set():
-            seed += 1
-            send(server.url, "tiny-llama", seed=seed)
-
-    thread = threading.Thread(target=keep_sending)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_it_shows_the_numbers_that_the_api_gives(sidecar, visit, phase):
     told = breakdown(sidecar, phase)
@@ -97,7 +76,7 @@ def test_it_shows_the_numbers_that_the_api_gives(sidecar, visit, phase):
     assert taxes == [time(None if ns is None else ns / num) for ns in costs_ns]
 
 
-def test_a_click_records_steps_and_their_progress_is_watched(sidecar, vllm, visit):
+def test_a_click_records_steps_and_their_progress_is_watched(sidecar, vllm, visit, requests_under_way):
     before = {step["step_id"] for step in get(sidecar, "steps").json()["steps"]}
     with visit(sidecar.url) as page, requests_under_way(vllm):
         page.get_by_label("steps", exact=True).fill("3")
@@ -137,7 +116,7 @@ def test_a_step_is_shown_instant_by_instant(sidecar, visit):
         assert "compute" in page.locator("[data-timeline-legend]").inner_text()
 
 
-def test_it_refreshes_by_itself_and_keeps_what_someone_looks_at(sidecar, vllm, visit):
+def test_it_refreshes_by_itself_and_keeps_what_someone_looks_at(sidecar, vllm, visit, requests_under_way):
     with visit(sidecar.url) as page:
         page.locator("[data-timeline]").scroll_into_view_if_needed()
         page.locator("[data-timeline] tbody button").first.wait_for()

@@ -4,10 +4,6 @@ The tokens of a step are few, so that prompts come in chunks; the cache is small
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,23 +23,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(folder, tiny_llama):
+def said(folder, tiny_llama, run_offline):
     """Run the script; return the steps by phase, and what vLLM itself counted, of each of its parts."""
-    env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))},
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TAXBREAK_SPOOL": str(folder / "spool"),
-        "TAXBREAK_ENABLED": "false",
-        "TAXBREAK_SAMPLE_EVERY": "4",
-        "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
-        "TAXBREAK_MAX_STEP_S": "60",
-    }
-    script = Path(__file__).with_name("offline_phases.py")
-    command = [sys.executable, str(script), str(tiny_llama), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=550, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    settings = {"TAXBREAK_ENABLED": "false", "TAXBREAK_SAMPLE_EVERY": "4", "TAXBREAK_MAX_STEP_S": "60"}
+    run_offline("offline_phases.py", folder, tiny_llama, folder, VLLM_ENABLE_V1_MULTIPROCESSING="0", **settings)
     return json.loads((folder / "said.json").read_text())
 
 

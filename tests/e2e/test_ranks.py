@@ -1,10 +1,6 @@
 """Two ranks of a real vLLM, tensor-parallel or pipelined, without a word between them, record the same steps."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -22,29 +18,15 @@ def pipelined(run):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_llama):
-    return lambda parallel: _run(parallel, tmp_path_factory.mktemp("ranks"), tiny_llama)
+def run(tmp_path_factory, tiny_llama, run_offline):
+    def run(parallel):
+        folder = tmp_path_factory.mktemp("ranks")
+        settings = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        settings |= {"TAXBREAK_SAMPLE_EVERY": "4", "TAXBREAK_MAX_STEP_S": "60", "TAXBREAK_RECORD_ALL_RANKS": "true"}
+        run_offline("offline_ranks.py", folder, tiny_llama, folder, parallel, **settings)
+        return json.loads((folder / "said.json").read_text())
 
-
-def _run(parallel, folder, model):
-    env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))},
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TAXBREAK_SPOOL": str(folder / "spool"),
-        "TAXBREAK_SAMPLE_EVERY": "4",
-        "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
-        "TAXBREAK_MAX_STEP_S": "60",
-        "TAXBREAK_RECORD_ALL_RANKS": "true",
-    }
-    script = Path(__file__).with_name("offline_ranks.py")
-    command = [sys.executable, str(script), str(model), str(folder), parallel]
-    with open(folder / "log", "wb") as log:
-        done = subprocess.run(command, env=env, stdout=log, stderr=log, timeout=850, check=False)
-    assert done.returncode == 0, (folder / "log").read_text()[-4000:]
-    return json.loads((folder / "said.json").read_text())
+    return run
 
 
 def test_what_one_rank_recorded_the_other_did_too_or_says_why_not(tensor_parallel):

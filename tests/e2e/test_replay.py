@@ -1,11 +1,9 @@
 """Captures of two real models are replayed and analyzed again: nearly all that may be replayed is."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -30,23 +28,13 @@ def taxbreak(*arguments):
 
 
 @pytest.fixture(scope="module")
-def spool(tiny_llama, tmp_path_factory):
+def spool(tiny_llama, tmp_path_factory, run_offline):
     """Captures of the tiny Llama and the tiny Qwen3-MoE."""
     folder = tmp_path_factory.mktemp("replay")
-    env = {
-        **os.environ,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TAXBREAK_SPOOL": str(folder / "spool"),
-        "TAXBREAK_SAMPLE_EVERY": "4",
-        "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
-        "OMP_NUM_THREADS": "1",  # as in the replay; and a pool of threads spins where others need the cores
-    }
     models = (tiny_llama, write_tiny_moe(folder / "tiny-moe"))
-    script = Path(__file__).with_name("offline_two.py")
-    done = subprocess.run([sys.executable, script, *models], env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
+    # one thread, as in the replay; and a pool of threads spins where others need the cores
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TAXBREAK_SAMPLE_EVERY": "4", "OMP_NUM_THREADS": "1"}
+    run_offline("offline_two.py", folder, *models, **settings)
     return folder / "spool"
 
 

@@ -5,7 +5,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
 from taxbreak_vllm.baselines import FloorKind  # noqa: E402 - after the check for torch
-from taxbreak_vllm.replay.floors import here, host_cpu, measure_floors, profiler_op_cost  # noqa: E402
+from taxbreak_vllm.processor import processor_name  # noqa: E402
+from taxbreak_vllm.replay.floors import here, measure_floors, profiler_op_cost  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_how_and_where_it_was_measured_is_told(floors):
 
     assert floors.clock == "kineto"
     assert floors.kernel_source == ""
-    assert floors.host_cpu == host_cpu() == environment.device_name != ""
+    assert floors.host_cpu == processor_name() == environment.device_name != ""
     assert (environment.device_type, environment.torch, environment.driver) == ("cpu", torch.__version__, "")
     assert floors.measured_unix_ns == 77
 
