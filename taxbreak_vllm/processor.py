@@ -1,4 +1,4 @@
-"""The processor's name: on the CPU backend the device is the host, and a trace and a replay of it must call it alike."""
+"""The processor's name: on the CPU backend the device is the host, and a trace and its replay must call it alike."""
 
 import platform
 from pathlib import Path
