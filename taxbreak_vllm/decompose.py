@@ -14,7 +14,7 @@ import numpy as np
 from taxbreak_vllm import taxes
 from taxbreak_vllm.baselines import FloorKind, Floors, View
 from taxbreak_vllm.figures import summarize
-from taxbreak_vllm.model import Attribution, Breakdown, Source, Tier
+from taxbreak_vllm.model import Attribution, Breakdown, Source, StepBreakdown, Tier
 from taxbreak_vllm.summary import FAMILIES, Measured
 from taxbreak_vllm.tiers import Evidence, gather
 from taxbreak_vllm.totals import Totals
@@ -85,10 +85,11 @@ def decompose(
         survey = Survey.of(trace)
         whole = survey.whole
         parts = measure_parts(trace, survey, lambda rest: _sample(rest, rules), apply)
-    totals, steps, notes, device_type = Totals(whole, head.threads), [], [], source.device_type
+    totals, notes, device_type = Totals(whole, head.threads), [], source.device_type
+    steps: list[StepBreakdown] = []
     for part, measured, part_notes in parts:
         totals.add(measured, part)
-        steps += summarize(measured, part.windows)
+        steps += summarize(measured, part.windows, len(steps))
         notes, device_type = part_notes, source.device_type or measured.device_type
     total = totals.total()
     if totals.num_lost_graphs:
@@ -103,7 +104,7 @@ def decompose(
         attribution=attribution,
         coverage=totals.coverage(head.num_events, head.num_dropped),
         steps=tuple(steps or [total]),
-        total=dataclasses.replace(total, name=None),
+        total=dataclasses.replace(total, name=None, number=None),
         devices=totals.devices(),
         threads=totals.threads(),
         notes=tuple(notes),

@@ -45,8 +45,8 @@ class Terms:
         return cls(m.device_type, m.attribution, m.op_cost_ns)
 
 
-def summarize(m: Measured, windows: Sequence[StepWindow]) -> list[StepBreakdown]:
-    """Sum everything per step.
+def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> list[StepBreakdown]:
+    """Sum everything per step; `first` is the number of the first.
 
     Launches belong to the step they began in, activities to that of their launch, those without a launch event to the
     step they began in themselves.
@@ -76,6 +76,7 @@ def summarize(m: Measured, windows: Sequence[StepWindow]) -> list[StepBreakdown]
         device_end_ns=device_end,
         lost_graphs=np.bincount(lost[lost >= 0], minlength=count),
         terms=Terms.of(m),
+        first=first,
     )
 
 
@@ -98,6 +99,7 @@ def build(
     device_end_ns: Int64,
     lost_graphs: Int64,
     terms: Terms,
+    first: int = 0,
 ) -> list[StepBreakdown]:
     """Make a StepBreakdown of each window from its sums; `host_ns` is int64[HostClass, windows]."""
     t_device = sums.kernel_sum_ns if terms.attribution is Attribution.PAPER else sums.active_ns
@@ -117,6 +119,7 @@ def build(
         steps.append(
             StepBreakdown(
                 name=step.name,
+                number=first + i,
                 phase=step.phase,
                 batch=step.batch,
                 window_ns=step.end_ns - step.start_ns,

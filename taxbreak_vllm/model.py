@@ -277,9 +277,13 @@ class TopRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBreakdown:
-    """One step, or the total of a trace (`name` is None then and left out of the JSON)."""
+    """One step, or the total of a trace (`name` and `number` are None then and left out of the JSON).
+
+    `number` is its place among the steps of its trace, from 0 on: names may repeat.
+    """
 
     name: str | None = None
+    number: int | None = None
     phase: Phase | None = None
     graph_mode: str | None = None
     batch: Batch = field(default_factory=Batch)
@@ -392,13 +396,13 @@ class Breakdown:
     def to_builtins(self) -> dict[str, Any]:
         """Return the JSON object of interfaces.md as dicts, lists, ints and floats."""
         tree: dict[str, Any] = msgspec.to_builtins(self)
-        del tree["total"]["name"]
+        del tree["total"]["name"], tree["total"]["number"]
         return tree
 
     def to_json(self) -> bytes:
         """Encode as one JSON object, that of `to_builtins`; steps go there directly, for there may be thousands."""
         total = msgspec.to_builtins(self.total)
-        del total["name"]
+        del total["name"], total["number"]
         return msgspec.json.encode({name: getattr(self, name) for name in self.__dataclass_fields__} | {"total": total})
 
     @classmethod

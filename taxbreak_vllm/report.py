@@ -32,7 +32,7 @@ def _balance_table(rows: Iterable[tuple[str, StepBreakdown]]) -> Table:
         table.add_column(title, justify="left" if title == "phase" else "right", no_wrap=True)
     for title, step in rows:
         table.add_row(
-            title,
+            Text(title),
             step.phase or "–",
             _ms(step.window_ns),
             _ratio(step.hdbi),

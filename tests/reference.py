@@ -142,7 +142,9 @@ class _Trace:
         for call_ in self.calls:
             call_["class"] = self._class_of(call_)
         self.without_activity = [c for c in self.calls if _is_launch(c["name"]) and not c["activities"]]
-        self.without_activity = [c for c in self.without_activity if not self._is_inside_dispatch(c)]
+        self.without_activity = [
+            c for c in self.without_activity if not (self._is_inside_dispatch(c) or self._is_around_launch(c))
+        ]
         self.lost = [c for c in self.without_activity if "GraphLaunch" in c["name"]]
         self._tax(floor_ns)
 
@@ -156,6 +158,7 @@ class _Trace:
 
     def _call_of(self, activity):
         same = [c for c in self.calls if c["correlation"] == activity["correlation"] is not None]
+        same = [c for c in same if "Synchronize" not in c["name"]]
         enqueueing = [c for c in same if _is_launch(c["name"]) or _is_copy(c["name"])]
         # Ids begin anew where recordings are joined, so the nearest in time; of those at one instant the last.
         distance = lambda c: (abs(c["start"] - activity["start"]), c["start"])  # noqa: E731
@@ -190,6 +193,15 @@ class _Trace:
     def _is_inside_dispatch(self, call_):
         return any(
             d["thread"] == call_["thread"] and d["start"] <= call_["start"] and call_["end"] <= d["end"]
+            for d in self.dispatches
+        )
+
+    def _is_around_launch(self, call_):
+        return any(
+            d is not call_
+            and d["thread"] == call_["thread"]
+            and _is_launch(d["name"])
+            and call_["start"] <= d["start"] < call_["end"]
             for d in self.dispatches
         )
 

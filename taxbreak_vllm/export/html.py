@@ -43,7 +43,6 @@ def article_of(breakdown: Breakdown) -> Article:
     """Show a breakdown and, read from its trace once more, the instants of its first steps and its chains."""
     path = Path(breakdown.source.path)
     chains = fusion(path)
-    is_named = any(step.name for step in breakdown.steps)
     return Article(
         title=path.name or "breakdown",
         facts=facts_of(breakdown),
@@ -57,9 +56,7 @@ def article_of(breakdown: Breakdown) -> Article:
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=tuple(dict.fromkeys([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)])),
-        timelines=tuple(
-            step_timelines(path, limit=MAX_TIMELINES, steps=[s.name for s in breakdown.steps] if is_named else None)
-        ),
+        timelines=tuple(step_timelines(path, numbers=[s.number or 0 for s in breakdown.steps[:MAX_TIMELINES]])),
         fusion=chains,
     )
 

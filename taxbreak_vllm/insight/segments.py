@@ -4,7 +4,7 @@ In: a recording. Out: `StepTimeline`, lanes of segments as columns. The segments
 cover their window and sum to the step's `host` and `device` figures; all times are ns from the step's start.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -72,24 +72,21 @@ class StepTimeline:
 def step_timelines(
     path: str | Path,
     *,
-    limit: int = 1,
-    steps: Iterable[str | None] | None = None,
+    numbers: Sequence[int] = (0,),
     max_segments: int = MAX_SEGMENTS,
 ) -> list[StepTimeline]:
-    """Return the timelines of the first steps of a trace or capture, or of the first of those named.
+    """Return the timelines of steps of a trace or capture, by their numbers from 0 on; by default of the first.
 
     Raises TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its
     StepInfo.
     """
     recording = read_recording(path)
     windows = recording.windows or (whole_trace(recording.events),)
-    wanted = None if steps is None else set(steps)
-    chosen = [i for i, window in enumerate(windows) if wanted is None or window.name in wanted][:limit]
-    return list(_timelines(recording, windows, chosen, max_segments))
+    return list(_timelines(recording, windows, [i for i in numbers if i < len(windows)], max_segments))
 
 
 def _timelines(
-    recording: Recording, windows: tuple[StepWindow, ...], chosen: list[int], max_segments: int
+    recording: Recording, windows: tuple[StepWindow, ...], chosen: Sequence[int], max_segments: int
 ) -> Iterator[StepTimeline]:
     m = recording.measure()
     group = group_by_time(windows, m.dispatches.launch_ns)
@@ -97,6 +94,8 @@ def _timelines(
     owner = group_by_time(windows, m.activities.start_ns)
     linked = m.activities.dispatch >= 0
     owner[linked] = group[m.activities.dispatch[linked]]
+    if not recording.windows:
+        owner[:] = 0  # what runs after the host's last event is the one step's too
     for index in chosen:
         yield _timeline(m, windows[index], int(thread[index]), owner == index, max_segments)
 
@@ -212,8 +211,8 @@ def _device_lane(m: Measured, shown: Bool, start_ns: int, end_ns: int) -> _Colum
     a, busy = m.activities, m.timeline.busy
     first = int(np.searchsorted(busy.end_ns, start_ns, side="right"))
     last = int(np.searchsorted(busy.start_ns, end_ns, side="left"))
-    gap_start, gap_end = busy.end_ns[first : last - 1], busy.start_ns[first + 1 : last]
-    opener = np.flatnonzero(a.device == m.device)[busy.first[first + 1 : last]]
+    gap_start, gap_end = busy.end_ns[first:last][:-1], busy.start_ns[first:last][1:]
+    opener = np.flatnonzero(a.device == m.device)[busy.first[first:last][1:]]
     dispatch = a.dispatch[opener]
     launched = np.where(dispatch >= 0, m.dispatches.launch_ns[dispatch], gap_start) if len(m.dispatches) else gap_start
     host_end = np.clip(launched, gap_start, gap_end)

@@ -4,7 +4,9 @@ In: a path. Out: calls of `add` with JSON lists of consecutive events, and what 
 are cut between events, so memory holds one block, never the file.
 """
 
+import codecs
 import gzip
+import io
 import re
 import sys
 import zlib
@@ -29,6 +31,7 @@ _METADATA = msgspec.json.Decoder(dict[str, object])
 # objects of a list nested in one; a block cut there does not decode and is cut elsewhere.
 _CUT = re.compile(rb'\}\s*(,)\s*(?=\{\s*"[^"\\]{1,64}"\s*:)')
 _START = re.compile(rb'"traceEvents"\s*:\s*\[')
+_HAS_MORE = "trailing characters"  # as msgspec says it; a trailing comma is another matter
 _ERROR_BYTE = re.compile(r"\(byte (\d+)\)")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 # Numbers that JSON does not have, but that Python's json and some versions of Kineto write.
@@ -50,8 +53,8 @@ def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = 
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged, not JSON or not a trace.
     """
     try:
-        with _open(path) as file:
-            return _read(file, add, path, block_bytes)
+        with open(path, "rb") as file, _decompressed(file, path) as text:
+            return _read(text, add, path, block_bytes)
     except OSError as error:
         raise TraceFormatError(f"{path}: {error.strerror or error}") from None
     except _damage() as error:
@@ -60,20 +63,19 @@ def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = 
         raise TraceFormatError(f"{path}: JSON nested too deeply for a Kineto trace") from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    with open(path, "rb") as file:
-        magic = file.read(4)
+def _decompressed(file: io.BufferedReader, path: Path) -> IO[bytes]:
+    magic = file.peek(4)[:4]
     if magic[:2] == b"\x1f\x8b":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if magic == b"\x28\xb5\x2f\xfd":
+        return cast(IO[bytes], gzip.open(file))
+    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):  # a frame, or one to skip
         try:
             import zstandard
         except ImportError:
             raise TraceFormatError(
                 f"{path}: reading .zst needs the package zstandard (pip install zstandard)"
             ) from None
-        return cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True))
-    return open(path, "rb")
+        return cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+    return file
 
 
 def _damage() -> tuple[type[Exception], ...]:
@@ -117,7 +119,7 @@ def _read(file: IO[bytes], add: Callable[[bytes], None], path: Path, block_bytes
 
 def _read_head(file: IO[bytes], path: Path, block_bytes: int) -> tuple[bytes, bytes, int]:
     """Read up to the opening bracket of the events; return the text before it, what was read after it, and bytes."""
-    buffer = file.read(block_bytes)
+    buffer = file.read(block_bytes).removeprefix(codecs.BOM_UTF8)
     if not buffer.strip():
         raise TraceFormatError(f"{path}: an empty file")
     if buffer.lstrip()[:1] == b"[":
@@ -176,9 +178,9 @@ def _end_of_list(text: bytes) -> int | None:
     except msgspec.DecodeError as error:
         # The decoder stops right after the list and says where: no scan of ours could find that place in one pass.
         place = _ERROR_BYTE.search(str(error))
-        if place is None or (int(place[1]) == len(text) and "trailing" not in str(error)):
+        if place is None or (int(place[1]) == len(text) and _HAS_MORE not in str(error)):
             return None  # a number that breaks off is an error at the last byte
-        if "trailing" in str(error):
+        if _HAS_MORE in str(error):
             return int(place[1]) - 1
         raise
     return len(text)
@@ -201,7 +203,7 @@ def decode(decoder: msgspec.json.Decoder[_T], text: bytes) -> _T:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError as error:
-        if "trailing" in str(error) or "truncated" in str(error):
+        if _HAS_MORE in str(error) or "truncated" in str(error):
             raise  # all before its end was JSON; looking for NaN takes 20 times as long as decoding
         repaired = _NOT_A_NUMBER.sub(lambda match: match[1] + b'""'.ljust(len(match[0]) - len(match[1])), text)
         if repaired == text:

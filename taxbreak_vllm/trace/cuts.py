@@ -16,7 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from taxbreak_vllm.trace.bins import Bins, Rows
-from taxbreak_vllm.trace.dispatches import Bool, does_enqueue, is_blocking, is_launch, nearest_call
+from taxbreak_vllm.trace.dispatches import Bool, does_enqueue, is_blocking, is_launch, is_wait, nearest_call
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kineto import Kind
 from taxbreak_vllm.trace.parts import Part
@@ -82,6 +82,7 @@ class Parts:
         first = int(np.searchsorted(self._cuts, row["start_ns"], side="right"))
         last = int(np.searchsorted(self._cuts, row["end_ns"], side="right"))
         pieces = np.repeat(row, last - first + 1)
+        pieces["correlation"] = -1  # nothing came of it, nor shall of a piece
         pieces["start_ns"][1:] = self._cuts[first:last]
         pieces["end_ns"][:-1] = self._cuts[first:last]
         return pieces, np.arange(first, last + 1)
@@ -124,11 +125,13 @@ def _owners(trace: SpilledEvents) -> Bins:
     The join goes through bins of correlation ids, each of which fits in memory.
     """
     enqueues = np.array([does_enqueue(name) for name in trace.head.names], dtype=bool)
+    waits = np.array([is_wait(name) for name in trace.head.names], dtype=bool)
     firsts = [0]
     num_bins = 1 + trace.rows.num_rows // _ROWS_PER_JOIN
     with Bins(_END, num_bins) as ends:
         for rows in trace.rows.additions():
-            chosen = np.flatnonzero((rows["correlation"] >= 0) & (_is_on_device(rows) | (rows["kind"] == Kind.RUNTIME)))
+            is_end = _is_on_device(rows) | ((rows["kind"] == Kind.RUNTIME) & ~waits[rows["name"]])
+            chosen = np.flatnonzero((rows["correlation"] >= 0) & is_end)
             added = np.empty(len(chosen), dtype=_END)
             added["row"] = firsts[-1] + chosen
             added["id"] = rows["correlation"][chosen]

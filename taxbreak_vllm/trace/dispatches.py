@@ -110,7 +110,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     call_of_activity = nearest_call(
         events.correlation[device_rows],
         events.start_ns[device_rows],
-        events.correlation[calls],
+        np.where(_by_name(events, calls, is_wait), -1, events.correlation[calls]),
         events.start_ns[calls],
         _by_name(events, calls, does_enqueue),
     )
@@ -138,7 +138,9 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     np.add.at(num_activities, call_of_activity[linked], 1)
     blocks |= ~is_launch_name & _waited_for_own_copy(events, device_rows, call_of_activity, calls)
 
-    missing = is_launch_name & (num_activities == 0) & ~_is_nested(call_start, call_end, num_activities > 0)
+    answered = num_activities > 0
+    is_told = _is_nested(call_start, call_end, answered) | _is_around(call_start, call_end, answered & is_launch_name)
+    missing = is_launch_name & ~answered & ~is_told
     chosen = np.flatnonzero(num_activities > 0)
     chosen = chosen[np.argsort(call_start[chosen], kind="stable")]
     dispatch_of_call = np.full(len(calls) + 1, -1, dtype=np.intp)
@@ -321,7 +323,12 @@ def is_launch(name: str) -> bool:
 
 def is_blocking(name: str) -> bool:
     """Tell by its name a call in which the host waits."""
-    return _SYNCHRONIZE.search(name) is not None or _SYNCHRONOUS_COPY.search(name) is not None
+    return is_wait(name) or _SYNCHRONOUS_COPY.search(name) is not None
+
+
+def is_wait(name: str) -> bool:
+    """Tell by its name a call that does nothing but wait: no activity comes of it, whatever id it carries."""
+    return _SYNCHRONIZE.search(name) is not None
 
 
 def _waited_for_own_copy(events: Events, device_rows: Index, call_of_activity: Index, calls: Index) -> Bool:
@@ -344,6 +351,12 @@ def _is_nested(start: Int64, end: Int64, outer: Bool) -> Bool:
     if not len(begin):
         return np.zeros(len(start), dtype=bool)
     return np.asarray((index >= 0) & (end <= finish[np.maximum(index, 0)]) & ~outer)
+
+
+def _is_around(start: Int64, end: Int64, inner: Bool) -> Bool:
+    """Mark the calls in which another call of the `inner` ones began, as a runtime's call has those of the driver."""
+    begins = np.sort(start[inner])
+    return np.asarray(np.searchsorted(begins, end) - np.searchsorted(begins, start) - inner > 0)
 
 
 def _names_at(events: Events, rows: Index, index: Index) -> NDArray[np.int32]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from taxbreak_vllm.errors import TraceFormatError
+
 Int64 = NDArray[np.int64]
 Index = NDArray[np.intp]
 
@@ -27,20 +29,19 @@ def union_by_group(
     counted = None if counted is None else counted[keep]
     order = np.lexsort((start_ns, group))
     group, start_ns, end_ns = group[order], start_ns[order], end_ns[order]
-    # The running end of each group, by giving every group a stretch of its own on one long time line.
-    base = start_ns.min()
-    stride = int(end_ns.max() - base) + 1
-    rank = np.cumsum(np.concatenate(([0], np.diff(group) != 0)))
-    if int(rank[-1] + 1) * stride >= 2**62:
-        raise OverflowError(f"{rank[-1] + 1} groups over {stride} ns do not fit 64 bits")
-    start, end = rank * stride + (start_ns - base), rank * stride + (end_ns - base)
+    # The running end of each group, by giving every group a stretch of its own, as long as it is, on one time line.
+    opens = np.flatnonzero(np.concatenate(([True], np.diff(group) != 0)))
+    begins, lengths = start_ns[opens], np.maximum.reduceat(end_ns, opens) - start_ns[opens]
+    if float(lengths.astype(np.float64).sum()) >= 2**62:
+        raise TraceFormatError(f"the times of {len(opens)} groups of events, decades each, do not fit 64 bits")
+    shift = np.repeat(np.cumsum(lengths) - lengths - begins, np.diff(np.append(opens, len(group))))
+    start, end = start_ns + shift, end_ns + shift
     covered_to = np.maximum.accumulate(end)
     before = np.concatenate(([np.int64(-1)], covered_to[:-1]))
     new = end - np.minimum(np.maximum(start, before), end)
     if counted is not None:
         new[~counted[order]] = 0
     total = np.zeros(num_groups, dtype=np.int64)
-    opens = np.flatnonzero(np.concatenate(([True], np.diff(group) != 0)))
     total[group[opens]] = np.add.reduceat(new, opens)
     return total
 

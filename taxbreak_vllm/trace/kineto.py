@@ -36,6 +36,7 @@ _EXACT_FLOAT_US = 2.0**43
 
 # Starts and ends fit 64 bits of ns; an event outside is damaged (2^53 µs is inside).
 _MAX_START_US, _MAX_LENGTH_US = 9_150_000_000_000_000, 2**46
+_YEAR_NS = 366 * 86_400 * 10**9
 
 
 class Kind(IntEnum):
@@ -254,10 +255,15 @@ class _Columns:
             exact = [e for e in decode_exactly() if e.ph == "X" and e.cat in _KIND_BY_CATEGORY]
             start_ns = np.array([_exact_ns(e.ts) for e in exact if e.ts is not None], dtype=np.int64)
             dur_ns = np.array([_exact_ns(e.dur) for e in exact if e.ts is not None], dtype=np.int64)
+        kind = np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8)
+        timed = (dur_ns != 0) | (start_ns > max(self._last_ns, int(start_ns.max())) - _YEAR_NS) | ~_is_device(kind)
+        if not timed.all():  # no time of these was recorded: start and end are the epoch
+            self.num_dropped += int(np.count_nonzero(~timed))
+            rows = [e for e, is_timed in zip(rows, timed.tolist(), strict=True) if is_timed]
+            start_ns, dur_ns, kind = start_ns[timed], dur_ns[timed], kind[timed]
         name_ids, thread_ids = self._name_ids, self._thread_ids
         args = [e.args for e in rows]
         num_known = len(name_ids)
-        kind = np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8)
         name = np.array([name_ids[e.name] for e in rows], dtype=np.int32)
         new = enumerate(itertools.islice(name_ids, num_known, None), num_known)
         self._old_steps += [number for number, text in new if text.startswith("ProfilerStep#")]
@@ -321,6 +327,10 @@ class _ThreadIds(dict[tuple[int | str, int | str], int]):
     def __missing__(self, key: tuple[int | str, int | str]) -> int:
         self[key] = number = self.texts[str(key[0]), str(key[1])]
         return number
+
+
+def _is_device(kind: NDArray[np.int8]) -> NDArray[np.bool_]:
+    return np.asarray((kind >= Kind.KERNEL) & (kind <= Kind.MEMSET))
 
 
 def _interner() -> defaultdict[Any, int]:

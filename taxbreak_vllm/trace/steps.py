@@ -17,6 +17,7 @@ from taxbreak_vllm.model import Batch, Phase
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 OWN_PREFIX = "taxbreak.step:"
+_ROUNDED_NS = 1000  # what times written as whole µs are off by
 
 _VLLM = re.compile(r"execute(?:_\d+)?_context_(\d+)\((?:sq)?(\d+)[^)]*\)_generation_(\d+)\((?:sq)?(\d+)[^)]*\)")
 _VLLM_FIRST = re.compile(r"execute_new_(\d+)_cached_(\d+)")
@@ -44,7 +45,10 @@ class StepWindow:
 
 
 def find_steps(events: Events) -> list[StepWindow]:
-    """Return the steps by start time, disjoint: a step that begins inside another one is part of that."""
+    """Return the steps by start time, disjoint: a step that begins inside another one is part of that.
+
+    One that begins less than a µs before the end of the one before on its thread, which is rounding, begins there.
+    """
     rows = events.rows(Kind.ANNOTATION)
     for reads in _READERS:
         read = {name: reads(events.names[name]) for name in np.unique(events.name[rows]).tolist()}
@@ -60,11 +64,14 @@ def _disjoint(
     steps: list[StepWindow] = []
     for row in sorted(rows, key=lambda row: (events.start_ns[row], -events.end_ns[row])):
         start_ns, end_ns, name = int(events.start_ns[row]), int(events.end_ns[row]), int(events.name[row])
+        thread = int(events.thread[row])
         if steps and start_ns < steps[-1].end_ns:
-            continue
+            if thread != steps[-1].thread or steps[-1].end_ns - start_ns > _ROUNDED_NS or end_ns <= steps[-1].end_ns:
+                continue
+            start_ns = steps[-1].end_ns
         phase, batch = meaning[name] or (None, Batch())
         label = events.names[name].removeprefix(OWN_PREFIX)
-        steps.append(StepWindow(label, int(events.thread[row]), start_ns, end_ns, phase, batch))
+        steps.append(StepWindow(label, thread, start_ns, end_ns, phase, batch))
     return steps
 
 

@@ -42,7 +42,7 @@ def check(timeline, step):
 def test_the_lanes_sum_to_the_breakdown(path):
     breakdown = analyze_path(path)
 
-    timelines = step_timelines(path, limit=3, max_segments=10**6)
+    timelines = step_timelines(path, numbers=range(3), max_segments=10**6)
 
     assert len(timelines) == min(3, len(breakdown.steps))
     for timeline, step in zip(timelines, breakdown.steps, strict=False):
@@ -94,10 +94,56 @@ def test_what_is_too_much_to_draw_is_cut_for_all_lanes_alike():
     assert all(start < timeline.drawn_ns for lane in timeline.lanes for start in lane.start_ns)
 
 
-def test_steps_are_chosen_by_name_and_written_as_json():
-    name = analyze_path(SERVING).steps[1].name
+def test_steps_are_chosen_by_number_and_written_as_json():
+    step = analyze_path(SERVING).steps[1]
 
-    (timeline,) = step_timelines(SERVING, steps=[name])
+    (timeline,) = step_timelines(SERVING, numbers=[step.number])
 
-    assert timeline.step == name
+    assert timeline.step == step.name
     assert msgspec.json.decode(timeline.to_json())["device_type"] == "cuda"
+
+
+def test_steps_of_one_name_are_told_apart(reference, tmp_path):
+    r = reference
+    events = []
+    for number in range(3):
+        at = 1000 * number
+        events += [r.step("execute_context_0(0)_generation_4(4)", at, at + 900), r.op("aten::mm", at + 10, at + 90)]
+        events += [r.call("cudaLaunchKernel", at + 20, at + 30, number + 1)]
+        events += [r.kernel(f"kernel_{number}", at + 50, at + 80, number + 1)]
+    path = tmp_path / "trace.json"
+    path.write_text(r.to_json(events))
+
+    chosen = analyze_path(path, step="2")
+    (timeline,) = step_timelines(path, numbers=[step.number for step in chosen.steps])
+
+    assert "kernel_2" in timeline.names
+    assert "kernel_0" not in timeline.names
+
+
+def test_a_step_before_the_device_first_ran_is_all_edge(reference, tmp_path):
+    r = reference
+    events = [r.step("ProfilerStep#1", 0, 100), r.op("aten::view", 10, 20)]
+    for number in (1, 2, 3):
+        at = 1000 * number
+        events += [r.step(f"ProfilerStep#{number + 1}", at, at + 500), r.op("aten::mm", at + 10, at + 90)]
+        events += [r.call("cudaLaunchKernel", at + 20, at + 30, number), r.kernel("k", at + 50, at + 80, number)]
+    path = tmp_path / "trace.json"
+    path.write_text(r.to_json(events))
+    breakdown = analyze_path(path)
+
+    for timeline, step in zip(step_timelines(path, numbers=range(4)), breakdown.steps, strict=True):
+        check(timeline, step)
+
+
+def test_without_steps_the_lanes_hold_what_ran_after_the_hosts_last_event(reference, tmp_path):
+    r = reference
+    events = [r.op("aten::mm", 0, 90), r.call("cudaLaunchKernel", 20, 30, 1), r.kernel("k", 50, 80, 1)]
+    events += [r.kernel("late", 500, 550)]
+    path = tmp_path / "trace.json"
+    path.write_text(r.to_json(events))
+    breakdown = analyze_path(path)
+
+    (timeline,) = step_timelines(path)
+
+    check(timeline, breakdown.steps[0])

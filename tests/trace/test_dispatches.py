@@ -176,6 +176,32 @@ def test_correlation_ids_below_zero_join_nothing(read, reference):
     assert len(dispatches) == 0
 
 
+def test_no_activity_comes_of_a_call_that_only_waits_whatever_id_it_carries(read, reference):
+    _, activities, dispatches = link(
+        read([reference.call("cudaDeviceSynchronize", 0, 50, 0), reference.kernel("k", 10, 20, 0)])
+    )
+
+    assert activities.dispatch.tolist() == [-1]
+    assert len(dispatches) == 0
+
+
+@pytest.mark.parametrize("ids", [(None, 1), (1, 2), (1, 1)])
+def test_a_launch_around_one_that_was_answered_has_not_lost_its_work(read, reference, ids):
+    outer, inner = ids
+    host, _, dispatches = link(
+        read(
+            [
+                *(reference.call("cudaGraphLaunch", 0, 50, outer), reference.call("cuGraphLaunch", 10, 40, inner)),
+                *(reference.kernel("k", 60, 70, inner), reference.kernel("k", 80, 90, inner)),
+            ]
+        )
+    )
+
+    assert len(dispatches) == 1
+    assert dispatches.num_kernels.tolist() == [2]
+    assert len(host.unanswered_ns) == len(host.lost_graph_ns) == 0
+
+
 def test_of_calls_with_one_correlation_id_the_launch_is_it(read, reference):
     call = reference.call
     events = [call("cudaLaunchKernel", 0, 9, 7), call("cudaEventRecord", 20, 25, 7), reference.kernel("k", 30, 40, 7)]

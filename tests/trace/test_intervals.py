@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.trace.intervals import Busy, Partition, union_by_group
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)).map(lambda s: (s[0], s[0] + s[1])), max_size=12)
@@ -100,8 +101,14 @@ def test_nothing_covers_nothing():
     assert union_by_group(np.empty(0, dtype=np.intp), nothing, nothing, 2).tolist() == [0, 0]
 
 
-def test_groups_too_many_for_64_bits_are_refused():
+def test_short_groups_decades_apart_fit():
+    start = np.arange(1000, dtype=np.int64) * 2**52
+
+    assert union_by_group(np.arange(1000), start, start + 5, 1000).tolist() == [5] * 1000
+
+
+def test_groups_too_long_for_64_bits_are_refused():
     group = np.arange(4)
 
-    with pytest.raises(OverflowError, match="do not fit 64 bits"):
+    with pytest.raises(TraceFormatError, match="do not fit 64 bits"):
         union_by_group(group, np.zeros(4, dtype=np.int64), np.full(4, 2**61), 4)

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -67,6 +69,8 @@ FORMS = {
     "gzip of two members": gzip.compress(PLAIN[:3000].encode()) + gzip.compress(PLAIN[3000:].encode()),
     "zstandard": zstandard.compress(PLAIN.encode()),
     "zstandard of two frames": zstandard.compress(PLAIN[:3000].encode()) + zstandard.compress(PLAIN[3000:].encode()),
+    "zstandard with a frame to skip": b"\x50\x2a\x4d\x18\x04\0\0\0more" + zstandard.compress(PLAIN.encode()),
+    "with a byte order mark": b"\xef\xbb\xbf" + PLAIN.encode(),
     "compact": json.dumps({**AROUND, **BASE, "traceEvents": EVENTS}, separators=(",", ":")),
     "pretty": json.dumps({**AROUND, **BASE, "traceEvents": EVENTS}, indent=4),
     "pretty with line ends of Windows": json.dumps({**AROUND, "traceEvents": EVENTS}, indent=1).replace("\n", "\r\n"),
@@ -307,6 +311,7 @@ REFUSED = {
     "an empty list": (b"[]", "empty trace"),
     "cut before the first event ended": (b'{"traceEvents": [{"ph": "X", "na', "empty trace"),
     "garbage among the events": (b'{"traceEvents": [{"ph": "X"}, oops, {"ph": "X"}]}', "not valid JSON"),
+    "a comma after the last event": (b'{"traceEvents": [{"ph": "X"},]}', "trailing comma"),
     "truncated gzip": (gzip.compress(PLAIN.encode())[:-40], "damaged or truncated"),
     "damaged gzip": (gzip.compress(PLAIN.encode())[:99] + b"\0" * 60, "damaged or truncated|check|Error|error"),
     "damaged zstandard": (zstandard.compress(PLAIN.encode()) + b"more", "damaged or truncated"),
@@ -396,3 +401,32 @@ def test_one_huge_event_costs_time_in_proportion_to_its_size(load):
     events = load(json.dumps([event(), huge, event()]), block_bytes=4096)
 
     assert events.num_events == 3
+
+
+def test_an_activity_whose_time_was_not_recorded_is_dropped_and_counted(load):
+    """CUPTI tells that by a start and an end of zero, on a clock that counts from 1970."""
+    now_us = 1_700_000_000_000_000
+    events = [event("op", ts=now_us), kernel(1) | {"ts": 0, "dur": 0}, kernel(2) | {"ts": now_us + 5}]
+
+    found = load(json.dumps(events))
+
+    assert (found.num_events, found.num_dropped) == (3, 1)
+    assert found.correlation[found.kind == Kind.KERNEL].tolist() == [2]
+    assert found.first_ns == now_us * 1000
+
+
+def test_an_activity_of_no_length_at_time_zero_is_kept_where_time_begins_there(load):
+    found = load(json.dumps([event("op", ts=0), kernel(1) | {"ts": 0, "dur": 0}]))
+
+    assert (found.num_events, found.num_dropped) == (2, 0)
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(pipe.write_bytes, FORMS["gzip"])
+        found = read_events(pipe)
+        writing.result()
+
+    assert found.num_events == len(EVENTS)

@@ -63,16 +63,24 @@ def test_the_first_known_form_wins(read, annotate):
 
 def test_steps_come_by_time_and_do_not_overlap(read, annotate):
     events = [
-        annotate("ProfilerStep#2", 100, 200),
-        annotate("ProfilerStep#1", 0, 100),
-        annotate("ProfilerStep#2", 100, 150),  # begins with a longer one: part of it
-        annotate("ProfilerStep#3", 150, 250),  # begins inside one: part of it
-        annotate("ProfilerStep#4", 200, 300),
+        annotate("ProfilerStep#2", 100_000, 200_000),
+        annotate("ProfilerStep#1", 0, 100_000),
+        annotate("ProfilerStep#2", 100_000, 150_000),  # begins with a longer one: part of it
+        annotate("ProfilerStep#3", 150_000, 250_000),  # begins inside one: part of it
+        annotate("ProfilerStep#4", 200_000, 300_000),
     ]
 
     steps = find_steps(read(events))
 
-    assert [(step.start_ns, step.end_ns) for step in steps] == [(0, 100), (100, 200), (200, 300)]
+    assert [(step.start_ns, step.end_ns) for step in steps] == [(0, 100_000), (100_000, 200_000), (200_000, 300_000)]
+
+
+def test_a_step_that_crosses_the_one_before_by_rounding_begins_at_its_end(read, annotate):
+    events = [annotate("ProfilerStep#1", 0, 100_000), annotate("ProfilerStep#2", 99_001, 199_001)]
+
+    steps = find_steps(read(events))
+
+    assert [(step.start_ns, step.end_ns) for step in steps] == [(0, 100_000), (100_000, 199_001)]
 
 
 def test_a_step_knows_its_thread(read, annotate, reference):
