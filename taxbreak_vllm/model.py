@@ -122,7 +122,8 @@ class WorkerState:
 
     Counters start at zero with the process. `overhead_ns` is all time recording has taken from serving: profiler start
     and stop, dilation, and what storing takes, counted as if steps had waited for all of it. `serving_ns` is the time
-    since the hooks were armed. `enabled` tells whether steps may be recorded now, `off_reason` why not ("disabled",
+    since the hooks were armed. `records` is False for a rank that only times its steps; `max_capture_steps` bounds a
+    request (None: it did not say). `enabled` tells whether steps may be recorded now, `off_reason` why not ("disabled",
     "overhead", "hook"). `sample_every` and `overhead_budget_ratio` are in force since the control `control_id` (None:
     since the start); to stay within the budget one step in `sample_every` · `slowdown` is recorded.
     """
@@ -131,6 +132,8 @@ class WorkerState:
     started_unix_ns: int
     updated_unix_ns: int
     enabled: bool
+    records: bool = True
+    max_capture_steps: int | None = None
     steps: tuple[StepHistogram, ...] = ()
     num_samples: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)

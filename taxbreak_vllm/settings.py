@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     record_all_ranks: bool = Field(
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
-    max_capture_steps: int = Field(default=256, ge=1, description="bound of one request for steps (steps)")
+    max_capture_steps: int = Field(default=256, ge=1, le=256, description="bound of one request for steps (steps)")
     max_step_s: float = Field(default=10, gt=0, description="a step that takes longer is not recorded (seconds)")
     max_trace_bytes: int = Field(
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address the sidecar binds to")
     port: int = Field(default=9797, ge=0, le=65535, description="port the sidecar binds to; 0 takes a free one")
     results: Path | None = Field(default=None, description="SQLite file of results; by default in the spool")
+    results_max_bytes: int = Field(
+        default=512 * 2**20, ge=2**22, description="bound of the results in bytes; oldest steps go first, counters stay"
+    )
     retention_s: int = Field(default=7 * 86400, ge=60, description="how long analyzed steps are kept (seconds)")
     window_s: int = Field(default=900, ge=1, description="window of the hdbi gauge and of the page (seconds)")
     baselines: Path | None = Field(

@@ -49,12 +49,14 @@ class Analyzer:
         analyze: Analyze,
         *,
         retention_ns: int,
+        max_bytes: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._spool = spool
         self._results = results
         self._analyze = analyze
         self._retention_ns = retention_ns
+        self._max_bytes = max_bytes
         self._now_ns = now_ns
         self._housekeeping_due_ns = 0
 
@@ -146,7 +148,8 @@ class Analyzer:
     def _keep_house(self) -> None:
         now_ns = self._now_ns()
         pending = [capture.step_id for capture in self._spool.pending()]
-        self._results.prune(before_ns=now_ns - self._retention_ns, pending=pending)
+        before_ns = now_ns - self._retention_ns
+        self._results.prune(before_ns=before_ns, pending=pending, max_bytes=self._max_bytes)
         self._spool.sweep(older_than_ns=now_ns - _ABANDONED_NS)
         self._housekeeping_due_ns = now_ns + _HOUSEKEEPING_NS
 
@@ -179,7 +182,8 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     try:
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
             analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
-            run_on(Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9), stop)
+            bounds = {"retention_ns": options.retention_s * 10**9, "max_bytes": options.results_max_bytes}
+            run_on(Analyzer(spool, results, analyze, **bounds), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
         return 1
@@ -193,6 +197,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--spool-max-captures", type=int, default=512)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--baselines", type=Path, help="floors and replayed baselines, where there are any")
+    parser.add_argument("--results-max-bytes", type=int, default=512 * 2**20)
     parser.add_argument("--retention-s", type=int, default=7 * 86400)
     parser.add_argument("--limit-s", type=int, default=120, help="an analysis that takes longer has hung")
     return parser.parse_args(arguments)

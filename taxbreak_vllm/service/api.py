@@ -158,7 +158,12 @@ def create_router(
     def ask(results: Store, request: Request, body: CaptureBody) -> Response:
         """Ask a running server for its next steps."""
         now = now_ns()
-        target = choose(recording(live(spool.states(), now_ns=now)), body.server_id or server_id())
+        states = live(spool.states(), now_ns=now)
+        target = choose(recording(states), body.server_id or server_id())
+        bounds = [state.max_capture_steps for state in states if state.server.server_id == target]
+        if body.steps > (bound := min((b for b in bounds if b is not None), default=body.steps)):
+            detail = f"TAXBREAK_MAX_CAPTURE_STEPS={bound} of {target}: no more steps at once"
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
         wish = CaptureRequest(
             capture_id=uuid.uuid4().hex,
             steps=body.steps,

@@ -116,7 +116,7 @@ class StepsPage:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A request for steps and how far it came: recorded by the fastest rank, analyzed by the slowest."""
+    """A request for steps and how far it came: recorded by the fastest rank, analyzed by the slowest that records."""
 
     id: str
     status: CaptureStatus

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from taxbreak_vllm.baselines import Baselines, Environment, Floors
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.command import accept, is_done
 from taxbreak_vllm.replay.plan import Plan, plans
 from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run
@@ -66,20 +66,26 @@ class Replayer:
         for found in plans((capture.path for capture in fresh), on_damaged=logger.debug):
             if not self._is_ours(found):
                 continue
-            if not is_done(found, self._store):
-                self._replay(
-                    found.tasks,
-                    self._store,
-                    replace(self._options, dtype=found.dtype),
-                    Limits(),
-                    pace=self._pace,
-                    check=lambda environment, found=found: accept(environment, found, self._store),
-                    sleep=stop.wait,
-                )
-            view = self._store.view(found.told)
-            if view is not None and view.floors is None:
-                stop.wait(self._pace.due_s())
-                self._store.put_floors(*self._measure(self._options, pace=self._pace))
+            try:
+                self._provide(found, stop)
+            except BaselineError as error:  # made by another torch, or the store is busy: the next ones may do
+                logger.warning("some signatures are not replayed here: %s", error)
+
+    def _provide(self, found: Plan, stop: StopEvent) -> None:
+        if not is_done(found, self._store):
+            self._replay(
+                found.tasks,
+                self._store,
+                replace(self._options, dtype=found.dtype),
+                Limits(),
+                pace=self._pace,
+                check=lambda environment: accept(environment, found, self._store),
+                sleep=stop.wait,
+            )
+        view = self._store.view(found.told)
+        if view is not None and view.floors is None:
+            stop.wait(self._pace.due_s())
+            self._store.put_floors(*self._measure(self._options, pace=self._pace))
 
     def _is_ours(self, found: Plan) -> bool:
         return (found.told["device_type"] == "cpu") == (self._options.device == "cpu")
@@ -98,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with claimed(spool, stop, role="replayer"), Baselines(options.baselines) as store:
             Replayer(spool, store, Options(device=options.device), pace).run(stop)
     except TaxbreakError as error:
-        # As where torch is missing, or another device than that of the captures is here: trying again won't help.
+        # As where torch is missing, or its device: trying again won't help.
         logger.warning("signatures are not replayed here: %s", error)
         stop.wait()
     return 0

@@ -41,6 +41,7 @@ CaptureStatus = Literal["running", "done", "expired", "cancelled"]
 
 _ANALYSIS_GRACE_NS = 60 * 10**9
 _MINUTE_NS = 60 * 10**9
+_PORTIONS = 16  # of the steps one goes at a time where there are too many: few enough to commit, enough to be done soon
 _CAPTURES = """
 WITH chosen AS (
     SELECT * FROM captures
@@ -48,14 +49,18 @@ WITH chosen AS (
         < (SELECT created_unix_ns, capture_id FROM captures WHERE capture_id = ?2))
     ORDER BY created_unix_ns DESC, capture_id DESC LIMIT ?3
 ), by_rank AS (
-    SELECT capture_id,
+    SELECT capture_id, json_extract(CAST(state AS TEXT), '$.server.engine') AS engine,
         (SELECT count(*) FROM steps s WHERE s.capture_id = chosen.capture_id AND s.rank = w.rank) AS analyzed,
         (SELECT count(*) FROM failures f WHERE f.capture_id = chosen.capture_id AND f.rank = w.rank) AS failed
     FROM chosen JOIN workers w USING (server_id)
+    WHERE json_extract(CAST(state AS TEXT), '$.records') IS NOT 0
+), by_engine AS (
+    SELECT capture_id, min(analyzed) AS analyzed, min(analyzed + failed) AS settled
+    FROM by_rank GROUP BY capture_id, engine
 )
 SELECT capture_id, server_id, steps, phase, stacks, created_unix_ns, expires_unix_ns, recorded, is_cancelled,
-    coalesce((SELECT min(analyzed) FROM by_rank b WHERE b.capture_id = chosen.capture_id), 0),
-    coalesce((SELECT min(analyzed + failed) FROM by_rank b WHERE b.capture_id = chosen.capture_id), 0)
+    coalesce((SELECT max(analyzed) FROM by_engine b WHERE b.capture_id = chosen.capture_id), 0),
+    coalesce((SELECT max(settled) FROM by_engine b WHERE b.capture_id = chosen.capture_id), 0)
 FROM chosen ORDER BY created_unix_ns DESC, capture_id DESC
 """
 _decode_replay = msgspec.json.Decoder(dict[Tier, float]).decode
@@ -155,7 +160,8 @@ class Refusal:
 class CaptureRow:
     """A request for steps and how far it came.
 
-    `recorded` by the fastest rank of the server; `analyzed`, and `settled` (analyzed or set aside), by the slowest.
+    `recorded` by the fastest rank of the server; `analyzed`, and `settled` (analyzed or set aside), by the slowest rank
+    that records, of the engine that is furthest: another may have nothing to do.
     """
 
     capture_id: str
@@ -292,10 +298,12 @@ class Results:
         found = self._one(query, server.server_id, server.rank)
         return msgspec.json.decode(found[0], type=WorkerState) if found else None
 
-    def prune(self, *, before_ns: int, pending: Collection[str]) -> None:
+    def prune(self, *, before_ns: int, pending: Collection[str], max_bytes: int | None = None) -> None:
         """Delete what was analyzed, set aside or asked for before `before_ns`; counters stay.
 
-        Steps whose captures are still `pending` are kept: that they are here is what tells that they were counted.
+        Then the oldest steps go until no more than `max_bytes` are in use: what is freed is used again, so that the
+        file stays about as large. Steps whose captures are still `pending` are kept: that they are here is what tells
+        that they were counted.
         """
         ids = msgspec.json.encode(list(pending)).decode()
         others = "step_id NOT IN (SELECT value FROM json_each(?))"
@@ -304,6 +312,21 @@ class Results:
             self._db.execute(f"DELETE FROM failures WHERE failed_unix_ns < ? AND {others}", (before_ns, ids))
             self._db.execute(f"DELETE FROM attempts WHERE {others}", (ids,))
             self._db.execute("DELETE FROM captures WHERE created_unix_ns < ?", (before_ns,))
+        oldest = f"SELECT seq FROM steps WHERE {others} ORDER BY analyzed_unix_ns LIMIT ?"
+        while max_bytes is not None and self.used_bytes() > max_bytes:
+            portion = self.num_steps() // _PORTIONS + 1
+            with transaction(self._db):
+                if not self._db.execute(f"DELETE FROM steps WHERE seq IN ({oldest})", (ids, portion)).rowcount:
+                    return
+
+    def used_bytes(self) -> int:
+        """Return how much of the file is in use."""
+        return int(
+            self._one(
+                "SELECT (page_count - freelist_count) * page_size FROM "
+                "pragma_page_count, pragma_freelist_count, pragma_page_size"
+            )[0]
+        )
 
     def totals(self) -> list[Total]:
         """Return all counters."""
@@ -416,7 +439,7 @@ class Results:
     ) -> list[CaptureRow]:
         """Return the newest requests, newest first, or the one of this id; with `after` those that follow that one.
 
-        A server's ranks each record the steps asked for, so the slowest of all its ranks tells how far a request is.
+        The ranks of an engine that record each record the steps asked for, so the slowest tells how far a request is.
         """
         rows = self._db.execute(_CAPTURES, (capture_id, after, _all(limit)))
         return [_capture_row(**dict(zip(CaptureRow.__dataclass_fields__, row, strict=True))) for row in rows]

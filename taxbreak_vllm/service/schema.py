@@ -20,6 +20,7 @@ from taxbreak_vllm.service.window import SUMMED, TIER_SUMS
 VERSION = 2
 
 _BUSY_TIMEOUT_S = 10.0
+_LOG_BYTES = 16 * 2**20
 _SUMMED = ", ".join(f'"{path}" INTEGER' for path in SUMMED)
 _TIERS = ", ".join(f'"{path}"' for path in TIER_SUMS)
 _TABLES = f"""
@@ -113,6 +114,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     # It lasts, and costs nothing where it is so already; SQLite waits for no lock here, so a later opening may do it.
     with suppress(sqlite3.OperationalError):
         db.execute("PRAGMA journal_mode = WAL")
+    db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     db.execute("PRAGMA foreign_keys = ON")  # what hangs on a step goes with it
     db.execute("PRAGMA temp_store = MEMORY")  # a sidecar may have no other folder to write to
 

@@ -24,8 +24,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 def analyzer_command(settings: Settings) -> list[str]:
     """Return the command line of the analyzer of these settings."""
-    options = {"--results": settings.results_path, "--retention-s": settings.retention_s}
-    return _command("analyzer", settings, options)
+    bounds = {"--retention-s": settings.retention_s, "--results-max-bytes": settings.results_max_bytes}
+    return _command("analyzer", settings, {"--results": settings.results_path, **bounds})
 
 
 def replayer_command(settings: Settings) -> list[str]:

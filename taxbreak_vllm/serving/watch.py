@@ -60,6 +60,7 @@ class Watch:
         self._server = server
         self._graph_modes = graph_modes
         self._records = records
+        self._max_capture_steps = settings.max_capture_steps
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
@@ -180,6 +181,8 @@ class Watch:
             started_unix_ns=self._started_unix_ns,
             updated_unix_ns=self._unix_ns(),
             enabled=policy.off_reason is None,
+            records=self._records,
+            max_capture_steps=self._max_capture_steps,
             steps=self._kinds.histograms(),
             num_samples=self.outbox.num_stored,
             dropped=self._drops.counts(),

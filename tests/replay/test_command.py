@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -13,8 +15,9 @@ from taxbreak_vllm.baselines import Baselines, Outcome  # noqa: E402
 from taxbreak_vllm.errors import BaselineError  # noqa: E402
 from taxbreak_vllm.model import Batch, Phase, Server, StepInfo, Tier  # noqa: E402
 from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
-from taxbreak_vllm.replay.runner import Limits  # noqa: E402
+from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
+from taxbreak_vllm.service.replayer import Replayer  # noqa: E402
 from taxbreak_vllm.spool import Spool  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
@@ -36,18 +39,22 @@ def spool(slow_ops, tmp_path):
     trace = slow_ops.record(tmp_path / "trace.json", [("s1", step)])
     spool = Spool(tmp_path / "spool", max_bytes=10**8, max_captures=10)
     for number in range(2):
-        info = StepInfo(
-            step_id=f"s{number}",
-            step_index=number,
-            server=Server(server_id="server", dtype="float32", device_type="cpu"),
-            phase=Phase.DECODE,
-            batch=Batch(),
-            graph_mode="none",
-            started_unix_ns=number,
-            window_ns=100,
-        )
-        spool.put(info, lambda path: path.write_bytes(gzip.compress(trace.read_bytes())) and None)
+        put(spool, trace, number)
     return spool
+
+
+def put(spool, trace, number, **told):
+    info = StepInfo(
+        step_id=f"s{number}",
+        step_index=number,
+        server=Server(**{"server_id": "server", "dtype": "float32", "device_type": "cpu", **told}),
+        phase=Phase.DECODE,
+        batch=Batch(),
+        graph_mode="none",
+        started_unix_ns=number,
+        window_ns=100,
+    )
+    spool.put(info, lambda path: path.write_bytes(gzip.compress(trace.read_bytes())) and None)
 
 
 @pytest.fixture
@@ -135,3 +142,15 @@ def test_what_failed_is_tried_again_only_when_told(replay, spool, tmp_path):
 def test_a_folder_that_is_neither_is_named(replay, tmp_path):
     with pytest.raises(BaselineError, match="neither a capture nor a spool"):
         replay(tmp_path)
+
+
+def test_in_the_background_captures_of_another_torch_hold_up_nobody(spool, children, tmp_path, caplog):
+    put(spool, tmp_path / "trace.json", 7, server_id="old", torch="1.0")
+    replay = partial(run, open_child=lambda _: children())
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        Replayer(spool, store, OPTIONS, Pace(1.0), replay=replay).turn(threading.Event())
+
+        (environment,) = store.environments()
+
+    assert environment.torch == torch.__version__
+    assert "torch 1.0" in caplog.text

@@ -229,6 +229,13 @@ def test_a_second_capture_of_a_server_is_a_conflict_until_the_first_ends(client,
     assert client.post("captures", json={}).status_code == 202
 
 
+def test_no_more_steps_are_asked_for_than_the_worker_records(client, running, spool, make_state, clock):
+    spool.put_state(make_state(max_capture_steps=3, updated_unix_ns=clock() + 1))
+
+    assert "TAXBREAK_MAX_CAPTURE_STEPS=3" in problem(client.post("captures", json={"steps": 4}), 422)["detail"]
+    assert client.post("captures", json={"steps": 3}).status_code == 202
+
+
 def test_a_capture_taken_back_frees_the_server(client, running, spool):
     first = client.post("captures", json={}).json()["id"]
 

@@ -190,6 +190,40 @@ def test_a_request_is_as_far_as_its_slowest_rank(results, add, make_state):
     assert (row.recorded, row.analyzed, row.settled) == (2, 1, 2)
 
 
+def test_ranks_that_only_time_and_engines_without_work_hold_no_request_up(results, add, make_state):
+    ranks = [Server(server_id="vllm-a", model_name="tiny", engine=str(rank // 2), rank=rank) for rank in range(4)]
+    results.put_states(make_state(server=server, records=server.rank % 2 == 0) for server in ranks)
+    results.add_capture("vllm-a", request("c", steps=2))
+    add("a0", server=ranks[0], capture_id="c")
+    add("b0", server=ranks[0], capture_id="c")
+
+    (row,) = results.captures("c")
+
+    assert (row.recorded, row.analyzed, row.settled) == (2, 2, 2)
+
+
+def test_the_oldest_steps_go_where_the_file_would_grow_beyond_its_bound(results, add, clock):
+    for number in range(40):
+        clock.sleep_s(1)
+        add(f"s{number:02}")
+    half = results.used_bytes() // 2
+
+    results.prune(before_ns=0, pending=["s00"], max_bytes=half)
+
+    kept = sorted(step.step_id for step in results.steps())
+    assert results.used_bytes() <= half
+    assert kept == ["s00", *(f"s{number:02}" for number in range(41 - len(kept), 40))]
+    assert total(results, "sampled_steps") == 40
+
+
+def test_a_bound_that_cannot_be_kept_ends_with_nothing_to_delete(results, add):
+    add("a")
+
+    results.prune(before_ns=0, pending=["a"], max_bytes=1)
+
+    assert [step.step_id for step in results.steps()] == ["a"]
+
+
 def test_the_file_and_its_log_are_only_ours(settings, results, add):
     add("a")
 
