@@ -1,13 +1,16 @@
 """The spool: captures are there whole or not at all, within bounds, and every reader may die at any byte."""
 
 import os
+import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.layout import MARKER
 from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
 from taxbreak_vllm.spool import Spool
 
@@ -207,9 +210,90 @@ def test_sweeping_removes_what_dead_writers_and_servers_left(spool):
     )
 
     assert spool.sweep(older_than_ns=1) == 0
-    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 2
+    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 3
     assert [capture.step_id for capture in spool.captures()] == ["one"]
     assert not (spool.root / "server-b").exists()
+
+
+def fill_with_others(folder: Path) -> dict[str, bytes]:
+    """Put files of somebody else into a folder, some of them where a spool has its own."""
+    names = (".ssh/id", "docs/thesis.txt", "photos/2024/a.jpg", "photos/2023/trip/a.jpg", "x/0/.cache/one", "note")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of somebody")
+    return read_all(folder)
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_holds_anything_else_is_no_spool_and_stays_as_it_is(tmp_path):
+    before = fill_with_others(tmp_path)
+    spool = Spool(tmp_path, max_bytes=1, max_captures=1)
+    state = WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True)
+
+    for act in (lambda: put(spool, "one"), lambda: spool.put_state(state), lambda: spool.claim().__enter__()):
+        with pytest.raises(SpoolError, match=rf"{tmp_path}: holds '.*'.*TAXBREAK_SPOOL") as refused:
+            act()
+        assert len(str(refused.value).splitlines()) == 1
+    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 0
+    assert read_all(tmp_path) == before
+
+
+def test_what_others_put_into_a_spool_is_neither_evicted_nor_swept(spool):
+    spool.make()
+    theirs = fill_with_others(spool.root)
+    for number in range(6):
+        put(spool, f"s{number}")
+
+    spool.sweep(older_than_ns=time.time_ns() + 10**12)
+
+    assert len(spool.captures()) == 4
+    assert theirs.items() <= read_all(spool.root).items()
+
+
+def test_a_spool_without_its_mark_is_taken_over_with_all_that_may_be_in_one(spool):
+    put(spool, "one")
+    spool.put_state(WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True))
+    spool.put_request("server-a", CaptureRequest(capture_id="x", steps=1))
+    spool.put_control("server-b", Control(control_id="x"))
+    with spool.claim():
+        pass
+    spool.mark(spool.captures()[0], "analyzed")
+    for name in ("results.sqlite3", "results.sqlite3-wal", "results.sqlite3-shm", "baselines.sqlite3"):
+        (spool.root / name).touch()
+    (spool.root / "lost+found").mkdir()
+    (spool.root / "server-a" / "0" / ".two.tmp").mkdir()
+    (spool.root / "server-a" / "0" / ".state.json.7.tmp").touch()
+    (spool.root / "server-b" / ".control.json.7.tmp").touch()
+    (spool.root / MARKER).unlink()
+
+    put(spool, "three")
+
+    assert (spool.root / MARKER).stat().st_mode & 0o777 == 0o600
+    assert [capture.step_id for capture in spool.captures()] == ["one", "three"]
+
+
+def test_a_spool_that_is_deleted_under_its_writer_is_made_anew_with_its_mark(spool):
+    put(spool, "one")
+    shutil.rmtree(spool.root)
+
+    put(spool, "two")
+
+    assert (spool.root / MARKER).is_file()
+    assert [capture.step_id for capture in spool.captures()] == ["two"]
+
+
+def test_many_may_begin_a_spool_at_once(tmp_path):
+    def begin(number: int) -> None:
+        spool = Spool(tmp_path / str(number // 8), max_bytes=10_000, max_captures=8)
+        put(spool, f"s{number}", rank=number % 8)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, range(160)))
+
+    assert all(len(Spool(root, max_bytes=1, max_captures=1).captures()) == 8 for root in tmp_path.iterdir())
 
 
 def test_a_spool_that_cannot_be_written_is_one_error_with_its_name(tmp_path):

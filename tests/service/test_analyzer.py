@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,7 @@ def test_a_clock_that_was_set_back_does_not_put_off_housekeeping(make_analyzer, 
     analyzer = make_analyzer()
     analyzer.turn()
     clock.sleep_s(-7200)
+    spool.make()
     (abandoned := spool.root / "vllm-a" / "0" / ".s1.tmp").mkdir(parents=True)
     os.utime(abandoned, ns=(clock() - 3600 * 10**9,) * 2)
 
@@ -392,6 +394,22 @@ def test_results_that_cannot_be_opened_are_said_in_one_line(start, settings):
     assert "cannot use the results" in line
 
 
+def test_a_folder_that_is_no_spool_is_said_once_and_waited_for(start, put, settings, until):
+    settings.spool.mkdir()
+    (thesis := settings.spool / "thesis.txt").touch()
+    process = start()
+    said = process.stderr.readline()
+    time.sleep(1.5)  # it looks again each second
+
+    thesis.unlink()
+    capture = put("a")
+    until(lambda: capture.is_analyzed)
+    process.kill()
+
+    assert b"thesis.txt" in said
+    assert b"thesis.txt" not in process.stderr.read()
+
+
 def test_it_lets_every_other_process_go_first(analyzer_command, spool, until):
     """Also where niceness counts within a session only, as it has one of its own under a supervisor."""
     process = subprocess.Popen(analyzer_command, stdin=subprocess.PIPE, start_new_session=True)
@@ -413,10 +431,11 @@ def test_it_writes_files_for_its_owner_only(start, put, spool, until):
 
 
 def test_a_name_that_is_no_capture_of_ours_is_set_aside(make_analyzer, spool, results):
-    (spool.root / "server" / "0" / "folder").mkdir(parents=True)
+    (folder := spool.root / "server" / "0" / "folder").mkdir(parents=True)
+    (folder / STEP).touch()
 
     make_analyzer().turn()
 
     assert results.failure("folder").startswith("analysis_failed: SpoolError")
-    assert (spool.root / "server" / "0" / "folder" / TRACE).exists() is False
+    assert not (folder / TRACE).exists()
     assert results.worker(Server(server_id="server")) is None
