@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import tempfile
 import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +16,10 @@ import pytest
 from taxbreak_vllm.errors import SpoolError
 from taxbreak_vllm.layout import MARKER
 from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool import Spool, Survey
 
 SERVER = Server(server_id="server-a")
+NOBODY = 65534
 
 
 def info(step_id: str, rank: int = 0) -> StepInfo:
@@ -33,6 +38,34 @@ def info(step_id: str, rank: int = 0) -> StepInfo:
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", max_bytes=10_000, max_captures=4)
+
+
+@pytest.fixture
+def nobody() -> Iterator[tuple[Spool, Callable[[Callable[[], None]], None]]]:
+    """A spool of the user nobody, and how to act as that one."""
+    if os.getuid() != 0:
+        pytest.skip("only root can act as another user")
+
+    def act_as_nobody(act: Callable[[], None]) -> None:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # other threads may be running
+            child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                act()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    with tempfile.TemporaryDirectory() as folder:  # not below pytest's own, which is root's alone
+        os.chmod(folder, 0o755)
+        (root := Path(folder) / "spool").mkdir(mode=0o700)
+        os.chown(root, NOBODY, NOBODY)
+        yield Spool(root, max_bytes=10_000, max_captures=4), act_as_nobody
 
 
 def put(spool: Spool, step_id: str, size: int = 100, rank: int = 0) -> list[str]:
@@ -294,6 +327,26 @@ def test_many_may_begin_a_spool_at_once(tmp_path):
         list(threads.map(begin, range(160)))
 
     assert all(len(Spool(root, max_bytes=1, max_captures=1).captures()) == 8 for root in tmp_path.iterdir())
+
+
+def test_what_another_user_keeps_to_himself_is_not_there_and_said_once(nobody, caplog):
+    spool, act_as_nobody = nobody
+    (spool.root / "lost+found").mkdir(mode=0o700)
+    put(Spool(spool.root, max_bytes=10_000, max_captures=4), "of-root")
+
+    def act() -> None:
+        spool.put_state(
+            WorkerState(server=Server(server_id="mine"), started_unix_ns=1, updated_unix_ns=2, enabled=True)
+        )
+        assert spool.captures() == []
+        assert spool.find("of-root") is None
+        assert [state.server.server_id for state in spool.states()] == ["mine"]
+        assert Survey(spool).read() == (0, None)
+        assert spool.sweep(older_than_ns=1) == 0
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith(f"{spool.root}/server-a: may not be read")
+
+    act_as_nobody(act)
 
 
 def test_a_spool_that_cannot_be_written_is_one_error_with_its_name(tmp_path):
