@@ -349,6 +349,83 @@ def test_what_another_user_keeps_to_himself_is_not_there_and_said_once(nobody, c
     act_as_nobody(act)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o2770, 0o1777])
+def test_a_spool_that_others_can_write_to_is_closed_to_them_if_it_is_empty_or_marked(spool, mode):
+    spool.root.mkdir()
+    spool.root.chmod(mode)
+    (spool.root / "lost+found").mkdir()  # of the volume
+    spool.make()
+    modes = [spool.root.stat().st_mode & 0o7777]
+    put(spool, "one")
+    spool.root.chmod(mode)
+
+    put(spool, "two")
+
+    assert [*modes, spool.root.stat().st_mode & 0o7777] == [0o700, 0o700]
+
+
+def test_what_others_may_have_put_into_a_folder_is_not_taken_over(spool):
+    put(spool, "one")
+    (spool.root / MARKER).unlink()
+    spool.root.chmod(0o777)
+
+    with pytest.raises(SpoolError, match="others may have written to it; set TAXBREAK_SPOOL"):
+        put(spool, "two")
+
+
+def test_a_link_to_a_folder_is_no_spool(spool):
+    (elsewhere := spool.root.with_name("elsewhere")).mkdir()
+    spool.root.symlink_to(elsewhere)
+
+    with pytest.raises(SpoolError, match="spool: is a link; set TAXBREAK_SPOOL"):
+        put(spool, "one")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_link_in_place_of_a_lock_is_not_followed(spool):
+    (precious := spool.root.with_name("precious")).write_text("kept")
+    spool.make()
+    for name in (".writer.lock", ".analyzer.lock"):
+        (spool.root / name).symlink_to(precious)
+
+    with pytest.raises(SpoolError, match="symbolic links"):
+        put(spool, "one")
+    with pytest.raises(SpoolError, match=r"\.analyzer\.lock"), spool.claim():
+        pass
+    assert precious.read_text() == "kept"
+
+
+def test_a_folder_of_another_user_is_no_spool_and_gives_no_orders(nobody):
+    spool, act_as_nobody = nobody
+    spool.put_control("server-a", Control(control_id="x"))
+    os.chown(spool.root, 0, 0)
+    for path in (spool.root, *spool.root.rglob("*")):
+        path.chmod(0o777)
+
+    def act() -> None:
+        assert spool.read_control("server-a") is None
+        with pytest.raises(SpoolError, match=r"belongs to another user \(0\); set TAXBREAK_SPOOL"):
+            put(spool, "one")
+
+    act_as_nobody(act)
+
+
+def test_in_a_volume_of_a_pod_s_group_a_folder_of_our_own_is_a_spool(nobody):
+    """As Kubernetes mounts one with an fsGroup, and as it changes what is in it when it mounts it again."""
+    spool, act_as_nobody = nobody
+    volume = spool.root
+    os.chown(volume, 0, NOBODY)
+    volume.chmod(0o2777)
+    spool = Spool(volume / "spool", max_bytes=10_000, max_captures=4)
+
+    act_as_nobody(lambda: put(spool, "one") and None)
+    spool.root.chmod(0o2770)
+    act_as_nobody(lambda: put(spool, "two") and None)
+
+    assert [capture.step_id for capture in spool.captures()] == ["one", "two"]
+    assert spool.root.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_spool_that_cannot_be_written_is_one_error_with_its_name(tmp_path):
     (tmp_path / "file").write_text("")
     spool = Spool(tmp_path / "file", max_bytes=1000, max_captures=1)

@@ -163,9 +163,7 @@ def test_garbage_among_names_and_numbers_stops_nothing_else(make_analyzer, make_
     assert counted(results, "steps", "FULL") == 10
 
 
-def test_a_state_that_the_results_cannot_hold_is_left_out_and_said_once(
-    make_analyzer, make_state, spool, results, caplog
-):
+def test_a_state_that_cannot_be_stored_is_left_out_and_said_once(make_analyzer, make_state, spool, results, caplog):
     state = make_state(num_steps=2**62, step_ns=1, server=Server(server_id="huge"))
     spool.put_state(replace(state, steps=state.steps * 2))  # two of a kind, which are added up
     spool.put_state(make_state(num_steps=10))
