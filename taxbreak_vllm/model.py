@@ -8,7 +8,7 @@ Symbols (ΔFT, ΔCT, ΔKT, HDBI, TKLQT) are those of TaxBreak (arXiv 2603.12465)
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -19,6 +19,8 @@ BREAKDOWN_SCHEMA = "taxbreak.breakdown/1"
 
 # Upper bounds of the step-time histogram: 0.1 ms to 10 s, 1-2-5 series; a last, unbounded bucket follows.
 STEP_BUCKETS_NS = (*(m * 10**e for e in range(5, 10) for m in (1, 2, 5)), 10**10)
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # in what is read from the spool: SQLite holds no more
 
 
 class Phase(StrEnum):
@@ -55,11 +57,11 @@ class Batch:
     `draft_tokens` were proposed by speculative decoding and checked in this step, `accepted_tokens` of them were kept.
     """
 
-    requests: int | None = None
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    draft_tokens: int | None = None
-    accepted_tokens: int | None = None
+    requests: Int64 | None = None
+    prompt_tokens: Int64 | None = None
+    output_tokens: Int64 | None = None
+    draft_tokens: Int64 | None = None
+    accepted_tokens: Int64 | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +70,14 @@ class Server:
 
     server_id: str
     engine: str = "0"
-    rank: int = 0
+    rank: Int64 = 0
     model_name: str = ""
     dtype: str = ""
     device_type: str = ""
     device_name: str = ""
     torch: str = ""
     vllm: str = ""
-    pid: int = 0
+    pid: Int64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,17 +92,17 @@ class StepInfo:
     """
 
     step_id: str
-    step_index: int
+    step_index: Int64
     server: Server
     phase: Phase
     batch: Batch
     graph_mode: str
-    started_unix_ns: int
-    window_ns: int
-    plain_window_ns: int | None = None
-    num_plain: int = 0
-    overhead_ns: int = 0
-    op_cost_ns: int | None = None
+    started_unix_ns: Int64
+    window_ns: Int64
+    plain_window_ns: Int64 | None = None
+    num_plain: Int64 = 0
+    overhead_ns: Int64 = 0
+    op_cost_ns: Int64 | None = None
     async_output: bool = False
     capture_id: str | None = None
 
@@ -111,9 +113,9 @@ class StepHistogram:
 
     phase: Phase
     graph_mode: str
-    num_steps: int
-    sum_ns: int
-    bucket_counts: tuple[int, ...]
+    num_steps: Int64
+    sum_ns: Int64
+    bucket_counts: tuple[Int64, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,22 +131,22 @@ class WorkerState:
     """
 
     server: Server
-    started_unix_ns: int
-    updated_unix_ns: int
+    started_unix_ns: Int64
+    updated_unix_ns: Int64
     enabled: bool
     records: bool = True
     max_capture_steps: int | None = None
     steps: tuple[StepHistogram, ...] = ()
-    num_samples: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    overhead_ns: int = 0
-    serving_ns: int = 0
+    num_samples: Int64 = 0
+    dropped: Mapping[str, Int64] = field(default_factory=dict)
+    overhead_ns: Int64 = 0
+    serving_ns: Int64 = 0
     capture_id: str | None = None
-    capture_recorded: int = 0
+    capture_recorded: Int64 = 0
     off_reason: str | None = None
-    sample_every: int | None = None
+    sample_every: Int64 | None = None
     overhead_budget_ratio: float | None = None
-    slowdown: int = 1
+    slowdown: Int64 = 1
     control_id: str | None = None
 
 
@@ -154,9 +156,9 @@ class Control:
 
     control_id: str
     enabled: bool | None = None
-    sample_every: int | None = None
+    sample_every: Int64 | None = None
     overhead_budget_ratio: float | None = None
-    updated_unix_ns: int = 0
+    updated_unix_ns: Int64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +190,11 @@ class CaptureRequest:
     """A wish for the next `steps` steps of one server, written into the spool by whoever asks, read by its workers."""
 
     capture_id: str
-    steps: int
+    steps: Int64
     phase: Phase | None = None
     stacks: bool = False
-    created_unix_ns: int = 0
-    expires_unix_ns: int = 0
+    created_unix_ns: Int64 = 0
+    expires_unix_ns: Int64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

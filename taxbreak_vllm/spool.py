@@ -3,36 +3,46 @@
 The one seam between serving and analysis: `SPOOL/<server id>/<rank>/<step id>/{step.json,trace.json.gz}`, written
 under a temporary name and renamed, so a reader sees a capture whole or not at all. `state.json` beside them is the
 worker's own state, `SPOOL/<server id>/capture.json` a request for steps and `control.json` how to record. An analyzed
-capture carries a file `analyzed` that says how it went. Folders are 0700 and files 0600. What is inside a trace is not
-known here.
+capture carries a file `analyzed` that says how it went. Folders are 0700 and files 0600; `layout` knows their names and
+whose they must be. What is inside a trace is not known here.
 """
 
 import dataclasses
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.layout import (
+    ANALYZED,
+    CONTROL,
+    NAME,
+    REQUEST,
+    STATE,
+    STEP,
+    TRACE,
+    capture_dirs,
+    is_capture,
+    is_marked,
+    is_own,
+    open_private,
+    rank_dirs,
+    remove_leftovers,
+    remove_rank,
+    remove_server,
+    server_dirs,
+    take,
+)
 from taxbreak_vllm.model import CaptureRequest, Control, StepInfo, WorkerState
 
-TRACE = "trace.json.gz"
-STEP = "step.json"
-STATE = "state.json"
-REQUEST = "capture.json"
-CONTROL = "control.json"
-ANALYZED = "analyzed"
-
 T = TypeVar("T")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +68,10 @@ class Capture:
         return _read(self.path / STEP, StepInfo)
 
     def size_bytes(self) -> int:
-        """Bytes on disk, 0 once it is gone."""
+        """Bytes on disk, 0 once it is gone or where we may not look into it."""
         try:
             return sum(entry.stat().st_size for entry in os.scandir(self.path))
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return 0
 
 
@@ -73,6 +83,16 @@ class Spool:
         self.max_bytes = max_bytes
         self.max_captures = max_captures
 
+    def make(self) -> None:
+        """Make the folder, or take the one that is there; raises SpoolError where it cannot be a spool of ours."""
+        try:
+            take(self.root)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SpoolError(
+                f"{self.root}: cannot write here: {reason}; set TAXBREAK_SPOOL to another folder"
+            ) from error
+
     def put(self, info: StepInfo, write_trace: Callable[[Path], None]) -> tuple[Capture, ...]:
         """Store one capture whole and return what had to be evicted to keep the bounds, unanalyzed captures only.
 
@@ -83,19 +103,20 @@ class Spool:
         temporary = rank_dir / f".{_checked(info.step_id)}.tmp"
         try:
             self._make(temporary)
-            write_trace(temporary / TRACE)
-            os.chmod(temporary / TRACE, 0o600)
-            _write(temporary / STEP, info)
-            size = Capture(temporary).size_bytes()
-            if size > self.max_bytes:
-                raise SpoolError(f"{self.root}: a capture of {size} bytes exceeds the spool's {self.max_bytes}")
-            with self._lock():
-                evicted = self.evict(spare_bytes=size, spare_captures=1)
-                temporary.rename(rank_dir / info.step_id)
+            try:
+                write_trace(temporary / TRACE)
+                os.chmod(temporary / TRACE, 0o600)
+                _write(temporary / STEP, info)
+                size = Capture(temporary).size_bytes()
+                if size > self.max_bytes:
+                    raise SpoolError(f"{self.root}: a capture of {size} bytes exceeds the spool's {self.max_bytes}")
+                with self._lock():
+                    evicted = self.evict(spare_bytes=size, spare_captures=1)
+                    temporary.rename(rank_dir / info.step_id)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot store a capture: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return evicted
 
     def put_state(self, state: WorkerState) -> None:
@@ -114,17 +135,11 @@ class Spool:
 
     def read_request(self, server_id: str) -> CaptureRequest | None:
         """Return the standing request for a server, None where there is none or it cannot be read."""
-        try:
-            return _read(self.root / _checked(server_id) / REQUEST, CaptureRequest)
-        except SpoolError:
-            return None
+        return self._read_message(server_id, REQUEST, CaptureRequest)
 
     def read_control(self, server_id: str) -> Control | None:
         """Return how a server shall record, None where nobody has said or it cannot be read."""
-        try:
-            return _read(self.root / _checked(server_id) / CONTROL, Control)
-        except SpoolError:
-            return None
+        return self._read_message(server_id, CONTROL, Control)
 
     def evict(self, *, spare_bytes: int = 0, spare_captures: int = 0) -> tuple[Capture, ...]:
         """Remove the oldest captures until the spared room is free; return those that nobody had analyzed."""
@@ -143,9 +158,17 @@ class Spool:
 
     @contextmanager
     def claim(self, role: str = "analyzer") -> Iterator[bool]:
-        """Become the one process of this role on this spool; yields False while another is it."""
-        self._make(self.root)
-        with _open_private(self.root / f".{role}.lock") as lock:
+        """Become the one process of this role on this spool; yields False while another is it.
+
+        Raises SpoolError where the folder cannot be a spool of ours.
+        """
+        self.make()
+        path = self.root / f".{role}.lock"
+        try:
+            lock = os.fdopen(open_private(path), "wb")
+        except OSError as error:
+            raise SpoolError(f"{path}: cannot be locked: {error.strerror or error}") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -156,11 +179,10 @@ class Spool:
     def captures(self) -> list[Capture]:
         """List all complete captures, oldest first."""
         found = []
-        for rank_dir in self._rank_dirs():
-            for entry in _entries(rank_dir):
+        for rank_dir in rank_dirs(self.root):
+            for path in filter(is_capture, capture_dirs(rank_dir)):
                 with suppress(FileNotFoundError):  # evicted this very moment
-                    if _NAME.fullmatch(entry.name) and _is_folder(entry):
-                        found.append((entry.stat().st_mtime_ns, entry.path))
+                    found.append((os.stat(path).st_mtime_ns, path))
         return [Capture(Path(path)) for _, path in sorted(found)]
 
     def pending(self) -> list[Capture]:
@@ -176,17 +198,17 @@ class Spool:
 
     def find(self, step_id: str) -> Capture | None:
         """Find a capture by its step id; None for an unknown id or one that is no id."""
-        if not _NAME.fullmatch(step_id):
+        if not NAME.fullmatch(step_id):
             return None
-        matches = [path for rank_dir in self._rank_dirs() if ((path := rank_dir / step_id) / STEP).is_file()]
-        return next((Capture(path) for path in matches if not path.is_symlink()), None)
+        paths = [Path(rank_dir, step_id) for rank_dir in rank_dirs(self.root)]
+        return next((Capture(path) for path in paths if is_capture(path) and not path.is_symlink()), None)
 
     def states(self) -> list[WorkerState]:
         """Read the state of every worker that ever published one here; unreadable ones are left out."""
         found = []
-        for rank_dir in self._rank_dirs():
+        for rank_dir in rank_dirs(self.root):
             with suppress(SpoolError):
-                found.append(_read(rank_dir / STATE, WorkerState))
+                found.append(_read(Path(rank_dir, STATE), WorkerState))
         return found
 
     def put_request(self, server_id: str, request: CaptureRequest) -> None:
@@ -233,22 +255,12 @@ class Spool:
 
         That is temporary folders of writers that died, and servers that publish no more and have no capture left.
         """
-        doomed = []
-        for rank_dir in self._rank_dirs():
-            entries = _entries(rank_dir)
-            doomed += [e.path for e in entries if e.name.startswith(".") and e.is_dir() and _is_older(e, older_than_ns)]
-            if not any(e.is_dir() for e in entries) and all(_is_older(e, older_than_ns) for e in entries):
-                doomed.append(str(rank_dir))
-        for path in doomed:
-            shutil.rmtree(path, ignore_errors=True)
-        for server in _entries(self.root):
-            if (
-                server.is_dir()
-                and _is_older(server, older_than_ns)
-                and not any(e.is_dir() for e in _entries(server.path))
-            ):
-                shutil.rmtree(server.path, ignore_errors=True)
-        return len(doomed)
+        if not is_marked(self.root):
+            return 0
+        ranks = rank_dirs(self.root)
+        num_left = sum(remove_leftovers(rank, older_than_ns=older_than_ns) for rank in ranks)
+        num_ranks = sum(remove_rank(rank, older_than_ns=older_than_ns) for rank in ranks)
+        return num_left + num_ranks + sum(remove_server(s, older_than_ns=older_than_ns) for s in server_dirs(self.root))
 
     def size_bytes(self) -> int:
         """Bytes of all captures."""
@@ -257,23 +269,22 @@ class Spool:
     def _rank_dir(self, server_id: str, rank: int) -> Path:
         return self.root / _checked(server_id) / str(rank)
 
-    def _rank_dirs(self) -> list[Path]:
-        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and _is_folder(entry)]
-        return sorted(
-            Path(rank.path)
-            for server in servers
-            for rank in _entries(server.path)
-            if rank.name.isdigit() and _is_folder(rank)
-        )
+    def _read_message(self, server_id: str, name: str, kind: type[T]) -> T | None:
+        try:
+            path = self.root / _checked(server_id) / name
+            return _read(path, kind) if is_own(self.root) else None  # what another user says is no order
+        except SpoolError:
+            return None
 
     def _make(self, folder: Path) -> None:
+        take(self.root)
         for part in reversed([folder, *folder.parents]):
-            if part == self.root or self.root in part.parents:
-                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.root in part.parents:
+                part.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with _open_private(self.root / ".writer.lock") as lock:
+        with os.fdopen(open_private(self.root / ".writer.lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -291,11 +302,10 @@ class Survey:
     def read(self) -> tuple[int, int | None]:
         """Return the bytes of all captures, and the Unix time in ns of the oldest unanalyzed one, None without one."""
         seen: dict[str, _Look] = {}
-        for rank_dir in self._spool._rank_dirs():
-            for entry in _entries(rank_dir):
-                if _NAME.fullmatch(entry.name) and entry.is_dir():
-                    with suppress(FileNotFoundError):  # evicted this very moment
-                        seen[entry.path] = self._seen.get(entry.path) or _look(entry.path)
+        for rank_dir in rank_dirs(self._spool.root):
+            for path in capture_dirs(rank_dir):
+                with suppress(FileNotFoundError, PermissionError):  # evicted this very moment, or no capture of ours
+                    seen[path] = self._seen.get(path) or _look(path)
         oldest_unix_ns = None
         for _, path in sorted((look.modified_ns, path) for path, look in seen.items() if not look.is_analyzed):
             with suppress(FileNotFoundError):
@@ -315,18 +325,9 @@ class _Look(NamedTuple):
 
 def _look(path: str) -> _Look:
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(path)}
+    if STEP not in sizes:
+        raise FileNotFoundError(path)
     return _Look(os.stat(path).st_mtime_ns, sum(sizes.values()), ANALYZED in sizes)
-
-
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    try:
-        return list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)  # a link could lead out of the spool
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -340,15 +341,8 @@ def _stamp(path: str) -> tuple[int, int] | None:
     )  # the clock has ticks of milliseconds, but a file put in place is another one
 
 
-def _is_older(entry: os.DirEntry[str], than_ns: int) -> bool:
-    try:
-        return entry.stat().st_mtime_ns < than_ns
-    except FileNotFoundError:
-        return False
-
-
 def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise SpoolError(f"{name!r} cannot name a folder in the spool")
     return name
 
@@ -358,7 +352,7 @@ def _read(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise SpoolError(f"{path}: {error.strerror or error}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise SpoolError(f"{path}: {error}") from error
 
 
@@ -366,14 +360,10 @@ def _write(path: Path, value: object) -> None:
     _write_bytes(path, msgspec.json.encode(value))
 
 
-def _open_private(path: Path) -> IO[bytes]:
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
-
-
 def _write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _open_private(temporary) as file:
+        with os.fdopen(open_private(temporary, os.O_TRUNC), "wb") as file:
             file.write(data)
         temporary.replace(path)
     finally:

@@ -16,7 +16,7 @@ PACKAGE = Path(taxbreak_vllm.__file__).parent
 # Each room may import itself and what stands before it; rooms of one line do not know each other.
 ORDER = (
     {"errors", "model"},
-    {"settings", "processor"},
+    {"settings", "processor", "layout"},
     {"spool", "trace"},
     {"baselines"},
     {"taxes"},
@@ -37,7 +37,7 @@ ALSO_TAXES = {
     "analysis",
     "recording",
 }  # taxes.py in several files
-SERVING_MAY = {"serving", "model", "settings", "spool", "processor", "errors"}
+SERVING_MAY = {"serving", "model", "settings", "spool", "layout", "processor", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 
 

@@ -1,17 +1,25 @@
 """The spool: captures are there whole or not at all, within bounds, and every reader may die at any byte."""
 
 import os
+import shutil
+import tempfile
 import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.layout import MARKER
 from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool import Spool, Survey
 
 SERVER = Server(server_id="server-a")
+NOBODY = 65534
 
 
 def info(step_id: str, rank: int = 0) -> StepInfo:
@@ -30,6 +38,34 @@ def info(step_id: str, rank: int = 0) -> StepInfo:
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", max_bytes=10_000, max_captures=4)
+
+
+@pytest.fixture
+def nobody() -> Iterator[tuple[Spool, Callable[[Callable[[], None]], None]]]:
+    """A spool of the user nobody, and how to act as that one."""
+    if os.getuid() != 0:
+        pytest.skip("only root can act as another user")
+
+    def act_as_nobody(act: Callable[[], None]) -> None:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # other threads may be running
+            child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                act()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    with tempfile.TemporaryDirectory() as folder:  # not below pytest's own, which is root's alone
+        os.chmod(folder, 0o755)
+        (root := Path(folder) / "spool").mkdir(mode=0o700)
+        os.chown(root, NOBODY, NOBODY)
+        yield Spool(root, max_bytes=10_000, max_captures=4), act_as_nobody
 
 
 def put(spool: Spool, step_id: str, size: int = 100, rank: int = 0) -> list[str]:
@@ -207,9 +243,187 @@ def test_sweeping_removes_what_dead_writers_and_servers_left(spool):
     )
 
     assert spool.sweep(older_than_ns=1) == 0
-    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 2
+    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 3
     assert [capture.step_id for capture in spool.captures()] == ["one"]
     assert not (spool.root / "server-b").exists()
+
+
+def fill_with_others(folder: Path) -> dict[str, bytes]:
+    """Put files of somebody else into a folder, some of them where a spool has its own."""
+    names = (".ssh/id", "docs/thesis.txt", "photos/2024/a.jpg", "photos/2023/trip/a.jpg", "x/0/.cache/one", "note")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of somebody")
+    return read_all(folder)
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_holds_anything_else_is_no_spool_and_stays_as_it_is(tmp_path):
+    before = fill_with_others(tmp_path)
+    spool = Spool(tmp_path, max_bytes=1, max_captures=1)
+    state = WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True)
+
+    for act in (lambda: put(spool, "one"), lambda: spool.put_state(state), lambda: spool.claim().__enter__()):
+        with pytest.raises(SpoolError, match=rf"{tmp_path}: holds '.*'.*TAXBREAK_SPOOL") as refused:
+            act()
+        assert len(str(refused.value).splitlines()) == 1
+    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 0
+    assert read_all(tmp_path) == before
+
+
+def test_what_others_put_into_a_spool_is_neither_evicted_nor_swept(spool):
+    spool.make()
+    theirs = fill_with_others(spool.root)
+    for number in range(6):
+        put(spool, f"s{number}")
+
+    spool.sweep(older_than_ns=time.time_ns() + 10**12)
+
+    assert len(spool.captures()) == 4
+    assert theirs.items() <= read_all(spool.root).items()
+
+
+def test_a_spool_without_its_mark_is_taken_over_with_all_that_may_be_in_one(spool):
+    put(spool, "one")
+    spool.put_state(WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True))
+    spool.put_request("server-a", CaptureRequest(capture_id="x", steps=1))
+    spool.put_control("server-b", Control(control_id="x"))
+    with spool.claim():
+        pass
+    spool.mark(spool.captures()[0], "analyzed")
+    for name in ("results.sqlite3", "results.sqlite3-wal", "results.sqlite3-shm", "baselines.sqlite3"):
+        (spool.root / name).touch()
+    (spool.root / "lost+found").mkdir()
+    (spool.root / "server-a" / "0" / ".two.tmp").mkdir()
+    (spool.root / "server-a" / "0" / ".state.json.7.tmp").touch()
+    (spool.root / "server-b" / ".control.json.7.tmp").touch()
+    (spool.root / MARKER).unlink()
+
+    put(spool, "three")
+
+    assert (spool.root / MARKER).stat().st_mode & 0o777 == 0o600
+    assert [capture.step_id for capture in spool.captures()] == ["one", "three"]
+
+
+def test_a_spool_that_is_deleted_under_its_writer_is_made_anew_with_its_mark(spool):
+    put(spool, "one")
+    shutil.rmtree(spool.root)
+
+    put(spool, "two")
+
+    assert (spool.root / MARKER).is_file()
+    assert [capture.step_id for capture in spool.captures()] == ["two"]
+
+
+def test_many_may_begin_a_spool_at_once(tmp_path):
+    def begin(number: int) -> None:
+        spool = Spool(tmp_path / str(number // 8), max_bytes=10_000, max_captures=8)
+        put(spool, f"s{number}", rank=number % 8)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, range(160)))
+
+    assert all(len(Spool(root, max_bytes=1, max_captures=1).captures()) == 8 for root in tmp_path.iterdir())
+
+
+def test_what_another_user_keeps_to_himself_is_not_there_and_said_once(nobody, caplog):
+    spool, act_as_nobody = nobody
+    (spool.root / "lost+found").mkdir(mode=0o700)
+    put(Spool(spool.root, max_bytes=10_000, max_captures=4), "of-root")
+
+    def act() -> None:
+        spool.put_state(
+            WorkerState(server=Server(server_id="mine"), started_unix_ns=1, updated_unix_ns=2, enabled=True)
+        )
+        assert spool.captures() == []
+        assert spool.find("of-root") is None
+        assert [state.server.server_id for state in spool.states()] == ["mine"]
+        assert Survey(spool).read() == (0, None)
+        assert spool.sweep(older_than_ns=1) == 0
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith(f"{spool.root}/server-a: may not be read")
+
+    act_as_nobody(act)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o2770, 0o1777])
+def test_a_spool_that_others_can_write_to_is_closed_to_them_if_it_is_empty_or_marked(spool, mode):
+    spool.root.mkdir()
+    spool.root.chmod(mode)
+    (spool.root / "lost+found").mkdir()  # of the volume
+    spool.make()
+    modes = [spool.root.stat().st_mode & 0o7777]
+    put(spool, "one")
+    spool.root.chmod(mode)
+
+    put(spool, "two")
+
+    assert [*modes, spool.root.stat().st_mode & 0o7777] == [0o700, 0o700]
+
+
+def test_what_others_may_have_put_into_a_folder_is_not_taken_over(spool):
+    put(spool, "one")
+    (spool.root / MARKER).unlink()
+    spool.root.chmod(0o777)
+
+    with pytest.raises(SpoolError, match="others may have written to it; set TAXBREAK_SPOOL"):
+        put(spool, "two")
+
+
+def test_a_link_to_a_folder_is_no_spool(spool):
+    (elsewhere := spool.root.with_name("elsewhere")).mkdir()
+    spool.root.symlink_to(elsewhere)
+
+    with pytest.raises(SpoolError, match="spool: is a link; set TAXBREAK_SPOOL"):
+        put(spool, "one")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_link_in_place_of_a_lock_is_not_followed(spool):
+    (precious := spool.root.with_name("precious")).write_text("kept")
+    spool.make()
+    for name in (".writer.lock", ".analyzer.lock"):
+        (spool.root / name).symlink_to(precious)
+
+    with pytest.raises(SpoolError, match="symbolic links"):
+        put(spool, "one")
+    with pytest.raises(SpoolError, match=r"\.analyzer\.lock"), spool.claim():
+        pass
+    assert precious.read_text() == "kept"
+
+
+def test_a_folder_of_another_user_is_no_spool_and_gives_no_orders(nobody):
+    spool, act_as_nobody = nobody
+    spool.put_control("server-a", Control(control_id="x"))
+    os.chown(spool.root, 0, 0)
+    for path in (spool.root, *spool.root.rglob("*")):
+        path.chmod(0o777)
+
+    def act() -> None:
+        assert spool.read_control("server-a") is None
+        with pytest.raises(SpoolError, match=r"belongs to another user \(0\); set TAXBREAK_SPOOL"):
+            put(spool, "one")
+
+    act_as_nobody(act)
+
+
+def test_in_a_volume_of_a_pod_s_group_a_folder_of_our_own_is_a_spool(nobody):
+    """As Kubernetes mounts one with an fsGroup, and as it changes what is in it when it mounts it again."""
+    spool, act_as_nobody = nobody
+    volume = spool.root
+    os.chown(volume, 0, NOBODY)
+    volume.chmod(0o2777)
+    spool = Spool(volume / "spool", max_bytes=10_000, max_captures=4)
+
+    act_as_nobody(lambda: put(spool, "one") and None)
+    spool.root.chmod(0o2770)
+    act_as_nobody(lambda: put(spool, "two") and None)
+
+    assert [capture.step_id for capture in spool.captures()] == ["one", "two"]
+    assert spool.root.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_spool_that_cannot_be_written_is_one_error_with_its_name(tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome
 from taxbreak_vllm.errors import BaselineError
+from taxbreak_vllm.layout import STEP
 from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
 from taxbreak_vllm.replay.runner import Child, Limits, Progress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
-from taxbreak_vllm.spool import STEP
 from taxbreak_vllm.trace.calls import signature
 
 _MAX_TROUBLE = 50

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from taxbreak_vllm.baselines import Baselines
 from taxbreak_vllm.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
-from taxbreak_vllm.model import Breakdown, Server, StepInfo
+from taxbreak_vllm.model import Breakdown, Server, StepInfo, WorkerState
 from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import Capture, Spool
@@ -37,6 +37,7 @@ _HOUSEKEEPING_NS = 60 * 10**9
 _ABANDONED_NS = 10 * 60 * 10**9
 _NICENESS = 10
 _MAX_DETAIL = 500
+_NOT_ITS_FAULT = (sqlite3.Error, TaxbreakError)  # of the results: no other capture or state would fare better
 
 
 class Analyzer:
@@ -59,6 +60,8 @@ class Analyzer:
         self._max_bytes = max_bytes
         self._now_ns = now_ns
         self._housekeeping_due_ns = 0
+        self._postponed: set[Path] = set()
+        self._refused: set[Server] = set()
 
     def run(self, stop: StopEvent) -> None:
         """Do one turn after the other until `stop` is set, resting only when there is nothing to do."""
@@ -68,13 +71,34 @@ class Analyzer:
 
     def turn(self) -> int:
         """Take over the workers' states, settle the next few captures; return how many those were."""
-        self._results.put_states(self._spool.states())
+        self._take(self._spool.states())
         captures = self._next_captures()
         for capture in captures:
-            self._settle(capture)
+            try:
+                self._settle(capture)
+            except _NOT_ITS_FAULT:
+                raise
+            except Exception as error:  # as where it may not be marked
+                logger.warning("%s is left for later: %r", capture.path, error)
+                self._postponed.add(capture.path)
         if not 0 < self._housekeeping_due_ns - self._now_ns() <= _HOUSEKEEPING_NS:  # due, or the clock was set back
             self._keep_house()
         return len(captures)
+
+    def _take(self, states: Sequence[WorkerState]) -> None:
+        """Take over the workers' states; one that the results cannot hold is left out from then on."""
+        states = [state for state in states if state.server not in self._refused]
+        try:
+            self._results.put_states(states)
+        except _NOT_ITS_FAULT:
+            raise
+        except Exception as error:
+            if len(states) > 1:
+                for state in states:
+                    self._take([state])
+            else:
+                logger.warning("the state of %s is left out: %r", states[0].server, error)
+                self._refused.add(states[0].server)
 
     def _is_awaited(self) -> bool:
         """Whether someone waits for a request for steps."""
@@ -83,7 +107,7 @@ class Analyzer:
 
     def _next_captures(self) -> list[Capture]:
         """Choose the oldest few; while someone waits, what was asked for goes first and the others one by one."""
-        pending = self._spool.pending()
+        pending = [capture for capture in self._spool.pending() if capture.path not in self._postponed]
         if not pending or not self._is_awaited():
             return pending[:MAX_CAPTURES_PER_TURN]
         asked_for = [capture for capture in pending if (info := _info_or_none(capture)) and info.capture_id]
@@ -108,6 +132,11 @@ class Analyzer:
             breakdown = self._analyze(capture)
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
+            self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
+        except sqlite3.OperationalError:
+            with suppress(sqlite3.OperationalError):
+                self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
+            raise
         except Exception as error:
             if not capture.path.exists():
                 self._results.forget_attempts(capture.step_id)  # evicted under our hands: its worker counts it
@@ -118,13 +147,6 @@ class Analyzer:
         except BaseException:
             self._results.forget_attempts(capture.step_id)  # we are asked to leave: not the capture's fault
             raise
-        else:
-            try:
-                self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
-            except sqlite3.OperationalError:
-                with suppress(sqlite3.OperationalError):
-                    self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
-                raise
 
     def _set_aside(self, capture: Capture, reason: str, detail: str) -> None:
         line = " ".join(detail.split())[:_MAX_DETAIL]
@@ -147,6 +169,7 @@ class Analyzer:
 
     def _keep_house(self) -> None:
         now_ns = self._now_ns()
+        self._postponed.clear()
         pending = [capture.step_id for capture in self._spool.pending()]
         before_ns = now_ns - self._retention_ns
         self._results.prune(before_ns=before_ns, pending=pending, max_bytes=self._max_bytes)

@@ -115,8 +115,8 @@ def serve(settings: Settings) -> None:
 
 
 def _check_spool(settings: Settings) -> None:
+    Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures).make()
     try:
-        settings.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.spool):
             pass
     except OSError as error:

@@ -1,5 +1,6 @@
 """What the processes behind a server share: they end with it, and of several on one spool one works at a time."""
 
+import logging
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from taxbreak_vllm.errors import SpoolError
 from taxbreak_vllm.spool import Spool
 
 _POLL_S = 1.0
@@ -47,13 +49,20 @@ def step_back(niceness: int) -> None:
 
 @contextmanager
 def claimed(spool: Spool, stop: StopEvent, *, role: str) -> Iterator[None]:
-    """Wait to be the one process of this role on the spool."""
-    while True:
-        with ExitStack() as stack:
-            if stack.enter_context(spool.claim(role)):
-                yield
-                return
-        stop.wait(_POLL_S)
+    """Wait to be the one process of this role on the spool, and, said once, for a spool that can be used."""
+    is_mine = has_spoken = False
+    with ExitStack() as stack:
+        while not is_mine:
+            try:
+                is_mine = stack.enter_context(spool.claim(role))
+            except SpoolError as error:
+                if not has_spoken:
+                    logging.getLogger(f"taxbreak.{role}").warning("%s; waiting, without a further word", error)
+                has_spoken = True
+            if not is_mine:
+                stack.close()
+                stop.wait(_POLL_S)
+        yield
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

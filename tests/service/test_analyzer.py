@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,70 @@ def test_a_capture_without_its_info_is_counted_under_its_workers_labels(make_ana
     assert (dropped.model_name, dropped.label, dropped.value) == ("tiny", "analysis_failed", 1)
 
 
+@pytest.mark.parametrize("number", [2**63, 2**70])
+def test_garbage_among_names_and_numbers_stops_nothing_else(make_analyzer, make_state, put, results, spool, number):
+    bad, good = put("bad"), put("good")
+    (bad.path / STEP).write_text((bad.path / STEP).read_text().replace('"window_ns":300', f'"window_ns":{number}'))
+    for name in ("x/²/cap", "x/20240101123456789012345/cap", "x/9999999999/cap"):
+        shutil.copytree(good.path, spool.root / name)
+    for server_id in ("huge", "nested"):
+        spool.put_state(make_state(server=Server(server_id=server_id)))
+    huge, nested = (spool.root / server_id / "0" / "state.json" for server_id in ("huge", "nested"))
+    huge.write_text(huge.read_text().replace('"overhead_ns":0', f'"overhead_ns":{number}'))
+    nested.write_text('{"x":' + 100_000 * "[")
+    spool.put_state(make_state(num_steps=10))
+
+    make_analyzer().turn()
+
+    assert read_mark(bad).startswith("failed: analysis_failed: SpoolError")
+    assert read_mark(good) == "analyzed"
+    assert (counted(results, "sampled_steps"), counted(results, "dropped", "analysis_failed")) == (1, 1)
+    assert [state.server.server_id for state in spool.states()] == ["vllm-a"]
+    assert counted(results, "steps", "FULL") == 10
+
+
+def test_a_state_that_cannot_be_stored_is_left_out_and_said_once(make_analyzer, make_state, spool, results, caplog):
+    state = make_state(num_steps=2**62, step_ns=1, server=Server(server_id="huge"))
+    spool.put_state(replace(state, steps=state.steps * 2))  # two of a kind, which are added up
+    spool.put_state(make_state(num_steps=10))
+    analyzer = make_analyzer()
+
+    for _ in range(3):
+        analyzer.turn()
+
+    assert counted(results, "steps", "FULL") == 10
+    assert len([record for record in caplog.records if "huge" in record.getMessage()]) == 1
+
+
+def test_a_step_that_cannot_be_stored_is_set_aside(make_analyzer, analyze, put, results):
+    def analyze_as_huge(capture):
+        breakdown = analyze(capture)
+        return replace(breakdown, steps=tuple(replace(step, kernels=2**63) for step in breakdown.steps))
+
+    capture = put("a")
+    make_analyzer(analyze_as_huge).turn()
+
+    assert read_mark(capture).startswith("failed: analysis_failed: OverflowError")
+    assert counted(results, "dropped", "analysis_failed") == 1
+
+
+def test_a_capture_that_cannot_be_marked_is_left_for_later(make_analyzer, put, results, clock):
+    analyzer = make_analyzer()
+    analyzer.turn()
+    bad, good = put("bad"), put("good")
+    (blocker := bad.path / f".{ANALYZED}.{os.getpid()}.tmp").mkdir()  # where the mark is written first
+
+    assert [analyzer.turn() for _ in range(2)] == [2, 0]
+    assert good.is_analyzed
+    blocker.rmdir()
+    clock.sleep_s(61)
+    analyzer.turn()  # keeps house
+    analyzer.turn()
+
+    assert read_mark(bad) == "analyzed"
+    assert counted(results, "sampled_steps") == 2
+
+
 def test_a_copy_of_a_capture_under_another_name_is_not_counted_again(make_analyzer, put, results):
     original = put("a")
     shutil.copytree(original.path, original.path.with_name("b"))
@@ -234,6 +300,7 @@ def test_a_clock_that_was_set_back_does_not_put_off_housekeeping(make_analyzer, 
     analyzer = make_analyzer()
     analyzer.turn()
     clock.sleep_s(-7200)
+    spool.make()
     (abandoned := spool.root / "vllm-a" / "0" / ".s1.tmp").mkdir(parents=True)
     os.utime(abandoned, ns=(clock() - 3600 * 10**9,) * 2)
 
@@ -392,6 +459,22 @@ def test_results_that_cannot_be_opened_are_said_in_one_line(start, settings):
     assert "cannot use the results" in line
 
 
+def test_a_folder_that_is_no_spool_is_said_once_and_waited_for(start, put, settings, until):
+    settings.spool.mkdir()
+    (thesis := settings.spool / "thesis.txt").touch()
+    process = start()
+    said = process.stderr.readline()
+    time.sleep(1.5)  # it looks again each second
+
+    thesis.unlink()
+    capture = put("a")
+    until(lambda: capture.is_analyzed)
+    process.kill()
+
+    assert b"thesis.txt" in said
+    assert b"thesis.txt" not in process.stderr.read()
+
+
 def test_it_lets_every_other_process_go_first(analyzer_command, spool, until):
     """Also where niceness counts within a session only, as it has one of its own under a supervisor."""
     process = subprocess.Popen(analyzer_command, stdin=subprocess.PIPE, start_new_session=True)
@@ -413,10 +496,11 @@ def test_it_writes_files_for_its_owner_only(start, put, spool, until):
 
 
 def test_a_name_that_is_no_capture_of_ours_is_set_aside(make_analyzer, spool, results):
-    (spool.root / "server" / "0" / "folder").mkdir(parents=True)
+    (folder := spool.root / "server" / "0" / "folder").mkdir(parents=True)
+    (folder / STEP).touch()
 
     make_analyzer().turn()
 
     assert results.failure("folder").startswith("analysis_failed: SpoolError")
-    assert (spool.root / "server" / "0" / "folder" / TRACE).exists() is False
+    assert not (folder / TRACE).exists()
     assert results.worker(Server(server_id="server")) is None

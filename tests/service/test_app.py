@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 from pydantic import SecretStr
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.errors import SpoolError, TaxbreakError
 from taxbreak_vllm.service.app import create_app, serve
 from taxbreak_vllm.service.supervisor import Supervisor
 
@@ -197,3 +197,12 @@ def test_a_spool_that_cannot_be_written_is_said_in_one_line(settings, tmp_path):
 
     with pytest.raises(TaxbreakError, match=r"file/spool: cannot write here: Not a directory; set TAXBREAK_SPOOL"):
         serve(settings.model_copy(update={"spool": tmp_path / "file" / "spool"}))
+
+
+def test_a_folder_that_is_no_spool_is_said_in_one_line_and_left_alone(settings, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+
+    with pytest.raises(SpoolError, match=r"holds 'thesis.txt', which is no part of a spool; set TAXBREAK_SPOOL"):
+        serve(settings.model_copy(update={"spool": tmp_path}))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

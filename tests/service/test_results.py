@@ -31,6 +31,15 @@ def request(capture_id, steps=2, created_ns=0):
     )
 
 
+def test_a_results_file_that_others_can_read_is_closed_to_them(settings):
+    with Results(settings.results_path):
+        pass
+    settings.results_path.chmod(0o666)
+
+    with Results(settings.results_path):
+        assert settings.results_path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_step_handed_in_twice_counts_once(results, add):
     add("a")
     add("a")

@@ -153,6 +153,19 @@ def test_a_spool_that_cannot_be_written_costs_samples_and_nothing_else(open_outb
     assert len([record for record in caplog.records if "file" in record.getMessage()]) == 2  # a sample, the state
 
 
+def test_a_folder_that_is_no_spool_costs_samples_and_nothing_else(open_outbox, drops, tmp_path, worker, caplog):
+    (tmp_path / "thesis.txt").touch()
+    outbox = open_outbox(root=tmp_path)
+
+    for number in range(3):
+        worker.now_ns += PUBLISH_NS
+        _store(outbox, _recording(f"s{number}"))
+
+    assert drops.counts() == {"spool": 3}
+    assert len([record for record in caplog.records if "thesis.txt" in record.getMessage()]) == 2  # a sample, the state
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
 def test_it_is_busy_until_a_recording_is_stored_or_lost(open_outbox):
     outbox = open_outbox()
     busy = []
