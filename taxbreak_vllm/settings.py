@@ -7,9 +7,9 @@ SettingsError with one line; inside a vLLM server the caller catches it, logs on
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from taxbreak_vllm.errors import SettingsError
@@ -19,6 +19,18 @@ PREFIX = "TAXBREAK_"
 
 def _default_spool() -> Path:
     return Path(tempfile.gettempdir()) / f"taxbreak-{os.getuid()}"
+
+
+def checked_key(key: str) -> str:
+    """Strip the newline a Secret ends in; raises SettingsError for a key that fits no header or lets everyone in."""
+    stripped = key.strip()
+    if not (stripped and stripped.isascii() and stripped.isprintable()):
+        raise SettingsError(f"{PREFIX}API_KEY: a key is of printable ASCII characters, not empty; for none, unset it")
+    return stripped
+
+
+def _checked_secret(key: SecretStr) -> SecretStr:
+    return SecretStr(checked_key(key.get_secret_value()))
 
 
 class Settings(BaseSettings):
@@ -74,7 +86,9 @@ class Settings(BaseSettings):
     captures_per_minute: int = Field(
         default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
     )
-    api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
+    api_key: Annotated[SecretStr, AfterValidator(_checked_secret)] | None = Field(
+        default=None, description="bearer token asked for on /v1/taxbreak"
+    )
 
     @property
     def results_path(self) -> Path:

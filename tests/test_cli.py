@@ -143,17 +143,18 @@ def test_bad_usage_is_exit_2(arguments):
     assert taxbreak(*arguments).returncode == 2
 
 
-def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path):
+@pytest.mark.parametrize(("name", "value"), [("TAXBREAK_NONSENSE", "1"), ("TAXBREAK_API_KEY", "")])
+def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path, name, value):
     done = subprocess.run(
         [sys.executable, "-m", "taxbreak_vllm.cli", "serve", "--spool", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "", "TAXBREAK_NONSENSE": "1"},
+        env={"PATH": "", name: value},
     )
 
     assert done.returncode == 2
-    assert "TAXBREAK_NONSENSE" in done.stderr
+    assert name in done.stderr
     assert done.stderr.count("\n") == 1
 
 
