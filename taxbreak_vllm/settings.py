@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from taxbreak_vllm.errors import SettingsError
 
 PREFIX = "TAXBREAK_"
+YEAR_S = 366 * 86400  # nobody means more, and far more does not fit 64 bits of ns
 
 
 def _default_spool() -> Path:
@@ -36,7 +37,7 @@ def _checked_secret(key: SecretStr) -> SecretStr:
 class Settings(BaseSettings):
     """All settings; the environment variable of `x` is `TAXBREAK_X`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     spool: Path = Field(default_factory=_default_spool, description="folder that workers write and the sidecar reads")
     spool_max_bytes: int = Field(
@@ -61,7 +62,9 @@ class Settings(BaseSettings):
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
     max_capture_steps: int = Field(default=256, ge=1, description="bound of one request for steps (steps)")
-    max_step_s: float = Field(default=10, gt=0, description="a step that takes longer is not recorded (seconds)")
+    max_step_s: float = Field(
+        default=10, gt=0, le=YEAR_S, description="a step that takes longer is not recorded (seconds)"
+    )
     max_trace_bytes: int = Field(
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
     )
@@ -69,8 +72,12 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address the sidecar binds to")
     port: int = Field(default=9797, ge=0, le=65535, description="port the sidecar binds to; 0 takes a free one")
     results: Path | None = Field(default=None, description="SQLite file of results; by default in the spool")
-    retention_s: int = Field(default=7 * 86400, ge=60, description="how long analyzed steps are kept (seconds)")
-    window_s: int = Field(default=900, ge=1, description="window of the hdbi gauge and of the page (seconds)")
+    retention_s: int = Field(
+        default=7 * 86400, ge=60, le=YEAR_S, description="how long analyzed steps are kept (seconds)"
+    )
+    window_s: int = Field(
+        default=900, ge=1, le=YEAR_S, description="window of the hdbi gauge and of the page (seconds)"
+    )
     baselines: Path | None = Field(
         default=None, description="SQLite file of floors and replayed baselines; by default in the spool"
     )

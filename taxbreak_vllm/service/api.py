@@ -36,12 +36,10 @@ from taxbreak_vllm.service.problems import Problem, problem_route
 from taxbreak_vllm.service.results import CaptureRow, Results
 from taxbreak_vllm.service.servers import choose, live, recording
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_STEPS
-from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.settings import YEAR_S, Settings
 from taxbreak_vllm.spool import Spool
 
 PREFIX = "/v1/taxbreak"
-
-_YEAR_S = 366 * 86400
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="how many at most")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
@@ -99,7 +97,7 @@ def create_router(
     def breakdown(
         results: Store,
         phase: Phase | None = None,
-        window_s: Annotated[int | None, Query(ge=1, le=_YEAR_S, description="TAXBREAK_WINDOW_S by default")] = None,
+        window_s: Annotated[int | None, Query(ge=1, le=YEAR_S, description="TAXBREAK_WINDOW_S by default")] = None,
         server_id: str | None = None,
         limit: Annotated[
             int, Query(ge=0, le=MAX_LISTED_STEPS, description="how many of the steps to list; the total is over all")
