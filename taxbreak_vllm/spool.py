@@ -32,7 +32,7 @@ ANALYZED = "analyzed"
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Spool:
         for rank_dir in self._rank_dirs():
             for entry in _entries(rank_dir):
                 with suppress(FileNotFoundError):  # evicted this very moment
-                    if _NAME.fullmatch(entry.name) and _is_folder(entry):
+                    if NAME.fullmatch(entry.name) and _is_folder(entry):
                         found.append((entry.stat().st_mtime_ns, entry.path))
         return [Capture(Path(path)) for _, path in sorted(found)]
 
@@ -176,7 +176,7 @@ class Spool:
 
     def find(self, step_id: str) -> Capture | None:
         """Find a capture by its step id; None for an unknown id or one that is no id."""
-        if not _NAME.fullmatch(step_id):
+        if not NAME.fullmatch(step_id):
             return None
         matches = [path for rank_dir in self._rank_dirs() if ((path := rank_dir / step_id) / STEP).is_file()]
         return next((Capture(path) for path in matches if not path.is_symlink()), None)
@@ -258,7 +258,7 @@ class Spool:
         return self.root / _checked(server_id) / str(rank)
 
     def _rank_dirs(self) -> list[Path]:
-        servers = [entry for entry in _entries(self.root) if _NAME.fullmatch(entry.name) and _is_folder(entry)]
+        servers = [entry for entry in _entries(self.root) if NAME.fullmatch(entry.name) and _is_folder(entry)]
         return sorted(
             Path(rank.path)
             for server in servers
@@ -293,7 +293,7 @@ class Survey:
         seen: dict[str, _Look] = {}
         for rank_dir in self._spool._rank_dirs():
             for entry in _entries(rank_dir):
-                if _NAME.fullmatch(entry.name) and entry.is_dir():
+                if NAME.fullmatch(entry.name) and entry.is_dir():
                     with suppress(FileNotFoundError):  # evicted this very moment
                         seen[entry.path] = self._seen.get(entry.path) or _look(entry.path)
         oldest_unix_ns = None
@@ -348,7 +348,7 @@ def _is_older(entry: os.DirEntry[str], than_ns: int) -> bool:
 
 
 def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise SpoolError(f"{name!r} cannot name a folder in the spool")
     return name
 

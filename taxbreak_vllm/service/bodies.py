@@ -29,6 +29,7 @@ from taxbreak_vllm.model import (
 )
 from taxbreak_vllm.service.problems import MEDIA_TYPE
 from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
+from taxbreak_vllm.spool import NAME
 
 _YEAR_2025_NS = 1_750_000_000 * 10**9
 
@@ -40,6 +41,7 @@ def _is_number(value: object) -> object:
 
 
 NUMBER = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
+ServerId = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
 class CaptureBody(BaseModel):
@@ -55,7 +57,7 @@ class CaptureBody(BaseModel):
         default=60, ge=1, le=3600, description="give up after this many seconds"
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
-    server_id: str | None = Field(default=None, description="which server, where several are running")
+    server_id: ServerId | None = Field(default=None, description="which server, where several are running")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
