@@ -119,8 +119,8 @@ class Analyzer:
         else:
             try:
                 self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
-            except sqlite3.OperationalError:
-                with suppress(sqlite3.OperationalError):
+            except sqlite3.DatabaseError:
+                with suppress(sqlite3.DatabaseError):
                     self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
                 raise
 
@@ -182,6 +182,10 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
             run_on(Analyzer(spool, results, analyze, retention_ns=options.retention_s * 10**9), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
+        return 1
+    except sqlite3.DatabaseError as error:
+        advice = "remove the file or set TAXBREAK_RESULTS to another"
+        logger.error("%s: the results are damaged: %s; %s", options.results, error, advice)
         return 1
     return 0
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
@@ -62,7 +63,7 @@ def create_app(
     async def answer_error(_request: Request, error: Exception) -> Response:
         return problem_response(error)
 
-    for kind in (HTTPException, TaxbreakError, Exception):
+    for kind in (HTTPException, TaxbreakError, sqlite3.DatabaseError, Exception):
         app.add_exception_handler(kind, answer_error)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_METRICS)

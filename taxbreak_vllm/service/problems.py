@@ -53,7 +53,7 @@ def problem_response(error: Exception, *, challenge: str = "Bearer") -> Response
         case StarletteHTTPException():
             status, detail, more = HTTPStatus(error.status_code), str(error.detail), {}
             headers |= error.headers or {}
-        case TaxbreakError() | sqlite3.OperationalError():
+        case TaxbreakError() | sqlite3.DatabaseError():
             status, detail, more = HTTPStatus.SERVICE_UNAVAILABLE, str(error), {}
         case _:
             status, detail, more = HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of taxbreak's own; its log says more", {}
@@ -113,7 +113,7 @@ def problem_route(api_key: SecretStr | None) -> type[APIRoute]:
                     RequestValidationError,
                     HTTPException,
                     TaxbreakError,
-                    sqlite3.OperationalError,
+                    sqlite3.DatabaseError,
                 ) as error:
                     return problem_response(error)
 

@@ -379,6 +379,12 @@ def test_a_wrong_body_is_a_problem_and_asks_for_nothing(client, running, spool, 
     assert spool.read_request("vllm-a") is None
 
 
+def test_damaged_results_are_a_problem(client, damage_results):
+    damage_results()
+
+    assert "malformed" in problem(client.get("captures"), 503)["detail"]
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "captures"), ("PUT", "control")])
 @pytest.mark.parametrize("content", [b'{"server_id": "\\ud800"}', b'{"\\ud800": 1}'])
 def test_a_body_with_half_a_character_is_a_problem_too(client, running, method, path, content):
