@@ -158,6 +158,24 @@ def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path, name, value):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--results", ROOT, f"{ROOT}: cannot open the results: "),
+        ("--host", "nosuchhost.invalid", "TAXBREAK_HOST=nosuchhost.invalid: "),
+        ("--host", "no..host", "TAXBREAK_HOST=no..host: "),
+        ("--port", "70000", "TAXBREAK_PORT=70000: "),
+        ("--window-s", "99999999999999", "TAXBREAK_WINDOW_S=99999999999999: "),
+    ],
+)
+def test_a_sidecar_that_cannot_be_as_asked_for_says_why_in_one_line_and_exit_2(tmp_path, option, value, reason):
+    done = taxbreak("serve", "--spool", tmp_path / "spool", option, value)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert reason in done.stderr
+
+
 @pytest.mark.parametrize("command", [("capture", "--steps", "1"), ("control",), ("control", "--disable")])
 def test_a_server_that_cannot_be_reached_is_one_line_and_exit_1(command):
     done = taxbreak(*command, "--url", "http://127.0.0.1:9")
