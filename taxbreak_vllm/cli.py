@@ -69,8 +69,12 @@ def _plain_json(words: list[str]) -> list[Path] | None:
     return paths if is_plain else None
 
 
-def _fail(message: str, code: int) -> None:
+def _say(message: str) -> None:
     sys.stderr.write(f"taxbreak: {' '.join(message.split())}\n")
+
+
+def _fail(message: str, code: int) -> None:
+    _say(message)
     raise SystemExit(code)
 
 
@@ -347,17 +351,21 @@ def capture(
     json: Json = False,
 ) -> None:
     """Record the next steps of a running server and print their breakdown."""
-    from taxbreak_vllm.client import capture_steps
+    from taxbreak_vllm.client import CaptureError, capture_steps
     from taxbreak_vllm.insight.advice import advise
 
-    breakdown = capture_steps(
+    captured = capture_steps(
         url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
     )
-    advice = advise([breakdown])
+    advice = advise([captured.breakdown])
     if json:
-        _print_json(_with_advice(breakdown, advice))
+        _print_json(_with_advice(captured.breakdown, advice))
     else:
-        _print_breakdown(breakdown, advice, TOP_ROWS)
+        _print_breakdown(captured.breakdown, advice, TOP_ROWS)
+    if captured.is_expired:
+        raise CaptureError(captured.gap)
+    if captured.gap:
+        _say(captured.gap)
 
 
 @app.command()

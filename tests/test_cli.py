@@ -176,6 +176,14 @@ def test_a_sidecar_that_cannot_be_as_asked_for_says_why_in_one_line_and_exit_2(t
     assert reason in done.stderr
 
 
+@pytest.mark.parametrize("option", [("--url", "http://[::1"), ("--url", "foo"), ("--api-key", "klü")])
+@pytest.mark.parametrize("command", ["capture", "control"])
+def test_a_server_that_cannot_be_asked_so_is_one_line_and_exit_2(command, option):
+    done = taxbreak(command, *option)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+
+
 @pytest.mark.parametrize("command", [("capture", "--steps", "1"), ("control",), ("control", "--disable")])
 def test_a_server_that_cannot_be_reached_is_one_line_and_exit_1(command):
     done = taxbreak(*command, "--url", "http://127.0.0.1:9")

@@ -201,6 +201,8 @@ def create_router(
         if row.is_cancelled:
             raise Problem(HTTPStatus.NOT_FOUND, "this capture was taken back")
         found = msgspec.to_builtins(Capture.of(row, now_ns()))
+        if failure := results.failure(capture_id=capture_id):
+            found["failure"] = failure
         if found["status"] != "running" and (window := results.window(capture_id=capture_id)).num_steps:
             found["breakdown"] = window.to_builtins()
         return _json(found)

@@ -152,8 +152,12 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class CaptureOutcome(Capture):
-    """A request for steps; once it has ended and a step was analyzed, with their breakdown."""
+    """A request for steps; once it has ended and a step was analyzed, with their breakdown.
 
+    `failure` says why one of the failed steps could not be analyzed.
+    """
+
+    failure: str | None = None
     breakdown: Breakdown | None = None
 
 
