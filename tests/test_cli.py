@@ -243,6 +243,19 @@ def test_a_store_is_listed_exported_and_taken_in_elsewhere(store, tmp_path):
     assert listed["environments"][0]["environment"]["device_name"] == "H100"
 
 
+@pytest.mark.parametrize("name", ["store.sqlite3", "link", "other.sqlite3"])
+def test_an_export_replaces_no_store(store, tmp_path, name):
+    (tmp_path / "link").symlink_to(store)
+    with Baselines(tmp_path / "other.sqlite3"):
+        pass
+
+    done = taxbreak("baselines", "export", tmp_path / name, "--baselines", store)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{name}: a database" in done.stderr
+    assert json.loads(taxbreak("baselines", "list", "--baselines", store, "--json").stdout)["entries"] == 1
+
+
 def test_a_store_is_a_table_for_people(store):
     done = taxbreak("baselines", "list", "--baselines", store)
 
