@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -134,13 +135,42 @@ def test_the_exports_are_written_beside_the_table(tmp_path):
     [
         ("analyze",),
         ("analyze", "--floor-us", "-1", "x"),
+        *(("analyze", str(SERVING), "--floor-us", number) for number in ("inf", "1e300", "nan")),
+        *(("analyze", str(SERVING), "--plain-ms", number) for number in ("inf", "1e300")),
+        ("replay", str(SERVING), "--memory-gib", "inf"),
+        ("capture", "--timeout-s", "inf"),
+        ("capture", "--timeout-s", "1e9"),
+        ("control", "--timeout-s", "inf"),
         ("control", "--sample-every", "1"),
         ("control", "--budget", "2"),
         ("nonsense",),
     ],
 )
 def test_bad_usage_is_exit_2(arguments):
-    assert taxbreak(*arguments).returncode == 2
+    done = taxbreak(*arguments)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", [(), ("--json",), ("--html", "page.html")])
+def test_a_name_that_is_not_utf_8_is_one_line_and_exit_2(tmp_path, option):
+    path = tmp_path / os.fsdecode(b"bad\xff.json")
+    path.write_bytes(SERVING.read_bytes())
+
+    done = taxbreak("analyze", path, *option)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert r"bad\xff.json: not UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("option", [(), ("--json",), ("--json", "--top", "1")])
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_1(option):
+    command = [sys.executable, "-m", "taxbreak_vllm.cli", "analyze", str(SERVING), *option]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (1, "taxbreak: standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize(("name", "value"), [("TAXBREAK_NONSENSE", "1"), ("TAXBREAK_API_KEY", "")])
