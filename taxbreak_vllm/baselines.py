@@ -24,6 +24,7 @@ EXPORT_SCHEMA = "taxbreak.baselines/1"
 _VERSION = 1
 _WAIT_S = 30.0
 _MAX_VARIABLES = 500
+_MAGIC = b"SQLite format 3"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS environments (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS floors (environment INTEGER PRIMARY KEY, body BLOB NOT NULL);
@@ -248,10 +249,15 @@ class Baselines:
                 yield msgspec.json.decode(body, type=Baseline)
 
     def export(self, path: Path) -> int:
-        """Write everything as JSON lines, one head a environment before its entries; return how many entries."""
+        """Write everything as JSON lines, one head a environment before its entries; return how many entries.
+
+        Raises BaselineError where the disk refuses, or a database, such as this one, would be replaced.
+        """
         count = 0
         temporary = path.with_name(f".{path.name}.tmp")
         try:
+            if _is_database(path):
+                raise BaselineError(f"{path}: a database, which an export does not replace; name another file")
             with open(temporary, "wb") as file:
                 for environment in self.environments():
                     head = _Head(environment=environment, floors=self.floors(environment))
@@ -365,6 +371,13 @@ def _parse(lines: Sequence[bytes]) -> Iterator[tuple[_Head, list[Baseline]]]:
     if head is None:
         raise msgspec.ValidationError("no head line")
     yield head, entries
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _text(environment: Environment) -> str:

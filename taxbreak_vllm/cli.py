@@ -46,16 +46,28 @@ _BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
 
 def main() -> None:
     """Run the command line; every error of ours ends here, in one line."""
+    words = sys.argv[1:]
     try:
-        if paths := _plain_json(sys.argv[1:]):
+        _check_text(words)
+        if paths := _plain_json(words):
             gc.disable()  # a twentieth of a short run, and what it could find the end of the process frees
             analyze(paths, json=True)
         else:
             app()
     except TaxbreakError as error:
         _fail(str(error), 2 if isinstance(error, _BAD_INPUT) else 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _check_text(words: list[str]) -> None:
+    """Refuse a name that is not UTF-8 before any work is done: no JSON, HTML or table could say it."""
+    for word in words:
+        shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        if shown != word:
+            raise SettingsError(f"{shown}: not UTF-8; give the file another name")
 
 
 def _plain_json(words: list[str]) -> list[Path] | None:
@@ -69,8 +81,12 @@ def _plain_json(words: list[str]) -> list[Path] | None:
     return paths if is_plain else None
 
 
-def _fail(message: str, code: int) -> None:
+def _say(message: str) -> None:
     sys.stderr.write(f"taxbreak: {' '.join(message.split())}\n")
+
+
+def _fail(message: str, code: int) -> None:
+    _say(message)
     raise SystemExit(code)
 
 
@@ -80,7 +96,7 @@ def analyze(
     *,
     json: Json = False,
     floor_us: Annotated[
-        float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
+        float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
     ] = None,
     attribution: Annotated[
         Attribution, typer.Option(help="exclusive: no instant counts twice; paper: the published definitions")
@@ -92,7 +108,7 @@ def analyze(
     ] = None,
     plain_ms: Annotated[
         float | None,
-        typer.Option(min=0.001, help="the step's duration without a profiler in ms: calibrates the advice"),
+        typer.Option(min=0.001, max=1e7, help="the step's duration without a profiler in ms: calibrates the advice"),
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = TOP_ROWS,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
@@ -168,7 +184,7 @@ def diff(
     *,
     json: Json = False,
     floor_us: Annotated[
-        float | None, typer.Option("--floor-us", min=0, help="measured T_sys of this device in µs, for ΔKT")
+        float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
@@ -228,9 +244,9 @@ def replay(
     *,
     baselines: Store = Path("baselines.sqlite3"),
     device: Device = "",
-    budget_s: Annotated[float | None, typer.Option(min=1, help="stop after this long (seconds)")] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="longest one signature may take (seconds)")] = 30.0,
-    memory_gib: Annotated[float, typer.Option(min=0.1, help="most memory one signature may take (GiB)")] = 4.0,
+    budget_s: Annotated[float | None, typer.Option(min=1, max=1e7, help="stop after this long (seconds)")] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=1e5, help="longest one signature may take (seconds)")] = 30.0,
+    memory_gib: Annotated[float, typer.Option(min=0.1, max=1e6, help="most memory one signature may take (GiB)")] = 4.0,
     runs: Annotated[int, typer.Option(min=5, help="measured runs a signature, after the warm-ups")] = 30,
     retry: Annotated[bool, typer.Option("--retry", help="try again what failed, crashed or timed out before")] = False,
     pause_above: Annotated[
@@ -340,24 +356,28 @@ def capture(
     ),
     steps: Annotated[int, typer.Option(min=1, help="how many steps to record")] = 4,
     phase: Annotated[Phase | None, typer.Option(help="only steps of this phase")] = None,
-    timeout_s: Annotated[float, typer.Option(min=1, help="give up after this long (seconds)")] = 60.0,
+    timeout_s: Annotated[float, typer.Option(min=1, max=3600, help="give up after this long (seconds)")] = 60.0,
     stacks: Annotated[bool, typer.Option("--stacks", help="record Python stacks too (slower)")] = False,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
     json: Json = False,
 ) -> None:
     """Record the next steps of a running server and print their breakdown."""
-    from taxbreak_vllm.client import capture_steps
+    from taxbreak_vllm.client import CaptureError, capture_steps
     from taxbreak_vllm.insight.advice import advise
 
-    breakdown = capture_steps(
+    captured = capture_steps(
         url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
     )
-    advice = advise([breakdown])
+    advice = advise([captured.breakdown])
     if json:
-        _print_json(_with_advice(breakdown, advice))
+        _print_json(_with_advice(captured.breakdown, advice))
     else:
-        _print_breakdown(breakdown, advice, TOP_ROWS)
+        _print_breakdown(captured.breakdown, advice, TOP_ROWS)
+    if captured.is_expired:
+        raise CaptureError(captured.gap)
+    if captured.gap:
+        _say(captured.gap)
 
 
 @app.command()
@@ -375,7 +395,7 @@ def control(
     budget: Annotated[
         float | None, typer.Option(min=1e-9, max=1, help="share of wall time that recording may take")
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=1, help="how long to wait for the workers (seconds)")] = 10.0,
+    timeout_s: Annotated[float, typer.Option(min=1, max=3600, help="wait for the workers this long (seconds)")] = 10.0,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
     json: Json = False,

@@ -1,20 +1,65 @@
 """Speak to a running server over HTTP: ask it for steps and wait for their breakdown, change how it records."""
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TypeVar
 
 import httpx
 import msgspec
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model import Breakdown, ControlState
+from taxbreak_vllm.settings import checked_key
 
 _POLL_S = 0.1
+
+T = TypeVar("T")
 
 
 class CaptureError(TaxbreakError):
     """A server could not be asked, or did not record what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The steps that came of a request; `gap` says what is missing, and `is_expired` whether for want of time."""
+
+    breakdown: Breakdown
+    gap: str = ""
+    is_expired: bool = False
+
+
+class _Ticket(msgspec.Struct):
+    id: str
+
+
+class _Outcome(msgspec.Struct):
+    status: str
+    steps: int
+    analyzed: int
+    failed: int
+    failure: str | None = None
+    breakdown: Breakdown | None = None
+
+    def gap(self) -> str:
+        why = f": {self.failure}" if self.failure else ""
+        if self.status != "done":
+            return f"{self.analyzed} of {self.steps} steps came in time ({self.status}){why}"
+        return f"{self.failed} of {self.steps} steps could not be analyzed{why}" if self.failed else ""
+
+
+class _Fault(msgspec.Struct):
+    loc: list[str | int]
+    msg: str
+
+
+class _Problem(msgspec.Struct):
+    title: str = ""
+    detail: str = ""
+    errors: list[_Fault] = []
 
 
 def capture_steps(
@@ -28,27 +73,27 @@ def capture_steps(
     api_key: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
-) -> Breakdown:
+) -> Captured:
     """Request `steps` steps, wait until they are recorded and analyzed, return their breakdown.
 
-    Raises CaptureError where the server cannot be reached, refuses, or has not run enough such steps in `timeout_s`
-    (plus a few seconds for the analysis). An interrupted wait takes the request back.
+    Raises CaptureError where the server cannot be reached, refuses, or has recorded and analyzed none in `timeout_s`
+    (plus a few seconds for the analysis), SettingsError where it cannot be asked so. An interrupted wait takes the
+    request back.
     """
     wish = {"steps": steps, "phase": phase, "timeout_s": timeout_s, "stacks": stacks, "server_id": server_id}
-    with _connect(url, api_key) as client:
-        capture_id = _ask(client, "POST", "captures", {k: v for k, v in wish.items() if v is not None})["id"]
+    with _connected(url, api_key) as client:
+        body = {name: value for name, value in wish.items() if value is not None}
+        capture_id = _ask(client, _Ticket, "POST", "captures", body).id
         deadline = now() + timeout_s + 15
         try:
             while True:
-                status = _ask(client, "GET", f"captures/{capture_id}")
-                if status["status"] == "done":
-                    return Breakdown.from_builtins(status["breakdown"])
-                if status["status"] != "running" or now() > deadline:
-                    raise CaptureError(
-                        f"{url}: {status.get('analyzed', 0)} of {steps} steps"
-                        f"{f' of phase {phase}' if phase else ''} came within {timeout_s:g} s ({status['status']})"
-                    )
+                outcome = _ask(client, _Outcome, "GET", f"captures/{capture_id}")
+                if outcome.status != "running" or now() > deadline:
+                    break
                 sleep(_POLL_S)
+            if outcome.breakdown is None:
+                raise CaptureError(f"{url}: {outcome.gap()}")
+            return Captured(outcome.breakdown, outcome.gap(), is_expired=outcome.status != "done")
         except BaseException:
             with suppress(httpx.HTTPError):
                 client.delete(f"captures/{capture_id}")
@@ -75,16 +120,12 @@ def control_server(
     change = {"enabled": enabled, "sample_every": sample_every, "overhead_budget_ratio": overhead_budget_ratio}
     given = {name: value for name, value in change.items() if value is not None}
     which = {} if server_id is None else {"server_id": server_id}
-    with _connect(url, api_key) as client:
+    with _connected(url, api_key) as client:
         if given:
-            _ask(client, "PUT", "control", given | which)
+            _ask(client, ControlState, "PUT", "control", given | which)
         deadline = now() + timeout_s
         while True:
-            tree = _ask(client, "GET", "control", params=which)
-            try:
-                state = msgspec.convert(tree, ControlState)
-            except msgspec.ValidationError as error:
-                raise CaptureError(f"{url}: an answer of another version ({error})") from error
+            state = _ask(client, ControlState, "GET", "control", params=which)
             if state.applied or not given:
                 return state
             if now() > deadline:
@@ -92,23 +133,44 @@ def control_server(
             sleep(_POLL_S)
 
 
-def _connect(url: str, api_key: str | None) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.Client(base_url=url.rstrip("/") + "/v1/taxbreak/", headers=headers, timeout=10)
+@contextmanager
+def _connected(url: str, api_key: str | None) -> Iterator[httpx.Client]:
+    """Open a client of our routes; what goes wrong between it and the server comes out as an error of ours."""
+    headers = {} if api_key is None else {"Authorization": f"Bearer {checked_key(api_key)}"}
+    try:
+        with httpx.Client(base_url=url.rstrip("/") + "/v1/taxbreak/", headers=headers, timeout=10) as client:
+            if not client.base_url.host:
+                raise httpx.InvalidURL("it names no host")
+            yield client
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # the last from a host's name
+        raise SettingsError(f"{url!r}: not the URL of a server, as http://127.0.0.1:9797 is: {error}") from error
+    except httpx.HTTPError as error:
+        raise CaptureError(f"{url}: cannot be reached ({error})") from error
 
 
 def _ask(
-    client: httpx.Client, method: str, path: str, body: object = None, params: dict[str, str] | None = None
-) -> dict[str, object]:
+    client: httpx.Client,
+    kind: type[T],
+    method: str,
+    path: str,
+    body: object = None,
+    params: dict[str, str] | None = None,
+) -> T:
+    response = client.request(method, path, json=body, params=params)
+    if not response.is_success:
+        raise _refusal(response)
     try:
-        response = client.request(method, path, json=body, params=params)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise CaptureError(f"{client.base_url}: cannot be reached ({error})") from error
+        return msgspec.json.decode(response.content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CaptureError(f"{response.url}: no answer of this version of taxbreak ({error})") from error
+
+
+def _refusal(response: httpx.Response) -> TaxbreakError:
     try:
-        tree = response.json()
-    except ValueError:
-        tree = None
-    if not response.is_success or not isinstance(tree, dict):
-        detail = tree.get("detail") or tree.get("title") if isinstance(tree, dict) else response.text[:200]
-        raise CaptureError(f"{client.base_url}: {response.status_code} {detail}")
-    return tree
+        problem = msgspec.json.decode(response.content, type=_Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem = _Problem(detail=response.text[:200])
+    faults = [f"{'.'.join(map(str, fault.loc[1:]))}: {fault.msg}" for fault in problem.errors[:1]]
+    text = " ".join([str(response.status_code), *(faults or [problem.detail or problem.title])])
+    kind = SettingsError if response.status_code == HTTPStatus.UNPROCESSABLE_ENTITY else CaptureError
+    return kind(f"{response.url}: {text}")

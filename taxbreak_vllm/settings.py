@@ -7,24 +7,37 @@ SettingsError with one line; inside a vLLM server the caller catches it, logs on
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from taxbreak_vllm.errors import SettingsError
 
 PREFIX = "TAXBREAK_"
+YEAR_S = 366 * 86400  # nobody means more, and far more does not fit 64 bits of ns
 
 
 def _default_spool() -> Path:
     return Path(tempfile.gettempdir()) / f"taxbreak-{os.getuid()}"
 
 
+def checked_key(key: str) -> str:
+    """Strip the newline a Secret ends in; raises SettingsError for a key that fits no header or lets everyone in."""
+    stripped = key.strip()
+    if not (stripped and stripped.isascii() and stripped.isprintable()):
+        raise SettingsError(f"{PREFIX}API_KEY: a key is of printable ASCII characters, not empty; for none, unset it")
+    return stripped
+
+
+def _checked_secret(key: SecretStr) -> SecretStr:
+    return SecretStr(checked_key(key.get_secret_value()))
+
+
 class Settings(BaseSettings):
     """All settings; the environment variable of `x` is `TAXBREAK_X`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     spool: Path = Field(default_factory=_default_spool, description="folder that workers write and the sidecar reads")
     spool_max_bytes: int = Field(
@@ -49,7 +62,9 @@ class Settings(BaseSettings):
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
     max_capture_steps: int = Field(default=256, ge=1, le=256, description="bound of one request for steps (steps)")
-    max_step_s: float = Field(default=10, gt=0, description="a step that takes longer is not recorded (seconds)")
+    max_step_s: float = Field(
+        default=10, gt=0, le=YEAR_S, description="a step that takes longer is not recorded (seconds)"
+    )
     max_trace_bytes: int = Field(
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
     )
@@ -60,8 +75,12 @@ class Settings(BaseSettings):
     results_max_bytes: int = Field(
         default=512 * 2**20, ge=2**22, description="bound of the results in bytes; oldest steps go first, counters stay"
     )
-    retention_s: int = Field(default=7 * 86400, ge=60, description="how long analyzed steps are kept (seconds)")
-    window_s: int = Field(default=900, ge=1, description="window of the hdbi gauge and of the page (seconds)")
+    retention_s: int = Field(
+        default=7 * 86400, ge=60, le=YEAR_S, description="how long analyzed steps are kept (seconds)"
+    )
+    window_s: int = Field(
+        default=900, ge=1, le=YEAR_S, description="window of the hdbi gauge and of the page (seconds)"
+    )
     baselines: Path | None = Field(
         default=None, description="SQLite file of floors and replayed baselines; by default in the spool"
     )
@@ -77,7 +96,9 @@ class Settings(BaseSettings):
     captures_per_minute: int = Field(
         default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
     )
-    api_key: SecretStr | None = Field(default=None, description="bearer token asked for on /v1/taxbreak")
+    api_key: Annotated[SecretStr, AfterValidator(_checked_secret)] | None = Field(
+        default=None, description="bearer token asked for on /v1/taxbreak"
+    )
 
     @property
     def results_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -134,27 +135,83 @@ def test_the_exports_are_written_beside_the_table(tmp_path):
     [
         ("analyze",),
         ("analyze", "--floor-us", "-1", "x"),
+        *(("analyze", str(SERVING), "--floor-us", number) for number in ("inf", "1e300", "nan")),
+        *(("analyze", str(SERVING), "--plain-ms", number) for number in ("inf", "1e300")),
+        ("replay", str(SERVING), "--memory-gib", "inf"),
+        ("capture", "--timeout-s", "inf"),
+        ("capture", "--timeout-s", "1e9"),
+        ("control", "--timeout-s", "inf"),
         ("control", "--sample-every", "1"),
         ("control", "--budget", "2"),
         ("nonsense",),
     ],
 )
 def test_bad_usage_is_exit_2(arguments):
-    assert taxbreak(*arguments).returncode == 2
+    done = taxbreak(*arguments)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path):
+@pytest.mark.parametrize("option", [(), ("--json",), ("--html", "page.html")])
+def test_a_name_that_is_not_utf_8_is_one_line_and_exit_2(tmp_path, option):
+    path = tmp_path / os.fsdecode(b"bad\xff.json")
+    path.write_bytes(SERVING.read_bytes())
+
+    done = taxbreak("analyze", path, *option)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert r"bad\xff.json: not UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("option", [(), ("--json",), ("--json", "--top", "1")])
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_1(option):
+    command = [sys.executable, "-m", "taxbreak_vllm.cli", "analyze", str(SERVING), *option]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (1, "taxbreak: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize(("name", "value"), [("TAXBREAK_NONSENSE", "1"), ("TAXBREAK_API_KEY", "")])
+def test_a_wrong_setting_stops_the_sidecar_with_one_line(tmp_path, name, value):
     done = subprocess.run(
         [sys.executable, "-m", "taxbreak_vllm.cli", "serve", "--spool", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "", "TAXBREAK_NONSENSE": "1"},
+        env={"PATH": "", name: value},
     )
 
     assert done.returncode == 2
-    assert "TAXBREAK_NONSENSE" in done.stderr
+    assert name in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--results", ROOT, f"{ROOT}: cannot open the results: "),
+        ("--host", "nosuchhost.invalid", "TAXBREAK_HOST=nosuchhost.invalid: "),
+        ("--host", "no..host", "TAXBREAK_HOST=no..host: "),
+        ("--port", "70000", "TAXBREAK_PORT=70000: "),
+        ("--window-s", "99999999999999", "TAXBREAK_WINDOW_S=99999999999999: "),
+    ],
+)
+def test_a_sidecar_that_cannot_be_as_asked_for_says_why_in_one_line_and_exit_2(tmp_path, option, value, reason):
+    done = taxbreak("serve", "--spool", tmp_path / "spool", option, value)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--url", "http://[::1"), ("--url", "foo"), ("--api-key", "klü")])
+@pytest.mark.parametrize("command", ["capture", "control"])
+def test_a_server_that_cannot_be_asked_so_is_one_line_and_exit_2(command, option):
+    done = taxbreak(command, *option)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
 @pytest.mark.parametrize("command", [("capture", "--steps", "1"), ("control",), ("control", "--disable")])
@@ -214,6 +271,19 @@ def test_a_store_is_listed_exported_and_taken_in_elsewhere(store, tmp_path):
     assert (listed["entries"], exported["entries"], taken["entries"]) == (1, 1, 1)
     assert listed["environments"] == taken["environments"]
     assert listed["environments"][0]["environment"]["device_name"] == "H100"
+
+
+@pytest.mark.parametrize("name", ["store.sqlite3", "link", "other.sqlite3"])
+def test_an_export_replaces_no_store(store, tmp_path, name):
+    (tmp_path / "link").symlink_to(store)
+    with Baselines(tmp_path / "other.sqlite3"):
+        pass
+
+    done = taxbreak("baselines", "export", tmp_path / name, "--baselines", store)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{name}: a database" in done.stderr
+    assert json.loads(taxbreak("baselines", "list", "--baselines", store, "--json").stdout)["entries"] == 1
 
 
 def test_a_store_is_a_table_for_people(store):

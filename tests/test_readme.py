@@ -24,6 +24,15 @@ def test_every_setting_is_listed_with_its_meaning():
     assert listed == {PREFIX + name.upper(): field.description for name, field in Settings.model_fields.items()}
 
 
+def test_every_reason_a_sample_is_lost_for_is_listed():
+    sources = "".join(path.read_text() for path in (ROOT / "taxbreak_vllm").glob("serv*/*.py"))
+    reasons = re.findall(r'(?:drops\.add\(|_lose\(recording, |_set_aside\(capture, )"(\w+)"', sources)
+    (listed,) = re.findall(r"^`taxbreak_samples_dropped_total`(.*?)\n\n", README, flags=re.DOTALL | re.MULTILINE)
+
+    assert "outbox" in reasons
+    assert [reason for reason in reasons if f"`{reason}`" not in listed] == []
+
+
 def test_every_make_target_named_exists():
     targets = re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 

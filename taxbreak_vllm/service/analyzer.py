@@ -133,8 +133,8 @@ class Analyzer:
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
             self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
-        except sqlite3.OperationalError:
-            with suppress(sqlite3.OperationalError):
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):
                 self._results.forget_attempts(capture.step_id)  # a full disk is not the capture's fault
             raise
         except Exception as error:
@@ -209,6 +209,10 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
             run_on(Analyzer(spool, results, analyze, **bounds), stop)
     except TaxbreakError as error:
         logger.error("%s", error)
+        return 1
+    except sqlite3.DatabaseError as error:
+        advice = "remove the file or set TAXBREAK_RESULTS to another"
+        logger.error("%s: the results are damaged: %s; %s", options.results, error, advice)
         return 1
     return 0
 

@@ -36,12 +36,10 @@ from taxbreak_vllm.service.problems import Problem, problem_route
 from taxbreak_vllm.service.results import CaptureRow, Results
 from taxbreak_vllm.service.servers import choose, live, recording
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_STEPS
-from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.settings import YEAR_S, Settings
 from taxbreak_vllm.spool import Spool
 
 PREFIX = "/v1/taxbreak"
-
-_YEAR_S = 366 * 86400
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="how many at most")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
@@ -99,7 +97,7 @@ def create_router(
     def breakdown(
         results: Store,
         phase: Phase | None = None,
-        window_s: Annotated[int | None, Query(ge=1, le=_YEAR_S, description="TAXBREAK_WINDOW_S by default")] = None,
+        window_s: Annotated[int | None, Query(ge=1, le=YEAR_S, description="TAXBREAK_WINDOW_S by default")] = None,
         server_id: str | None = None,
         limit: Annotated[
             int, Query(ge=0, le=MAX_LISTED_STEPS, description="how many of the steps to list; the total is over all")
@@ -208,6 +206,8 @@ def create_router(
         if row.is_cancelled:
             raise Problem(HTTPStatus.NOT_FOUND, "this capture was taken back")
         found = msgspec.to_builtins(Capture.of(row, now_ns()))
+        if failure := results.failure(capture_id=capture_id):
+            found["failure"] = failure
         if found["status"] != "running" and (window := results.window(capture_id=capture_id)).num_steps:
             found["breakdown"] = window.to_builtins()
         return _json(found)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 import taxbreak_vllm
-from taxbreak_vllm.errors import SpoolError, TaxbreakError
+from taxbreak_vllm.errors import SettingsError, SpoolError, TaxbreakError
 from taxbreak_vllm.service.api import create_router
 from taxbreak_vllm.service.bodies import errors
 from taxbreak_vllm.service.exposition import OPENMETRICS, Exposition
@@ -62,7 +63,7 @@ def create_app(
     async def answer_error(_request: Request, error: Exception) -> Response:
         return problem_response(error)
 
-    for kind in (HTTPException, TaxbreakError, Exception):
+    for kind in (HTTPException, TaxbreakError, sqlite3.DatabaseError, Exception):
         app.add_exception_handler(kind, answer_error)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_METRICS)
@@ -95,7 +96,8 @@ def create_app(
 def serve(settings: Settings) -> None:
     """Run the sidecar until SIGTERM or Ctrl-C, with its address on standard error once it is listening.
 
-    Raises TaxbreakError where the port is taken or spool or results cannot be written.
+    Raises TaxbreakError where the port is taken, SettingsError for a host there is not, and where spool or results
+    cannot be written SpoolError or SettingsError.
     """
     _check_spool(settings)
     with Results(settings.results_path):
@@ -130,8 +132,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((str(address[0]), port), family=family)
+    except (socket.gaierror, UnicodeError) as error:
+        raise SettingsError(f"TAXBREAK_HOST={host}: no address of this machine: {error}") from None
     except OSError as error:
         reason = error.strerror or error
         raise TaxbreakError(
-            f"{host}:{port}: cannot listen: {reason}; set TAXBREAK_PORT to another, 0 for any"
+            f"{host}:{port}: cannot listen: {reason}; set TAXBREAK_HOST or TAXBREAK_PORT to another, 0 for any port"
         ) from None

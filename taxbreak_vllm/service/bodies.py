@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
+from taxbreak_vllm.layout import NAME
 from taxbreak_vllm.model import (
     Batch,
     Breakdown,
@@ -40,6 +41,7 @@ def _is_number(value: object) -> object:
 
 
 NUMBER = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
+ServerId = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
 class CaptureBody(BaseModel):
@@ -55,7 +57,7 @@ class CaptureBody(BaseModel):
         default=60, ge=1, le=3600, description="give up after this many seconds"
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
-    server_id: str | None = Field(default=None, description="which server, where several are running")
+    server_id: ServerId | None = Field(default=None, description="which server, where several are running")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +152,12 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class CaptureOutcome(Capture):
-    """A request for steps; once it has ended and a step was analyzed, with their breakdown."""
+    """A request for steps; once it has ended and a step was analyzed, with their breakdown.
 
+    `failure` says why one of the failed steps could not be analyzed.
+    """
+
+    failure: str | None = None
     breakdown: Breakdown | None = None
 
 

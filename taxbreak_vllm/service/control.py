@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.model import Control, ControlState, WorkerControl, WorkerState
-from taxbreak_vllm.service.bodies import NUMBER, answer, errors
+from taxbreak_vllm.service.bodies import NUMBER, ServerId, answer, errors
 from taxbreak_vllm.service.servers import choose, live
 from taxbreak_vllm.spool import Spool
 
@@ -31,7 +31,7 @@ class ControlBody(BaseModel):
     overhead_budget_ratio: Annotated[float, Field(gt=0, le=1), NUMBER] | None = Field(
         default=None, description="share of wall time that recording may take"
     )
-    server_id: str | None = Field(default=None, description="which server, where several are running")
+    server_id: ServerId | None = Field(default=None, description="which server, where several are running")
 
 
 def add_control_routes(

@@ -6,12 +6,12 @@ Both live in the route class of our own router: on vLLM's app they must not chan
 import base64
 import binascii
 import hmac
+import json
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -53,14 +53,15 @@ def problem_response(error: Exception, *, challenge: str = "Bearer") -> Response
         case StarletteHTTPException():
             status, detail, more = HTTPStatus(error.status_code), str(error.detail), {}
             headers |= error.headers or {}
-        case TaxbreakError() | sqlite3.OperationalError():
+        case TaxbreakError() | sqlite3.DatabaseError():
             status, detail, more = HTTPStatus.SERVICE_UNAVAILABLE, str(error), {}
         case _:
             status, detail, more = HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of taxbreak's own; its log says more", {}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = f'{challenge} realm="taxbreak"'
     body = {"type": "about:blank", "title": status.phrase, "status": int(status), "detail": detail} | more
-    return Response(msgspec.json.encode(body), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    text = json.dumps(body)  # not msgspec: what a request says may hold a lone surrogate, which UTF-8 cannot
+    return Response(text, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def check_token(request: Request, api_key: SecretStr | None, *, with_basic: bool = False) -> None:
@@ -112,7 +113,7 @@ def problem_route(api_key: SecretStr | None) -> type[APIRoute]:
                     RequestValidationError,
                     HTTPException,
                     TaxbreakError,
-                    sqlite3.OperationalError,
+                    sqlite3.DatabaseError,
                 ) as error:
                     return problem_response(error)
 

@@ -402,9 +402,10 @@ class Results:
         found = self._one("SELECT breakdown FROM breakdowns JOIN steps USING (seq) WHERE step_id = ?", step_id)
         return bytes(found[0]) if found else None
 
-    def failure(self, step_id: str) -> str | None:
-        """Return why a step was set aside; None where it was not."""
-        found = self._one("SELECT reason, detail FROM failures WHERE step_id = ?", step_id)
+    def failure(self, step_id: str | None = None, *, capture_id: str | None = None) -> str | None:
+        """Return why a step, or the last of those asked for at once, was set aside; None where none was."""
+        query = "SELECT reason, detail FROM failures WHERE step_id = ? OR capture_id = ? ORDER BY failed_unix_ns DESC"
+        found = self._one(query, step_id, capture_id)
         return f"{found[0]}: {found[1]}" if found else None
 
     def add_capture(self, server_id: str, request: CaptureRequest, *, per_minute: int | None = None) -> Refusal | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.errors import SettingsError
 from taxbreak_vllm.service.window import SUMMED, TIER_SUMS
 
 VERSION = 2
@@ -78,7 +78,7 @@ CREATE TABLE captures (
 def open_database(path: Path) -> sqlite3.Connection:
     """Open the results file, created where there is none.
 
-    Raises TaxbreakError where it cannot be, is something else, or was written by a newer version.
+    Raises SettingsError where it cannot be, is something else, or was written by a newer version.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,12 +86,12 @@ def open_database(path: Path) -> sqlite3.Connection:
         # One thread at a time uses a connection, but FastAPI may enter and leave a request in different threads.
         db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
-        raise TaxbreakError(f"{path}: cannot open the results: {error}; set TAXBREAK_RESULTS to another file") from None
+        raise SettingsError(f"{path}: cannot open the results: {error}; set TAXBREAK_RESULTS to another file") from None
     try:
         _prepare(db, path)
     except sqlite3.Error as error:
         db.close()
-        raise TaxbreakError(f"{path}: cannot use the results: {error}; set TAXBREAK_RESULTS to another file") from None
+        raise SettingsError(f"{path}: cannot use the results: {error}; set TAXBREAK_RESULTS to another file") from None
     except BaseException:
         db.close()
         raise
@@ -116,7 +116,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
                 db.execute(f"PRAGMA user_version = {VERSION}")
     if (found := _version(db)) != VERSION:
         advice = "upgrade it" if found > VERSION else "remove the file"
-        raise TaxbreakError(
+        raise SettingsError(
             f"{path}: the results are of version {found}, this taxbreak writes {VERSION};"
             f" {advice} or set TAXBREAK_RESULTS to another file"
         )

@@ -74,6 +74,12 @@ def test_settings_named_are_settings_there_are(path):
     assert named <= {PREFIX + name.upper() for name in Settings.model_fields}
 
 
+@pytest.mark.parametrize("name", ["deployment.yaml", "patch.yaml"])
+def test_no_service_of_the_namespace_can_set_a_setting_in_our_pods(name):
+    """One named taxbreak would set TAXBREAK_PORT=tcp://…, which workers and sidecar refuse."""
+    assert "\n      enableServiceLinks: false" in (CHART / "templates" / name).read_text()
+
+
 def test_vllm_and_the_sidecar_share_user_spool_and_plugin_in_the_compose_file():
     vllm, sidecar = (services(COMPOSE[0])[name] for name in ("vllm", "sidecar"))
     dockerfile = (DEPLOY / "Dockerfile").read_text()

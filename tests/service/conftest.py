@@ -79,6 +79,21 @@ def results(settings):
 
 
 @pytest.fixture
+def damage_results(settings):
+    """Overwrite a page of the results, so that they open and some of them cannot be read."""
+
+    def damage():
+        with Results(settings.results_path) as results:
+            (page,) = results._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'captures'").fetchone()
+            (page_bytes,) = results._db.execute("PRAGMA page_size").fetchone()
+        with open(settings.results_path, "r+b") as file:
+            file.seek((page - 1) * page_bytes)
+            file.write(b"junk" * (page_bytes // 4))
+
+    return damage
+
+
+@pytest.fixture
 def make_step():
     """A step on a GPU; every duration is a small multiple of `scale`, so that sums can be checked by eye."""
 

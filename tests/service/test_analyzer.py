@@ -357,6 +357,18 @@ def test_results_that_are_deleted_under_it_are_begun_anew(start, put, spool, set
         assert [step.step_id for step in results.steps()] == ["b"]
 
 
+def test_results_that_are_damaged_are_said_in_one_line(start, put, settings, damage_results):
+    damage_results()
+    capture = put("a")
+
+    process = start()
+
+    assert process.wait(timeout=30) == 1
+    (line,) = process.stderr.read().decode().splitlines()
+    assert f"{settings.results_path}: the results are damaged" in line
+    assert not capture.is_analyzed
+
+
 def test_results_that_cannot_be_written_for_a_while_cost_no_step(make_analyzer, put, results, settings):
     """SQLite's own limit on the number of pages stands for a full disk: it raises the same error."""
     num_pages = results._db.execute("PRAGMA page_count").fetchone()[0]

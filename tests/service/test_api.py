@@ -354,7 +354,7 @@ def test_of_several_servers_one_must_be_named(client, running, spool, make_state
     spool.put_state(make_state(server=OTHER))
 
     assert problem(client.post("captures", json={}), 409)["servers"] == ["vllm-a", "vllm-b"]
-    assert problem(client.post("captures", json={"server_id": "../x"}), 404)["servers"] == ["vllm-a", "vllm-b"]
+    assert problem(client.post("captures", json={"server_id": "vllm-c"}), 404)["servers"] == ["vllm-a", "vllm-b"]
     assert client.post("captures", json={"server_id": "vllm-b"}).json()["server_id"] == "vllm-b"
 
 
@@ -375,6 +375,7 @@ def test_a_server_that_mounts_the_routes_asks_itself(serve, running, spool, make
         {"phase": "x"},
         {"timeout_s": 0},
         {"timeout_s": "9"},
+        {"server_id": "../x"},
         {"n": 1},
         [],
         7,
@@ -383,6 +384,20 @@ def test_a_server_that_mounts_the_routes_asks_itself(serve, running, spool, make
 def test_a_wrong_body_is_a_problem_and_asks_for_nothing(client, running, spool, body):
     assert problem(client.post("captures", json=body), 422)["errors"]
     assert spool.read_request("vllm-a") is None
+
+
+def test_damaged_results_are_a_problem(client, damage_results):
+    damage_results()
+
+    assert "malformed" in problem(client.get("captures"), 503)["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "captures"), ("PUT", "control")])
+@pytest.mark.parametrize("content", [b'{"server_id": "\\ud800"}', b'{"\\ud800": 1}'])
+def test_a_body_with_half_a_character_is_a_problem_too(client, running, method, path, content):
+    response = client.request(method, path, content=content, headers={"Content-Type": "application/json"})
+
+    assert problem(response, 422)["errors"]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded"])

@@ -121,15 +121,17 @@ def test_a_server_without_an_engine_has_nothing_to_analyze(mounted):
     assert mounted.started == []
 
 
-def test_a_wrong_setting_is_one_warning_and_no_routes(mounted, monkeypatch, caplog):
-    monkeypatch.setenv("TAXBREAK_PORT", "high")
+@pytest.mark.parametrize(("name", "value", "said"), [("PORT", "high", "PORT='high'"), ("API_KEY", "", "not empty")])
+def test_a_wrong_setting_is_one_warning_and_no_routes(mounted, monkeypatch, caplog, name, value, said):
+    monkeypatch.setenv(f"TAXBREAK_{name}", value)
     endpoint = plugin.endpoint_plugin()
 
     endpoint.attach_router("app")
     _start(endpoint)
 
     (record,) = caplog.records
-    assert "TAXBREAK_PORT='high'" in record.getMessage()
+    assert f"TAXBREAK_{name}" in record.getMessage()
+    assert said in record.getMessage()
     assert mounted.started == []
 
 

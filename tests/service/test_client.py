@@ -1,0 +1,114 @@
+"""`taxbreak capture` and `taxbreak control` against a real sidecar, with a spool filled as workers would."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from taxbreak_vllm.client import CaptureError, capture_steps, control_server
+from taxbreak_vllm.errors import SettingsError
+
+
+@pytest.fixture
+def ask(spool, make_state):
+    """Start the command line; another thread of the test is the server it asks."""
+    spool.put_state(make_state(updated_unix_ns=time.time_ns() + 3600 * 10**9))
+
+    def ask(*words):
+        command = [sys.executable, "-m", "taxbreak_vllm.cli", *map(str, words)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return ask
+
+
+@pytest.fixture
+def record(spool, put, reference, until):
+    """Answer the standing request with steps: of these, True ones can be analyzed."""
+    good = reference.to_json([reference.op("aten::mm", 0, 100), reference.op("aten::add", 200, 300)]).encode()
+
+    def record(steps):
+        request = until(lambda: spool.read_request("vllm-a"))
+        for number, is_good in enumerate(steps):
+            put(f"{request.capture_id}-{number}", capture_id=request.capture_id, trace=good if is_good else b"junk")
+
+    return record
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "num_analyzed", "said"),
+    [
+        ((True, True), 0, 2, None),
+        ((True, False), 0, 1, "1 of 2 steps could not be analyzed: analysis_failed: TraceFormatError: "),
+        ((False, False), 1, 0, "2 of 2 steps could not be analyzed: analysis_failed: TraceFormatError: "),
+        ((True,), 1, 1, "1 of 2 steps came in time (expired)"),
+        ((), 1, 0, "0 of 2 steps came in time (expired)"),
+    ],
+)
+def test_a_capture_prints_what_came_and_says_what_is_missing(
+    start_sidecar, ask, record, steps, code, num_analyzed, said
+):
+    asked = ask("capture", "--url", start_sidecar(), "--steps", 2, "--timeout-s", 5, "--json")
+    record(steps)
+    out, err = asked.communicate(timeout=60)
+
+    assert asked.returncode == code, err
+    assert len(json.loads(out or '{"steps": []}')["steps"]) == num_analyzed
+    assert err.count("\n") == (said is not None)
+    assert (said or "") in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("capture", "--steps", "300"), "steps: Input should be less than or equal to 256"),
+        (("capture", "--server-id", "../x"), "server_id: String should match"),
+        (("control", "--disable", "--server-id", "../x"), "server_id: String should match"),
+    ],
+)
+def test_what_the_api_does_not_take_is_said_in_its_words_with_exit_2(start_sidecar, ask, words, said):
+    asked = ask(*words, "--url", start_sidecar())
+    out, err = asked.communicate(timeout=60)
+
+    assert (asked.returncode, out, err.count("\n")) == (2, "", 1), err
+    assert said in err
+
+
+@pytest.mark.parametrize("speak", [lambda url: capture_steps(url, steps=1), control_server], ids=["capture", "control"])
+@pytest.mark.parametrize("body", [b"{}", b"[1]", b"hello", b"\xff"])
+def test_a_server_of_another_kind_is_told_from_ours(speak, body):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(CaptureError, match="no answer of this version of taxbreak"):
+            speak(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "foo", "//x", "http://", "ftp://x", "http://[::1", "http://a\001b", "http://a..b", "http://xn--a"]
+)
+def test_what_is_no_url_is_a_wrong_setting(url):
+    with pytest.raises(SettingsError, match="not the URL of a server"):
+        control_server(url)
+
+
+@pytest.mark.parametrize("key", ["", "klü", "a\nb"])
+def test_a_key_that_fits_no_header_is_a_wrong_setting(key):
+    with pytest.raises(SettingsError, match="TAXBREAK_API_KEY: a key is"):
+        control_server("http://127.0.0.1:9", api_key=key)
