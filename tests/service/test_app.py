@@ -199,10 +199,11 @@ def test_a_spool_that_cannot_be_written_is_said_in_one_line(settings, tmp_path):
         serve(settings.model_copy(update={"spool": tmp_path / "file" / "spool"}))
 
 
-def test_a_folder_that_is_no_spool_is_said_in_one_line_and_left_alone(settings, tmp_path):
+def test_a_folder_others_may_have_written_to_is_said_in_one_line_and_left_alone(settings, tmp_path):
     (tmp_path / "thesis.txt").touch()
+    tmp_path.chmod(0o777)
 
-    with pytest.raises(SpoolError, match=r"holds 'thesis.txt', which is no part of a spool; set TAXBREAK_SPOOL"):
+    with pytest.raises(SpoolError, match=r"others may have written to it; set TAXBREAK_SPOOL"):
         serve(settings.model_copy(update={"spool": tmp_path}))
 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
