@@ -5,6 +5,7 @@ kernel of ATen's, `neg` after `wait` and `exp` after `library`.
 """
 
 import ctypes
+import gc
 import os
 import time
 from pathlib import Path
@@ -81,11 +82,15 @@ def record(path: Path, steps, device="cpu"):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     for _, call in steps[:20]:
         call()
-    with torch.inference_mode(), torch.profiler.profile(activities=activities, record_shapes=True) as profile:
-        for name, call in steps:
-            with torch.profiler.record_function("taxbreak.step:" + name):
-                call()
-            if device != "cpu":
-                torch.cuda.synchronize()
+    gc.disable()  # of a process that has run other tests, a collection takes as long as many steps
+    try:
+        with torch.inference_mode(), torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+            for name, call in steps:
+                with torch.profiler.record_function("taxbreak.step:" + name):
+                    call()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+    finally:
+        gc.enable()
     profile.export_chrome_trace(str(path))
     return path
