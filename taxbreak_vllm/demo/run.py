@@ -50,7 +50,7 @@ def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS) -> int:
         return 1
     try:
         with (
-            _signals_raise(signal.SIGTERM, signal.SIGHUP),
+            _signals_raise(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # also where a shell had Ctrl-C ignored
             tempfile.TemporaryDirectory(prefix="taxbreak-demo-", ignore_cleanup_errors=True) as folder,
             Processes(Path(folder)) as processes,
         ):
@@ -164,6 +164,8 @@ def _stage(progress: Console, what: str) -> Iterator[None]:
 @contextmanager
 def _signals_raise(*numbers: signal.Signals) -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
     previous = {number: signal.signal(number, leave) for number in numbers}

@@ -1,6 +1,7 @@
 """`taxbreak demo` as a user starts it; its temporary folder marks every process that it started."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -39,12 +40,16 @@ def temporary():
 
 @pytest.fixture
 def start(temporary, tmp_path):
-    """Start a script with an empty home and its own temporary folder, and see that it leaves both empty."""
+    """Start a script with an empty home and its own temporary folder, and see that it leaves both empty.
+
+    Ctrl-C is ignored at first, as where a shell starts something in the background.
+    """
     env = os.environ | {"HOME": str(tmp_path), "TMPDIR": str(temporary)}
 
     def start(script):
+        command = f"trap '' INT; exec {shlex.quote(sys.executable)} -c {shlex.quote(script)}"
         return subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            ["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
         )
 
     yield start
