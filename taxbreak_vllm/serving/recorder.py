@@ -84,7 +84,18 @@ class TorchProfile:
             self._profile.stop()
 
     def export(self, path: Path) -> None:
-        self._profile.export_chrome_trace(str(path))
+        try:
+            self._profile.export_chrome_trace(str(path))
+        finally:
+            self._free()
+
+    def __del__(self) -> None:
+        self._free()
+
+    def _free(self) -> None:
+        # torch's object refers to itself: left to the collector of old objects, which seldom comes in a server, each
+        # would hold its whole recording, some 20 kB to 100 kB, for hours
+        vars(vars(self).get("_profile", self)).clear()
 
 
 def is_profiler_taken(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker

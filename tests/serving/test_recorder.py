@@ -1,5 +1,7 @@
+import gc
 import json
 import logging
+import weakref
 
 import pytest
 
@@ -167,3 +169,23 @@ def test_warming_waits_for_a_profiler_of_somebody_else(drops, warm_ups, open_rec
     recorder.warm(None)
     assert len(warm_ups) == 1
     assert drops.counts() == {}
+
+
+@pytest.mark.parametrize("is_exported", [True, False])
+def test_a_profile_goes_with_its_last_user_and_waits_for_no_collector(tmp_path, is_exported):
+    torch = pytest.importorskip("torch")
+    profile = TorchProfile("step", stacks=False)
+    profile.start()
+    torch.ones(8).sum()
+    profile.stop()
+    theirs = weakref.ref(profile._profile)
+
+    gc.disable()
+    try:
+        if is_exported:
+            profile.export(tmp_path / "trace.json")
+        del profile
+
+        assert theirs() is None
+    finally:
+        gc.enable()
