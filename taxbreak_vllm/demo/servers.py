@@ -1,7 +1,8 @@
 """A real vLLM and a real sidecar as guarded processes: a model folder goes in, an address that answers comes out.
 
 The flags are those with which a tiny model starts fastest and takes least memory, on vLLM's CPU build and on a GPU.
-The environment is the caller's less every `TAXBREAK_` and `VLLM_` setting, offline, its caches in the run's folder.
+The environment is the caller's less every `TAXBREAK_` and `VLLM_` setting, offline, its caches in the run's folder
+(`VLLM_CACHE_ROOT`, where vLLM keeps what it found out about model classes, is left where the caller has it).
 """
 
 import os
@@ -94,8 +95,16 @@ def start_sidecar(
     return Server(process, f"http://{HOST}:{port}", "/healthz", SIDECAR_START_S)
 
 
+def plain_environment() -> dict[str, str]:
+    """Return the caller's environment without settings of ours and vLLM's; a cache of vLLM's it names is kept."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TAXBREAK_", "VLLM_")) or name == "VLLM_CACHE_ROOT"
+    }
+
+
 def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))}
     places = {
         "TMPDIR": folder / "tmp",
         "XDG_CACHE_HOME": folder / "cache",
@@ -107,7 +116,7 @@ def _environment(folder: Path) -> dict[str, str]:
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
     return (
-        kept
+        plain_environment()
         | {name: str(place) for name, place in places.items()}
         | {
             "HF_HUB_OFFLINE": "1",

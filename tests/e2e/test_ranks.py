@@ -1,4 +1,4 @@
-"""Two ranks of a real vLLM, tensor-parallel or pipelined, without a word between them, record the same steps."""
+"""Two ranks of a real vLLM, tensor-parallel, as Ray's actors or pipelined, without a word between them, record alike."""
 
 import json
 
@@ -13,25 +13,35 @@ def tensor_parallel(run):
 
 
 @pytest.fixture(scope="module")
+def on_ray(run):
+    pytest.importorskip("ray")
+    return run("tensor", "ray")
+
+
+@pytest.fixture(scope="module")
 def pipelined(run):
     return run("pipeline")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_llama, run_offline):
-    def run(parallel):
+    def run(parallel, backend="mp"):
         folder = tmp_path_factory.mktemp("ranks")
         settings = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         settings |= {"TAXBREAK_SAMPLE_EVERY": "4", "TAXBREAK_MAX_STEP_S": "60", "TAXBREAK_RECORD_ALL_RANKS": "true"}
-        run_offline("offline_ranks.py", folder, tiny_llama, folder, parallel, **settings)
+        if backend == "ray":
+            settings |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the driver is the engine
+        run_offline("offline_ranks.py", folder, tiny_llama, folder, parallel, backend, **settings)
         return json.loads((folder / "said.json").read_text())
 
     return run
 
 
-def test_what_one_rank_recorded_the_other_did_too_or_says_why_not(tensor_parallel):
-    first, second = (tensor_parallel["recorded"][rank] for rank in ("0", "1"))
-    num_dropped = sum(sum(status["dropped"].values()) for status in tensor_parallel["status"])
+@pytest.mark.parametrize("parallel", ["tensor_parallel", "on_ray"])
+def test_what_one_rank_recorded_the_other_did_too_or_says_why_not(request, parallel):
+    said = request.getfixturevalue(parallel)
+    first, second = (said["recorded"][rank] for rank in ("0", "1"))
+    num_dropped = sum(sum(status["dropped"].values()) for status in said["status"])
 
     common = first.keys() & second.keys()
     assert len(common) >= 2
@@ -46,7 +56,7 @@ def test_of_a_pipeline_only_the_last_rank_is_recorded(pipelined):
     assert len(pipelined["recorded"]["1"]) >= 30
 
 
-@pytest.mark.parametrize("parallel", ["tensor_parallel", "pipelined"])
+@pytest.mark.parametrize("parallel", ["tensor_parallel", "on_ray", "pipelined"])
 def test_each_rank_is_told_apart_and_times_its_own_steps(request, parallel):
     said = request.getfixturevalue(parallel)
     assert [status["server"]["rank"] for status in said["status"]] == [0, 1]

@@ -1,5 +1,6 @@
 import gc
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -307,6 +308,30 @@ def test_a_wrong_setting_is_one_warning_and_the_worker_works(settings, decode, c
     assert "TAXBREAK_SAMPLE_EVERY='often'" in record.getMessage()
     assert len(worker.calls) == 9
     assert not (tmp_path / "spool").exists()
+
+
+def test_an_executor_that_calls_the_model_past_its_worker_is_one_warning(settings, decode, caplog):
+    """Ray's first executor, which vLLM has replaced: nothing would ever be timed, and nobody would know why."""
+    worker = _extend(PlainWorker)()
+    worker.vllm_config.parallel_config.distributed_executor_backend = "ray"
+    settings.setitem(sys.modules, "vllm.envs", SimpleNamespace(VLLM_USE_RAY_V2_EXECUTOR_BACKEND=False))
+
+    worker.compile_or_warm_up_model()
+
+    (record,) = caplog.records
+    assert "Ray's first executor" in record.getMessage()
+    assert worker.taxbreak_status() == {}
+
+
+def test_rays_present_executor_calls_the_worker(settings, decode):
+    worker = _extend(PlainWorker)()
+    worker.vllm_config.parallel_config.distributed_executor_backend = "ray"
+    settings.setitem(sys.modules, "vllm.envs", SimpleNamespace(VLLM_USE_RAY_V2_EXECUTOR_BACKEND=True))
+
+    worker.compile_or_warm_up_model()
+    _serve(worker, decode, num_steps=1)
+
+    assert worker.taxbreak_status()["enabled"]
 
 
 def test_the_real_thing_records_and_tells_its_status_and_ends_with_its_worker(settings, decode, tmp_path):
