@@ -70,6 +70,15 @@ def _check_text(words: list[str]) -> None:
             raise SettingsError(f"{shown}: not UTF-8; give the file another name")
 
 
+def _check_targets(targets: list[Path | None], sources: list[Path | None]) -> None:
+    """Refuse to write over what is read, or two files to one place, before any work is done."""
+    taken = [source.resolve() for source in sources if source]
+    for target in (target for target in targets if target):
+        if target.resolve() in taken:
+            raise SettingsError(f"{target}: is read or written already; give another name to write to")
+        taken.append(target.resolve())
+
+
 def _plain_json(words: list[str]) -> list[Path] | None:
     """Return the paths of `analyze --json PATH…`, which leaves a parser nothing to do, None for any other words.
 
@@ -118,6 +127,7 @@ def analyze(
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
     from taxbreak_vllm.analysis import analyze as analyze_path
 
+    _check_targets([html, speedscope], [*paths, baselines])
     floor_ns = None if floor_us is None else round(floor_us * 1000)
     with _opened(baselines) as store:
         breakdowns = [

@@ -130,6 +130,24 @@ def test_the_exports_are_written_beside_the_table(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["profiles"]
 
 
+@pytest.mark.parametrize("option", ["--html", "--speedscope"])
+def test_no_export_replaces_the_trace_it_is_made_from(tmp_path, option):
+    trace = tmp_path / "trace.json.gz"
+    trace.write_bytes(SERVING.read_bytes())
+
+    done = taxbreak("analyze", trace, option, tmp_path / "x" / ".." / trace.name)
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert trace.read_bytes() == SERVING.read_bytes()
+
+
+def test_no_export_replaces_the_other(tmp_path):
+    done = taxbreak("analyze", SERVING, "--html", tmp_path / "a", "--speedscope", tmp_path / "a")
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -37,7 +37,9 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
     """Read the settings and start a watch over a worker that has its device and model; None where that fails."""
     try:
         if is_passed_by(worker.vllm_config):
-            raise SettingsError("Ray's first executor calls the model past its worker (VLLM_USE_RAY_V2_EXECUTOR_BACKEND)")
+            raise SettingsError(
+                "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0: Ray's first executor calls the model past its worker"
+            )
         settings = load_settings()
         records = may_record(worker, all_ranks=settings.record_all_ranks)
         watch = Watch(

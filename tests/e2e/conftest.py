@@ -1,7 +1,6 @@
 """Real servers for the tests of this folder; a module ends those it started, so at most two run at a time."""
 
 import itertools
-import os
 import subprocess
 import sys
 import threading
@@ -38,7 +37,7 @@ def needs_vllm():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_vllm(tmp_path_factory):
-    """Let all servers of this folder share what the first found out about the model's class, in a process of its own."""
+    """Let all servers share what the first found out about the model's class, for which it starts a process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
         yield

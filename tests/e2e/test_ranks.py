@@ -1,4 +1,4 @@
-"""Two ranks of a real vLLM, tensor-parallel, as Ray's actors or pipelined, without a word between them, record alike."""
+"""Two ranks of a real vLLM, tensor-parallel, also as Ray's actors, or pipelined, record the same steps on their own."""
 
 import json
 
@@ -29,8 +29,8 @@ def run(tmp_path_factory, tiny_llama, run_offline):
         folder = tmp_path_factory.mktemp("ranks")
         settings = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         settings |= {"TAXBREAK_SAMPLE_EVERY": "4", "TAXBREAK_MAX_STEP_S": "60", "TAXBREAK_RECORD_ALL_RANKS": "true"}
-        if backend == "ray":
-            settings |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the driver is the engine
+        if backend == "ray":  # its driver is the engine, for Ray's GPUs are explained to that process
+            settings |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         run_offline("offline_ranks.py", folder, tiny_llama, folder, parallel, backend, **settings)
         return json.loads((folder / "said.json").read_text())
 
