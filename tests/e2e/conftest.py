@@ -1,4 +1,4 @@
-"""Real servers for the tests of this folder; a module ends those it started, so at most two run at a time."""
+"""Real servers for the tests of this folder; a module ends those it started, so that few run at a time."""
 
 import itertools
 import subprocess

@@ -66,7 +66,14 @@ class Breakable:
 
 
 @pytest.fixture(scope="module")
-def breakable(processes, tiny_llama, sample_often, watch_spool):
+def misspelt(processes, tiny_llama):
+    """A server with a setting of ours that there is not, on its way."""
+    env = {"TAXBREAK_SPOOL": str(processes.folder / "spool-of-none"), "TAXBREAK_SAMPLE_EVRY": "2"}
+    return start_vllm(processes, tiny_llama, env=env, name="vllm-misspelt")
+
+
+@pytest.fixture(scope="module")
+def breakable(processes, tiny_llama, sample_often, watch_spool, misspelt):
     spool, control = processes.folder / "spool", processes.folder / "control"
     control.touch()
     here = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
@@ -113,14 +120,11 @@ def test_a_clock_that_steps_back_under_the_worker_loses_no_step_and_counts_none_
     )
 
 
-def test_an_unknown_setting_leaves_the_server_without_us(processes, tiny_llama, answers, plain_answers):
-    spool = processes.folder / "spool-of-none"
-    env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVRY": "2"}
-
-    server = start_vllm(processes, tiny_llama, env=env, name="vllm-misspelt").wait()
+def test_an_unknown_setting_leaves_the_server_without_us(misspelt, processes, answers, plain_answers):
+    server = misspelt.wait()
 
     assert answers(server) == plain_answers
     log = server.process.log.read_text().splitlines()
     assert len([line for line in log if "WARNING" in line and "TAXBREAK_SAMPLE_EVRY" in line]) == 1
-    assert not spool.exists()
+    assert not (processes.folder / "spool-of-none").exists()
     server.process.stop()

@@ -14,26 +14,23 @@ KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
 
 
 @pytest.fixture(scope="module")
-def start(processes, tiny_llama):
+def servers(processes, tiny_llama):
+    """By their number of API servers; with several, vLLM's own metrics come out of files that its processes share."""
+
     def start(num_api_servers):
         spool = processes.folder / f"spool{num_api_servers}"
         env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
         env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
         flags = ("--api-key", "none", "--api-server-count", str(num_api_servers))
-        return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}").wait()
+        return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}")
 
-    return start
-
-
-@pytest.fixture(scope="module")
-def server(start):
-    """With several API servers vLLM's own metrics come out of files that its processes share."""
-    return start(2)
+    starting = {number: start(number) for number in (1, 2)}
+    return {number: server.wait() for number, server in starting.items()}
 
 
 @pytest.fixture(scope="module")
-def server_of_one(start):
-    return start(1)
+def server(servers):
+    return servers[2]
 
 
 def _get(server, path, **query):
@@ -69,10 +66,10 @@ def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
     server.process.wait_until(has_both_phases, "sampled in both phases", timeout_s=120)
 
 
-@pytest.mark.parametrize("which", ["server", "server_of_one"])
-def test_vllms_own_metrics_hold_ours_too(request, which):
+@pytest.mark.parametrize("num_api_servers", [1, 2])
+def test_vllms_own_metrics_hold_ours_too(servers, num_api_servers):
     """From whichever API server answers, each family once, and those of vLLM as without us."""
-    server = request.getfixturevalue(which)
+    server = servers[num_api_servers]
 
     def scrape():
         families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30.0).text))
