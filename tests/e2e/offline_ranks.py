@@ -37,6 +37,7 @@ def ray_of_two_cpus():
     with TemporaryDirectory(prefix="ray-") as folder:  # near the root: Ray's sockets have long names
         hook = {"worker_process_setup_hook": lend_cpus_as_gpus}
         ray.init(
+            "local",
             num_gpus=2,
             num_cpus=0,
             include_dashboard=False,
