@@ -38,6 +38,7 @@ class Victim:
     """A server that is watched, on a disk that can be filled."""
 
     server: Server
+    server_id: str
     watched: object
     disk: Path
     is_mounted: bool
@@ -56,6 +57,11 @@ class Victim:
             return condition()
 
         self.watched.wait_until(is_true, what)
+
+    def ask_for_steps(self, **body):
+        """Ask for steps of this server; one killed a moment ago may still count as running."""
+        url = f"{self.watched.sidecar.url}/v1/taxbreak/captures"
+        return httpx.post(url, json={"server_id": self.server_id} | body, timeout=30.0).raise_for_status().json()
 
     def wait_for_drops(self, reason, *, before):
         self.watched.wait_until(lambda: self.watched.dropped(reason) > before, f"counting {reason}")
@@ -101,8 +107,10 @@ def victim(disk, processes, tiny_llama, answers, sample_often, watch_spool):
     a_file.unlink()
     root.mkdir(parents=True, mode=0o700)
     env = {"TAXBREAK_RESULTS": str(folder / "results.sqlite3")}  # to be deleted with the spool is another fault
-    victim = Victim(server, watch_spool(processes, root, env=env), folder, is_mounted, first_answers)
+    victim = Victim(server, "", watch_spool(processes, root, env=env), folder, is_mounted, first_answers)
     victim.goes_on()
+    (state,) = victim.watched.spool.states()
+    victim.server_id = state.server.server_id
     return victim
 
 
@@ -164,6 +172,7 @@ def test_a_spool_that_becomes_unwritable_costs_the_samples_and_nothing_else(vict
 def test_a_spool_that_is_deleted_comes_back(victim, answers, plain_answers):
     before = victim.watched.value("sampled_steps_total")
 
+    victim.watched.settle()  # a folder that is being written to cannot be deleted at one go
     shutil.rmtree(victim.root)
 
     assert answers(victim.server) == plain_answers
@@ -340,9 +349,8 @@ def test_vllms_profiler_and_ours_leave_each_other_alone_whichever_starts_first(
     """Theirs starts while we record every step, runs while we would sample, and ends before we go on."""
     before, theirs = victim.watched.dropped("vllm_profiler"), _their_traces(processes)
 
-    url = f"{victim.watched.sidecar.url}/v1/taxbreak/captures"
     with requests_under_way(victim.server):
-        asked = httpx.post(url, json={"steps": 60, "timeout_s": 120}, timeout=30.0).raise_for_status().json()
+        asked = victim.ask_for_steps(steps=60, timeout_s=120)
         victim.watched.wait_until(lambda: _capture(victim, asked)["recorded"] > 0, "recording every step")
         httpx.post(f"{victim.server.url}/start_profile", timeout=120.0).raise_for_status()
         victim.wait_for_drops("vllm_profiler", before=before)
@@ -405,8 +413,7 @@ def _wait_for_its_end(server):
 def _stop_in_mid_capture(victim, server, labels):
     """Hold a worker still at an instant at which it has written a part of a capture; return that part's folder."""
     rank_dir = victim.root / labels.server_id / str(labels.rank)
-    body = {"steps": 256, "stacks": True, "server_id": labels.server_id}
-    httpx.post(f"{victim.watched.sidecar.url}/v1/taxbreak/captures", json=body, timeout=30.0).raise_for_status()
+    victim.ask_for_steps(steps=256, stacks=True, server_id=labels.server_id)
     deadline_s = time.monotonic() + 120
     pool = ThreadPoolExecutor(1)
     try:
