@@ -40,7 +40,9 @@ TIMES = 10
 # Threads and processes that spin for one another take each other's cores, and throughput halves or not by chance. And a
 # client that pauses between two rounds must not find its connections closed.
 CALM = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
-IN_ONE_PROCESS = ("--distributed-executor-backend", "uni")  # the engine and its worker, as vLLM has it on one GPU
+# The engine and its worker, as vLLM has it on one GPU. By its short name, `uni`, vLLM's CPU build does not take it, and two
+# processes spin for one another's messages.
+IN_ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
 _RESAMPLES = 2000
 
 
