@@ -31,7 +31,7 @@ from rich.table import Table
 
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, Server, start_sidecar, start_vllm
 from taxbreak_vllm.settings import Settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving_overhead.json"
@@ -40,9 +40,6 @@ TIMES = 10
 # Threads and processes that spin for one another take each other's cores, and throughput halves or not by chance. And a
 # client that pauses between two rounds must not find its connections closed.
 CALM = {"VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
-# The engine and its worker, as vLLM has it on one GPU. By its short name, `uni`, vLLM's CPU build does not take it, and two
-# processes spin for one another's messages.
-IN_ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
 _RESAMPLES = 2000
 
 
@@ -157,7 +154,7 @@ def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar
     _say(f"starting {len(kinds)} servers")
     for number, (name, (flags, env)) in enumerate(kinds.items()):
         servers[name] = start_vllm(
-            processes, model, flags=(*flags, *IN_ONE_PROCESS), env=env | CALM, name=f"vllm-{number}"
+            processes, model, flags=(*flags, *ONE_PROCESS), env=env | CALM, name=f"vllm-{number}"
         )
         if with_sidecar and name.startswith(ON):
             start_sidecar(processes, Path(env["TAXBREAK_SPOOL"]), name=f"sidecar-{number}").wait()

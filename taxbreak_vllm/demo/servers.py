@@ -18,6 +18,8 @@ from taxbreak_vllm.demo.processes import Process, Processes
 
 HOST = "127.0.0.1"
 WORKER_EXTENSION = ("--worker-extension-cls", "taxbreak_vllm.WorkerExtension")
+# The engine and its worker in one process, as on one GPU; by its short name, `uni`, the CPU build makes it two.
+ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
 VLLM_START_S = 600.0  # on two cores that others use too it has taken five minutes
 SIDECAR_START_S = 60.0
 

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
-from taxbreak_vllm.demo.servers import start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -15,13 +15,19 @@ KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
 
 @pytest.fixture(scope="module")
 def servers(processes, tiny_llama):
-    """By their number of API servers; with several, vLLM's own metrics come out of files that its processes share."""
+    """By their number of API servers; with several, vLLM's own metrics come out of files that its processes share.
+
+    Where there is one, the engine and its worker are one process, as on one GPU.
+    """
 
     def start(num_api_servers):
         spool = processes.folder / f"spool{num_api_servers}"
         env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
         env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
+        env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         flags = ("--api-key", "none", "--api-server-count", str(num_api_servers))
+        if num_api_servers == 1:
+            flags += ONE_PROCESS
         return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}")
 
     starting = {number: start(number) for number in (1, 2)}
@@ -88,5 +94,8 @@ def test_vllms_own_metrics_hold_ours_too(servers, num_api_servers):
         assert found["vllm:generation_tokens_total"] > 0
 
 
-def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(server, answers, plain_answers):
-    assert answers(server) == plain_answers
+@pytest.mark.parametrize("num_api_servers", [1, 2])
+def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(
+    servers, num_api_servers, answers, plain_answers
+):
+    assert answers(servers[num_api_servers]) == plain_answers
