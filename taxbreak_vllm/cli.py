@@ -403,7 +403,7 @@ def control(
         int | None, typer.Option(min=2, max=2**31, help="record one step in this many of each kind")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(min=1e-9, max=1, help="share of wall time that recording may take")
+        float | None, typer.Option(min=1e-9, max=1, help="share of the time with steps that recording may take")
     ] = None,
     timeout_s: Annotated[float, typer.Option(min=1, max=3600, help="wait for the workers this long (seconds)")] = 10.0,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,

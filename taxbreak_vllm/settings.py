@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         default=0.005,
         gt=0,
         le=1,
-        description="share of wall time that recording may take; sampling slows down to keep it",
+        description="share of the time in which steps run that recording may take; sampling slows down to keep it",
     )
     record_all_ranks: bool = Field(
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"

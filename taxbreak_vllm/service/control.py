@@ -29,7 +29,7 @@ class ControlBody(BaseModel):
         default=None, description="record one step in this many of each kind"
     )
     overhead_budget_ratio: Annotated[float, Field(gt=0, le=1), NUMBER] | None = Field(
-        default=None, description="share of wall time that recording may take"
+        default=None, description="share of the time with steps that recording may take"
     )
     server_id: ServerId | None = Field(default=None, description="which server, where several are running")
 

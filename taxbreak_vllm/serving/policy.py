@@ -75,10 +75,11 @@ class Policy:
         self._drops.add("too_long", f"as it takes more than TAXBREAK_MAX_STEP_S={self._settings.max_step_s:g}")
         return False
 
-    def settle(self, *, spent_ns: int, asked_ns: int) -> None:
-        """Take in the time that recording has cost so far, and the part of it for recordings asked for."""
+    def settle(self, *, spent_ns: int, asked_ns: int, is_serving: bool) -> None:
+        """Take in what recording has cost so far, the part of it for recordings asked for, and whether steps ran."""
         budget, sampler = self._budget, self.sampler
-        budget.update(spent_ns=spent_ns, asked_ns=asked_ns, now_ns=self._now_ns())
+        take_in = budget.update if is_serving else budget.pass_by
+        take_in(spent_ns=spent_ns, asked_ns=asked_ns, now_ns=self._now_ns())
         if budget.is_exhausted and self.off_reason is None:
             self.turn_off(OVERHEAD)
             logger.warning(

@@ -90,6 +90,7 @@ class Watch:
         self._cost_before_ns = 0
         self._overhead_ns = 0
         self._asked_overhead_ns = 0
+        self._num_settled = 0
         self._is_broken = False
         self._is_quiet = True
         self._kind: Kind | None = None
@@ -277,9 +278,12 @@ class Watch:
     def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
         """Settle the account and take what the spool says, on the storing thread; True for news to be told at once."""
         was_off, policy = self._policy.off_reason, self._policy
+        num_steps = sum(kind.num_steps for kind in self._kinds)
+        is_serving, self._num_settled = num_steps > self._num_settled or self._kind is not None, num_steps
         policy.settle(
             spent_ns=self._overhead_ns + self.outbox.cost_ns,
             asked_ns=self._asked_overhead_ns + self.outbox.asked_cost_ns,
+            is_serving=is_serving,
         )
         if control is not None and control.enabled and was_off and self._records:
             self._recorder.load()

@@ -1,4 +1,4 @@
-"""One second of wall time earns the ratio of it: 5 ms at the default 0.5 %."""
+"""One second in which steps run earns the ratio of it: 5 ms at the default 0.5 %."""
 
 import random
 
@@ -24,6 +24,12 @@ class Account:
         self.budget.update(spent_ns=self.spent_ns, asked_ns=self.asked_ns, now_ns=self.now_ns)
         return self.budget
 
+    def idle(self, seconds, *, spent_ms=0):
+        self.now_ns += round(seconds * S)
+        self.spent_ns += spent_ms * MS
+        self.budget.pass_by(spent_ns=self.spent_ns, asked_ns=self.asked_ns, now_ns=self.now_ns)
+        return self.budget
+
 
 def test_a_recording_is_paid_for_with_the_share_of_the_time_that_it_may_take():
     account = Account()
@@ -32,6 +38,18 @@ def test_a_recording_is_paid_for_with_the_share_of_the_time_that_it_may_take():
     assert not account.go(0, spent_ms=20).is_open
     assert not account.go(3.9).is_open
     assert account.go(0.1).is_open
+
+
+def test_a_time_without_steps_neither_earns_nor_costs():
+    """So that the requests after it do not pay for what it has saved up."""
+    account = Account()
+
+    account.idle(3600, spent_ms=500)
+    assert account.budget.is_open
+
+    assert not account.go(0, spent_ms=20).is_open
+    assert not account.idle(3600).is_open
+    assert account.go(4).is_open
 
 
 def test_no_more_than_a_minute_is_saved_up():

@@ -485,6 +485,17 @@ def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_says_so_o
     assert sum(kind.num_steps for kind in state.steps) == 60 - len(profiles)
 
 
+def test_what_goes_on_while_nobody_asks_the_server_anything_is_charged_to_nobody(open_watch, decode):
+    watch = open_watch(sample_every=2, overhead_budget_ratio=1e-12, turn_ns=100)
+    _run(watch, decode)
+
+    for _ in range(60):
+        watch.outbox.turn(wait_s=0)
+
+    assert watch.state().enabled
+    assert watch.state().overhead_ns > 0
+
+
 def test_turned_off_for_its_overhead_it_is_turned_on_again_by_hand(open_watch, decode, profiles, tmp_path):
     watch = open_watch(sample_every=2, overhead_budget_ratio=1e-12, turn_ns=100)
     for _ in range(60):
