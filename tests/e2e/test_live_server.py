@@ -207,11 +207,12 @@ def test_recording_is_switched_off_while_the_server_is_idle_and_on_while_it_is_b
     assert again.control.sample_every == 20
 
 
-def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_can_be_turned_on_again(live):
+def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_can_be_turned_on_again(live, requests_under_way):
     (before,) = _control(live, overhead_budget_ratio=1e-9).workers
     assert before.enabled
 
-    live.vllm.process.wait_until(lambda: not _control(live).workers[0].enabled, "off by itself", timeout_s=60)
+    with requests_under_way(live.vllm):
+        live.vllm.process.wait_until(lambda: not _control(live).workers[0].enabled, "off by itself", timeout_s=60)
     assert _control(live).workers[0].off_reason == "overhead"
     assert live.vllm.process.log.read_text().count("recording cannot be kept to") == 1
 
