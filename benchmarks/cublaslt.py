@@ -13,7 +13,7 @@ import torch
 from gpu_lab import Lab
 
 from taxbreak_vllm.analysis import analyze
-from taxbreak_vllm.model import Breakdown
+from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kineto import Kind, read_events
 

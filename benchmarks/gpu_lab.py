@@ -17,7 +17,7 @@ import torch
 
 from taxbreak_vllm.analysis import analyze
 from taxbreak_vllm.baselines import Baselines
-from taxbreak_vllm.model import Breakdown, StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.replay.command import Account, replay_paths
 from taxbreak_vllm.replay.runner import Limits
 from taxbreak_vllm.replay.task import Options

@@ -10,7 +10,7 @@ import time
 
 from taxbreak_vllm.analysis import analyze
 from taxbreak_vllm.decompose import decompose
-from taxbreak_vllm.model import Source
+from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import read_events
 

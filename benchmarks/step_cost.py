@@ -19,7 +19,7 @@ from typing import Any
 
 from machine import describe_machine
 
-from taxbreak_vllm.model import Server
+from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.serving.steps import GraphModes
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.serving.worker import install

@@ -25,7 +25,7 @@ from feed import Feed
 
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import HOST, Server
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 
 ROOT = Path(__file__).parents[1]
 BOARDS = ("taxbreak-overview.json", "taxbreak-breakdown.json", "taxbreak-health.json")

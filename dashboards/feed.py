@@ -16,15 +16,8 @@ from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
-from taxbreak_vllm.model import (
-    STEP_BUCKETS_NS,
-    Batch,
-    Phase,
-    Server,
-    StepHistogram,
-    StepInfo,
-    WorkerState,
-)
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.spool import Spool
 
 TRACES = Path(__file__).parents[2] / "shared" / "traces"

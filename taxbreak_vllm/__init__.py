@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from taxbreak_vllm.analysis import analyze
-    from taxbreak_vllm.errors import TaxbreakError
     from taxbreak_vllm.export.tables import dispatches
-    from taxbreak_vllm.model import Breakdown, Phase
+    from taxbreak_vllm.model.breakdown import Breakdown
+    from taxbreak_vllm.model.errors import TaxbreakError
+    from taxbreak_vllm.model.step import Phase
     from taxbreak_vllm.serving.worker import WorkerExtension
 
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Breakdown": "taxbreak_vllm.model",
     "Phase": "taxbreak_vllm.model",
-    "TaxbreakError": "taxbreak_vllm.errors",
+    "TaxbreakError": "taxbreak_vllm.model.errors",
     "WorkerExtension": "taxbreak_vllm.serving.worker",
     "analyze": "taxbreak_vllm.analysis",
     "dispatches": "taxbreak_vllm.export.tables",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from taxbreak_vllm.baselines import Baselines
 from taxbreak_vllm.decompose import Replayed, decompose
-from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.layout import STEP
-from taxbreak_vllm.model import Attribution, Breakdown, Calibration, Phase, Source, StepBreakdown, StepInfo
+from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Calibration, Source, StepBreakdown
+from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.model.step import Phase, StepInfo
 from taxbreak_vllm.recording import told
 from taxbreak_vllm.spool import Capture
 from taxbreak_vllm.trace.calls import read_calls

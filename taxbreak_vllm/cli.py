@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from taxbreak_vllm.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
-from taxbreak_vllm.model import Attribution, Phase
+from taxbreak_vllm.model.breakdown import Attribution
+from taxbreak_vllm.model.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.model.step import Phase
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from taxbreak_vllm.baselines import Baselines
-    from taxbreak_vllm.insight.evidence import AdviceReport
-    from taxbreak_vllm.model import Breakdown
+    from taxbreak_vllm.model.advice import AdviceReport
+    from taxbreak_vllm.model.breakdown import Breakdown
 
 app = typer.Typer(
     name="taxbreak",

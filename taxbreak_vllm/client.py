@@ -10,8 +10,9 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from taxbreak_vllm.errors import SettingsError, TaxbreakError
-from taxbreak_vllm.model import Breakdown, ControlState
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
+from taxbreak_vllm.model.worker import ControlState
 from taxbreak_vllm.settings import checked_key
 
 _POLL_S = 0.1

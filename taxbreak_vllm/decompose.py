@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taxbreak_vllm import taxes
-from taxbreak_vllm.baselines import FloorKind, Floors, View
+from taxbreak_vllm.baselines import View
 from taxbreak_vllm.figures import summarize
-from taxbreak_vllm.model import Attribution, Breakdown, Source, StepBreakdown, Tier
+from taxbreak_vllm.model.baseline import FloorKind, Floors
+from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Source, StepBreakdown, Tier
 from taxbreak_vllm.summary import FAMILIES, Measured
 from taxbreak_vllm.tiers import Evidence, gather
 from taxbreak_vllm.totals import Totals

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm import taxes
-from taxbreak_vllm.model import (
+from taxbreak_vllm.model.breakdown import (
     Attribution,
     DeviceTime,
     ExposedTax,

@@ -13,7 +13,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.model.errors import SpoolError
 
 MARKER = ".taxbreak-spool"
 TRACE = "trace.json.gz"

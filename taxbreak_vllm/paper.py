@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from taxbreak_vllm import taxes
-from taxbreak_vllm.model import Attribution
+from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.summary import Measured, sum_by
 from taxbreak_vllm.taxes import Spans
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, innermost, next_outer, time_line

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from taxbreak_vllm.insight.evidence import AdviceReport
-from taxbreak_vllm.model import Breakdown, Calibration, ControlState, StepBreakdown, WorkerControl
+from taxbreak_vllm.model.advice import AdviceReport
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
+from taxbreak_vllm.model.worker import ControlState, WorkerControl
 
 MAX_STEPS = 40
 _NAME_CHARS = 60

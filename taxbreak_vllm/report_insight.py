@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taxbreak_vllm.insight.diff import Change, Diff, Figure, Section, Spread
-from taxbreak_vllm.insight.fusion import FusionReport
+from taxbreak_vllm.model.fusion import FusionReport
 
 MAX_CHAINS = 12
 MAX_ROWS = 12

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model.errors import SettingsError
 
 PREFIX = "TAXBREAK_"
 YEAR_S = 366 * 86400  # nobody means more, and far more does not fit 64 bits of ns

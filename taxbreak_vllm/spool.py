@@ -19,7 +19,6 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from taxbreak_vllm.errors import SpoolError
 from taxbreak_vllm.layout import (
     ANALYZED,
     CONTROL,
@@ -40,7 +39,9 @@ from taxbreak_vllm.layout import (
     server_dirs,
     take,
 )
-from taxbreak_vllm.model import CaptureRequest, Control, StepInfo, WorkerState
+from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.step import StepInfo
+from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 
 T = TypeVar("T")
 

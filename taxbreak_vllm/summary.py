@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model import Attribution, TopRow
+from taxbreak_vllm.model.breakdown import Attribution, TopRow
 from taxbreak_vllm.taxes import Spans
 from taxbreak_vllm.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.baselines import Baseline, Outcome, View
-from taxbreak_vllm.model import Tier
+from taxbreak_vllm.baselines import View
+from taxbreak_vllm.model.baseline import Baseline, Outcome
+from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.signatures import Signature
 

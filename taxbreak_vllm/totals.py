@@ -12,7 +12,7 @@ import numpy as np
 
 from taxbreak_vllm import taxes
 from taxbreak_vllm.figures import Terms, build, first_root
-from taxbreak_vllm.model import Coverage, DeviceShare, StepBreakdown, ThreadShare, TopRow, sum_or_none
+from taxbreak_vllm.model.breakdown import Coverage, DeviceShare, StepBreakdown, ThreadShare, TopRow, sum_or_none
 from taxbreak_vllm.summary import NONE, Measured, Sums, sum_by
 from taxbreak_vllm.tiers import TIERS, shares
 from taxbreak_vllm.trace.dispatches import Bool

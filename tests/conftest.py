@@ -14,7 +14,7 @@ import pytest
 
 from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.decompose import measure as measure_trace
-from taxbreak_vllm.model import Breakdown, Source
+from taxbreak_vllm.model.breakdown import Breakdown, Source
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, read_events

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.model import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.spool import Spool
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Floor, FloorKind, Floors, Match, Outcome, Spread
-from taxbreak_vllm.errors import BaselineError
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Baseline, Environment, Floor, FloorKind, Floors, Match, Outcome, Spread
+from taxbreak_vllm.model.errors import BaselineError
 
 HERE = Environment(device_type="cuda", device_name="NVIDIA H100", torch="2.9.0", driver="12080")
 FLOORS = Floors(

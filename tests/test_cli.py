@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome, Spread
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 
 ROOT = Path(__file__).parent.parent
 SERVING = ROOT / "tests" / "data" / "serving.json"

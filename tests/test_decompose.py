@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.baselines import Baseline, Floor, FloorKind, Floors, Outcome, Spread
 from taxbreak_vllm.decompose import Replayed, decompose
-from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import Source, Tier
+from taxbreak_vllm.model.baseline import Baseline, Floor, FloorKind, Floors, Outcome, Spread
+from taxbreak_vllm.model.breakdown import Source, Tier
+from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import read_events

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.model import Attribution, Breakdown
+from taxbreak_vllm.model.breakdown import Attribution, Breakdown
 
 
 def op(name: str, start_us: int, dur_us: int, external: int) -> dict[str, object]:

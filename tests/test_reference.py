@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm.decompose import decompose
-from taxbreak_vllm.model import Source
+from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.trace.cuts import Parts
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kernels import KernelRules

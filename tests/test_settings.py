@@ -1,6 +1,6 @@
 import pytest
 
-from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.settings import load_settings
 
 

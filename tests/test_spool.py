@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.errors import SpoolError
 from taxbreak_vllm.layout import MARKER
-from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.spool import Spool, Survey
 
 SERVER = Server(server_id="server-a")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome, Spread
-from taxbreak_vllm.model import Tier
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
+from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.tiers import TIERS, Evidence, gather, shares
 from taxbreak_vllm.trace.calls import Call, Kernel, signature
 from taxbreak_vllm.trace.signatures import Signature

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 
 _WORDS = ("host", "device", "launch", "kernel", "step", "token", "batch", "queue", "graph", "prefill", "decode", "idle")
 

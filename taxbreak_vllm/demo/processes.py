@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 
 GRACE_S = 10.0
 _POLL_S = 0.05

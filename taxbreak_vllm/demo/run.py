@@ -23,8 +23,9 @@ from taxbreak_vllm.demo.load import LoadError, send
 from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_moe
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
-from taxbreak_vllm.errors import TaxbreakError
-from taxbreak_vllm.model import Breakdown, Phase, StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
+from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.report import phase_table
 from taxbreak_vllm.settings import Settings
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 
 
 @contextmanager

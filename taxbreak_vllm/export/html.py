@@ -10,7 +10,7 @@ from taxbreak_vllm.export.files import replacing
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.insight.segments import step_timelines
-from taxbreak_vllm.model import Breakdown, StepBreakdown, add_steps
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown, add_steps
 from taxbreak_vllm.page.render import render
 from taxbreak_vllm.page.view import (
     Article,

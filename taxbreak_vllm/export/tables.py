@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model import Breakdown, StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.recording import read_recording
 from taxbreak_vllm.summary import Measured, group_by_time
 from taxbreak_vllm.tiers import TIERS

@@ -10,21 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from taxbreak_vllm.insight.evidence import (
-    WORTH_RATIO,
-    Advice,
-    AdviceReport,
-    Component,
-    Evidence,
-    Machine,
-    Verdict,
-    by_phase,
-    distrust,
-)
-from taxbreak_vllm.model import Breakdown, Phase, add_steps
+from taxbreak_vllm.insight.evidence import WORTH_RATIO, Evidence, by_phase, distrust
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Machine, Verdict
+from taxbreak_vllm.model.breakdown import Breakdown, add_steps
+from taxbreak_vllm.model.step import Phase
 
 if TYPE_CHECKING:
-    from taxbreak_vllm.insight.fusion import FusionReport
+    from taxbreak_vllm.model.fusion import FusionReport
 
 DEVICE_BOUND_RATIO = 0.80  # of the time between the first and the last activity
 SMALL_BATCH = 16  # requests a step; host work hardly grows with them

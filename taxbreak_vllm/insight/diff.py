@@ -12,19 +12,19 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from taxbreak_vllm.model import (
+from taxbreak_vllm.model.breakdown import (
     Breakdown,
     DeviceTime,
     ExposedTax,
     FamilyShare,
     HostTime,
     IdleTime,
-    Phase,
     Source,
     StepBreakdown,
     Taxes,
     TopRow,
 )
+from taxbreak_vllm.model.step import Phase
 
 DIFF_SCHEMA = "taxbreak.diff/1"
 MIN_STEPS = 3  # quartiles of fewer steps say nothing about spread

@@ -6,84 +6,25 @@ In: breakdowns, of a trace or of the captures of a window, and what else is know
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.shares import Shares
-from taxbreak_vllm.model import Breakdown, Calibration, Phase, StepBreakdown, add_steps
+from taxbreak_vllm.model.advice import Advice, Component, Machine
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown, add_steps
+from taxbreak_vllm.model.step import Phase
 
-if TYPE_CHECKING:  # it reads traces, which the sidecar's own process never does
-    from taxbreak_vllm.insight.fusion import FusionReport
+if TYPE_CHECKING:
+    from taxbreak_vllm.model.fusion import FusionReport
 
 WORTH_RATIO = 0.10  # a smaller share of the step is not worth a restart
+
 MIN_LINKED_RATIO = 0.95  # of the kernels
+
 MAX_UNREADABLE_RATIO = 0.01  # of the events
 
 _GRAPHS = frozenset({"FULL", "PIECEWISE"})
+
 _COMPILED = ("triton_", "compiledfxgraph", "torch-compiled", "inductor")
-
-
-class Component(StrEnum):
-    """The part of the system that a piece of advice is about."""
-
-    FRAMEWORK = "framework"
-    LIBRARY = "library"
-    LAUNCH_PATH = "launch path"
-    DEVICE_WORK = "device work"
-    SYNCHRONIZATION = "synchronization"
-    ENGINE_LOOP = "engine loop"
-
-
-class Verdict(StrEnum):
-    """What the evidence allows to say."""
-
-    ACT = "act"
-    NO_ACTION = "no action"
-    WITHHELD = "withheld"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
-    """One change. `at_most_ns` bounds what it can win in an average step from above, `at_most_ratio` as a share of it.
-
-    The bound is the time the device waited for that component (of device work: the time it took), so no change to the
-    component can win more; most win less.
-    """
-
-    rule: str
-    component: Component
-    phase: Phase | None
-    finding: str
-    change: str
-    settings: tuple[str, ...]
-    at_most_ns: int
-    at_most_ratio: float
-    refuted_by: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdviceReport:
-    """What to change, the largest bound first; `reasons` say why nothing else is advised, or nothing at all."""
-
-    verdict: Verdict
-    advice: tuple[Advice, ...] = ()
-    reasons: tuple[str, ...] = ()
-
-    def to_builtins(self) -> dict[str, Any]:
-        """Return the report as dicts, lists and numbers."""
-        tree: dict[str, Any] = msgspec.to_builtins(self)
-        return tree
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The processors a worker may use, and how many threads it computes with; None where it could not be read."""
-
-    cpu_limit: float | None = None
-    omp_threads: int | None = None
-    throttled_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,21 +9,20 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.decompose import is_cpu_backend
-from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model.errors import SettingsError
+from taxbreak_vllm.model.fusion import Chain, FusionReport, LengthReport
 from taxbreak_vllm.recording import read_recording
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
 
-FUSION_SCHEMA = "taxbreak.fusion/1"
 LENGTHS = range(2, 9)
+
 MIN_COUNT = 2  # what happened once is no pattern
 
 
@@ -40,66 +39,6 @@ class KernelOrder:
     launch: Index
     names: Sequence[str]
     num_unlinked: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """A fusion candidate: `score` = `count` of the chain / `first_count` of its first kernel.
-
-    `is_maximal`: no longer candidate of the report contains it as often.
-    """
-
-    kernels: tuple[str, ...]
-    length: int
-    count: int
-    first_count: int
-    score: float
-    is_maximal: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthReport:
-    """All chains of one length: distinct ones, their occurrences, candidates, and what is left once those are fused."""
-
-    length: int
-    distinct: int
-    occurrences: int
-    candidates: int
-    fused: int
-    kernels_after: int
-    launches_after: int
-    ideal_speedup: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FusionReport:
-    """Chains of a trace, dearest first. `ideal_speedup` = launches / launches_after, None without launches.
-
-    `kernels_after` and `launches_after` are those left when candidates of every length are fused where they do not
-    overlap, the longest first. A launch is saved once all its kernels went into one that begins in an earlier launch.
-    """
-
-    path: str = ""
-    min_score: float
-    kernels: int
-    unlinked: int
-    launches: int
-    kernels_after: int
-    launches_after: int
-    ideal_speedup: float | None
-    by_length: tuple[LengthReport, ...]
-    chains: tuple[Chain, ...]
-    notes: tuple[str, ...] = ()
-    schema: str = FUSION_SCHEMA
-
-    def to_builtins(self) -> dict[str, Any]:
-        """Return the report as dicts, lists and numbers."""
-        tree: dict[str, Any] = msgspec.to_builtins(self)
-        return tree
-
-    def to_json(self) -> bytes:
-        """Encode as one JSON object."""
-        return msgspec.json.encode(self)
 
 
 def fusion(path: str | Path, *, lengths: Iterable[int] = LENGTHS, min_score: float = 1.0) -> FusionReport:

@@ -6,13 +6,12 @@ cover their window and sum to the step's `host` and `device` figures; all times 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from taxbreak_vllm.model.timeline import DeviceClass, Lane, StepTimeline
 from taxbreak_vllm.recording import Recording, read_recording
 from taxbreak_vllm.summary import Measured, group_by_time
 from taxbreak_vllm.trace.dispatches import Bool
@@ -22,51 +21,10 @@ from taxbreak_vllm.trace.steps import StepWindow, whole_trace
 from taxbreak_vllm.trace.timeline import HostClass, main_thread
 
 MAX_SEGMENTS = 6000  # of a lane: about 150 kB of JSON, and more than a screen has pixels
+
 MAX_STREAMS = 4
+
 _MAX_NAME_CHARS = 160
-
-
-class DeviceClass(IntEnum):
-    """Whose an instant of the device is; a higher class wins."""
-
-    EDGE = 0
-    QUEUE = 1
-    HOST = 2
-    BLOCKED = 3
-    OTHER_ACTIVE = 4
-    ACTIVE = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """Segments by start: `kind[i]` indexes `kinds`, `name[i]` the timeline's `names` (-1: none)."""
-
-    title: str
-    kinds: tuple[str, ...]
-    start_ns: tuple[int, ...]
-    length_ns: tuple[int, ...]
-    kind: tuple[int, ...]
-    name: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTimeline:
-    """One step. `window_ns` is its length on the host, `device_window_ns` reaches to the end of its last activity.
-
-    `drawn_ns` is less where a lane had more than `max_segments`: what comes after it is left out.
-    """
-
-    step: str
-    device_type: str
-    window_ns: int
-    device_window_ns: int
-    drawn_ns: int
-    lanes: tuple[Lane, ...]
-    names: tuple[str, ...]
-
-    def to_json(self) -> bytes:
-        """Encode as one JSON object."""
-        return msgspec.json.encode(self)
 
 
 def step_timelines(

@@ -5,7 +5,7 @@ In: a step, or a sum of steps. Out: `Shares`, ratios of the device's window, Non
 
 from dataclasses import dataclass
 
-from taxbreak_vllm.model import StepBreakdown
+from taxbreak_vllm.model.breakdown import StepBreakdown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

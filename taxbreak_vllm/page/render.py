@@ -13,7 +13,7 @@ import msgspec
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from taxbreak_vllm.model import Phase
+from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.page.view import MAX_CHAINS, Article
 
 UNKNOWN = "–"

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from taxbreak_vllm.insight.evidence import AdviceReport
 from taxbreak_vllm.insight.shares import Shares
-from taxbreak_vllm.model import Breakdown, Calibration, Coverage, ExposedTax, Phase, StepBreakdown, Taxes
+from taxbreak_vllm.model.advice import AdviceReport
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, ExposedTax, StepBreakdown, Taxes
+from taxbreak_vllm.model.step import Phase
 
 if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
-    from taxbreak_vllm.insight.fusion import FusionReport
-    from taxbreak_vllm.insight.segments import StepTimeline
+    from taxbreak_vllm.model.fusion import FusionReport
+    from taxbreak_vllm.model.timeline import StepTimeline
 
 MAX_POINTS = 600  # steps drawn over time
 MAX_CHAINS = 12

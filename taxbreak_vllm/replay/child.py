@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from taxbreak_vllm.baselines import Baseline, Environment, Floors
+from taxbreak_vllm.model.baseline import Baseline, Environment, Floors
 from taxbreak_vllm.replay.task import Options, Task
 
 _PR_SET_PDEATHSIG = 1

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Outcome
-from taxbreak_vllm.errors import BaselineError
+from taxbreak_vllm.baselines import Baselines
 from taxbreak_vllm.layout import STEP
+from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome
+from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
 from taxbreak_vllm.replay.runner import Child, Limits, Progress, missing, run

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from taxbreak_vllm.errors import ReplayError
+from taxbreak_vllm.model.errors import ReplayError
 
 _ASK_TIMEOUT_S = 10.0
 

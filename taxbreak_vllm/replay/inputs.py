@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from taxbreak_vllm.errors import ReplayError
+from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.trace.calls import Call, Input
 
 DTYPES = {

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from taxbreak_vllm.baselines import Baseline, Match, Outcome, Spread
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.baseline import Baseline, Match, Outcome, Spread
+from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.replay.inputs import Prepared, RefusedError, Size, TooLargeError, load_namespace, prepare, resized
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature

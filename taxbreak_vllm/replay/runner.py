@@ -19,8 +19,9 @@ from typing import Self
 
 import msgspec
 
-from taxbreak_vllm.baselines import Baseline, Baselines, Environment, Floors, Outcome
-from taxbreak_vllm.errors import ReplayError
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
+from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.child import Ready, Result
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.trace.calls import signature

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from taxbreak_vllm.baselines import Baseline, Outcome
+from taxbreak_vllm.model.baseline import Baseline, Outcome
 from taxbreak_vllm.trace.calls import Call, Kernel, signature
 
 

@@ -15,8 +15,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response, Security
 from fastapi.security import HTTPBearer
 
 import taxbreak_vllm
-from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import Breakdown, CaptureRequest, Phase
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.service.bodies import (
     AnalyzerUse,
     Capture,

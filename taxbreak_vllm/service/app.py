@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 import taxbreak_vllm
-from taxbreak_vllm.errors import SettingsError, SpoolError, TaxbreakError
+from taxbreak_vllm.model.errors import SettingsError, SpoolError, TaxbreakError
 from taxbreak_vllm.service.api import create_router
 from taxbreak_vllm.service.bodies import errors
 from taxbreak_vllm.service.exposition import OPENMETRICS, Exposition

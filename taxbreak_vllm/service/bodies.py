@@ -8,26 +8,21 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.layout import NAME
-from taxbreak_vllm.model import (
-    Batch,
+from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
-    Control,
-    ControlState,
     Coverage,
     DeviceTime,
     ExposedTax,
     HostTime,
     IdleTime,
-    Phase,
-    Server,
     Source,
     StepBreakdown,
     Taxes,
     Tier,
-    WorkerControl,
-    WorkerState,
 )
+from taxbreak_vllm.model.step import Batch, Phase, Server
+from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
 from taxbreak_vllm.service.problems import MEDIA_TYPE
 from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
 

@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from taxbreak_vllm.model import Control, ControlState, WorkerControl, WorkerState
+from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
 from taxbreak_vllm.service.bodies import NUMBER, ServerId, answer, errors
 from taxbreak_vllm.service.servers import choose, live
 from taxbreak_vllm.spool import Spool

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from taxbreak_vllm.model import STEP_BUCKETS_NS, StepBreakdown, WorkerState
+from taxbreak_vllm.model.breakdown import StepBreakdown
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS
+from taxbreak_vllm.model.worker import WorkerState
 
 NUM_BUCKETS = len(STEP_BUCKETS_NS) + 1
 

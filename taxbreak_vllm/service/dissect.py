@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.insight.segments import step_timelines
+from taxbreak_vllm.model.errors import TaxbreakError
 
 _NICENESS = 10
 

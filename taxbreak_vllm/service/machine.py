@@ -6,7 +6,7 @@ In: a worker's process id. Out: `Machine`; None where the process is not to be s
 from contextlib import suppress
 from pathlib import Path
 
-from taxbreak_vllm.insight.evidence import Machine
+from taxbreak_vllm.model.advice import Machine
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

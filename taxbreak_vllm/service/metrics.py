@@ -24,9 +24,12 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 import taxbreak_vllm
-from taxbreak_vllm.baselines import Baselines, FloorKind
-from taxbreak_vllm.errors import BaselineError
-from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import FloorKind
+from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
+from taxbreak_vllm.model.errors import BaselineError
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.counts import NUM_BUCKETS
 from taxbreak_vllm.service.results import Balance, Results, Series, Total
 from taxbreak_vllm.service.servers import live

@@ -7,8 +7,10 @@ chains are fetched when they are looked at (`timelines`).
 from collections.abc import Sequence
 
 from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.insight.evidence import AdviceReport
-from taxbreak_vllm.model import Breakdown, Phase, WorkerState
+from taxbreak_vllm.model.advice import AdviceReport
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.page.render import render
 from taxbreak_vllm.page.view import (
     MAX_POINTS,

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from taxbreak_vllm.errors import SpoolError
+from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.spool import Spool
 
 _POLL_S = 1.0

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Receive, Scope, Send
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from taxbreak_vllm.baselines import Baselines, Environment, Floors
-from taxbreak_vllm.errors import BaselineError, TaxbreakError
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Environment, Floors
+from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.command import accept, is_done
 from taxbreak_vllm.replay.plan import Plan, plans
 from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run

@@ -15,17 +15,10 @@ from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
-from taxbreak_vllm.errors import TaxbreakError
-from taxbreak_vllm.model import (
-    STEP_BUCKETS_NS,
-    Breakdown,
-    CaptureRequest,
-    Phase,
-    Server,
-    StepInfo,
-    Tier,
-    WorkerState,
-)
+from taxbreak_vllm.model.breakdown import Breakdown, Tier
+from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase, Server, StepInfo
+from taxbreak_vllm.model.worker import CaptureRequest, WorkerState
 from taxbreak_vllm.service.counts import Count, Key, step_counts, worker_counts
 from taxbreak_vllm.service.schema import open_database, transaction
 from taxbreak_vllm.service.window import (

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from taxbreak_vllm.model import WorkerState
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.problems import Problem
 
 FRESH_NS = 30 * 10**9  # a worker with nothing new to say writes every 5 s

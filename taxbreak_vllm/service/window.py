@@ -13,18 +13,18 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
-from taxbreak_vllm.model import (
+from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
     Coverage,
     FamilyShare,
-    Phase,
     Source,
     StepBreakdown,
     Tier,
     TopRow,
     hdbi,
 )
+from taxbreak_vllm.model.step import Phase
 
 MAX_STEPS = 10_000  # some tenths of a second of one core
 MAX_LISTED_STEPS = 200

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from statistics import median_low
 
-from taxbreak_vllm.model import STEP_BUCKETS_NS, Phase, StepHistogram
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase, StepHistogram
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_generation
 
 NEVER = 2**62

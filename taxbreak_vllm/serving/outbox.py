@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from taxbreak_vllm.errors import SpoolError
-from taxbreak_vllm.model import CaptureRequest, Control, WorkerState
+from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.recorder import Drops, Recording, logger
 from taxbreak_vllm.spool import Spool
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
-from taxbreak_vllm.model import CaptureRequest, Control
+from taxbreak_vllm.model.worker import CaptureRequest, Control
 from taxbreak_vllm.serving.budget import Budget
 from taxbreak_vllm.serving.kinds import Kind
 from taxbreak_vllm.serving.recorder import Drops, logger

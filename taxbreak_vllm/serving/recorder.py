@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from taxbreak_vllm.model import StepInfo
+from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.serving.sampler import Progress
 
 # A child of vLLM's own logger, so that its handlers and level apply.

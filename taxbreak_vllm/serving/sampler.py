@@ -7,7 +7,8 @@ them. A rank that has slowed down, to keep its overhead in budget, picks some of
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from taxbreak_vllm.model import CaptureRequest, Phase
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.serving.kinds import NEVER, Kind
 from taxbreak_vllm.serving.picks import Picks
 

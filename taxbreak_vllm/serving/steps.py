@@ -6,7 +6,7 @@ vLLM is not imported: its objects are described by the protocols below (vllm/v1/
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from taxbreak_vllm.model import Batch, Phase
+from taxbreak_vllm.model.step import Batch, Phase
 
 NO_GRAPH = "none"
 UNKNOWN_GRAPH = "unknown"

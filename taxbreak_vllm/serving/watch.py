@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from taxbreak_vllm.model import CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model.step import Phase, Server, StepInfo
+from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.kinds import Kind, Kinds
 from taxbreak_vllm.serving.outbox import Outbox
 from taxbreak_vllm.serving.picks import Picks

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.trace.intervals import Index, Int64
 
 Rows = NDArray[np.void]

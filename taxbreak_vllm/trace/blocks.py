@@ -18,7 +18,7 @@ from typing import IO, TypeVar, cast
 
 import msgspec
 
-from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TraceFormatError
 
 BLOCK_BYTES = 2**19
 _HEADER_LIMIT_BYTES = 64 * 2**20

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kineto import Events, Kind
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TraceFormatError
 
 Int64 = NDArray[np.int64]
 Index = NDArray[np.intp]

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model.errors import SettingsError
 
 DEFAULT_RULES = Path(__file__).with_name("kernel_rules.toml")
 

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.blocks import BLOCK_BYTES, Around, decode, read_blocks
 
 Int64 = NDArray[np.int64]

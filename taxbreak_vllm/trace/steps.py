@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model import Batch, Phase
+from taxbreak_vllm.model.step import Batch, Phase
 from taxbreak_vllm.trace.kineto import Events, Kind
 
 OWN_PREFIX = "taxbreak.step:"

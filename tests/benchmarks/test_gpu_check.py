@@ -13,7 +13,7 @@ import gpu_check  # noqa: E402 - after the check for torch
 import gpu_lab  # noqa: E402
 from gpu_models import SHAPES, Decoder, tiny  # noqa: E402
 
-from taxbreak_vllm.model import DeviceTime, HostTime, IdleTime, StepBreakdown  # noqa: E402
+from taxbreak_vllm.model.breakdown import DeviceTime, HostTime, IdleTime, StepBreakdown  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
-from taxbreak_vllm.model import CaptureRequest, Phase
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool import Spool
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
-from taxbreak_vllm.model import Control
+from taxbreak_vllm.model.worker import Control
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool import Spool
 

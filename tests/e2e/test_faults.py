@@ -23,7 +23,7 @@ import pytest
 from taxbreak_vllm import analyze
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
-from taxbreak_vllm.errors import TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]

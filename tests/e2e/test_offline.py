@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from taxbreak_vllm.model import STEP_BUCKETS_NS, Phase
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase
 from taxbreak_vllm.spool import Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

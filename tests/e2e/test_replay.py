@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from taxbreak_vllm.demo.models import write_tiny_moe
-from taxbreak_vllm.model import Breakdown, Tier
+from taxbreak_vllm.model.breakdown import Breakdown, Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

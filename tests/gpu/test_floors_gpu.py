@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
-from taxbreak_vllm.baselines import FloorKind, Match, Outcome  # noqa: E402 - after the check for torch
+from taxbreak_vllm.model.baseline import FloorKind, Match, Outcome  # noqa: E402 - after the check for torch
 from taxbreak_vllm.replay.floors import GRAPH_NODES, here, measure_floors  # noqa: E402
 from taxbreak_vllm.replay.measure import measure  # noqa: E402
 from taxbreak_vllm.replay.plan import plan  # noqa: E402

@@ -11,10 +11,10 @@ import pytest
 from taxbreak_vllm import analyze as analyze_path
 from taxbreak_vllm.insight import advice as rules
 from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.insight.evidence import Component, Machine, Verdict, with_plain_step
+from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.fusion import fusion
-from taxbreak_vllm.model import (
-    Batch,
+from taxbreak_vllm.model.advice import Component, Machine, Verdict
+from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
     Coverage,
@@ -22,13 +22,13 @@ from taxbreak_vllm.model import (
     ExposedTax,
     FamilyShare,
     IdleTime,
-    Phase,
     Source,
     StepBreakdown,
     Taxes,
     Tier,
     TopRow,
 )
+from taxbreak_vllm.model.step import Batch, Phase
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"

@@ -8,17 +8,8 @@ import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.diff import Change, Spread, diff
-from taxbreak_vllm.model import (
-    Breakdown,
-    DeviceTime,
-    FamilyShare,
-    Phase,
-    Source,
-    StepBreakdown,
-    Taxes,
-    Tier,
-    TopRow,
-)
+from taxbreak_vllm.model.breakdown import Breakdown, DeviceTime, FamilyShare, Source, StepBreakdown, Taxes, Tier, TopRow
+from taxbreak_vllm.model.step import Phase
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxbreak_vllm.errors import SettingsError, TraceFormatError
 from taxbreak_vllm.insight.fusion import KernelOrder, find_chains, fusion
+from taxbreak_vllm.model.errors import SettingsError, TraceFormatError
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 

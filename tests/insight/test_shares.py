@@ -1,7 +1,7 @@
 """The shares of a step's window, as other tools and as we count them."""
 
 from taxbreak_vllm.insight.shares import Shares
-from taxbreak_vllm.model import DeviceTime, IdleTime, StepBreakdown
+from taxbreak_vllm.model.breakdown import DeviceTime, IdleTime, StepBreakdown
 
 DEVICE = DeviceTime(
     window_ns=1000,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from taxbreak_vllm.errors import ReplayError
+from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.device import default_device, idle_check
 
 

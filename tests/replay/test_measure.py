@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
-from taxbreak_vllm.baselines import Match, Outcome  # noqa: E402 - after the check for torch
+from taxbreak_vllm.model.baseline import Match, Outcome  # noqa: E402 - after the check for torch
 from taxbreak_vllm.replay.inputs import Size  # noqa: E402
 from taxbreak_vllm.replay.measure import PACE, WINDOW, Gauge, _entry, _seen, _turns, find, measure  # noqa: E402
 from taxbreak_vllm.replay.task import Options, Task  # noqa: E402

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from taxbreak_vllm.errors import BaselineError, TraceFormatError
-from taxbreak_vllm.model import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.errors import BaselineError, TraceFormatError
+from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.spool import Spool
 from taxbreak_vllm.trace.calls import Call, Input, Kernel

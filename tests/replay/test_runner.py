@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.baselines import Baselines, Environment, Outcome
-from taxbreak_vllm.errors import ReplayError
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Environment, Outcome
+from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.child import Result
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.replay.runner import Child, Limits, Pace, run

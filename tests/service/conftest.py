@@ -11,10 +11,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import (
-    STEP_BUCKETS_NS,
-    Batch,
+from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
     Coverage,
@@ -23,18 +20,16 @@ from taxbreak_vllm.model import (
     FamilyShare,
     HostTime,
     IdleTime,
-    Phase,
-    Server,
     Source,
     StepBreakdown,
-    StepHistogram,
-    StepInfo,
     Taxes,
     Tier,
     TopRow,
-    WorkerState,
     hdbi,
 )
+from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.settings import Settings
@@ -256,7 +251,7 @@ FAKE_ANALYZER = """
 import gzip, os, signal, sys, time
 from pathlib import Path
 import msgspec
-from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model import Breakdown, Source, StepBreakdown
 from taxbreak_vllm.service.analyzer import main
 

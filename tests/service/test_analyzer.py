@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import CaptureRequest, Server
+from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool

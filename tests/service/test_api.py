@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from taxbreak_vllm.model import Breakdown, Server
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.api import create_router
 from taxbreak_vllm.service.metrics import TaxbreakCollector

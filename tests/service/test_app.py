@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 from pydantic import SecretStr
 
-from taxbreak_vllm.errors import SpoolError, TaxbreakError
+from taxbreak_vllm.model.errors import SpoolError, TaxbreakError
 from taxbreak_vllm.service.app import create_app, serve
 from taxbreak_vllm.service.supervisor import Supervisor
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from taxbreak_vllm.client import CaptureError, capture_steps, control_server
-from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model.errors import SettingsError
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from taxbreak_vllm.model import Control, Server
+from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.worker import Control
 from taxbreak_vllm.service.api import create_router
 
 SECOND_RANK = Server(server_id="vllm-a", model_name="tiny", rank=1)

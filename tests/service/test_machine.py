@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from taxbreak_vllm.insight.evidence import Machine
+from taxbreak_vllm.model.advice import Machine
 from taxbreak_vllm.service.machine import read_machine
 
 

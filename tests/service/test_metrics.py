@@ -10,8 +10,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from taxbreak_vllm.baselines import Baselines, Environment, Floor, FloorKind, Floors, Spread
-from taxbreak_vllm.model import Breakdown, Calibration, Coverage, FamilyShare, Phase, Server, Source, Tier
+from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, Tier
+from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.metrics import TaxbreakCollector
 from taxbreak_vllm.trace.kernels import Family

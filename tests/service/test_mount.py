@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from taxbreak_vllm.model import Server
+from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.service.mount import mount
 
 

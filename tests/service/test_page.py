@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from taxbreak_vllm.model import Phase, Server
+from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.page import page, read_article
 

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from taxbreak_vllm.errors import TaxbreakError
-from taxbreak_vllm.model import CaptureRequest, Server
+from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.service.results import Refusal, Results
 
 

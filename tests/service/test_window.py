@@ -6,19 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.model import (
+from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
     Coverage,
     FamilyShare,
-    Phase,
-    Server,
     Source,
     StepBreakdown,
-    StepInfo,
     Tier,
     add_steps,
 )
+from taxbreak_vllm.model.step import Phase, Server, StepInfo
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
 

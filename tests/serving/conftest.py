@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from taxbreak_vllm.model import Server
+from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.serving.recorder import Recorder
 from taxbreak_vllm.serving.steps import GraphModes
 from taxbreak_vllm.serving.watch import Watch

@@ -1,6 +1,6 @@
 import pytest
 
-from taxbreak_vllm.model import STEP_BUCKETS_NS, Phase
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase
 from taxbreak_vllm.serving.kinds import Kinds
 from taxbreak_vllm.serving.steps import GraphModes
 

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
+from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.outbox import HEARTBEAT_NS, PUBLISH_NS, Outbox
 from taxbreak_vllm.serving.recorder import Drops, Recording
 from taxbreak_vllm.serving.sampler import Progress

@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from taxbreak_vllm.model import CaptureRequest, Phase
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.serving.kinds import Kinds
 from taxbreak_vllm.serving.sampler import Sampler
 from taxbreak_vllm.serving.steps import GraphModes

@@ -1,6 +1,6 @@
 import pytest
 
-from taxbreak_vllm.model import Phase
+from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.serving.steps import GraphModes, Work, classify, is_real
 
 

@@ -2,7 +2,8 @@ import gzip
 
 import pytest
 
-from taxbreak_vllm.model import Batch, CaptureRequest, Control, Phase
+from taxbreak_vllm.model.step import Batch, Phase
+from taxbreak_vllm.model.worker import CaptureRequest, Control
 from taxbreak_vllm.spool import Spool
 
 

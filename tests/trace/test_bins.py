@@ -36,5 +36,7 @@ def test_a_disk_that_takes_no_more_is_one_line_that_names_the_folder_and_what_to
 
     done = subprocess.run(limited, capture_output=True, text=True, check=False)
 
-    assert done.stderr.splitlines()[-1].startswith(f"taxbreak_vllm.errors.TaxbreakError: {tmp_path}: File too large")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"taxbreak_vllm.model.errors.TaxbreakError: {tmp_path}: File too large"
+    )
     assert "TMPDIR" in done.stderr

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.intervals import Busy, Partition, union_by_group
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)).map(lambda s: (s[0], s[0] + s[1])), max_size=12)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.trace.kernels import Family, KernelRules
 
 TRACES = Path(__file__).parents[2].parent / "shared" / "traces"

@@ -13,8 +13,8 @@ import pytest
 import zstandard
 
 from taxbreak_vllm.decompose import decompose
-from taxbreak_vllm.errors import TraceFormatError
-from taxbreak_vllm.model import Source
+from taxbreak_vllm.model.breakdown import Source
+from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 
 COLUMNS = ("kind", "start_ns", "end_ns", "name", "thread", "correlation", "external", "stream", "device")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from taxbreak_vllm.model import Batch, Phase
+from taxbreak_vllm.model.step import Batch, Phase
 from taxbreak_vllm.trace.steps import find_steps, whole_trace
 
 NAMES = {

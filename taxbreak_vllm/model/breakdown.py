@@ -1,37 +1,23 @@
-"""The nouns of the project: what one stage hands to the next, and the schema of its JSON.
+"""The decomposition of a trace or capture: `taxbreak.breakdown/1`.
 
-Every class is a frozen, slotted dataclass; msgspec encodes and strictly decodes them, so the JSON on disk, in the API
-and in `--json` is this file. Durations are integer nanoseconds (`_ns`); `None` is what could not be measured, never 0.
+Every class is a frozen, slotted dataclass; msgspec encodes and strictly decodes them, so the JSON in the API and in
+`--json` is this file. Durations are integer nanoseconds (`_ns`); `None` is what could not be measured, never 0.
 Symbols (ΔFT, ΔCT, ΔKT, HDBI, TKLQT) are those of TaxBreak (arXiv 2603.12465) and SKIP (ISPASS 2025).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from taxbreak_vllm.model.step import Batch, Phase
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BREAKDOWN_SCHEMA = "taxbreak.breakdown/1"
-
-# Upper bounds of the step-time histogram: 0.1 ms to 10 s, 1-2-5 series; a last, unbounded bucket follows.
-STEP_BUCKETS_NS = (*(m * 10**e for e in range(5, 10) for m in (1, 2, 5)), 10**10)
-
-Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # in what is read from the spool: SQLite holds no more
-
-
-class Phase(StrEnum):
-    """What a step works on (methodology section 1)."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    MIXED = "mixed"
-    VERIFY = "verify"
-    ENCODE = "encode"
-    IDLE = "idle"
 
 
 class Attribution(StrEnum):
@@ -48,153 +34,6 @@ class Tier(StrEnum):
     FAMILY = "family"
     TRACE = "trace"
     FLOOR = "floor"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Requests and tokens of a step; `None` where the source does not tell.
-
-    `draft_tokens` were proposed by speculative decoding and checked in this step, `accepted_tokens` of them were kept.
-    """
-
-    requests: Int64 | None = None
-    prompt_tokens: Int64 | None = None
-    output_tokens: Int64 | None = None
-    draft_tokens: Int64 | None = None
-    accepted_tokens: Int64 | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """One worker of one server: the labels of everything it produces."""
-
-    server_id: str
-    engine: str = "0"
-    rank: Int64 = 0
-    model_name: str = ""
-    dtype: str = ""
-    device_type: str = ""
-    device_name: str = ""
-    torch: str = ""
-    vllm: str = ""
-    pid: Int64 = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInfo:
-    """One recorded step as the worker knew it; `step.json` of a capture.
-
-    `step_id` is unique across servers and ranks and safe as a file name. `window_ns` is the recorded (profiled) step,
-    `plain_window_ns` the median of the last `num_plain` unrecorded steps of the same phase, token bucket and graph mode
-    (None while there are none). `overhead_ns` is what recording cost the step besides its dilation (profiler start and
-    stop); `op_cost_ns` is what the profiler adds to each op it records, calibrated once in this process with empty ops.
-    No prompt, token or request id is ever stored.
-    """
-
-    step_id: str
-    step_index: Int64
-    server: Server
-    phase: Phase
-    batch: Batch
-    graph_mode: str
-    started_unix_ns: Int64
-    window_ns: Int64
-    plain_window_ns: Int64 | None = None
-    num_plain: Int64 = 0
-    overhead_ns: Int64 = 0
-    op_cost_ns: Int64 | None = None
-    async_output: bool = False
-    capture_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepHistogram:
-    """Plain (unrecorded) steps of one phase and graph mode: count, sum and counts per bucket of `STEP_BUCKETS_NS`."""
-
-    phase: Phase
-    graph_mode: str
-    num_steps: Int64
-    sum_ns: Int64
-    bucket_counts: tuple[Int64, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerState:
-    """What a worker publishes about itself about once a second; `state.json` beside its captures.
-
-    Counters start at zero with the process. `overhead_ns` is all time recording has taken from serving: profiler start
-    and stop, dilation, and what storing takes, counted as if steps had waited for all of it. `serving_ns` is the time
-    since the hooks were armed. `records` is False for a rank that only times its steps; `max_capture_steps` bounds a
-    request (None: it did not say). `enabled` tells whether steps may be recorded now, `off_reason` why not ("disabled",
-    "overhead", "hook"). `sample_every` and `overhead_budget_ratio` are in force since the control `control_id` (None:
-    since the start); to stay within the budget one step in `sample_every` · `slowdown` is recorded.
-    """
-
-    server: Server
-    started_unix_ns: Int64
-    updated_unix_ns: Int64
-    enabled: bool
-    records: bool = True
-    max_capture_steps: int | None = None
-    steps: tuple[StepHistogram, ...] = ()
-    num_samples: Int64 = 0
-    dropped: Mapping[str, Int64] = field(default_factory=dict)
-    overhead_ns: Int64 = 0
-    serving_ns: Int64 = 0
-    capture_id: str | None = None
-    capture_recorded: Int64 = 0
-    off_reason: str | None = None
-    sample_every: Int64 | None = None
-    overhead_budget_ratio: float | None = None
-    slowdown: Int64 = 1
-    control_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """How a server shall record from now on, `control.json` in the spool; None leaves what its environment says."""
-
-    control_id: str
-    enabled: bool | None = None
-    sample_every: Int64 | None = None
-    overhead_budget_ratio: float | None = None
-    updated_unix_ns: Int64 = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerControl:
-    """How one worker records now; the members are those of `WorkerState`."""
-
-    engine: str
-    rank: int
-    enabled: bool
-    off_reason: str | None = None
-    sample_every: int | None = None
-    overhead_budget_ratio: float | None = None
-    slowdown: int = 1
-    control_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlState:
-    """What was last said about a server's recording, None for nothing yet, and what its workers do."""
-
-    server_id: str
-    applied: bool
-    control: Control | None
-    workers: tuple[WorkerControl, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureRequest:
-    """A wish for the next `steps` steps of one server, written into the spool by whoever asks, read by its workers."""
-
-    capture_id: str
-    steps: Int64
-    phase: Phase | None = None
-    stacks: bool = False
-    created_unix_ns: Int64 = 0
-    expires_unix_ns: Int64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

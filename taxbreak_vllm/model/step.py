@@ -1,0 +1,94 @@
+"""A step as a worker knows it: its phase, its batch, whose it is and how long plain ones like it take.
+
+The JSON of `step.json` in the spool; durations are integer ns, `None` is what could not be known.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+# Upper bounds of the step-time histogram: 0.1 ms to 10 s, 1-2-5 series; a last, unbounded bucket follows.
+STEP_BUCKETS_NS = (*(m * 10**e for e in range(5, 10) for m in (1, 2, 5)), 10**10)
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # in what is read from the spool: SQLite holds no more
+
+
+class Phase(StrEnum):
+    """What a step works on (methodology section 1)."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+    VERIFY = "verify"
+    ENCODE = "encode"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Requests and tokens of a step; `None` where the source does not tell.
+
+    `draft_tokens` were proposed by speculative decoding and checked in this step, `accepted_tokens` of them were kept.
+    """
+
+    requests: Int64 | None = None
+    prompt_tokens: Int64 | None = None
+    output_tokens: Int64 | None = None
+    draft_tokens: Int64 | None = None
+    accepted_tokens: Int64 | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """One worker of one server: the labels of everything it produces."""
+
+    server_id: str
+    engine: str = "0"
+    rank: Int64 = 0
+    model_name: str = ""
+    dtype: str = ""
+    device_type: str = ""
+    device_name: str = ""
+    torch: str = ""
+    vllm: str = ""
+    pid: Int64 = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInfo:
+    """One recorded step as the worker knew it; `step.json` of a capture.
+
+    `step_id` is unique across servers and ranks and safe as a file name. `window_ns` is the recorded (profiled) step,
+    `plain_window_ns` the median of the last `num_plain` unrecorded steps of the same phase, token bucket and graph mode
+    (None while there are none). `overhead_ns` is what recording cost the step besides its dilation (profiler start and
+    stop); `op_cost_ns` is what the profiler adds to each op it records, calibrated once in this process with empty ops.
+    No prompt, token or request id is ever stored.
+    """
+
+    step_id: str
+    step_index: Int64
+    server: Server
+    phase: Phase
+    batch: Batch
+    graph_mode: str
+    started_unix_ns: Int64
+    window_ns: Int64
+    plain_window_ns: Int64 | None = None
+    num_plain: Int64 = 0
+    overhead_ns: Int64 = 0
+    op_cost_ns: Int64 | None = None
+    async_output: bool = False
+    capture_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepHistogram:
+    """Plain (unrecorded) steps of one phase and graph mode: count, sum and counts per bucket of `STEP_BUCKETS_NS`."""
+
+    phase: Phase
+    graph_mode: str
+    num_steps: Int64
+    sum_ns: Int64
+    bucket_counts: tuple[Int64, ...]
