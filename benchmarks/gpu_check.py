@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace, work: Path) -> int:
     from gpu_lab import Lab, child_environment
     from gpu_stages import STAGES
 
-    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.baselines.store import Baselines
 
     child_environment()
     book = Book(args.out / "gpu_check.json", seconds=args.seconds)

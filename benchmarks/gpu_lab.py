@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from taxbreak_vllm.analysis import analyze
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.replay.command import Account, replay_paths
 from taxbreak_vllm.replay.runner import Limits

@@ -18,7 +18,7 @@ from gpu_book import Book, is_recovered, knee, rise, spread, table
 from gpu_lab import Lab, conservation, figures
 from gpu_models import SHAPES, Decoder, tiny
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Floor, FloorKind
 from taxbreak_vllm.replay.runner import measure_floors
 

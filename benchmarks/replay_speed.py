@@ -25,7 +25,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Outcome
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.replay.runner import Child, Limits, run

@@ -36,7 +36,7 @@ from taxbreak_vllm.demo.servers import start_sidecar
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scrape.json"

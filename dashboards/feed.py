@@ -18,7 +18,7 @@ from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 TRACES = Path(__file__).parents[2] / "shared" / "traces"
 SAMPLE_EVERY = 8

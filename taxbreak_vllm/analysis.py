@@ -3,14 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.decompose import Replayed, decompose
-from taxbreak_vllm.layout import STEP
 from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Calibration, Source, StepBreakdown
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import Phase, StepInfo
 from taxbreak_vllm.recording import told
-from taxbreak_vllm.spool import Capture
+from taxbreak_vllm.spool.capture import Capture
+from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.trace.calls import read_calls
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events

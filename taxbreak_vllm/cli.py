@@ -19,7 +19,7 @@ from taxbreak_vllm.model.step import Phase
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.baselines.store import Baselines
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
 
@@ -227,7 +227,7 @@ def floor(
     json: Json = False,
 ) -> None:
     """Measure the least that a launch, a graph and a dispatch cost on this machine; needs torch."""
-    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.baselines.store import Baselines
     from taxbreak_vllm.replay.device import default_device
     from taxbreak_vllm.replay.runner import measure_floors
     from taxbreak_vllm.replay.task import Options
@@ -309,7 +309,7 @@ def baselines(
     json: Json = False,
 ) -> None:
     """List what a store holds, write it to a file or take such a file in, so that a fleet measures once."""
-    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.baselines.store import Baselines
     from taxbreak_vllm.report_replay import environment_table, summaries
 
     if (action == "list") != (file is None):
@@ -447,7 +447,7 @@ def _opened(path: Path | None) -> "Iterator[Baselines | None]":
     if path is None:
         yield None
         return
-    from taxbreak_vllm.baselines import Baselines
+    from taxbreak_vllm.baselines.store import Baselines
 
     if not path.is_file():
         raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")

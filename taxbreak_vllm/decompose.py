@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taxbreak_vllm import taxes
-from taxbreak_vllm.baselines import View
+from taxbreak_vllm.baselines.store import View
 from taxbreak_vllm.figures import summarize
 from taxbreak_vllm.model.baseline import FloorKind, Floors
 from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Source, StepBreakdown, Tier

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors
 from taxbreak_vllm.replay.command import Account
 from taxbreak_vllm.replay.runner import Progress

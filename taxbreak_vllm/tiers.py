@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.baselines import View
+from taxbreak_vllm.baselines.store import View
 from taxbreak_vllm.model.baseline import Baseline, Outcome
 from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.trace.intervals import Index, Int64

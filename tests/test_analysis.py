@@ -8,7 +8,7 @@ import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 
 def op(name: str, start_us: int, dur_us: int) -> dict[str, object]:

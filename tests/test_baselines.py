@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floor, FloorKind, Floors, Match, Outcome, Spread
 from taxbreak_vllm.model.errors import BaselineError
 
@@ -268,7 +268,7 @@ def test_a_damaged_page_is_one_clear_line(path):
 WRITER = """
 import sys
 from pathlib import Path
-from taxbreak_vllm.baselines import *
+from taxbreak_vllm.baselines.store import *
 here = Environment(device_type="cpu", device_name="x", torch="2")
 with Baselines(Path(sys.argv[1])) as store:
     for n in range(100):
@@ -278,7 +278,7 @@ with Baselines(Path(sys.argv[1])) as store:
 READER = """
 import sys
 from pathlib import Path
-from taxbreak_vllm.baselines import *
+from taxbreak_vllm.baselines.store import *
 here = Environment(device_type="cpu", device_name="x", torch="2")
 most = 0
 with Baselines(Path(sys.argv[1])) as store:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 
 ROOT = Path(__file__).parent.parent

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.layout import MARKER
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
-from taxbreak_vllm.spool import Spool, Survey
+from taxbreak_vllm.spool.layout import MARKER
+from taxbreak_vllm.spool.spool import Spool
+from taxbreak_vllm.spool.usage import SpoolUsage
 
 SERVER = Server(server_id="server-a")
 NOBODY = 65534
@@ -344,7 +345,7 @@ def test_what_another_user_keeps_to_himself_is_not_there_and_said_once(nobody, c
         assert spool.captures() == []
         assert spool.find("of-root") is None
         assert [state.server.server_id for state in spool.states()] == ["mine"]
-        assert Survey(spool).read() == (0, None)
+        assert SpoolUsage(spool).read() == (0, None)
         assert spool.sweep(older_than_ns=1) == 0
         (said,) = [record.getMessage() for record in caplog.records]
         assert said.startswith(f"{spool.root}/server-a: may not be read")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.tiers import TIERS, Evidence, gather, shares

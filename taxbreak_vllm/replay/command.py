@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from taxbreak_vllm.baselines import Baselines
-from taxbreak_vllm.layout import STEP
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome
 from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
 from taxbreak_vllm.replay.runner import Child, Limits, Progress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
+from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.trace.calls import signature
 
 _MAX_TROUBLE = 50

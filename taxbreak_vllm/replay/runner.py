@@ -19,7 +19,7 @@ from typing import Self
 
 import msgspec
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
 from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.child import Ready, Result

@@ -16,14 +16,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
 from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.spool import Capture, Spool
+from taxbreak_vllm.spool.capture import Capture
+from taxbreak_vllm.spool.spool import Spool
 
 logger = logging.getLogger("taxbreak.analyzer")
 

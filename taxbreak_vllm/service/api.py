@@ -39,7 +39,7 @@ from taxbreak_vllm.service.results import CaptureRow, Results
 from taxbreak_vllm.service.servers import choose, live, recording
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_STEPS
 from taxbreak_vllm.settings import YEAR_S, Settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 PREFIX = "/v1/taxbreak"
 

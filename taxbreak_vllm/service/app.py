@@ -29,7 +29,7 @@ from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command, replayer_command
 from taxbreak_vllm.service.timelines import create_timeline_router
 from taxbreak_vllm.settings import Settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 _GRACE_S = 1
 _PAGE_ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)

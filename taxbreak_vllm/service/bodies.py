@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
-from taxbreak_vllm.layout import NAME
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
@@ -25,6 +24,7 @@ from taxbreak_vllm.model.step import Batch, Phase, Server
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
 from taxbreak_vllm.service.problems import MEDIA_TYPE
 from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
+from taxbreak_vllm.spool.layout import NAME
 
 _YEAR_2025_NS = 1_750_000_000 * 10**9
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
 from taxbreak_vllm.service.bodies import NUMBER, ServerId, answer, errors
 from taxbreak_vllm.service.servers import choose, live
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 
 class ControlBody(BaseModel):

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 import taxbreak_vllm
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import FloorKind
 from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
 from taxbreak_vllm.model.errors import BaselineError
@@ -35,7 +35,8 @@ from taxbreak_vllm.service.results import Balance, Results, Series, Total
 from taxbreak_vllm.service.servers import live
 from taxbreak_vllm.service.window import replay_shares
 from taxbreak_vllm.settings import Settings
-from taxbreak_vllm.spool import Spool, Survey
+from taxbreak_vllm.spool.spool import Spool
+from taxbreak_vllm.spool.usage import SpoolUsage
 
 _NS = 1e9
 _SERVER = ("model_name", "engine", "rank")
@@ -99,7 +100,7 @@ class TaxbreakCollector(Collector):
         self._results_path = results_path
         self._baselines_path = baselines_path
         self._spool = spool
-        self._survey = Survey(spool)
+        self._survey = SpoolUsage(spool)
         self._window_ns = window_ns
         self._now_ns = now_ns
 

@@ -7,7 +7,7 @@ from taxbreak_vllm.service.exposition import Exposition, append_metrics
 from taxbreak_vllm.service.metrics import TaxbreakCollector
 from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
 from taxbreak_vllm.settings import Settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 
 class Mounted:

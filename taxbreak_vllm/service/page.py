@@ -28,7 +28,7 @@ from taxbreak_vllm.service.machine import read_machine
 from taxbreak_vllm.service.results import Results, StepRow
 from taxbreak_vllm.service.servers import live
 from taxbreak_vllm.service.window import MAX_STEPS
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
 LISTED_STEPS = 20

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 from taxbreak_vllm.model.errors import SpoolError
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 _POLL_S = 1.0
 _LEAVE_S = 3.0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floors
 from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.command import accept, is_done
@@ -21,7 +21,7 @@ from taxbreak_vllm.replay.plan import Plan, plans
 from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run
 from taxbreak_vllm.replay.task import Options
 from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 logger = logging.getLogger("taxbreak.replayer")
 

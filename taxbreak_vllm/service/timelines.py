@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from taxbreak_vllm.service.bodies import errors
 from taxbreak_vllm.service.problems import Problem, problem_route
 from taxbreak_vllm.settings import Settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 PREFIX = "/v1/taxbreak"
 

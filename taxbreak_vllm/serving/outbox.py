@@ -19,7 +19,7 @@ from pathlib import Path
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.recorder import Drops, Recording, logger
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 POLL_NS = 150_000_000
 PUBLISH_NS = 1_000_000_000

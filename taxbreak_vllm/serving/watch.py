@@ -18,7 +18,7 @@ from taxbreak_vllm.serving.recorder import Drops, Recorder, Recording, logger
 from taxbreak_vllm.serving.sampler import Draws, Sample
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.settings import Settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 # What an engine runs to keep in step with its data-parallel siblings; its size is vLLM's own affair.
 _DUMMY_BATCH = Work(Phase.IDLE, 1)

@@ -19,7 +19,7 @@ from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import Server, plain_environment, start_sidecar, start_vllm
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.
 PROBE = (

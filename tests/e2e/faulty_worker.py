@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from taxbreak_vllm.serving import kinds, outbox, policy, recorder, sampler, watch, worker
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 PARTS = {
     "Kinds.of_step": (kinds.Kinds, "of_step"),

@@ -10,7 +10,7 @@ from vllm import LLM, SamplingParams
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.settings import load_settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 
 def main(model: str, folder: Path) -> None:

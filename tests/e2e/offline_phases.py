@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams
 
 from taxbreak_vllm.model.worker import Control
 from taxbreak_vllm.settings import load_settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 CHUNK = 32
 NUM_DRAFTS = 3

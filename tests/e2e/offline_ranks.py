@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from vllm import LLM, SamplingParams
 
 from taxbreak_vllm.settings import load_settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 NUM_CAPTURES = {"tensor": 3, "pipeline": 30}
 RECORDING = {"tensor": (0, 1), "pipeline": (1,)}

@@ -24,7 +24,7 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.spool import ANALYZED, STEP, TRACE
+from taxbreak_vllm.spool.spool import ANALYZED, STEP, TRACE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

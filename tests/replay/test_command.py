@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
 from taxbreak_vllm.analysis import analyze  # noqa: E402 - after the check for torch
-from taxbreak_vllm.baselines import Baselines  # noqa: E402
+from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
 from taxbreak_vllm.model.baseline import Outcome  # noqa: E402
 from taxbreak_vllm.model.breakdown import Tier  # noqa: E402
 from taxbreak_vllm.model.errors import BaselineError  # noqa: E402
@@ -20,7 +20,7 @@ from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
 from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
 from taxbreak_vllm.service.replayer import Replayer  # noqa: E402
-from taxbreak_vllm.spool import Spool  # noqa: E402
+from taxbreak_vllm.spool.spool import Spool  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 

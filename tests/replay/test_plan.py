@@ -8,7 +8,7 @@ import pytest
 from taxbreak_vllm.model.errors import BaselineError, TraceFormatError
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.replay.plan import plan
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.trace.calls import Call, Input, Kernel
 
 GEMM = "ampere_sgemm_128x64_tn"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Outcome
 from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.child import Result

@@ -33,7 +33,7 @@ from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.settings import Settings
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 NOW_NS = 1_700_000_000 * 10**9
 SERVER = Server(server_id="vllm-a", engine="0", rank=0, model_name="tiny", device_type="cuda", torch="2.13")

@@ -15,7 +15,7 @@ from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
 from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool
+from taxbreak_vllm.spool.spool import ANALYZED, STEP, TRACE, Spool
 
 DAY_NS = 86400 * 10**9
 

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from taxbreak_vllm.baselines import Baselines
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, Tier
 from taxbreak_vllm.model.step import Phase, Server

@@ -10,7 +10,7 @@ from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.outbox import HEARTBEAT_NS, PUBLISH_NS, Outbox
 from taxbreak_vllm.serving.recorder import Drops, Recording
 from taxbreak_vllm.serving.sampler import Progress
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 SERVER = Server(server_id="server", rank=3)
 

@@ -4,7 +4,7 @@ import pytest
 
 from taxbreak_vllm.model.step import Batch, Phase
 from taxbreak_vllm.model.worker import CaptureRequest, Control
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 
 class _Output:

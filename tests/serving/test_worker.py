@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, may_record, server_id
-from taxbreak_vllm.spool import Spool
+from taxbreak_vllm.spool.spool import Spool
 
 
 class VllmError(Exception):

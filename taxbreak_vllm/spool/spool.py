@@ -13,13 +13,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
-import msgspec
-
-from taxbreak_vllm.layout import (
+from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.step import StepInfo
+from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
+from taxbreak_vllm.spool.capture import Capture
+from taxbreak_vllm.spool.layout import (
     ANALYZED,
     CONTROL,
     NAME,
@@ -39,41 +39,7 @@ from taxbreak_vllm.layout import (
     server_dirs,
     take,
 )
-from taxbreak_vllm.model.errors import SpoolError
-from taxbreak_vllm.model.step import StepInfo
-from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """One complete capture in the spool."""
-
-    path: Path
-
-    @property
-    def step_id(self) -> str:
-        return self.path.name
-
-    @property
-    def trace_path(self) -> Path:
-        return self.path / TRACE
-
-    @property
-    def is_analyzed(self) -> bool:
-        return (self.path / ANALYZED).exists()
-
-    def read_info(self) -> StepInfo:
-        """Read `step.json`; raises SpoolError where it is missing or not one."""
-        return _read(self.path / STEP, StepInfo)
-
-    def size_bytes(self) -> int:
-        """Bytes on disk, 0 once it is gone or where we may not look into it."""
-        try:
-            return sum(entry.stat().st_size for entry in os.scandir(self.path))
-        except (FileNotFoundError, PermissionError):
-            return 0
+from taxbreak_vllm.spool.values import T, read_value, write_bytes, write_value
 
 
 class Spool:
@@ -107,7 +73,7 @@ class Spool:
             try:
                 write_trace(temporary / TRACE)
                 os.chmod(temporary / TRACE, 0o600)
-                _write(temporary / STEP, info)
+                write_value(temporary / STEP, info)
                 size = Capture(temporary).size_bytes()
                 if size > self.max_bytes:
                     raise SpoolError(f"{self.root}: a capture of {size} bytes exceeds the spool's {self.max_bytes}")
@@ -125,7 +91,7 @@ class Spool:
         rank_dir = self._rank_dir(state.server.server_id, state.server.rank)
         try:
             self._make(rank_dir)
-            _write(rank_dir / STATE, state)
+            write_value(rank_dir / STATE, state)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
 
@@ -194,7 +160,7 @@ class Spool:
         """Note that a capture was analyzed and how; a capture evicted meanwhile is left alone."""
         with suppress(FileNotFoundError):
             modified_ns = capture.path.stat().st_mtime_ns
-            _write_bytes(capture.path / ANALYZED, outcome.encode())
+            write_bytes(capture.path / ANALYZED, outcome.encode())
             os.utime(capture.path, ns=(modified_ns, modified_ns))  # keeps "oldest first" about the recording
 
     def find(self, step_id: str) -> Capture | None:
@@ -209,7 +175,7 @@ class Spool:
         found = []
         for rank_dir in rank_dirs(self.root):
             with suppress(SpoolError):
-                found.append(_read(Path(rank_dir, STATE), WorkerState))
+                found.append(read_value(Path(rank_dir, STATE), WorkerState))
         return found
 
     def put_request(self, server_id: str, request: CaptureRequest) -> None:
@@ -217,7 +183,7 @@ class Spool:
         server_dir = self.root / _checked(server_id)
         try:
             self._make(server_dir)
-            _write(server_dir / REQUEST, request)
+            write_value(server_dir / REQUEST, request)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot ask for a capture: {error.strerror or error}") from error
 
@@ -233,7 +199,7 @@ class Spool:
                 earlier = self.read_control(server_id)
                 given = {name: value for name, value in dataclasses.asdict(control).items() if value is not None}
                 merged = control if earlier is None else dataclasses.replace(earlier, **given)
-                _write(server_dir / CONTROL, merged)
+                write_value(server_dir / CONTROL, merged)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot change the recording: {error.strerror or error}") from error
         return merged
@@ -273,7 +239,7 @@ class Spool:
     def _read_message(self, server_id: str, name: str, kind: type[T]) -> T | None:
         try:
             path = self.root / _checked(server_id) / name
-            return _read(path, kind) if is_own(self.root) else None  # what another user says is no order
+            return read_value(path, kind) if is_own(self.root) else None  # what another user says is no order
         except SpoolError:
             return None
 
@@ -288,47 +254,6 @@ class Spool:
         with os.fdopen(open_private(self.root / ".writer.lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-class Survey:
-    """How full a spool is and since when its oldest capture waits; cheap to ask again, also for thousands of captures.
-
-    A capture changes once, when it is marked as analyzed, so its folder is looked into twice at most.
-    """
-
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._seen: dict[str, _Look] = {}
-
-    def read(self) -> tuple[int, int | None]:
-        """Return the bytes of all captures, and the Unix time in ns of the oldest unanalyzed one, None without one."""
-        seen: dict[str, _Look] = {}
-        for rank_dir in rank_dirs(self._spool.root):
-            for path in capture_dirs(rank_dir):
-                with suppress(FileNotFoundError, PermissionError):  # evicted this very moment, or no capture of ours
-                    seen[path] = self._seen.get(path) or _look(path)
-        oldest_unix_ns = None
-        for _, path in sorted((look.modified_ns, path) for path, look in seen.items() if not look.is_analyzed):
-            with suppress(FileNotFoundError):
-                look = seen[path] = _look(path)
-                if not look.is_analyzed:
-                    oldest_unix_ns = look.modified_ns
-                    break
-        self._seen = seen
-        return sum(look.size_bytes for look in seen.values()), oldest_unix_ns
-
-
-class _Look(NamedTuple):
-    modified_ns: int
-    size_bytes: int
-    is_analyzed: bool
-
-
-def _look(path: str) -> _Look:
-    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(path)}
-    if STEP not in sizes:
-        raise FileNotFoundError(path)
-    return _Look(os.stat(path).st_mtime_ns, sum(sizes.values()), ANALYZED in sizes)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -346,26 +271,3 @@ def _checked(name: str) -> str:
     if not NAME.fullmatch(name):
         raise SpoolError(f"{name!r} cannot name a folder in the spool")
     return name
-
-
-def _read(path: Path, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise SpoolError(f"{path}: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise SpoolError(f"{path}: {error}") from error
-
-
-def _write(path: Path, value: object) -> None:
-    _write_bytes(path, msgspec.json.encode(value))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(open_private(temporary, os.O_TRUNC), "wb") as file:
-            file.write(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

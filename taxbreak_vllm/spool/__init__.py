@@ -1,0 +1,1 @@
+"""Captures on disk, the one seam between serving and analysis."""
