@@ -15,7 +15,7 @@ from gpu_lab import Lab
 from taxbreak_vllm.analysis import analyze
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.trace.dispatches import link
-from taxbreak_vllm.trace.kineto import Kind, read_events
+from taxbreak_vllm.trace.read.kineto import EventKind, read_events
 
 _COMPUTE_32F, _R_32F, _R_16BF = 68, 0, 14  # cublas_api.h, library_types.h
 _RUNS = 50
@@ -72,8 +72,8 @@ def _before_launch(path: Path) -> dict[str, float]:
     events = read_events(path)
     _, _, dispatches = link(events)
     found: dict[str, list[int]] = {}
-    calls = events.rows(Kind.RUNTIME)
-    for row in events.rows(Kind.ANNOTATION).tolist():
+    calls = events.rows(EventKind.RUNTIME)
+    for row in events.rows(EventKind.ANNOTATION).tolist():
         name = events.names[events.name[row]]
         if not name.startswith("taxbreak.step:"):
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from taxbreak_vllm.trace.dispatches import link
-from taxbreak_vllm.trace.kineto import read_events
+from taxbreak_vllm.trace.read.kineto import read_events
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from taxbreak_vllm.analysis import analyze
 from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import read_events
+from taxbreak_vllm.trace.read.kineto import read_events
 
 path, small = sys.argv[1:]
 analyze(small)  # what is loaded at the first use only belongs to the start

@@ -11,10 +11,10 @@ from taxbreak_vllm.model.step import Phase, StepInfo
 from taxbreak_vllm.recording import told
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
-from taxbreak_vllm.trace.calls import read_calls
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import Events, Kind, read_events
-from taxbreak_vllm.trace.spill import open_trace
+from taxbreak_vllm.trace.large.spill import open_trace
+from taxbreak_vllm.trace.read.calls import read_calls
+from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
 
 MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
@@ -100,7 +100,7 @@ def analyze_capture(
         breakdown,
         steps=tuple(_labelled(step, info) for step in breakdown.steps),
         total=_labelled(breakdown.total, info),
-        calibration=_calibration(info, len(events.rows(Kind.OP))),
+        calibration=_calibration(info, len(events.rows(EventKind.OP))),
         notes=(*breakdown.notes, *notes),
     )
 

@@ -19,7 +19,6 @@ from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Source, StepBr
 from taxbreak_vllm.summary import FAMILIES, Measured
 from taxbreak_vllm.tiers import Evidence, gather
 from taxbreak_vllm.totals import Totals
-from taxbreak_vllm.trace.calls import Calls
 from taxbreak_vllm.trace.cpu import OpCosts, free_ns, link_cpu
 from taxbreak_vllm.trace.dispatches import (
     Activities,
@@ -32,17 +31,18 @@ from taxbreak_vllm.trace.dispatches import (
     tells_rocm,
 )
 from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.kernels import KernelClass as KernelKind
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kernels import Kind as KernelKind
-from taxbreak_vllm.trace.kineto import Events, Kind
 from taxbreak_vllm.trace.parts import Part
+from taxbreak_vllm.trace.read.calls import Calls
+from taxbreak_vllm.trace.read.kineto import EventKind, Events
 from taxbreak_vllm.trace.signatures import sign, sign_ops
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
 
 if TYPE_CHECKING:
     from taxbreak_vllm.streaming import Rest
-    from taxbreak_vllm.trace.spill import SpilledEvents
+    from taxbreak_vllm.trace.large.spill import SpilledEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ def decompose(
         parts = iter([(Part.all_of(trace, windows), *apply(trace, windows or [whole]))])
     else:
         from taxbreak_vllm.streaming import measure_parts  # what a small trace need not load
-        from taxbreak_vllm.trace.spill import Survey
+        from taxbreak_vllm.trace.large.spill import TraceSurvey
 
-        survey = Survey.of(trace)
+        survey = TraceSurvey.of(trace)
         whole = survey.whole
         parts = measure_parts(trace, survey, lambda rest: _sample(rest, rules), apply)
     totals, notes, device_type = Totals(whole, head.threads), [], source.device_type
@@ -128,7 +128,7 @@ def measure(
     `rest` is what a part of a trace must be told of the rest; with it there is no `replayed`.
     """
     if rest is None:
-        require(events.path, len(events.rows(Kind.OP, Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)))
+        require(events.path, len(events.rows(EventKind.OP, EventKind.KERNEL, EventKind.MEMCPY, EventKind.MEMSET)))
     if rest.is_cpu if rest else is_cpu_backend(events):
         return _measure_cpu(events, windows, rules, op_cost_ns, replayed, rest)
     host, activities, dispatches = link(events)
@@ -241,14 +241,14 @@ def _sample(rest: "Rest", rules: KernelRules) -> tuple[Int64, Int64, Int64]:
 
 def is_cpu_backend(events: Events) -> bool:
     """Tell a trace of the CPU backend: ops, but no device activity and no launch call that could have made one."""
-    if len(events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)) or not len(events.rows(Kind.OP)):
+    if len(events.rows(EventKind.KERNEL, EventKind.MEMCPY, EventKind.MEMSET)) or not len(events.rows(EventKind.OP)):
         return False
     return not has_launch_call(events)
 
 
 def is_rocm(events: Events) -> bool:
     """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
-    calls = np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist()
+    calls = np.unique(events.name[events.rows(EventKind.RUNTIME)]).tolist()
     return tells_rocm(events.metadata, (events.names[name] for name in calls))
 
 
@@ -269,7 +269,7 @@ def _measure_cpu(
     )
     op = _ops(events, activities, dispatches)
     kinds, kind = _classify(events, activities, op, lambda name, _: rules.classify_op(name))
-    evidence = of_op.of(np.searchsorted(events.rows(Kind.OP), dispatches.row))
+    evidence = of_op.of(np.searchsorted(events.rows(EventKind.OP), dispatches.row))
     ct_ns = front.library_end - front.library_start if np.any(of_op.library_ns >= 0) else None
     partition = partition_host(host, (front.library_start, front.library_end))
     starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
@@ -314,7 +314,7 @@ def _measure_cpu(
 
 def _cpu_evidence(events: Events, rules: KernelRules, replayed: Replayed | None) -> Evidence:
     """Look every op up among the baselines; the front-end is a library's only where the rules say it is one."""
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
     if replayed is None:
         return Evidence.none(len(ops), Tier.TRACE)
     distinct, index = sign_ops(events, ops, replayed.calls)

@@ -15,7 +15,7 @@ from taxbreak_vllm.summary import Measured, sum_by
 from taxbreak_vllm.taxes import Spans
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, innermost, next_outer, time_line
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 
 def attribute(m: Measured, floor_ns: int | None) -> Measured:
@@ -47,7 +47,7 @@ def kernel_spans(events: Events, activities: Activities, dispatches: Dispatches)
     dispatch = activities.dispatch[kernels]
     launch_ns = dispatches.launch_ns[dispatch]
     origin, stride = time_line(events)
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
     thread = events.thread[ops].astype(np.int64)
     start = thread * stride + (events.start_ns[ops] - origin)
     end = thread * stride + (events.end_ns[ops] - origin)

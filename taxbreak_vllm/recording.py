@@ -13,7 +13,7 @@ from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import Events, read_events
+from taxbreak_vllm.trace.read.kineto import Events, read_events
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 
 

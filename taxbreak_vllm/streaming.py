@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.taxes import FLOOR_PERCENTILE, Spans
-from taxbreak_vllm.trace.cuts import Parts
 from taxbreak_vllm.trace.dispatches import Dispatches, Host, is_launch, require, tells_rocm
 from taxbreak_vllm.trace.intervals import Int64, Partition
+from taxbreak_vllm.trace.large.cuts import Parts
+from taxbreak_vllm.trace.large.spill import SpilledEvents, TraceSurvey
 from taxbreak_vllm.trace.parts import Part
-from taxbreak_vllm.trace.spill import SpilledEvents, Survey
 from taxbreak_vllm.trace.timeline import HostClass
 
 
@@ -77,7 +77,7 @@ class Rest:
     """What a part must be told of the rest of its trace to be measured like one."""
 
     part: Part
-    survey: Survey
+    survey: TraceSurvey
     estimates: Estimates
     carry: Carry
 
@@ -161,7 +161,7 @@ class Rest:
 
 def measure_parts(
     trace: SpilledEvents,
-    survey: Survey,
+    survey: TraceSurvey,
     sample: Callable[[Rest], tuple[Int64, Int64, Int64]],
     measure: Callable[..., tuple[Measured, list[str]]],
 ) -> Iterator[tuple[Part, Measured, list[str]]]:

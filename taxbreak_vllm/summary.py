@@ -15,8 +15,8 @@ from taxbreak_vllm.taxes import Spans
 from taxbreak_vllm.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64, Partition, union_by_group
-from taxbreak_vllm.trace.kernels import Family, Kind
-from taxbreak_vllm.trace.kineto import Events
+from taxbreak_vllm.trace.kernels import Family, KernelClass
+from taxbreak_vllm.trace.read.kineto import Events
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import DeviceTimeline
 
@@ -42,7 +42,7 @@ class Measured:
     partition: Partition
     timeline: DeviceTimeline
     device: int
-    kinds: tuple[Kind, ...]
+    kinds: tuple[KernelClass, ...]
     kind: Index
     op: Int64
     spans: Spans

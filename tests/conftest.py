@@ -17,7 +17,7 @@ from taxbreak_vllm.decompose import measure as measure_trace
 from taxbreak_vllm.model.breakdown import Breakdown, Source
 from taxbreak_vllm.summary import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import Events, read_events
+from taxbreak_vllm.trace.read.kineto import Events, read_events
 from taxbreak_vllm.trace.steps import find_steps, whole_trace
 
 # A shell that runs us in the background has Ctrl-C ignored, and what we start would inherit that.

@@ -11,10 +11,10 @@ from taxbreak_vllm.decompose import Replayed, decompose
 from taxbreak_vllm.model.baseline import Baseline, Floor, FloorKind, Floors, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Source, Tier
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import read_events
-from taxbreak_vllm.trace.spill import open_trace
+from taxbreak_vllm.trace.large.spill import open_trace
+from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls, signature
+from taxbreak_vllm.trace.read.kineto import read_events
 
 RULES = KernelRules.load()
 

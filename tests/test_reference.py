@@ -12,11 +12,11 @@ import pytest
 
 from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model.breakdown import Source
-from taxbreak_vllm.trace.cuts import Parts
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.kineto import read_events
-from taxbreak_vllm.trace.spill import Survey, open_trace
+from taxbreak_vllm.trace.large.cuts import Parts
+from taxbreak_vllm.trace.large.spill import TraceSurvey, open_trace
+from taxbreak_vllm.trace.read.kineto import read_events
 
 REPEAT = Path(__file__).parents[1] / "benchmarks" / "repeat_trace.py"
 TRACES = Path(__file__).parents[2] / "shared" / "traces"
@@ -178,7 +178,7 @@ def test_events_three_times_over_measured_in_parts_are_the_same_to_the_byte(name
 
 
 def _num_parts(spilled):
-    with Parts(spilled, Survey.of(spilled)) as parts:
+    with Parts(spilled, TraceSurvey.of(spilled)) as parts:
         return sum(1 for _ in parts)
 
 

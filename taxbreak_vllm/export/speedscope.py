@@ -15,7 +15,7 @@ import numpy as np
 from taxbreak_vllm.export.files import replacing
 from taxbreak_vllm.recording import Recording, read_recording
 from taxbreak_vllm.summary import Measured
-from taxbreak_vllm.trace.kineto import Kind
+from taxbreak_vllm.trace.read.kineto import EventKind
 from taxbreak_vllm.trace.timeline import HostClass
 
 SCHEMA = "https://www.speedscope.app/file-format-schema.json"
@@ -92,7 +92,7 @@ def to_speedscope(recordings: Mapping[str, Recording]) -> bytes:
 def _host_profiles(m: Measured, recording: Recording, frames: _Frames, prefix: str) -> Iterator[_Profile]:
     """One profile per thread that did something, the busiest first."""
     e, origin_ns = m.events, m.host.origin_ns
-    rows = np.concatenate((m.host.op_row, e.rows(Kind.RUNTIME)))
+    rows = np.concatenate((m.host.op_row, e.rows(EventKind.RUNTIME)))
     threads, counts = np.unique(e.thread[rows], return_counts=True)
     for thread in threads[np.argsort(-counts, kind="stable")].tolist():
         own = rows[e.thread[rows] == thread]

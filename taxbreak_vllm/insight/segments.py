@@ -16,7 +16,7 @@ from taxbreak_vllm.recording import Recording, read_recording
 from taxbreak_vllm.summary import Measured, group_by_time
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Busy, Int64, Partition
-from taxbreak_vllm.trace.kineto import Kind
+from taxbreak_vllm.trace.read.kineto import EventKind
 from taxbreak_vllm.trace.steps import StepWindow, whole_trace
 from taxbreak_vllm.trace.timeline import HostClass, main_thread
 
@@ -147,7 +147,7 @@ def _calls(m: Measured) -> tuple[Int64, Int64]:
     if m.device_type == "cpu":
         start, name = m.dispatches.launch_key, m.dispatches.leaf_name
     else:
-        rows = m.events.rows(Kind.RUNTIME)
+        rows = m.events.rows(EventKind.RUNTIME)
         start, name = m.host.key(m.events.thread[rows], m.events.start_ns[rows]), m.events.name[rows]
     order = np.argsort(start, kind="stable")
     return start[order], name[order].astype(np.int64)

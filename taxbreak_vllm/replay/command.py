@@ -13,7 +13,7 @@ from taxbreak_vllm.replay.plan import Plan, plan
 from taxbreak_vllm.replay.runner import Child, Limits, Progress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.spool.layout import STEP
-from taxbreak_vllm.trace.calls import signature
+from taxbreak_vllm.trace.read.calls import signature
 
 _MAX_TROUBLE = 50
 

@@ -17,7 +17,7 @@ import torch
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, find_roots, link
-from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
 
 GRAPH_NODES = (1, 8, 64, 512)
 _RUNS = 200
@@ -81,7 +81,7 @@ def _op_spread(call: Callable[[], object]) -> Spread:
     for _ in range(_RUNS // 4):
         call()
     events = _profile(call, _RUNS, is_gpu=False)
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
     start, end = events.start_ns[ops], events.end_ns[ops]
     order = np.lexsort((-end, start))
     start, end = find_roots(start[order], end[order])

@@ -19,10 +19,10 @@ from taxbreak_vllm.model.baseline import Baseline, Match, Outcome, Spread
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.replay.inputs import Prepared, RefusedError, Size, TooLargeError, load_namespace, prepare, resized
 from taxbreak_vllm.replay.task import Options, Task
-from taxbreak_vllm.trace.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.dispatches import find_roots, link
 from taxbreak_vllm.trace.intervals import Int64
-from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls, signature
+from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
 from taxbreak_vllm.trace.timeline import HostClass, partition_host
 
 WINDOW = "taxbreak.replay:"
@@ -230,7 +230,7 @@ def synchronize(device: str) -> None:
 def _turns(events: Events) -> list[Turn]:
     """What each root op did after its last child returned, as `trace.cpu` has an op's own work."""
     start, end = _roots(events)
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
     at, until = events.start_ns[ops], events.end_ns[ops]
     order = np.lexsort((-until, at))
     at, until = at[order], until[order]
@@ -248,7 +248,7 @@ def _turns(events: Events) -> list[Turn]:
 
 
 def _roots(events: Events) -> tuple[Int64, Int64]:
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
     start, end = events.start_ns[ops], events.end_ns[ops]
     order = np.lexsort((-end, start))
     return find_roots(start[order], end[order])
@@ -256,7 +256,7 @@ def _roots(events: Events) -> tuple[Int64, Int64]:
 
 def _windows(events: Events) -> list[tuple[str, int, int]]:
     """Return name, start and end of the windows in which calls were run, in order of time."""
-    rows = events.rows(Kind.ANNOTATION)
+    rows = events.rows(EventKind.ANNOTATION)
     return [
         (name.removeprefix(WINDOW), int(events.start_ns[row]), int(events.end_ns[row]))
         for row in rows[np.argsort(events.start_ns[rows], kind="stable")].tolist()
@@ -294,7 +294,7 @@ def _seen(path: Path) -> tuple[list[_Seen], int]:
     for _, begun_ns, ended_ns in _windows(events):
         is_run |= (start >= begun_ns) & (end <= ended_ns)
     start, end = start[is_run], end[is_run]
-    kernel_rows = events.rows(Kind.KERNEL)
+    kernel_rows = events.rows(EventKind.KERNEL)
     seen: list[_Seen] = []
     returned: dict[int, int] = {}
     for index in np.argsort(dispatches.launch_ns, kind="stable").tolist():

@@ -16,10 +16,10 @@ from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.recording import Recording, read_recording
 from taxbreak_vllm.replay.denied import reason_denied
 from taxbreak_vllm.replay.task import Task
-from taxbreak_vllm.trace.calls import Call, Kernel, read_calls
 from taxbreak_vllm.trace.cpu import link_cpu
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kernels import KernelRules
+from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls
 from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
 
 

@@ -25,7 +25,7 @@ from taxbreak_vllm.trace.dispatches import (
     time_line,
 )
 from taxbreak_vllm.trace.intervals import Index, Int64, median
-from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def free_ns(events: Events, is_metadata_op: Callable[[str], bool]) -> Int64:
 
 def _in_order(events: Events) -> tuple[Index, Int64, Int64, Index]:
     """Return the ops in the order (start, longest first) with their starts and ends as keys, and the order itself."""
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
     origin, stride = time_line(events)
     thread = events.thread[ops].astype(np.int64)
     start = thread * stride + (events.start_ns[ops] - origin)

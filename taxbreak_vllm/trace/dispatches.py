@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 Bool = NDArray[np.bool_]
 
@@ -103,9 +103,9 @@ class Dispatches:
 
 def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     """Join launches, activities and ops."""
-    ops = events.rows(Kind.OP)
-    calls = events.rows(Kind.RUNTIME)
-    device_rows = events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)
+    ops = events.rows(EventKind.OP)
+    calls = events.rows(EventKind.RUNTIME)
+    device_rows = events.rows(EventKind.KERNEL, EventKind.MEMCPY, EventKind.MEMSET)
     origin, stride = time_line(events)
     call_of_activity = nearest_call(
         events.correlation[device_rows],
@@ -131,7 +131,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     blocks = _by_name(events, calls, is_blocking)
 
     num_kernels = np.zeros(len(calls), dtype=np.int64)
-    is_kernel = events.kind[device_rows] == Kind.KERNEL
+    is_kernel = events.kind[device_rows] == EventKind.KERNEL
     linked = call_of_activity >= 0
     np.add.at(num_kernels, call_of_activity[linked & is_kernel], 1)
     num_activities = np.zeros(len(calls), dtype=np.int64)
@@ -201,7 +201,9 @@ def time_line(events: Events) -> tuple[int, int]:
 
 def has_launch_call(events: Events) -> bool:
     """Tell whether any call could have launched a kernel, by its name."""
-    return any(is_launch(events.names[name]) for name in np.unique(events.name[events.rows(Kind.RUNTIME)]).tolist())
+    return any(
+        is_launch(events.names[name]) for name in np.unique(events.name[events.rows(EventKind.RUNTIME)]).tolist()
+    )
 
 
 def require(path: str, num_ops_and_activities: int) -> None:
@@ -334,7 +336,7 @@ def is_wait(name: str) -> bool:
 def _waited_for_own_copy(events: Events, device_rows: Index, call_of_activity: Index, calls: Index) -> Bool:
     """Mark the calls that copied to the host and returned only after the copy had ended."""
     waited = np.zeros(len(calls), dtype=bool)
-    copies = np.flatnonzero((events.kind[device_rows] == Kind.MEMCPY) & (call_of_activity >= 0))
+    copies = np.flatnonzero((events.kind[device_rows] == EventKind.MEMCPY) & (call_of_activity >= 0))
     copies = copies[_by_name(events, device_rows[copies], lambda name: _DEVICE_TO_HOST.search(name) is not None)]
     own_calls = call_of_activity[copies]
     returned_after = events.end_ns[calls[own_calls]] >= events.end_ns[device_rows[copies]]

@@ -1,6 +1,6 @@
 """Names to families: which kernel is a GEMM, which attention, and which was reached through a vendor library.
 
-In: names of device activities (and, on a CPU, of ops). Out: a Kind each, from the ordered rules of `kernel_rules.toml`;
+In: names of device activities (and, on a CPU, of ops). Out: a KernelClass each, from the ordered rules of `kernel_rules.toml`;
 the first rule that matches wins, and its reason travels with the answer. Methodology sections 3 (I_lib), 7 and 8.
 """
 
@@ -47,7 +47,7 @@ class Family(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KernelClass:
     """The answer for one name: family, I_lib by our table and by the paper's own tool, and why."""
 
     family: Family
@@ -56,7 +56,7 @@ class Kind:
     reason: str
 
 
-UNKNOWN = Kind(Family.OTHER, i_lib=False, i_lib_paper=False, reason="no rule knows this name")
+UNKNOWN = KernelClass(Family.OTHER, i_lib=False, i_lib_paper=False, reason="no rule knows this name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Pattern:
 class Rule:
     """One row of a table."""
 
-    kind: Kind
+    kind: KernelClass
     pattern: Pattern
     within: Pattern | None
 
@@ -125,7 +125,7 @@ class KernelRules:
         """The table for ops; its expressions are long lists, so they are compiled only when asked for."""
         return _rules(self._op_rows, f"{self._path}: op rule")
 
-    def classify(self, name: str, op: str = "") -> Kind:
+    def classify(self, name: str, op: str = "") -> KernelClass:
         """Return the kind of a device activity (kernel, memcpy or memset).
 
         Where the name says nothing (`triton__0d1d2d`), the op that launched it gives the family; I_lib stays false
@@ -135,23 +135,25 @@ class KernelRules:
         return self._classified(name, op)
 
     @cached_property
-    def _classified(self) -> Callable[[str, str], Kind]:
+    def _classified(self) -> Callable[[str, str], KernelClass]:
         return lru_cache(2**16)(self._classify)
 
-    def _classify(self, name: str, op: str) -> Kind:
+    def _classify(self, name: str, op: str) -> KernelClass:
         kind = _first(self.kernels, name)
         if kind is UNKNOWN and op:
             by_op = self.classify_op(op)
             if by_op is not UNKNOWN:
-                return Kind(by_op.family, i_lib=False, i_lib_paper=False, reason=f"by its op {op}: {by_op.reason}")
+                return KernelClass(
+                    by_op.family, i_lib=False, i_lib_paper=False, reason=f"by its op {op}: {by_op.reason}"
+                )
         return kind
 
-    def classify_all(self, names: Sequence[str]) -> list[Kind]:
+    def classify_all(self, names: Sequence[str]) -> list[KernelClass]:
         """Return the kind of each name, in order; meant for unique names."""
         kernels = self.kernels
         return [_first(kernels, name) for name in names]
 
-    def classify_op(self, op: str) -> Kind:
+    def classify_op(self, op: str) -> KernelClass:
         """Return the kind of a leaf op of the CPU backend; generated C++ (`…cpp_fused_…`) is read like a kernel."""
         start = op.find("cpp_fused")
         return _first(self.ops, op) if start < 0 else _first(self.kernels, op[start:])
@@ -161,7 +163,7 @@ class KernelRules:
         return op.removeprefix("aten::") in self.metadata_ops
 
 
-def _first(rules: tuple[Rule, ...], name: str) -> Kind:
+def _first(rules: tuple[Rule, ...], name: str) -> KernelClass:
     subject = name[:_SUBJECT_CHARS].lower().removeprefix("void ")
     for rule in rules:
         if (rule.within is None or rule.within.matches(subject)) and rule.pattern.matches(subject):
@@ -191,7 +193,7 @@ def _rule(row: dict[str, object], where: str) -> Rule:
     if within is not None and within.regex is not None:
         raise SettingsError(f"{where}: within takes plain text only, not {within.regex.pattern!r}")
     return Rule(
-        kind=Kind(Family(family), i_lib=i_lib, i_lib_paper=bool(row.get("i_lib_paper", i_lib)), reason=reason),
+        kind=KernelClass(Family(family), i_lib=i_lib, i_lib_paper=bool(row.get("i_lib_paper", i_lib)), reason=reason),
         pattern=_pattern(pattern, where),
         within=within,
     )

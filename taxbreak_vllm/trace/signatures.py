@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.trace.calls import Call, Calls, Kernel, signature
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, innermost
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.read.calls import Call, Calls, Kernel, signature
+from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Signatures:
 
 def sign(events: Events, host: Host, activities: Activities, dispatches: Dispatches, calls: Calls) -> Signatures:
     """Join each dispatch to its calls; one without a kernel (a copy, a fill) to its calls alone."""
-    op_rows = events.rows(Kind.OP)
+    op_rows = events.rows(EventKind.OP)
     call_of_row = np.full(len(events.kind) + 1, -1, dtype=np.int64)  # the spare last entry is for row -1
     call_of_row[op_rows] = calls.call_of_op
     has_root = dispatches.root >= 0
@@ -48,7 +48,7 @@ def sign(events: Events, host: Host, activities: Activities, dispatches: Dispatc
     leaf = innermost(host.op_start, op_end, dispatches.launch_key)
     leaf_row = np.where(leaf >= 0, host.op_row[leaf], -1) if len(host.op_row) else leaf
 
-    kernel_rows = events.rows(Kind.KERNEL)
+    kernel_rows = events.rows(EventKind.KERNEL)
     has_kernel = (dispatches.first_kernel >= 0) & ~dispatches.is_graph
     activity_row = activities.row[dispatches.first_kernel[has_kernel]]
     configuration = np.full(len(dispatches), -1, dtype=np.int64)
@@ -73,7 +73,7 @@ def sign(events: Events, host: Host, activities: Activities, dispatches: Dispatc
 
 def sign_ops(events: Events, ops: Index, calls: Calls) -> tuple[tuple[Signature, ...], Index]:
     """The same on the CPU backend, where an op is its own kernel: for rows of ops, the signature of each."""
-    own = calls.call_of_op[np.searchsorted(events.rows(Kind.OP), ops)]
+    own = calls.call_of_op[np.searchsorted(events.rows(EventKind.OP), ops)]
     found, index = np.unique(own, return_inverse=True)
     return tuple(Signature((calls.calls[call],), Kernel()) for call in found.tolist()), index
 

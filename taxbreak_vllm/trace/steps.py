@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.step import Batch, Phase
-from taxbreak_vllm.trace.kineto import Events, Kind
+from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 OWN_PREFIX = "taxbreak.step:"
 _ROUNDED_NS = 1000  # what times written as whole µs are off by
@@ -49,7 +49,7 @@ def find_steps(events: Events) -> list[StepWindow]:
 
     One that begins less than a µs before the end of the one before on its thread, which is rounding, begins there.
     """
-    rows = events.rows(Kind.ANNOTATION)
+    rows = events.rows(EventKind.ANNOTATION)
     for reads in _READERS:
         read = {name: reads(events.names[name]) for name in np.unique(events.name[rows]).tolist()}
         chosen = [row for row in rows.tolist() if read[int(events.name[row])] is not None]
@@ -122,7 +122,9 @@ def _read_profiler(name: str) -> tuple[Phase | None, Batch] | None:
 
 def whole_trace(events: Events) -> StepWindow:
     """Return the window of everything recorded on host and device, on the thread with most events of the host."""
-    host_end_ns = events.end_ns[events.rows(Kind.OP, Kind.RUNTIME, Kind.ANNOTATION)].max(initial=events.first_ns)
+    host_end_ns = events.end_ns[events.rows(EventKind.OP, EventKind.RUNTIME, EventKind.ANNOTATION)].max(
+        initial=events.first_ns
+    )
     return whole_window(events.first_ns, int(host_end_ns), events_by_thread(events))
 
 
@@ -130,7 +132,7 @@ def events_by_thread(events: Events) -> NDArray[np.int64]:
     """Count the events of each thread, int64[2, threads]: ops and calls, then annotations."""
     counts = [
         np.bincount(events.thread[rows], minlength=len(events.threads))
-        for rows in (events.rows(Kind.OP, Kind.RUNTIME), events.rows(Kind.ANNOTATION))
+        for rows in (events.rows(EventKind.OP, EventKind.RUNTIME), events.rows(EventKind.ANNOTATION))
     ]
     return np.array(counts, dtype=np.int64)
 

@@ -17,8 +17,8 @@ from taxbreak_vllm.replay.inputs import (  # noqa: E402 - after the check for to
     prepare,
     resized,
 )
-from taxbreak_vllm.trace.calls import Call, Input, read_calls  # noqa: E402
-from taxbreak_vllm.trace.kineto import Kind, read_events  # noqa: E402
+from taxbreak_vllm.trace.read.calls import Call, Input, read_calls  # noqa: E402
+from taxbreak_vllm.trace.read.kineto import EventKind, read_events  # noqa: E402
 
 F = torch.nn.functional
 BF16, F16, F32, F64, I64 = torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64
@@ -142,7 +142,7 @@ def profiled(tmp_path_factory):
             call()
         profile.export_chrome_trace(str(path))
         events, calls = read_events(path), read_calls(path)
-        rows = events.rows(Kind.OP)
+        rows = events.rows(EventKind.OP)
         roots, root_end = [], -1
         for number in np.lexsort((-events.end_ns[rows], events.start_ns[rows])).tolist():
             if events.start_ns[rows[number]] >= root_end:

@@ -9,7 +9,7 @@ from taxbreak_vllm.model.errors import BaselineError, TraceFormatError
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.spool.spool import Spool
-from taxbreak_vllm.trace.calls import Call, Input, Kernel
+from taxbreak_vllm.trace.read.calls import Call, Input, Kernel
 
 GEMM = "ampere_sgemm_128x64_tn"
 MATRIX = {"Input Dims": [[4, 8], [8, 6]], "Input type": ["float", "float"]}

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from taxbreak_vllm.trace.bins import Bins
+from taxbreak_vllm.trace.large.bins import Bins
 
 
 def test_a_bin_returns_its_rows_in_the_order_they_came():
@@ -29,7 +29,7 @@ def test_nothing_added_is_no_file_and_no_rows():
 
 def test_a_disk_that_takes_no_more_is_one_line_that_names_the_folder_and_what_to_set(tmp_path):
     script = (
-        "import numpy as np; from taxbreak_vllm.trace.bins import Bins\n"
+        "import numpy as np; from taxbreak_vllm.trace.large.bins import Bins\n"
         "with Bins(np.int64, 1) as bins: bins.add(np.zeros(10**5, dtype=np.int64), np.zeros(10**5, dtype=np.intp))"
     )
     limited = ["sh", "-c", f"ulimit -f 16; TMPDIR={tmp_path} exec {sys.executable} -c '{script}'"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.trace.calls import Call, Input, Kernel, read_calls, signature
-from taxbreak_vllm.trace.kineto import Kind, read_events
+from taxbreak_vllm.trace.read.calls import Call, Input, Kernel, read_calls, signature
+from taxbreak_vllm.trace.read.kineto import EventKind, read_events
 
 TRACES = sorted((Path(__file__).parents[3] / "shared" / "traces").glob("*.json.gz"))
 needs_traces = pytest.mark.skipif(not TRACES, reason="the real traces are not beside this checkout (../shared/traces)")
@@ -99,7 +99,7 @@ def test_the_order_in_the_file_does_not_matter(read_list):
 
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_a_signature_is_the_same_in_every_process_and_on_every_machine(seed):
-    script = f"from taxbreak_vllm.trace.calls import *; print(signature({ADD!r}, {KERNEL!r}))"
+    script = f"from taxbreak_vllm.trace.read.calls import *; print(signature({ADD!r}, {KERNEL!r}))"
 
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -209,7 +209,7 @@ def test_calls_stand_in_the_rows_of_the_events_on_every_real_trace(path):
 
 def assert_aligned(path):
     events, calls = read_events(path), read_calls(path)
-    ops, kernels = events.rows(Kind.OP), events.rows(Kind.KERNEL)
+    ops, kernels = events.rows(EventKind.OP), events.rows(EventKind.KERNEL)
     assert [calls.calls[i].op for i in calls.call_of_op] == [events.names[i] for i in events.name[ops]]
     assert len(calls.configuration_of_kernel) == len(kernels)
     assert len(set(calls.calls)) == len(calls.calls)

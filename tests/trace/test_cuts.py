@@ -2,8 +2,8 @@
 
 import pytest
 
-from taxbreak_vllm.trace.cuts import Parts
-from taxbreak_vllm.trace.spill import SpilledEvents, Survey, open_trace
+from taxbreak_vllm.trace.large.cuts import Parts
+from taxbreak_vllm.trace.large.spill import SpilledEvents, TraceSurvey, open_trace
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def parts(reference, tmp_path):
         path.write_text(reference.to_json(events))
         with open_trace(path, spill_above_bytes=0, rows_per_part=1) as trace:
             assert isinstance(trace, SpilledEvents)
-            with Parts(trace, Survey.of(trace)) as made:
+            with Parts(trace, TraceSurvey.of(trace)) as made:
                 return list(made)
 
     return parts

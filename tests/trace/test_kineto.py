@@ -15,7 +15,7 @@ import zstandard
 from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.trace.kineto import Events, Kind, read_events
+from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
 
 COLUMNS = ("kind", "start_ns", "end_ns", "name", "thread", "correlation", "external", "stream", "device")
 
@@ -111,7 +111,7 @@ def test_what_stands_around_the_events_is_kept(load, form):
 def test_an_event_becomes_one_row(load):
     events = load(json.dumps({"traceEvents": [launch(7), kernel(7), {"ph": "M", "name": "process_name"}]}))
 
-    assert events.kind.tolist() == [Kind.RUNTIME, Kind.KERNEL]
+    assert events.kind.tolist() == [EventKind.RUNTIME, EventKind.KERNEL]
     assert times(events) == [(70_000, 75_000), (73_000, 77_000)]
     assert [events.names[name] for name in events.name] == ["cudaLaunchKernel", "k"]
     assert [events.threads[thread] for thread in events.thread] == [("1", "1"), ("0", "7")]
@@ -291,12 +291,12 @@ def test_category_names_of_before_2022_are_known(load):
     events = load(json.dumps([event(name, cat=cat) for cat, name in old]))
 
     assert events.kind.tolist() == [
-        Kind.OP,
-        Kind.ANNOTATION,
-        Kind.RUNTIME,
-        Kind.KERNEL,
-        Kind.MEMCPY,
-        Kind.MEMSET,
+        EventKind.OP,
+        EventKind.ANNOTATION,
+        EventKind.RUNTIME,
+        EventKind.KERNEL,
+        EventKind.MEMCPY,
+        EventKind.MEMSET,
     ]
 
 
@@ -411,7 +411,7 @@ def test_an_activity_whose_time_was_not_recorded_is_dropped_and_counted(load):
     found = load(json.dumps(events))
 
     assert (found.num_events, found.num_dropped) == (3, 1)
-    assert found.correlation[found.kind == Kind.KERNEL].tolist() == [2]
+    assert found.correlation[found.kind == EventKind.KERNEL].tolist() == [2]
     assert found.first_ns == now_us * 1000
 
 

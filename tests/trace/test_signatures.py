@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taxbreak_vllm.trace.calls import Call, Input, Kernel, read_calls, signature
 from taxbreak_vllm.trace.dispatches import has_launch_call, link
-from taxbreak_vllm.trace.kineto import Kind, read_events
+from taxbreak_vllm.trace.read.calls import Call, Input, Kernel, read_calls, signature
+from taxbreak_vllm.trace.read.kineto import EventKind, read_events
 from taxbreak_vllm.trace.signatures import sign, sign_ops
 
 TRACES = sorted((Path(__file__).parents[3] / "shared" / "traces").glob("*.json.gz"))
@@ -125,7 +125,7 @@ def test_an_op_of_the_cpu_backend_is_its_own_kernel(reference, tmp_path):
     path = tmp_path / "trace.json"
     path.write_text(reference.to_json([reference.op("aten::mm", 0, 5), reference.op("aten::add", 10, 15)] * 2))
     events = read_events(path)
-    ops = events.rows(Kind.OP)
+    ops = events.rows(EventKind.OP)
 
     distinct, index = sign_ops(events, ops, read_calls(path))
 

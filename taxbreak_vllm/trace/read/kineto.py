@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.trace.blocks import BLOCK_BYTES, Around, decode, read_blocks
+from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES, Envelope, decode, read_blocks
 
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
@@ -39,7 +39,7 @@ _MAX_START_US, _MAX_LENGTH_US = 9_150_000_000_000_000, 2**46
 _YEAR_NS = 366 * 86_400 * 10**9
 
 
-class Kind(IntEnum):
+class EventKind(IntEnum):
     """What an event is, whatever its category was called when it was written."""
 
     OP = 0
@@ -52,27 +52,27 @@ class Kind(IntEnum):
 
 # Category names since 2021; `Operator`, `Kernel`… are those before PyTorch 1.12. "ProfilerStep#n" was an op then.
 _KIND_BY_CATEGORY = {
-    "cpu_op": Kind.OP,
-    "Operator": Kind.OP,
-    "cuda_runtime": Kind.RUNTIME,
-    "cuda_driver": Kind.RUNTIME,
-    "hip_runtime": Kind.RUNTIME,
-    "hip_driver": Kind.RUNTIME,
-    "xpu_runtime": Kind.RUNTIME,
-    "xpu_driver": Kind.RUNTIME,
-    "privateuse1_runtime": Kind.RUNTIME,
-    "privateuse1_driver": Kind.RUNTIME,
-    "Runtime": Kind.RUNTIME,
-    "runtime": Kind.RUNTIME,
-    "driver": Kind.RUNTIME,
-    "kernel": Kind.KERNEL,
-    "concurrent_kernel": Kind.KERNEL,
-    "Kernel": Kind.KERNEL,
-    "gpu_memcpy": Kind.MEMCPY,
-    "Memcpy": Kind.MEMCPY,
-    "gpu_memset": Kind.MEMSET,
-    "Memset": Kind.MEMSET,
-    "user_annotation": Kind.ANNOTATION,
+    "cpu_op": EventKind.OP,
+    "Operator": EventKind.OP,
+    "cuda_runtime": EventKind.RUNTIME,
+    "cuda_driver": EventKind.RUNTIME,
+    "hip_runtime": EventKind.RUNTIME,
+    "hip_driver": EventKind.RUNTIME,
+    "xpu_runtime": EventKind.RUNTIME,
+    "xpu_driver": EventKind.RUNTIME,
+    "privateuse1_runtime": EventKind.RUNTIME,
+    "privateuse1_driver": EventKind.RUNTIME,
+    "Runtime": EventKind.RUNTIME,
+    "runtime": EventKind.RUNTIME,
+    "driver": EventKind.RUNTIME,
+    "kernel": EventKind.KERNEL,
+    "concurrent_kernel": EventKind.KERNEL,
+    "Kernel": EventKind.KERNEL,
+    "gpu_memcpy": EventKind.MEMCPY,
+    "Memcpy": EventKind.MEMCPY,
+    "gpu_memset": EventKind.MEMSET,
+    "Memset": EventKind.MEMSET,
+    "user_annotation": EventKind.ANNOTATION,
 }
 
 
@@ -80,7 +80,7 @@ _KIND_BY_CATEGORY = {
 class Events:
     """The events of a trace as columns, all of length n, in file order.
 
-    `kind` int8 (Kind), `start_ns` and `end_ns` int64, `name` int32 into `names`, `thread` int32 into `threads`
+    `kind` int8 (EventKind), `start_ns` and `end_ns` int64, `name` int32 into `names`, `thread` int32 into `threads`
     ((pid, tid) pairs), `correlation`, `external` (External id), `stream` and `device` int64, -1 where absent.
     `first_ns` and `last_ns` are the trace's first start and last end, also where these are some of its events only.
     `num_events` counts everything in the file, `num_dropped` what could not be read as an event at all.
@@ -106,9 +106,9 @@ class Events:
     raw_bytes: int
     is_truncated: bool
 
-    def rows(self, *kinds: Kind) -> NDArray[np.intp]:
+    def rows(self, *kinds: EventKind) -> NDArray[np.intp]:
         """Return the indices of all events of these kinds, in file order."""
-        wanted = np.zeros(len(Kind), dtype=bool)
+        wanted = np.zeros(len(EventKind), dtype=bool)
         wanted[list(kinds)] = True
         return np.flatnonzero(wanted[self.kind])
 
@@ -268,7 +268,7 @@ class _Columns:
         new = enumerate(itertools.islice(name_ids, num_known, None), num_known)
         self._old_steps += [number for number, text in new if text.startswith("ProfilerStep#")]
         if self._old_steps:
-            kind[(kind == Kind.OP) & np.isin(name, self._old_steps)] = Kind.ANNOTATION
+            kind[(kind == EventKind.OP) & np.isin(name, self._old_steps)] = EventKind.ANNOTATION
         end_ns = np.maximum(start_ns + dur_ns, start_ns)
         self._first_ns = min(self._first_ns, int(start_ns.min()))
         self._last_ns = max(self._last_ns, int(end_ns.max()))
@@ -291,7 +291,7 @@ class _Columns:
         self._bytes = [bytearray() for _ in TYPES]
         return columns
 
-    def finish(self, path: str, around: Around) -> Events:
+    def finish(self, path: str, around: Envelope) -> Events:
         """Join the blocks."""
         has_rows = self._first_ns <= self._last_ns
         kind, start_ns, end_ns, name, thread, correlation, external, stream, device = self._take()
@@ -330,7 +330,7 @@ class _ThreadIds(dict[tuple[int | str, int | str], int]):
 
 
 def _is_device(kind: NDArray[np.int8]) -> NDArray[np.bool_]:
-    return np.asarray((kind >= Kind.KERNEL) & (kind <= Kind.MEMSET))
+    return np.asarray((kind >= EventKind.KERNEL) & (kind <= EventKind.MEMSET))
 
 
 def _interner() -> defaultdict[Any, int]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from taxbreak_vllm.trace.bins import Bins, Rows
-from taxbreak_vllm.trace.blocks import BLOCK_BYTES
 from taxbreak_vllm.trace.intervals import Int64
-from taxbreak_vllm.trace.kineto import TYPES, Columns, Events, Kind, read_events
+from taxbreak_vllm.trace.large.bins import Bins, Rows
+from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES
+from taxbreak_vllm.trace.read.kineto import TYPES, Columns, EventKind, Events, read_events
 from taxbreak_vllm.trace.steps import StepWindow, events_by_thread, find_steps, is_step_name, whole_window
 
 # Of JSON text: the columns of the densest traces seen take a third of it, and measuring them as much again.
@@ -83,7 +83,7 @@ def open_trace(
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class TraceSurvey:
     """What must be known of a trace as a whole before a part of it can be measured.
 
     `windows` are its steps (none: `whole` is the one), `device` the one with most activities (-1: none), `calls` the
@@ -99,7 +99,7 @@ class Survey:
     known_from_ns: Int64
 
     @classmethod
-    def of(cls, trace: SpilledEvents) -> "Survey":
+    def of(cls, trace: SpilledEvents) -> "TraceSurvey":
         """Read all rows once."""
         head = trace.head
         by_thread = np.zeros((2, len(head.threads)), dtype=np.int64)
@@ -113,17 +113,17 @@ class Survey:
         for rows in trace.rows.additions():
             events = trace.events(rows)
             by_thread += events_by_thread(events)
-            num_ops += len(events.rows(Kind.OP))
-            on_host = events.rows(Kind.OP, Kind.RUNTIME, Kind.ANNOTATION)
+            num_ops += len(events.rows(EventKind.OP))
+            on_host = events.rows(EventKind.OP, EventKind.RUNTIME, EventKind.ANNOTATION)
             host_end_ns = max(host_end_ns, int(events.end_ns[on_host].max(initial=host_end_ns)))
-            working = events.rows(Kind.OP, Kind.RUNTIME)
+            working = events.rows(EventKind.OP, EventKind.RUNTIME)
             np.minimum.at(known_from_ns, events.thread[working], events.start_ns[working])
-            is_called[events.name[events.rows(Kind.RUNTIME)]] = True
+            is_called[events.name[events.rows(EventKind.RUNTIME)]] = True
             ids, counts = np.unique(
-                events.device[events.rows(Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET)], return_counts=True
+                events.device[events.rows(EventKind.KERNEL, EventKind.MEMCPY, EventKind.MEMSET)], return_counts=True
             )
             devices.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
-            steps.append(rows[(events.kind == Kind.ANNOTATION) & is_step[events.name]])
+            steps.append(rows[(events.kind == EventKind.ANNOTATION) & is_step[events.name]])
         windows = tuple(find_steps(trace.events(np.concatenate(steps))))
         whole = whole_window(head.first_ns, host_end_ns, by_thread)
         for window in windows or (whole,):

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.trace.blocks import decode, read_blocks
+from taxbreak_vllm.trace.read.blocks import decode, read_blocks
 
 _OP_CATEGORIES = ("cpu_op", "Operator")
 _KERNEL_CATEGORIES = ("kernel", "concurrent_kernel", "Kernel")

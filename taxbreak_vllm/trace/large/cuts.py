@@ -15,12 +15,12 @@ from types import TracebackType
 
 import numpy as np
 
-from taxbreak_vllm.trace.bins import Bins, Rows
 from taxbreak_vllm.trace.dispatches import Bool, does_enqueue, is_blocking, is_launch, is_wait, nearest_call
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.kineto import Kind
+from taxbreak_vllm.trace.large.bins import Bins, Rows
+from taxbreak_vllm.trace.large.spill import ROW, SpilledEvents, TraceSurvey
 from taxbreak_vllm.trace.parts import Part
-from taxbreak_vllm.trace.spill import ROW, SpilledEvents, Survey
+from taxbreak_vllm.trace.read.kineto import EventKind
 
 _PART_ROW = np.dtype([*ROW.descr, ("row", np.int64)])
 _END = np.dtype([("row", np.int64), ("id", np.int64), ("start_ns", np.int64), ("role", np.int8)])
@@ -34,7 +34,7 @@ _MAX_CANDIDATES = 2**20
 class Parts:
     """The parts of a trace; may be gone through several times while the context is open."""
 
-    def __init__(self, trace: SpilledEvents, survey: Survey) -> None:
+    def __init__(self, trace: SpilledEvents, survey: TraceSurvey) -> None:
         self._trace = trace
         self._survey = survey
         self._stack = ExitStack()
@@ -70,7 +70,7 @@ class Parts:
             kept["row"] = first + np.arange(len(rows))
             is_cut = _is_host(rows) & ~is_joined & only_waits[rows["name"]]
             is_cut[is_cut] = np.searchsorted(self._cuts, rows["end_ns"][is_cut], side="right") > part[is_cut]
-            whole = ~is_cut & (rows["kind"] != Kind.ANNOTATION)
+            whole = ~is_cut & (rows["kind"] != EventKind.ANNOTATION)
             pieces = [self._pieces(row) for row in kept[is_cut]]
             self._bins.add(
                 np.concatenate((kept[whole], *(rows for rows, _ in pieces))),
@@ -112,7 +112,7 @@ def _late(rows: Rows, end_ns: int) -> Rows:
     """Choose what runs on after a part's end, and what the host did since the first of that was launched."""
     runs_on = _is_on_device(rows) & (rows["end_ns"] >= end_ns)
     ids = rows["correlation"][runs_on]
-    is_launch = (rows["kind"] == Kind.RUNTIME) & np.isin(rows["correlation"], ids[ids >= 0])
+    is_launch = (rows["kind"] == EventKind.RUNTIME) & np.isin(rows["correlation"], ids[ids >= 0])
     since_ns = rows["start_ns"][is_launch].min(initial=np.iinfo(np.int64).max)
     # Only a call that was cut ends with the part, and it is no boundary of T_py there.
     context = _is_host(rows) & (rows["end_ns"] >= since_ns) & (rows["end_ns"] < end_ns)
@@ -130,13 +130,13 @@ def _owners(trace: SpilledEvents) -> Bins:
     num_bins = 1 + trace.rows.num_rows // _ROWS_PER_JOIN
     with Bins(_END, num_bins) as ends:
         for rows in trace.rows.additions():
-            is_end = _is_on_device(rows) | ((rows["kind"] == Kind.RUNTIME) & ~waits[rows["name"]])
+            is_end = _is_on_device(rows) | ((rows["kind"] == EventKind.RUNTIME) & ~waits[rows["name"]])
             chosen = np.flatnonzero((rows["correlation"] >= 0) & is_end)
             added = np.empty(len(chosen), dtype=_END)
             added["row"] = firsts[-1] + chosen
             added["id"] = rows["correlation"][chosen]
             added["start_ns"] = rows["start_ns"][chosen]
-            is_call = rows["kind"][chosen] == Kind.RUNTIME
+            is_call = rows["kind"][chosen] == EventKind.RUNTIME
             added["role"] = np.where(is_call, np.where(enqueues[rows["name"][chosen]], _ENQUEUE, _CALL), _ACTIVITY)
             ends.add(added, (added["id"] % num_bins).astype(np.intp))
             firsts.append(firsts[-1] + len(rows))
@@ -171,7 +171,7 @@ def _owned_rows(trace: SpilledEvents, owners: Bins) -> Iterator[tuple[int, Rows,
         first += len(rows)
 
 
-def _find_cuts(trace: SpilledEvents, owners: Bins, survey: Survey) -> Int64:
+def _find_cuts(trace: SpilledEvents, owners: Bins, survey: TraceSurvey) -> Int64:
     """Return the instants to cut at, so that the parts between have about `trace.rows_per_part` rows."""
     names = trace.head.names
     only_waits = np.array([is_blocking(name) and not is_launch(name) for name in names], dtype=bool)
@@ -210,7 +210,7 @@ def _find_cuts(trace: SpilledEvents, owners: Bins, survey: Survey) -> Int64:
         at += 1
 
 
-def _candidates(trace: SpilledEvents, survey: Survey) -> Int64:
+def _candidates(trace: SpilledEvents, survey: TraceSurvey) -> Int64:
     """Return instants that are worth a look: where steps begin, and a sample of where ops and calls do."""
     steps = np.array([window.start_ns for window in survey.windows], dtype=np.int64)
     every, sample = 1 + trace.rows_per_part // _CANDIDATES_PER_PART, steps[:0]
@@ -223,8 +223,8 @@ def _candidates(trace: SpilledEvents, survey: Survey) -> Int64:
 
 
 def _is_on_device(rows: Rows) -> Bool:
-    return np.isin(rows["kind"], (Kind.KERNEL, Kind.MEMCPY, Kind.MEMSET))
+    return np.isin(rows["kind"], (EventKind.KERNEL, EventKind.MEMCPY, EventKind.MEMSET))
 
 
 def _is_host(rows: Rows) -> Bool:
-    return np.isin(rows["kind"], (Kind.OP, Kind.RUNTIME))
+    return np.isin(rows["kind"], (EventKind.OP, EventKind.RUNTIME))

@@ -39,7 +39,7 @@ _NOT_A_NUMBER = re.compile(rb'(?<=")(\s*:\s*)-?(?:nan|inf(?:inity)?)(?=\s*[,}])'
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
+class Envelope:
     """What a file holds beside its events; `is_truncated` where its text breaks off."""
 
     metadata: dict[str, object]
@@ -47,7 +47,7 @@ class Around:
     raw_bytes: int
 
 
-def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = BLOCK_BYTES) -> Around:
+def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = BLOCK_BYTES) -> Envelope:
     """Give all events to `add`, which raises msgspec.DecodeError, having done nothing, for what is no JSON list.
 
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged, not JSON or not a trace.
@@ -83,7 +83,7 @@ def _damage() -> tuple[type[Exception], ...]:
     return (EOFError, zlib.error, zstandard.ZstdError) if zstandard else (EOFError, zlib.error)
 
 
-def _read(file: IO[bytes], add: Callable[[bytes], None], path: Path, block_bytes: int) -> Around:
+def _read(file: IO[bytes], add: Callable[[bytes], None], path: Path, block_bytes: int) -> Envelope:
     head, buffer, raw_bytes = _read_head(file, path, block_bytes)
     # While no event ends, each read doubles the buffer: an event of any size costs time in proportion to it.
     while block := file.read(max(block_bytes, len(buffer))):
@@ -109,12 +109,12 @@ def _read(file: IO[bytes], add: Callable[[bytes], None], path: Path, block_bytes
         add(text[:end])
         rest = text[end:] + file.read()
         metadata, is_whole = _metadata(head, rest)
-        return Around(metadata, not is_whole, raw_bytes + len(rest) - len(text) + end)
+        return Envelope(metadata, not is_whole, raw_bytes + len(rest) - len(text) + end)
     comma = _last_comma(buffer)
     add(_before(comma, buffer))
     with suppress(msgspec.DecodeError):  # what stands after the last comma may be a whole event
         add(b"[" + buffer[comma + 1 :] + b"]")
-    return Around(_metadata(head, b"")[0], True, raw_bytes)
+    return Envelope(_metadata(head, b"")[0], True, raw_bytes)
 
 
 def _read_head(file: IO[bytes], path: Path, block_bytes: int) -> tuple[bytes, bytes, int]:

@@ -1,0 +1,1 @@
+"""Traces too large for memory, measured part by part."""
