@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from gpu_lab import Lab
 
-from taxbreak_vllm.analysis import analyze
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.taxes.analyze import analyze
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.read.kineto import EventKind, read_events
 

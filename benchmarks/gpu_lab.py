@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from taxbreak_vllm.analysis import analyze
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.replay.command import Account, replay_paths
 from taxbreak_vllm.replay.runner import Limits
 from taxbreak_vllm.replay.task import Options
+from taxbreak_vllm.taxes.analyze import analyze
 
 Step = Callable[[], object]
 _MAX_TRACE_BYTES = 1_000_000

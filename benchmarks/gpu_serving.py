@@ -30,13 +30,13 @@ from gpu_book import Book, table  # noqa: E402 - after the path
 from gpu_lab import child_environment, conservation, figures  # noqa: E402
 from gpu_servers import Load, Server, start, write_model  # noqa: E402
 
-from taxbreak_vllm.analysis import analyze_capture  # noqa: E402
 from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
 from taxbreak_vllm.demo.processes import ProcessError, Processes  # noqa: E402
 from taxbreak_vllm.replay.runner import measure_floors  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
 from taxbreak_vllm.spool.capture import Capture  # noqa: E402
 from taxbreak_vllm.spool.spool import Spool  # noqa: E402
+from taxbreak_vllm.taxes.analyze import analyze_capture  # noqa: E402
 
 _GRAPHS = {
     "eager": ("--enforce-eager",),

@@ -29,7 +29,6 @@ from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 
-from taxbreak_vllm.analysis import analyze_capture
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import Server as Sidecar
 from taxbreak_vllm.demo.servers import start_sidecar
@@ -37,6 +36,7 @@ from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, Step
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool.spool import Spool
+from taxbreak_vllm.taxes.analyze import analyze_capture
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scrape.json"

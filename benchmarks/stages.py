@@ -8,9 +8,9 @@ import json
 import sys
 import time
 
-from taxbreak_vllm.analysis import analyze
-from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model.breakdown import Source
+from taxbreak_vllm.taxes.analyze import analyze
+from taxbreak_vllm.taxes.decompose import decompose
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.read.kineto import read_events
 

@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taxbreak_vllm.analysis import analyze
     from taxbreak_vllm.export.tables import dispatches
     from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.model.errors import TaxbreakError
     from taxbreak_vllm.model.step import Phase
     from taxbreak_vllm.serving.worker import WorkerExtension
+    from taxbreak_vllm.taxes.analyze import analyze
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _HOME = {
     "Phase": "taxbreak_vllm.model",
     "TaxbreakError": "taxbreak_vllm.model.errors",
     "WorkerExtension": "taxbreak_vllm.serving.worker",
-    "analyze": "taxbreak_vllm.analysis",
+    "analyze": "taxbreak_vllm.taxes.analyze",
     "dispatches": "taxbreak_vllm.export.tables",
 }
 

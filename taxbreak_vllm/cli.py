@@ -126,7 +126,7 @@ def analyze(
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
-    from taxbreak_vllm.analysis import analyze as analyze_path
+    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
     _check_targets([html, speedscope], [*paths, baselines])
     floor_ns = None if floor_us is None else round(floor_us * 1000)
@@ -200,8 +200,8 @@ def diff(
     top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
     """Show what moved from A to B: by phase, by family, by op and kernel."""
-    from taxbreak_vllm.analysis import analyze as analyze_path
     from taxbreak_vllm.insight.diff import diff as compare
+    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
     floor_ns = None if floor_us is None else round(floor_us * 1000)
     found = compare(analyze_path(a, floor_ns=floor_ns), analyze_path(b, floor_ns=floor_ns))

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taxbreak_vllm.decompose import decompose
-from taxbreak_vllm.decompose import measure as measure_trace
 from taxbreak_vllm.model.breakdown import Breakdown, Source
-from taxbreak_vllm.summary import Measured
+from taxbreak_vllm.taxes.decompose import decompose
+from taxbreak_vllm.taxes.decompose import measure as measure_trace
+from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.read.kineto import Events, read_events
 from taxbreak_vllm.trace.steps import find_steps, whole_trace

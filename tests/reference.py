@@ -90,7 +90,7 @@ def _us(ns):
 
 
 def breakdown(events, classify, floor_ns=None):
-    """Decompose as `taxbreak_vllm.decompose.decompose` should: {"coverage", "steps", "total", "devices", "threads"}."""
+    """Decompose as `taxes.decompose` should: {"coverage", "steps", "total", "devices", "threads"}."""
     trace = _Trace(events, classify, floor_ns)
     total = _figures(trace, trace.whole, trace.dispatches, trace.activities, trace.lost)
     steps = [

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.decompose import Replayed, decompose
 from taxbreak_vllm.model.baseline import Baseline, Floor, FloorKind, Floors, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Source, Tier
 from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.taxes.decompose import Replayed, decompose
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.large.spill import open_trace
 from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls, signature

@@ -127,7 +127,7 @@ def test_pandas_stays_out_of_the_worker_and_of_the_trace(room):
     assert [found for found in IMPORTS if found.room == room and found.imported.startswith("pandas")] == []
 
 
-@pytest.mark.parametrize("module", ["taxbreak_vllm.trace", "taxbreak_vllm.analysis", "taxbreak_vllm.cli"])
+@pytest.mark.parametrize("module", ["taxbreak_vllm.trace", "taxbreak_vllm.taxes.analyze", "taxbreak_vllm.cli"])
 def test_analysis_imports_where_torch_and_vllm_cannot_be(module):
     script = f"import sys; sys.modules['torch'] = sys.modules['vllm'] = None; import {module}"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model.breakdown import Source
+from taxbreak_vllm.taxes.decompose import decompose
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.large.cuts import Parts

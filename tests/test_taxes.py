@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taxbreak_vllm import taxes
+from taxbreak_vllm.taxes import equations
 
 ADD = "void at::native::vectorized_elementwise_kernel<4, AddFunctor>"
 GEMM = "ampere_sgemm_128x64_tn"
@@ -192,7 +192,7 @@ def test_t_sys_is_read_from_launches_that_found_their_stream_idle(measure, refer
     )
 
     # The 5th percentile of 3 and 7, of those there are: 3.
-    assert taxes.t_sys(measured.activities, measured.dispatches) == 3
+    assert equations.t_sys(measured.activities, measured.dispatches) == 3
     assert measured.kt_ns.tolist() == [3, 3, 3, 3]
 
 
@@ -211,14 +211,14 @@ def test_a_stream_that_overlaps_its_own_work_is_busy_until_the_last_of_it_ends(m
 def test_the_equations_hold_on_columns():
     t_dispatch, i_lib = np.array([10, 40, 25, 90]), np.array([False, True, True, False])
     is_kernel = np.array([True, True, True, False])
-    spans = taxes.Spans(t_py=np.array([1, 2, 3, 4]), t_dispatch=t_dispatch, num_ops=np.zeros(4, dtype=np.int64))
+    spans = equations.Spans(t_py=np.array([1, 2, 3, 4]), t_dispatch=t_dispatch, num_ops=np.zeros(4, dtype=np.int64))
 
-    base = taxes.t_base(t_dispatch, i_lib, is_kernel)
-    ct = taxes.delta_ct(t_dispatch, i_lib, 30)
+    base = equations.t_base(t_dispatch, i_lib, is_kernel)
+    ct = equations.delta_ct(t_dispatch, i_lib, 30)
 
     assert base == 10
     assert ct.tolist() == [0, 10, 0, 0]
-    assert taxes.delta_ft(spans, ct).tolist() == [11, 32, 28, 94]
-    assert taxes.delta_ft(spans, None).tolist() == [11, 42, 28, 94]
-    assert taxes.delta_kt(is_kernel, 5).tolist() == [5, 5, 5, 0]
-    assert taxes.t_base(t_dispatch, i_lib, np.zeros(4, dtype=bool)) is None
+    assert equations.delta_ft(spans, ct).tolist() == [11, 32, 28, 94]
+    assert equations.delta_ft(spans, None).tolist() == [11, 42, 28, 94]
+    assert equations.delta_kt(is_kernel, 5).tolist() == [5, 5, 5, 0]
+    assert equations.t_base(t_dispatch, i_lib, np.zeros(4, dtype=bool)) is None

@@ -6,7 +6,7 @@ import pytest
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Tier
-from taxbreak_vllm.tiers import TIERS, Evidence, gather, shares
+from taxbreak_vllm.taxes.tiers import TIERS, ReplayedTimes, gather, shares
 from taxbreak_vllm.trace.read.calls import Call, Kernel, signature
 from taxbreak_vllm.trace.signatures import Signature
 
@@ -106,7 +106,7 @@ def test_rows_without_a_signature_know_nothing_and_can_be_put_on_the_floor(look_
 
 def test_no_rows_at_all(look_up):
     assert len(look_up([entry("a", 1)], [], [], of_row=np.empty(0, dtype=np.intp)).tier) == 0
-    assert tiers(Evidence.none(2, Tier.FLOOR)) == [Tier.FLOOR] * 2
+    assert tiers(ReplayedTimes.none(2, Tier.FLOOR)) == [Tier.FLOOR] * 2
 
 
 def test_shares_are_of_the_time_each_tier_carries():

@@ -10,7 +10,7 @@ from taxbreak_vllm.export.files import replacing
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.insight.segments import step_timelines
-from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown, add_steps
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.page.render import render
 from taxbreak_vllm.page.view import (
     Article,
@@ -22,6 +22,7 @@ from taxbreak_vllm.page.view import (
     phase_view,
     points_of,
 )
+from taxbreak_vllm.taxes.add import add_steps
 
 MAX_TIMELINES = 4  # steps drawn instant by instant, of about 200 kB each
 MAX_LINES = 200

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from taxbreak_vllm.export.files import replacing
-from taxbreak_vllm.recording import Recording, read_recording
-from taxbreak_vllm.summary import Measured
+from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.taxes.recording import Recording, read_recording
 from taxbreak_vllm.trace.read.kineto import EventKind
 from taxbreak_vllm.trace.timeline import HostClass
 

@@ -16,9 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
-from taxbreak_vllm.recording import read_recording
-from taxbreak_vllm.summary import Measured, group_by_time
-from taxbreak_vllm.tiers import TIERS
+from taxbreak_vllm.taxes.measured import Measured, group_by_time
+from taxbreak_vllm.taxes.recording import read_recording
+from taxbreak_vllm.taxes.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules

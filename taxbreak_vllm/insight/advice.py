@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.evidence import WORTH_RATIO, Evidence, by_phase, distrust
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Machine, Verdict
-from taxbreak_vllm.model.breakdown import Breakdown, add_steps
+from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.taxes.add import add_steps
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport

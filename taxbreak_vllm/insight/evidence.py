@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model.advice import Advice, Component, Machine
-from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown, add_steps
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.taxes.add import add_steps
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport

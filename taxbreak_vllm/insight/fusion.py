@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.decompose import is_cpu_backend
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.fusion import Chain, FusionReport, LengthReport
-from taxbreak_vllm.recording import read_recording
+from taxbreak_vllm.taxes.decompose import is_cpu_backend
+from taxbreak_vllm.taxes.recording import read_recording
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.timeline import DeviceClass, Lane, StepTimeline
-from taxbreak_vllm.recording import Recording, read_recording
-from taxbreak_vllm.summary import Measured, group_by_time
+from taxbreak_vllm.taxes.measured import Measured, group_by_time
+from taxbreak_vllm.taxes.recording import Recording, read_recording
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Busy, Int64, Partition
 from taxbreak_vllm.trace.read.kineto import EventKind

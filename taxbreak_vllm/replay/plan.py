@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from taxbreak_vllm.decompose import is_cpu_backend
 from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
-from taxbreak_vllm.recording import Recording, read_recording
 from taxbreak_vllm.replay.denied import reason_denied
 from taxbreak_vllm.replay.task import Task
+from taxbreak_vllm.taxes.decompose import is_cpu_backend
+from taxbreak_vllm.taxes.recording import Recording, read_recording
 from taxbreak_vllm.trace.cpu import link_cpu
 from taxbreak_vllm.trace.dispatches import link
 from taxbreak_vllm.trace.kernels import KernelRules

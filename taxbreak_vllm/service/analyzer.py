@@ -234,7 +234,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _load_analysis(baselines: Path | None) -> Analyze:
-    from taxbreak_vllm.analysis import analyze_capture
+    from taxbreak_vllm.taxes.analyze import analyze_capture
 
     def analyze(capture: Capture) -> Breakdown:
         if baselines is None or not baselines.is_file():

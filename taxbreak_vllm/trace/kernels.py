@@ -1,6 +1,6 @@
 """Names to families: which kernel is a GEMM, which attention, and which was reached through a vendor library.
 
-In: names of device activities (and, on a CPU, of ops). Out: a KernelClass each, from the ordered rules of `kernel_rules.toml`;
+In: names of device activities (on a CPU, of ops). Out: a KernelClass each, from the ordered `kernel_rules.toml`;
 the first rule that matches wins, and its reason travels with the answer. Methodology sections 3 (I_lib), 7 and 8.
 """
 

@@ -10,7 +10,7 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.export.speedscope import to_speedscope, write_speedscope
 from taxbreak_vllm.model.breakdown import HostTime
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.recording import read_recording
+from taxbreak_vllm.taxes.recording import read_recording
 
 DATA = Path(__file__).parents[1] / "data"
 TRACES = Path(__file__).parents[3] / "shared" / "traces"

@@ -10,7 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
-from taxbreak_vllm.analysis import analyze  # noqa: E402 - after the check for torch
 from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
 from taxbreak_vllm.model.baseline import Outcome  # noqa: E402
 from taxbreak_vllm.model.breakdown import Tier  # noqa: E402
@@ -21,6 +20,7 @@ from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
 from taxbreak_vllm.service.replayer import Replayer  # noqa: E402
 from taxbreak_vllm.spool.spool import Spool  # noqa: E402
+from taxbreak_vllm.taxes.analyze import analyze  # noqa: E402 - after the check for torch
 
 pytestmark = pytest.mark.timeout(300)
 

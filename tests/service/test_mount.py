@@ -58,7 +58,7 @@ def test_once_started_it_analyzes_and_asks_its_own_server(app, settings, spool, 
 
 def test_vllms_process_loads_no_analysis():
     script = "import sys, taxbreak_vllm.service.mount, taxbreak_vllm.service.app\n"
-    script += "print(*({'pandas', 'numpy', 'torch', 'taxbreak_vllm.analysis'} & set(sys.modules)))"
+    script += "print(*({'pandas', 'numpy', 'torch', 'taxbreak_vllm.taxes.analyze'} & set(sys.modules)))"
 
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from taxbreak_vllm.decompose import decompose
 from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.taxes.decompose import decompose
 from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
 
 COLUMNS = ("kind", "start_ns", "end_ns", "name", "thread", "correlation", "external", "stream", "device")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm import taxes
 from taxbreak_vllm.model.breakdown import (
     Attribution,
     DeviceTime,
@@ -22,7 +21,9 @@ from taxbreak_vllm.model.breakdown import (
     TopRow,
     hdbi,
 )
-from taxbreak_vllm.summary import FAMILIES, NONE, Measured, Sums, group_by_time
+from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Measured, group_by_time
+from taxbreak_vllm.taxes.sums import Sums
 from taxbreak_vllm.trace.dispatches import Host
 from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.steps import StepWindow
@@ -70,7 +71,7 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
         windows,
         sums,
         host_ns=m.partition.between(begin, finish),
-        num_ops=taxes.ops_between(m.host, begin, finish),
+        num_ops=equations.ops_between(m.host, begin, finish),
         first_root_ns=first_root(m.host, thread, start, end),
         device=m.timeline.windows(start, device_end),
         device_end_ns=device_end,
@@ -110,7 +111,7 @@ def build(
         ft, ct, kt, excess = (None if column is None else int(column[i]) for column in columns)
         if is_cpu:  # what comes after the last computing op is the host's too
             on_host = host_ns[HostClass.PYTHON, i] + host_ns[HostClass.DISPATCH, i]
-            ft = int(taxes.observed(on_host, num_ops[i], terms.op_cost_ns))
+            ft = int(equations.observed(on_host, num_ops[i], terms.op_cost_ns))
         # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
         orchestration = None if ft is None or kt is None else ft + (ct or 0) + kt
         active, kernels, last = int(sums.active_ns[i]), int(sums.kernels[i]), int(sums.last_end_ns[i])

@@ -7,11 +7,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from taxbreak_vllm.decompose import is_cpu_backend, is_rocm, measure
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
-from taxbreak_vllm.summary import Measured
+from taxbreak_vllm.taxes.decompose import is_cpu_backend, is_rocm, measure
+from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.read.kineto import Events, read_events
 from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from taxbreak_vllm import taxes
-from taxbreak_vllm.figures import Terms, build, first_root
 from taxbreak_vllm.model.breakdown import Coverage, DeviceShare, StepBreakdown, ThreadShare, TopRow, sum_or_none
-from taxbreak_vllm.summary import NONE, Measured, Sums, sum_by
-from taxbreak_vllm.tiers import TIERS, shares
+from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.figures import Terms, build, first_root
+from taxbreak_vllm.taxes.measured import NONE, Measured
+from taxbreak_vllm.taxes.sums import Sums, sum_by
+from taxbreak_vllm.taxes.tiers import TIERS, shares
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Int64, union_by_group
 from taxbreak_vllm.trace.parts import Part
@@ -66,7 +67,7 @@ class Totals:
         end = np.maximum(start, min(part.end_ns, self._whole.end_ns))
         begin, finish = m.host.key(self._thread, start), m.host.key(self._thread, end)
         self._host_ns += m.partition.between(begin, finish)
-        self._num_ops += taxes.ops_between(m.host, begin, finish)
+        self._num_ops += equations.ops_between(m.host, begin, finish)
         root_ns = first_root(m.host, self._thread, start, end)
         self._first_root_ns = np.where(self._first_root_ns == NONE, root_ns, self._first_root_ns)
 

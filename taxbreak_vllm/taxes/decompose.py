@@ -1,6 +1,6 @@
 """Put a trace together: columns → spans → taxes → a `Breakdown` with one StepBreakdown a step, and the total.
 
-The order of work reads off `decompose` and `measure`; the sums over steps are in `summary`, the equations in `taxes`.
+The order of work reads off `decompose` and `measure`; the sums over steps are in `sums`, the equations in `equations`.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taxbreak_vllm import taxes
 from taxbreak_vllm.baselines.store import View
-from taxbreak_vllm.figures import summarize
 from taxbreak_vllm.model.baseline import FloorKind, Floors
 from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Source, StepBreakdown, Tier
-from taxbreak_vllm.summary import FAMILIES, Measured
-from taxbreak_vllm.tiers import Evidence, gather
-from taxbreak_vllm.totals import Totals
+from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.figures import summarize
+from taxbreak_vllm.taxes.measured import FAMILIES, Measured
+from taxbreak_vllm.taxes.tiers import ReplayedTimes, gather
+from taxbreak_vllm.taxes.total import Totals
 from taxbreak_vllm.trace.cpu import OpCosts, free_ns, link_cpu
 from taxbreak_vllm.trace.dispatches import (
     Activities,
@@ -41,7 +41,7 @@ from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
 from taxbreak_vllm.trace.timeline import DeviceTimeline, main_device, partition_host
 
 if TYPE_CHECKING:
-    from taxbreak_vllm.streaming import Rest
+    from taxbreak_vllm.taxes.parts import Rest
     from taxbreak_vllm.trace.large.spill import SpilledEvents
 
 
@@ -80,7 +80,7 @@ def decompose(
         windows, whole = tuple(find_steps(trace)), whole_trace(trace)
         parts = iter([(Part.all_of(trace, windows), *apply(trace, windows or [whole]))])
     else:
-        from taxbreak_vllm.streaming import measure_parts  # what a small trace need not load
+        from taxbreak_vllm.taxes.parts import measure_parts  # what a small trace need not load
         from taxbreak_vllm.trace.large.spill import TraceSurvey
 
         survey = TraceSurvey.of(trace)
@@ -138,22 +138,22 @@ def measure(
     is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
-    starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
-    spans = taxes.spans(host, dispatches, partition, starts)
+    starts = rest.starts(host) if rest else equations.step_starts(host, dispatches, windows)
+    spans = equations.spans(host, dispatches, partition, starts)
     if rest:
         spans = rest.completed(spans, host, dispatches)
     evidence = _evidence(events, host, activities, dispatches, kinds, kind, floor_ns, replayed)
     base_ns = rest.estimates.base_ns if rest else _t_base(dispatches, spans, i_lib, evidence)
-    ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns, evidence.dispatch_ns)
+    ct_ns = None if base_ns is None else equations.delta_ct(spans.t_dispatch, i_lib, base_ns, evidence.dispatch_ns)
     if ct_ns is not None:
-        library = taxes.library_spans(partition, dispatches, ct_ns)
+        library = equations.library_spans(partition, dispatches, ct_ns)
         del partition  # two at once would be the peak of memory
         partition = partition_host(host, library)
     floors = replayed.view.floors if replayed else None
     measured_ns = floors.median_ns(FloorKind.KERNEL, 1) if floors and floor_ns is None else floor_ns
     sys_ns = measured_ns
     if measured_ns is None:
-        sys_ns = rest.estimates.sys_ns if rest else taxes.t_sys(activities, dispatches)
+        sys_ns = rest.estimates.sys_ns if rest else equations.t_sys(activities, dispatches)
     device = rest.survey.device if rest else main_device(activities)
     measured = Measured(
         events=events,
@@ -168,19 +168,19 @@ def measure(
         kind=kind,
         op=op,
         spans=spans,
-        ft_ns=taxes.observed(taxes.delta_ft(spans, ct_ns), spans.num_ops, op_cost_ns),
+        ft_ns=equations.observed(equations.delta_ft(spans, ct_ns), spans.num_ops, op_cost_ns),
         op_cost_ns=op_cost_ns,
         ct_ns=ct_ns,
-        kt_ns=None if sys_ns is None else taxes.delta_kt(is_kernel_launch, _floor(dispatches, sys_ns, floors)),
-        excess_ns=None if sys_ns is None else taxes.delta_kt_excess(evidence.launch_ns, sys_ns),
+        kt_ns=None if sys_ns is None else equations.delta_kt(is_kernel_launch, _floor(dispatches, sys_ns, floors)),
+        excess_ns=None if sys_ns is None else equations.delta_kt_excess(evidence.launch_ns, sys_ns),
         tier=evidence.tier,
         is_denied=evidence.is_denied,
     )
     notes = _cuda_notes(base_ns, sys_ns, measured_ns, replayed)
     if attribution is Attribution.PAPER:
-        from taxbreak_vllm import paper
+        from taxbreak_vllm.taxes import published
 
-        measured = paper.attribute(measured, sys_ns)
+        measured = published.attribute(measured, sys_ns)
         notes.append(
             "attribution as published: each kernel from its op's start, device time a sum, nvjet framework-native"
         )
@@ -196,10 +196,10 @@ def _evidence(
     kind: Index,
     floor_ns: int | None,
     replayed: Replayed | None,
-) -> Evidence:
+) -> ReplayedTimes:
     """Look the dispatches up among the baselines; those of a family stand in for one another."""
     if replayed is None:
-        return Evidence.none(len(dispatches), Tier.TRACE if floor_ns is None else Tier.FLOOR)
+        return ReplayedTimes.none(len(dispatches), Tier.TRACE if floor_ns is None else Tier.FLOOR)
     signed = sign(events, host, activities, dispatches, replayed.calls)
     family = np.array([FAMILIES.index(k.family) for k in kinds], dtype=np.intp)[kind[dispatches.first]]
     is_signed = signed.of_dispatch >= 0
@@ -214,15 +214,15 @@ def _floor(dispatches: Dispatches, sys_ns: int, floors: Floors | None) -> Int64:
     floor_ns = np.full(len(dispatches), sys_ns, dtype=np.int64)
     points = floors.graph_points() if floors else ()
     if len(points) > 1:
-        floor_ns[dispatches.is_graph] = taxes.t_sys_graph(dispatches.num_activities[dispatches.is_graph], points)
+        floor_ns[dispatches.is_graph] = equations.t_sys_graph(dispatches.num_activities[dispatches.is_graph], points)
     return floor_ns
 
 
-def _t_base(dispatches: Dispatches, spans: taxes.Spans, i_lib: Bool, evidence: Evidence) -> int | None:
+def _t_base(dispatches: Dispatches, spans: equations.Spans, i_lib: Bool, evidence: ReplayedTimes) -> int | None:
     """T_base over what was replayed, where any framework-native dispatch was, else over the trace."""
     chosen = (dispatches.num_kernels > 0) & ~dispatches.is_graph & (dispatches.root >= 0)
-    base_ns = taxes.t_base(evidence.dispatch_ns, i_lib, chosen & evidence.is_replayed)
-    return base_ns if base_ns is not None else taxes.t_base(spans.t_dispatch, i_lib, chosen)
+    base_ns = equations.t_base(evidence.dispatch_ns, i_lib, chosen & evidence.is_replayed)
+    return base_ns if base_ns is not None else equations.t_base(spans.t_dispatch, i_lib, chosen)
 
 
 def _sample(rest: "Rest", rules: KernelRules) -> tuple[Int64, Int64, Int64]:
@@ -233,10 +233,10 @@ def _sample(rest: "Rest", rules: KernelRules) -> tuple[Int64, Int64, Int64]:
     host, activities, dispatches = link(part.events)
     kinds, kind = _classify(part.events, activities, _ops(part.events, activities, dispatches), rules.classify)
     i_lib = np.array([k.i_lib for k in kinds], dtype=bool)[kind[dispatches.first]]
-    spans = taxes.spans(host, dispatches, partition_host(host), rest.starts(host))
+    spans = equations.spans(host, dispatches, partition_host(host), rest.starts(host))
     _, is_own = part.owned(activities, dispatches)
     is_native = (dispatches.num_kernels > 0) & ~i_lib & ~dispatches.is_graph & (dispatches.root >= 0)
-    return spans.t_dispatch[is_own & is_native], taxes.idle_latencies(activities, dispatches)[is_own], nothing
+    return spans.t_dispatch[is_own & is_native], equations.idle_latencies(activities, dispatches)[is_own], nothing
 
 
 def is_cpu_backend(events: Events) -> bool:
@@ -272,8 +272,8 @@ def _measure_cpu(
     evidence = of_op.of(np.searchsorted(events.rows(EventKind.OP), dispatches.row))
     ct_ns = front.library_end - front.library_start if np.any(of_op.library_ns >= 0) else None
     partition = partition_host(host, (front.library_start, front.library_end))
-    starts = rest.starts(host) if rest else taxes.step_starts(host, dispatches, windows)
-    spans = taxes.cpu_spans(host, dispatches, partition, starts)
+    starts = rest.starts(host) if rest else equations.step_starts(host, dispatches, windows)
+    spans = equations.cpu_spans(host, dispatches, partition, starts)
     if rest:
         spans = rest.completed(spans, host, dispatches)
     device = main_device(activities)
@@ -291,7 +291,7 @@ def _measure_cpu(
         op=op,
         spans=spans,
         # the front-end is not in T_dispatch here: ΔCT was device time before, so ΔFT stays whole
-        ft_ns=taxes.observed(taxes.delta_ft(spans, None), spans.num_ops, op_cost_ns),
+        ft_ns=equations.observed(equations.delta_ft(spans, None), spans.num_ops, op_cost_ns),
         op_cost_ns=op_cost_ns,
         ct_ns=ct_ns,
         kt_ns=np.zeros_like(spans.t_py),
@@ -312,11 +312,11 @@ def _measure_cpu(
     return measured, notes
 
 
-def _cpu_evidence(events: Events, rules: KernelRules, replayed: Replayed | None) -> Evidence:
+def _cpu_evidence(events: Events, rules: KernelRules, replayed: Replayed | None) -> ReplayedTimes:
     """Look every op up among the baselines; the front-end is a library's only where the rules say it is one."""
     ops = events.rows(EventKind.OP)
     if replayed is None:
-        return Evidence.none(len(ops), Tier.TRACE)
+        return ReplayedTimes.none(len(ops), Tier.TRACE)
     distinct, index = sign_ops(events, ops, replayed.calls)
     kinds = [rules.classify_op(name) for name in events.names]
     name = events.name[ops]

@@ -21,7 +21,7 @@ _UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class ReplayedTimes:
     """One value a row (a dispatch; on the CPU backend an op), ns, -1 where unknown.
 
     `dispatch_ns` is T_dispatch,replayed, `library_ns` a library's front-end (CPU backend), `launch_ns`
@@ -34,21 +34,21 @@ class Evidence:
     tier: NDArray[np.int8]
     is_denied: NDArray[np.bool_]
 
-    def of(self, rows: Index) -> "Evidence":
+    def of(self, rows: Index) -> "ReplayedTimes":
         """Return the evidence of some of the rows."""
-        return Evidence(
+        return ReplayedTimes(
             self.dispatch_ns[rows], self.library_ns[rows], self.launch_ns[rows], self.tier[rows], self.is_denied[rows]
         )
 
     @classmethod
-    def none(cls, count: int, tier: Tier) -> "Evidence":
+    def none(cls, count: int, tier: Tier) -> "ReplayedTimes":
         """Know nothing of any row."""
         unknown = np.full(count, _UNKNOWN, dtype=np.int64)
         return cls(
             unknown, unknown, unknown, np.full(count, TIERS.index(tier), dtype=np.int8), np.zeros(count, dtype=bool)
         )
 
-    def floored(self, rows: NDArray[np.bool_]) -> "Evidence":
+    def floored(self, rows: NDArray[np.bool_]) -> "ReplayedTimes":
         """Put rows that have no dispatch to replay, a graph's or a launch's without an op, on the floor alone."""
         return replace(self, tier=np.where(rows, TIERS.index(Tier.FLOOR), self.tier).astype(np.int8))
 
@@ -60,7 +60,7 @@ class Evidence:
 
 def gather(
     view: View, signatures: Sequence[Signature], of_row: Index, group: Sequence[Index], *, rest: Tier
-) -> Evidence:
+) -> ReplayedTimes:
     """Look every row up; `of_row` indexes `signatures`, -1 for a row without one.
 
     `group` are the partitions of the rows into likes, the closest first (by op, then by family): a row that was not
@@ -76,7 +76,7 @@ def gather(
     tier = np.where(is_replayed, TIERS.index(Tier.REPLAYED), TIERS.index(rest)).astype(np.int8)
     for likes in group:
         _fill(columns, is_replayed, tier, likes)
-    return Evidence(columns[:, 0], columns[:, 1], columns[:, 2], tier, denied[of_row] & ~is_replayed)
+    return ReplayedTimes(columns[:, 0], columns[:, 1], columns[:, 2], tier, denied[of_row] & ~is_replayed)
 
 
 def _times(entry: Baseline | None) -> tuple[int, int, int]:

@@ -9,10 +9,11 @@ import dataclasses
 
 import numpy as np
 
-from taxbreak_vllm import taxes
 from taxbreak_vllm.model.breakdown import Attribution
-from taxbreak_vllm.summary import Measured, sum_by
-from taxbreak_vllm.taxes import Spans
+from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.equations import Spans
+from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.taxes.sums import sum_by
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, innermost, next_outer, time_line
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.read.kineto import EventKind, Events
@@ -24,14 +25,14 @@ def attribute(m: Measured, floor_ns: int | None) -> Measured:
     dispatch, count = m.activities.dispatch[kernels], len(m.dispatches)
     i_lib = np.array([kind.i_lib_paper for kind in m.kinds], dtype=bool)[m.kind[kernels]]
     all_kernels = np.ones(len(kernels), dtype=bool)
-    base_ns = taxes.t_base(spans.t_dispatch, i_lib, all_kernels)
-    ct_ns = None if base_ns is None else taxes.delta_ct(spans.t_dispatch, i_lib, base_ns)
+    base_ns = equations.t_base(spans.t_dispatch, i_lib, all_kernels)
+    ct_ns = None if base_ns is None else equations.delta_ct(spans.t_dispatch, i_lib, base_ns)
     kt_ns = None if floor_ns is None else np.full(len(kernels), floor_ns, dtype=np.int64)
     kinds = tuple(dataclasses.replace(kind, i_lib=kind.i_lib_paper) for kind in m.kinds)
     return dataclasses.replace(
         m,
         kinds=kinds,
-        ft_ns=sum_by(dispatch, taxes.delta_ft(spans, ct_ns), count),
+        ft_ns=sum_by(dispatch, equations.delta_ft(spans, ct_ns), count),
         ct_ns=None if ct_ns is None else sum_by(dispatch, ct_ns, count),
         kt_ns=None if kt_ns is None else sum_by(dispatch, kt_ns, count),
         attribution=Attribution.PAPER,

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.decompose import Replayed, decompose
 from taxbreak_vllm.model.breakdown import Attribution, Breakdown, Calibration, Source, StepBreakdown
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import Phase, StepInfo
-from taxbreak_vllm.recording import told
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
+from taxbreak_vllm.taxes.decompose import Replayed, decompose
+from taxbreak_vllm.taxes.recording import told
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.large.spill import open_trace
 from taxbreak_vllm.trace.read.calls import read_calls

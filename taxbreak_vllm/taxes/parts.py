@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.summary import Measured
-from taxbreak_vllm.taxes import FLOOR_PERCENTILE, Spans
+from taxbreak_vllm.taxes.equations import FLOOR_PERCENTILE, Spans
+from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.dispatches import Dispatches, Host, is_launch, require, tells_rocm
 from taxbreak_vllm.trace.intervals import Int64, Partition
 from taxbreak_vllm.trace.large.cuts import Parts

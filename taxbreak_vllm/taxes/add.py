@@ -1,0 +1,97 @@
+"""Add steps of separate captures into one total."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from taxbreak_vllm.model.breakdown import (
+    DeviceTime,
+    ExposedTax,
+    FamilyShare,
+    HostTime,
+    IdleTime,
+    StepBreakdown,
+    Taxes,
+    Tier,
+    TopRow,
+    hdbi,
+    sum_or_none,
+)
+from taxbreak_vllm.model.step import Batch
+
+
+def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
+    """Add steps of separate captures into one total: sums of parts, HDBI of the sums, families added, top rows merged.
+
+    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum. Not for the steps of one trace,
+    whose device windows may overlap: a trace's own `total` is taken over the whole trace.
+    """
+    parts = list(steps)
+
+    def add(cls: type, values: Iterable[Any]) -> Any:  # noqa: ANN401 - any of the all-integer dataclasses above
+        rows = list(values)
+        return cls(**{name: sum(getattr(row, name) for row in rows) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+
+    taxes = Taxes(**{name: sum_or_none(getattr(s.taxes, name) for s in parts) for name in Taxes.__dataclass_fields__})
+    device = DeviceTime(
+        **{
+            name: sum(getattr(s.device, name) for s in parts)
+            for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns", "idle_ns")
+        },
+        idle=add(IdleTime, (s.device.idle for s in parts)),
+    )
+    batch = Batch(**{name: sum_or_none(getattr(s.batch, name) for s in parts) for name in Batch.__dataclass_fields__})
+    families = {
+        family: add(FamilyShare, (s.families[family] for s in parts if family in s.families))
+        for family in sorted({family for s in parts for family in s.families})
+    }
+    kernels = sum(s.kernels for s in parts)
+    phases = {s.phase for s in parts}
+    modes = {s.graph_mode for s in parts}
+    valid = [s for s in parts if s.hdbi is not None]
+    return StepBreakdown(
+        phase=phases.pop() if len(phases) == 1 else None,
+        graph_mode=modes.pop() if len(modes) == 1 else None,
+        batch=batch,
+        window_ns=sum(s.window_ns for s in parts),
+        host=add(HostTime, (s.host for s in parts)),
+        device=device,
+        taxes=taxes,
+        exposed=add(ExposedTax, (s.exposed for s in parts)),
+        hdbi=hdbi(sum(s.device.active_ns for s in valid), sum_or_none(s.taxes.orchestration_ns for s in valid)),
+        tklqt_ns=sum_or_none(s.tklqt_ns for s in parts),
+        tklqt_per_kernel_ns=sum_or_none(s.tklqt_per_kernel_ns for s in parts),
+        akd_ns=device.kernel_sum_ns // kernels if kernels else None,
+        inference_latency_ns=sum_or_none(s.inference_latency_ns for s in parts),
+        launches=sum_or_none(s.launches for s in parts),
+        kernels=kernels,
+        unique_kernels=max((s.unique_kernels for s in parts), default=0),
+        kernels_per_output_token=kernels / batch.output_tokens if batch.output_tokens else None,
+        families=families,
+        top=_merge_top(parts),
+        notes=tuple(dict.fromkeys(note for s in parts for note in s.notes)),
+    )
+
+
+def _merge_top(steps: list[StepBreakdown], limit: int = 50) -> tuple[TopRow, ...]:
+    by_key: dict[tuple[str, str], list[TopRow]] = {}
+    for step in steps:
+        for row in step.top:
+            by_key.setdefault((row.op, row.kernel), []).append(row)
+    order = list(Tier)
+    merged = [
+        TopRow(
+            op=op,
+            kernel=kernel,
+            family=rows[0].family,
+            i_lib=rows[0].i_lib,
+            count=sum(row.count for row in rows),
+            delta_ft_ns=sum_or_none(row.delta_ft_ns for row in rows),
+            delta_ct_ns=sum_or_none(row.delta_ct_ns for row in rows),
+            delta_kt_ns=sum_or_none(row.delta_kt_ns for row in rows),
+            active_ns=sum(row.active_ns for row in rows),
+            tier=max((row.tier for row in rows), key=order.index),
+        )
+        for (op, kernel), rows in by_key.items()
+    ]
+    merged.sort(key=lambda row: (row.delta_ft_ns or 0) + (row.delta_ct_ns or 0) + row.active_ns, reverse=True)
+    return tuple(merged[:limit])
