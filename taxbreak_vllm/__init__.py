@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taxbreak_vllm.export.tables import dispatches
     from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.model.errors import TaxbreakError
     from taxbreak_vllm.model.step import Phase
+    from taxbreak_vllm.output.tables import dispatches
     from taxbreak_vllm.serving.worker import WorkerExtension
     from taxbreak_vllm.taxes.analyze import analyze
 
@@ -23,7 +23,7 @@ _HOME = {
     "TaxbreakError": "taxbreak_vllm.model.errors",
     "WorkerExtension": "taxbreak_vllm.serving.worker",
     "analyze": "taxbreak_vllm.taxes.analyze",
-    "dispatches": "taxbreak_vllm.export.tables",
+    "dispatches": "taxbreak_vllm.output.tables",
 }
 
 __all__ = ["Breakdown", "Phase", "TaxbreakError", "WorkerExtension", "__version__", "analyze", "dispatches"]

@@ -140,15 +140,15 @@ def analyze(
 
         breakdowns = [with_plain_step(breakdown, round(plain_ms * 1e6)) for breakdown in breakdowns]
     if html:
-        from taxbreak_vllm.export.html import write_html
+        from taxbreak_vllm.output.html import write_html
 
         write_html(breakdowns, html)
     if speedscope:
-        from taxbreak_vllm.export.speedscope import write_speedscope
+        from taxbreak_vllm.output.speedscope import write_speedscope
 
         write_speedscope(paths, speedscope)
     if parquet:
-        from taxbreak_vllm.export.parquet import write_parquet
+        from taxbreak_vllm.output.parquet import write_parquet
 
         write_parquet(breakdowns, parquet, floor_ns=floor_ns)
     advice = [_advise(breakdown) for breakdown in breakdowns]
@@ -178,7 +178,7 @@ def fusion(
     if json:
         _print_json(report.to_json())
         return
-    from taxbreak_vllm.report_insight import chain_table, fusion_lines, fusion_table
+    from taxbreak_vllm.output.text.insight import chain_table, fusion_lines, fusion_table
 
     console = _console()
     for line in fusion_lines(report):
@@ -208,7 +208,7 @@ def diff(
     if json:
         _print_json(found.to_json())
         return
-    from taxbreak_vllm.report_insight import diff_lines, diff_tables
+    from taxbreak_vllm.output.text.insight import diff_lines, diff_tables
 
     console = _console()
     for line in diff_lines(found):
@@ -241,7 +241,7 @@ def floor(
 
         _print_json(encode({"schema": "taxbreak.floors/1", "environment": environment, "floors": floors}))
         return
-    from taxbreak_vllm.report_replay import floor_lines, floor_table
+    from taxbreak_vllm.output.text.replay import floor_lines, floor_table
 
     console = _console()
     for line in floor_lines(environment, floors):
@@ -269,11 +269,11 @@ def replay(
     json: Json = False,
 ) -> None:
     """Replay the ops of traces or captures alone and keep what they cost; resumable, needs torch."""
+    from taxbreak_vllm.output.text.replay import progress_bar, replay_lines, trouble_table
     from taxbreak_vllm.replay.command import replay_paths
     from taxbreak_vllm.replay.device import default_device
     from taxbreak_vllm.replay.runner import Limits
     from taxbreak_vllm.replay.task import Options
-    from taxbreak_vllm.report_replay import progress_bar, replay_lines, trouble_table
 
     options = Options(
         device=device or default_device(), runs=runs, max_bytes=round(memory_gib * 2**30), modules=tuple(module or ())
@@ -310,7 +310,7 @@ def baselines(
 ) -> None:
     """List what a store holds, write it to a file or take such a file in, so that a fleet measures once."""
     from taxbreak_vllm.baselines.store import Baselines
-    from taxbreak_vllm.report_replay import environment_table, summaries
+    from taxbreak_vllm.output.text.replay import environment_table, summaries
 
     if (action == "list") != (file is None):
         raise BaselineError(f"baselines {action} takes {'no file' if action == 'list' else 'a file'}")
@@ -413,7 +413,7 @@ def control(
 ) -> None:
     """Turn a running server's recording on or off, change its rate or budget; without a change, show it."""
     from taxbreak_vllm.client import control_server
-    from taxbreak_vllm.report import control_lines
+    from taxbreak_vllm.output.text.breakdown import control_lines
 
     state = control_server(
         url,
@@ -474,7 +474,7 @@ def _with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
 
 
 def _print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
-    from taxbreak_vllm.report import advice_lines, step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.breakdown import advice_lines, step_table, summary_lines, top_table
 
     console = _console()
     for line in summary_lines(breakdown):

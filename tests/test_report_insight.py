@@ -9,7 +9,7 @@ from rich.console import Console
 from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.diff import diff
 from taxbreak_vllm.insight.fusion import fusion
-from taxbreak_vllm.report_insight import chain_table, diff_lines, diff_tables, fusion_lines, fusion_table
+from taxbreak_vllm.output.text.insight import chain_table, diff_lines, diff_tables, fusion_lines, fusion_table
 
 SERVING = Path(__file__).parent / "data" / "serving.json"
 

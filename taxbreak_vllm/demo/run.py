@@ -26,7 +26,7 @@ from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.report import phase_table
+from taxbreak_vllm.output.text.breakdown import phase_table
 from taxbreak_vllm.settings import Settings
 
 WriteModel = Callable[[Path], Path]

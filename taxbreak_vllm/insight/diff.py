@@ -47,7 +47,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
+class Quartiles:
     """A figure over steps: median, first and third quartile."""
 
     median: Number
@@ -63,8 +63,8 @@ class Figure:
     """
 
     name: str
-    a: Spread | None
-    b: Spread | None
+    a: Quartiles | None
+    b: Quartiles | None
     absolute: Number | None
     relative: float | None
     is_clear: bool | None
@@ -217,14 +217,14 @@ def _figure(path: str, a: Sequence[StepBreakdown], b: Sequence[StepBreakdown]) -
     return Figure(name=path, a=left, b=right, absolute=change.absolute, relative=change.relative, is_clear=is_clear)
 
 
-def _spread(values: Sequence[Number | None], *, is_time: bool) -> Spread | None:
+def _spread(values: Sequence[Number | None], *, is_time: bool) -> Quartiles | None:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None  # a median of the steps that happen to be known would stand for others
     low, median, high = np.percentile(known, (25, 50, 75)).tolist()
     if is_time:
         low, median, high = round(low), round(median), round(high)
-    return Spread(median=median, low=low, high=high)
+    return Quartiles(median=median, low=low, high=high)
 
 
 def _change(a: Number | None, b: Number | None) -> Change:

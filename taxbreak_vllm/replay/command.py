@@ -10,7 +10,7 @@ from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome
 from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
-from taxbreak_vllm.replay.runner import Child, Limits, Progress, missing, run
+from taxbreak_vllm.replay.runner import Child, Limits, ReplayProgress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.trace.read.calls import signature
@@ -41,7 +41,7 @@ def replay_paths(
     *,
     retry: bool = False,
     pause_above: float | None = None,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[ReplayProgress], None] = lambda _: None,
     open_child: Callable[[Options], Child] = Child,
 ) -> Account:
     """Replay what these traces, captures or spools hold and the store lacks.

@@ -65,7 +65,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class ReplayProgress:
     """How far a run is."""
 
     done: int
@@ -227,7 +227,7 @@ def run(
     pace: Pace | None = None,
     check: Callable[[Environment], None] = lambda _: None,
     may_go_on: Callable[[], bool] = lambda: True,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[ReplayProgress], None] = lambda _: None,
     now_s: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     open_child: Callable[[Options], Child] = Child,
@@ -252,7 +252,7 @@ def run(
         left = missing(tasks, store, environment)
         done = len(tasks) - len(left)
         for task in left:
-            report(Progress(done=done, total=len(tasks), op=task.call.op))
+            report(ReplayProgress(done=done, total=len(tasks), op=task.call.op))
             while not is_over() and ((due_s := pace.due_s(crew.cpu_ns)) > 0 or not may_go_on()):
                 sleep(min(due_s, 1.0) or 1.0)
             if is_over():
@@ -260,7 +260,7 @@ def run(
             entries = crew.serve(task, limits.task_s)
             store.put(environment, entries)
             done += 1
-            report(Progress(done=done, total=len(tasks), op=task.call.op, outcome=entries[0].outcome))
+            report(ReplayProgress(done=done, total=len(tasks), op=task.call.op, outcome=entries[0].outcome))
         return len(tasks) - done
 
 

@@ -11,8 +11,8 @@ from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.page.render import render
-from taxbreak_vllm.page.view import (
+from taxbreak_vllm.output.page.render import render
+from taxbreak_vllm.output.page.view import (
     MAX_POINTS,
     Article,
     Live,

@@ -8,7 +8,7 @@ import pytest
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
-from taxbreak_vllm.page.render import percent, ratio, time
+from taxbreak_vllm.output.page.render import percent, ratio, time
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.export.html import article_of, render_html, write_html
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.output.html import article_of, render_html, write_html
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 VOID = {"meta", "link", "br", "input"}

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.export.parquet import write_parquet
-from taxbreak_vllm.export.tables import dispatches
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.output.parquet import write_parquet
+from taxbreak_vllm.output.tables import dispatches
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.export.speedscope import to_speedscope, write_speedscope
 from taxbreak_vllm.model.breakdown import HostTime
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.output.speedscope import to_speedscope, write_speedscope
 from taxbreak_vllm.taxes.recording import read_recording
 
 DATA = Path(__file__).parents[1] / "data"

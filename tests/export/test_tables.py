@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.export.tables import dispatches, step_table
 from taxbreak_vllm.model.breakdown import Breakdown, Source, StepBreakdown
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.output.tables import dispatches, step_table
 from taxbreak_vllm.spool.spool import Spool
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"

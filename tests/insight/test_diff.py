@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.insight.diff import Change, Spread, diff
+from taxbreak_vllm.insight.diff import Change, Quartiles, diff
 from taxbreak_vllm.model.breakdown import Breakdown, DeviceTime, FamilyShare, Source, StepBreakdown, Taxes, Tier, TopRow
 from taxbreak_vllm.model.step import Phase
 
@@ -54,8 +54,8 @@ def test_a_headline_figure_is_the_median_over_steps_with_its_quartiles():
 
     window = figures(only_section(a, b))["window_ns"]
 
-    assert window.a == Spread(median=300, low=200, high=400)
-    assert window.b == Spread(median=600, low=550, high=650)
+    assert window.a == Quartiles(median=300, low=200, high=400)
+    assert window.b == Quartiles(median=600, low=550, high=650)
     assert (window.absolute, window.relative, window.is_clear) == (300, 1.0, True)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.export.html import write_html
 from taxbreak_vllm.insight.evidence import with_plain_step
+from taxbreak_vllm.output.html import write_html
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 B200 = Path(__file__).parents[3] / "shared" / "traces" / "b200_vllm_eager_infer.json.gz"

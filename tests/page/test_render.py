@@ -2,7 +2,7 @@
 
 import pytest
 
-from taxbreak_vllm.page.render import per, percent, ratio, render, span, time
+from taxbreak_vllm.output.page.render import per, percent, ratio, render, span, time
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, Source, Tier
-from taxbreak_vllm.page.view import calibration_words, coverage_words, facts_of
+from taxbreak_vllm.output.page.view import calibration_words, coverage_words, facts_of
 
 
 @pytest.mark.parametrize(

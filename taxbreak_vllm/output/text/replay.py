@@ -13,7 +13,7 @@ from rich.table import Table
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors
 from taxbreak_vllm.replay.command import Account
-from taxbreak_vllm.replay.runner import Progress
+from taxbreak_vllm.replay.runner import ReplayProgress
 
 _FLOORS = {
     FloorKind.KERNEL: "T_sys, an empty kernel",
@@ -57,14 +57,14 @@ def _floor_name(floor: Floor) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
+def progress_bar() -> Iterator[Callable[[ReplayProgress], None]]:
     """Show on stderr, where that is a terminal, how far a replay is and what is left."""
     columns = (TextColumn("{task.description:40.40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting torch", total=None)
 
-        def report(progress: Progress) -> None:
+        def report(progress: ReplayProgress) -> None:
             bar.update(task, description=progress.op, completed=progress.done, total=progress.total)
 
         yield report

@@ -6,13 +6,13 @@ In: breakdowns of traces or captures that are still where they were read. Out: t
 from collections.abc import Sequence
 from pathlib import Path
 
-from taxbreak_vllm.export.files import replacing
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.insight.segments import step_timelines
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
-from taxbreak_vllm.page.render import render
-from taxbreak_vllm.page.view import (
+from taxbreak_vllm.output.files import replacing
+from taxbreak_vllm.output.page.render import render
+from taxbreak_vllm.output.page.view import (
     Article,
     PhaseView,
     calibration_words,

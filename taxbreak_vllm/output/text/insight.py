@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from taxbreak_vllm.insight.diff import Change, Diff, Figure, Section, Spread
+from taxbreak_vllm.insight.diff import Change, Diff, Figure, Quartiles, Section
 from taxbreak_vllm.model.fusion import FusionReport
 
 MAX_CHAINS = 12
@@ -142,7 +142,7 @@ def _change(change: Change) -> tuple[str, str, str, str]:
     return (*sides, _value(change.absolute, True, sign="+"), _percent(change.relative))
 
 
-def _spread(spread: Spread | None, is_time: bool) -> str:
+def _spread(spread: Quartiles | None, is_time: bool) -> str:
     if spread is None:
         return _UNKNOWN
     median = _value(spread.median, is_time)

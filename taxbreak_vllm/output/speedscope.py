@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from taxbreak_vllm.export.files import replacing
+from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.taxes.recording import Recording, read_recording
 from taxbreak_vllm.trace.read.kineto import EventKind

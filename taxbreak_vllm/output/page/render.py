@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.page.view import MAX_CHAINS, Article
+from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
 
 UNKNOWN = "–"
 _STYLES = ("uPlot.min.css", "page.css")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from taxbreak_vllm.export.files import replacing
-from taxbreak_vllm.export.tables import column_types, dispatches, step_table
 from taxbreak_vllm.model.breakdown import Breakdown, TopRow
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.output.files import replacing
+from taxbreak_vllm.output.tables import column_types, dispatches, step_table
 
 
 def write_parquet(breakdowns: Sequence[Breakdown], folder: str | Path, *, floor_ns: int | None = None) -> None:

@@ -1,1 +1,0 @@
-"""Breakdowns and dispatches for other tools: a data frame, Parquet, speedscope, one HTML page."""
