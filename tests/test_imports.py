@@ -1,6 +1,7 @@
-"""The architecture's one direction of imports, read from the source, and the two imports that must need no torch."""
+"""The one direction of imports, as docs/architecture.md tells it, and the imports that must need no torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,52 +13,22 @@ import pytest
 import taxbreak_vllm
 
 PACKAGE = Path(taxbreak_vllm.__file__).parent
-
-# Each room may import itself and what stands before it; rooms of one line do not know each other.
-ORDER = (
-    {"errors", "model"},
-    {"settings", "processor", "layout"},
-    {"spool", "trace"},
-    {"baselines"},
-    {"taxes"},
-    {"insight", "replay"},
-    {"page"},
-    {"service", "report", "report_insight", "report_replay", "client", "export"},
-    {"demo"},
-    {"cli"},
-)
-ALSO_TAXES = {
-    "tiers",
-    "paper",
-    "decompose",
-    "summary",
-    "figures",
-    "totals",
-    "streaming",
-    "analysis",
-    "recording",
-}  # taxes.py in several files
-SERVING_MAY = {"serving", "model", "settings", "spool", "layout", "processor", "errors"}
-OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+FLOOR = {room: int(floor) for floor, room in re.findall(r"^\| (\d) \| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)}
+OUTSIDE = {"vllm": {"serving", "plugin"}, "torch": {"serving", "replay"}}
 
 
 class Import(NamedTuple):
     importer: str
     imported: str
-    is_lazy: bool
 
     @property
     def room(self) -> str:
-        return _room(self.importer)
+        return self.importer.split(".")[1]
 
     @property
     def target(self) -> str:
-        return _room(self.imported)
-
-
-def _room(module: str) -> str:
-    name = module.removeprefix("taxbreak_vllm.").partition(".")[0]
-    return "taxes" if name in ALSO_TAXES else name
+        return self.imported.split(".")[1]
 
 
 def _imports() -> Iterator[Import]:
@@ -65,54 +36,39 @@ def _imports() -> Iterator[Import]:
         importer = ".".join(("taxbreak_vllm", *path.relative_to(PACKAGE).with_suffix("").parts))
         if importer == "taxbreak_vllm.__init__":
             continue  # the map of public names; lazy by construction, see the last tests
-        tree = ast.parse(path.read_text())
-        lazy = {
-            inner
-            for outer in ast.walk(tree)
-            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
-            for inner in ast.walk(outer)
-        }
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{importer}: imports are absolute"
-                names = (
-                    [f"{node.module}.{n.name}" for n in node.names] if node.module == "taxbreak_vllm" else [node.module]
-                )
+                at_root = node.module == "taxbreak_vllm"
+                names = [f"{node.module}.{n.name}" for n in node.names] if at_root else [str(node.module)]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             else:
                 continue
-            yield from (Import(importer, name, node in lazy) for name in names)
+            yield from (Import(importer, name) for name in names)
 
 
 IMPORTS = tuple(_imports())
 OURS = tuple(found for found in IMPORTS if found.imported.startswith("taxbreak_vllm."))
 
 
-def test_the_model_imports_nothing_of_ours():
-    assert [found for found in OURS if found.room == "model"] == []
+def test_every_room_has_its_floor_and_every_floor_its_rooms():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+
+    assert rooms - {"__init__"} == set(FLOOR)
 
 
-def test_imports_point_leftwards():
-    place = {room: index for index, rooms in enumerate(ORDER) for room in rooms}
-    assert {found.room for found in OURS} - {"serving"} <= set(place), "give the new module its place in ORDER"
+def test_imports_point_down():
+    wrong = [found for found in OURS if found.room != found.target and FLOOR[found.target] >= FLOOR[found.room]]
 
+    assert wrong == []
+
+
+def test_serving_stands_on_the_two_lowest_floors_and_only_the_plugin_reaches_it():
     assert [
-        found
-        for found in OURS
-        if "serving" not in (found.room, found.target)
-        and found.room != found.target
-        and place[found.target] >= place[found.room]
+        found for found in OURS if found.room == "serving" and found.target != "serving" and FLOOR[found.target] > 2
     ] == []
-
-
-def test_serving_stands_beside_and_only_its_plugin_touches_the_service_lazily():
-    def is_allowed(found: Import) -> bool:
-        mounts = found.importer == "taxbreak_vllm.serving.plugin" and found.target == "service" and found.is_lazy
-        return found.target in SERVING_MAY or mounts
-
-    assert [found for found in OURS if found.room == "serving" and not is_allowed(found)] == []
-    assert [found for found in OURS if found.target == "serving" and found.room != "serving"] == []
+    assert {found.room for found in OURS if found.target == "serving"} <= {"serving", "plugin"}
 
 
 @pytest.mark.parametrize("package", OUTSIDE)
@@ -124,7 +80,10 @@ def test_what_only_a_serving_process_has_is_imported_only_there(package):
 
 @pytest.mark.parametrize("room", ["serving", "trace"])
 def test_pandas_stays_out_of_the_worker_and_of_the_trace(room):
-    assert [found for found in IMPORTS if found.room == room and found.imported.startswith("pandas")] == []
+    ours = [found for found in IMPORTS if found.importer.startswith(f"taxbreak_vllm.{room}.")]
+
+    assert ours
+    assert [found for found in ours if found.imported.startswith("pandas")] == []
 
 
 @pytest.mark.parametrize("module", ["taxbreak_vllm.trace", "taxbreak_vllm.taxes.analyze", "taxbreak_vllm.cli"])

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from taxbreak_vllm import Breakdown, analyze
-from taxbreak_vllm.client import control_server
+from taxbreak_vllm.cli.client import control_server
 from taxbreak_vllm.demo.load import ROUND, send
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS

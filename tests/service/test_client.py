@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from taxbreak_vllm.client import CaptureError, capture_steps, control_server
+from taxbreak_vllm.cli.client import CaptureError, capture_steps, control_server
 from taxbreak_vllm.model.errors import SettingsError
 
 

@@ -12,7 +12,7 @@ import pytest
 from taxbreak_vllm.trace.read.calls import Call, Input, Kernel, read_calls, signature
 from taxbreak_vllm.trace.read.kineto import EventKind, read_events
 
-TRACES = sorted((Path(__file__).parents[3] / "shared" / "traces").glob("*.json.gz"))
+TRACES = sorted((Path(__file__).parents[4] / "shared" / "traces").glob("*.json.gz"))
 needs_traces = pytest.mark.skipif(not TRACES, reason="the real traces are not beside this checkout (../shared/traces)")
 
 ADD = Call(

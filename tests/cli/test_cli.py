@@ -14,7 +14,7 @@ import pytest
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SERVING = ROOT / "tests" / "data" / "serving.json"
 TRACES = sorted((ROOT.parent / "shared" / "traces").glob("*.json.gz"))
 needs_traces = pytest.mark.skipif(not TRACES, reason="the real traces are not beside this checkout (../shared/traces)")

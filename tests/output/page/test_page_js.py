@@ -8,8 +8,8 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.output.html import write_html
 
-SERVING = Path(__file__).parents[1] / "data" / "serving.json"
-B200 = Path(__file__).parents[3] / "shared" / "traces" / "b200_vllm_eager_infer.json.gz"
+SERVING = Path(__file__).parents[2] / "data" / "serving.json"
+B200 = Path(__file__).parents[4] / "shared" / "traces" / "b200_vllm_eager_infer.json.gz"
 
 # Every visible text against what is painted behind it: WCAG's contrast ratio, least first.
 CONTRASTS = """() => {

@@ -11,7 +11,7 @@ from taxbreak_vllm.insight.diff import diff
 from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.output.text.insight import chain_table, diff_lines, diff_tables, fusion_lines, fusion_table
 
-SERVING = Path(__file__).parent / "data" / "serving.json"
+SERVING = Path(__file__).parents[2] / "data" / "serving.json"
 
 
 def printed(*renderables) -> str:

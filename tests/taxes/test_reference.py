@@ -18,8 +18,8 @@ from taxbreak_vllm.trace.large.cuts import Parts
 from taxbreak_vllm.trace.large.spill import TraceSurvey, open_trace
 from taxbreak_vllm.trace.read.kineto import read_events
 
-REPEAT = Path(__file__).parents[1] / "benchmarks" / "repeat_trace.py"
-TRACES = Path(__file__).parents[2] / "shared" / "traces"
+REPEAT = Path(__file__).parents[2] / "benchmarks" / "repeat_trace.py"
+TRACES = Path(__file__).parents[3] / "shared" / "traces"
 FILES = (
     "a100_hta_negqueue_infer_graph.json.gz",
     "amd_vllm_prefilldecode_piecewise.json.gz",

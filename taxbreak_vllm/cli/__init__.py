@@ -1,0 +1,5 @@
+"""The command line, one file a group of commands; `main` is what `taxbreak` runs."""
+
+from taxbreak_vllm.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,125 @@
+"""Commands that measure on this machine, or keep what was measured: floor, replay, baselines."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from taxbreak_vllm.cli.printing import Json, print_json, print_text
+from taxbreak_vllm.model.errors import BaselineError
+
+if TYPE_CHECKING:
+    pass
+
+
+Store = Annotated[
+    Path, typer.Option("--baselines", help="SQLite file of floors and replayed baselines, made on first use")
+]
+Device = Annotated[
+    str, typer.Option(help="where to measure: cpu, cuda, cuda:1, …; by default the GPU where torch sees one")
+]
+
+
+def floor(
+    *,
+    baselines: Annotated[
+        Path | None, typer.Option(help="store the floors in this SQLite file, made on first use")
+    ] = None,
+    device: Device = "",
+    json: Json = False,
+) -> None:
+    """Measure the least that a launch, a graph and a dispatch cost on this machine; needs torch."""
+    from taxbreak_vllm.baselines.store import Baselines
+    from taxbreak_vllm.replay.device import default_device
+    from taxbreak_vllm.replay.runner import measure_floors
+    from taxbreak_vllm.replay.task import Options
+
+    environment, floors = measure_floors(Options(device=device or default_device()))
+    if baselines:
+        with Baselines(baselines) as store:
+            store.put_floors(environment, floors)
+    if json:
+        from msgspec.json import encode
+
+        print_json(encode({"schema": "taxbreak.floors/1", "environment": environment, "floors": floors}))
+        return
+    from taxbreak_vllm.output.text.replay import floor_lines, floor_table
+
+    print_text(*floor_lines(environment, floors), floor_table(floors))
+
+
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="traces, captures or whole spools (folders)")],
+    *,
+    baselines: Store = Path("baselines.sqlite3"),
+    device: Device = "",
+    budget_s: Annotated[float | None, typer.Option(min=1, max=1e7, help="stop after this long (seconds)")] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=1e5, help="longest one signature may take (seconds)")] = 30.0,
+    memory_gib: Annotated[float, typer.Option(min=0.1, max=1e6, help="most memory one signature may take (GiB)")] = 4.0,
+    runs: Annotated[int, typer.Option(min=5, help="measured runs a signature, after the warm-ups")] = 30,
+    retry: Annotated[bool, typer.Option("--retry", help="try again what failed, crashed or timed out before")] = False,
+    pause_above: Annotated[
+        float | None, typer.Option(min=0, max=1, help="wait while the device is busier than this share")
+    ] = None,
+    module: Annotated[
+        list[str] | None, typer.Option("--import", help="module that registers ops of your own; may be repeated")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Replay the ops of traces or captures alone and keep what they cost; resumable, needs torch."""
+    from taxbreak_vllm.output.text.replay import progress_bar, replay_lines, trouble_table
+    from taxbreak_vllm.replay.command import replay_paths
+    from taxbreak_vllm.replay.device import default_device
+    from taxbreak_vllm.replay.runner import Limits
+    from taxbreak_vllm.replay.task import Options
+
+    options = Options(
+        device=device or default_device(), runs=runs, max_bytes=round(memory_gib * 2**30), modules=tuple(module or ())
+    )
+    with progress_bar() as report:
+        found = replay_paths(
+            paths,
+            baselines,
+            options,
+            Limits(task_s=timeout_s, total_s=budget_s),
+            retry=retry,
+            pause_above=pause_above,
+            report=report,
+        )
+    if json:
+        from msgspec.json import encode
+
+        print_json(encode(found))
+        return
+    print_text(*replay_lines(found), *([trouble_table(found)] if found.trouble else []))
+
+
+def baselines(
+    action: Annotated[Literal["list", "export", "import"], typer.Argument(help="what to do with the store")],
+    file: Annotated[Path | None, typer.Argument(help="the file to write or read: JSON lines, one an entry")] = None,
+    *,
+    store: Annotated[Path, typer.Option("--baselines", help="the SQLite file")] = Path("baselines.sqlite3"),
+    json: Json = False,
+) -> None:
+    """List what a store holds, write it to a file or take such a file in, so that a fleet measures once."""
+    from taxbreak_vllm.baselines.store import Baselines
+    from taxbreak_vllm.output.text.replay import environment_table, summaries
+
+    if (action == "list") != (file is None):
+        raise BaselineError(f"baselines {action} takes {'no file' if action == 'list' else 'a file'}")
+    if action != "import" and not store.is_file():
+        raise BaselineError(f"{store}: no such file")
+    with Baselines(store) as opened:
+        if action == "export" and file:
+            count = opened.export(file)
+        elif action == "import" and file:
+            count = opened.take(file)
+        else:
+            count = sum(summary.entries for summary in summaries(opened))
+        found = summaries(opened)
+    if json:
+        from msgspec.json import encode
+
+        print_json(encode({"action": action, "entries": count, "environments": found}))
+        return
+    print_text(f"{count} entries", environment_table(found))

@@ -1,0 +1,54 @@
+"""Where a command's result goes: one JSON object or text for people on stdout, progress and errors on stderr."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from taxbreak_vllm.model.advice import AdviceReport
+    from taxbreak_vllm.model.breakdown import Breakdown
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
+
+TOP_ROWS = 12
+
+
+def say(message: str) -> None:
+    """Tell how it goes, in one line on stderr."""
+    sys.stderr.write(f"taxbreak: {' '.join(message.split())}\n")
+
+
+def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
+    """Return the JSON object of a breakdown with its advice."""
+    import msgspec
+
+    return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
+
+
+def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
+    """Print where the figures come from, the steps, the dearest kernels and the advice."""
+    from taxbreak_vllm.output.text.breakdown import advice_lines, step_table, summary_lines, top_table
+
+    step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
+    dearest = [top_table(step, top)] if top else []
+    print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *advice_lines(advice))
+
+
+def print_json(data: bytes) -> None:
+    """Print one JSON object."""
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_text(*shown: "str | Table") -> None:
+    """Print lines and tables; a table piped into a file is not cut at 80 columns."""
+    from rich.console import Console  # a sixth of the start-up, which --json need not pay
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for each in shown:
+        console.print(each, highlight=False, markup=False)

@@ -1,0 +1,158 @@
+"""Commands over recorded traces and captures: analyze, fusion, diff."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taxbreak_vllm.cli.printing import TOP_ROWS, Json, print_breakdown, print_json, print_text, with_advice
+from taxbreak_vllm.model.breakdown import Attribution
+from taxbreak_vllm.model.errors import BaselineError, SettingsError
+from taxbreak_vllm.model.step import Phase
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.baselines.store import Baselines
+    from taxbreak_vllm.model.advice import AdviceReport
+    from taxbreak_vllm.model.breakdown import Breakdown
+
+
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(help="traces (.json, .json.gz, .json.zst) or captures (folders)")],
+    *,
+    json: Json = False,
+    floor_us: Annotated[
+        float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
+    ] = None,
+    attribution: Annotated[
+        Attribution, typer.Option(help="exclusive: no instant counts twice; paper: the published definitions")
+    ] = Attribution.EXCLUSIVE,
+    phase: Annotated[Phase | None, typer.Option(help="only the steps of this phase")] = None,
+    step: Annotated[str | None, typer.Option(help="only the step of this name or number, from 0 on")] = None,
+    baselines: Annotated[
+        Path | None, typer.Option(help="floors and replayed baselines of the place the traces were made in")
+    ] = None,
+    plain_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1e7, help="the step's duration without a profiler in ms: calibrates the advice"),
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = TOP_ROWS,
+    html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
+    speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
+) -> None:
+    """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
+    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+
+    _check_targets([html, speedscope], [*paths, baselines])
+    floor_ns = None if floor_us is None else round(floor_us * 1000)
+    with _opened(baselines) as store:
+        breakdowns = [
+            analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step, baselines=store)
+            for path in paths
+        ]
+    if plain_ms is not None:
+        from taxbreak_vllm.insight.evidence import with_plain_step
+
+        breakdowns = [with_plain_step(breakdown, round(plain_ms * 1e6)) for breakdown in breakdowns]
+    if html:
+        from taxbreak_vllm.output.html import write_html
+
+        write_html(breakdowns, html)
+    if speedscope:
+        from taxbreak_vllm.output.speedscope import write_speedscope
+
+        write_speedscope(paths, speedscope)
+    if parquet:
+        from taxbreak_vllm.output.parquet import write_parquet
+
+        write_parquet(breakdowns, parquet, floor_ns=floor_ns)
+    advice = [advise(breakdown) for breakdown in breakdowns]
+    if json:
+        parts = [with_advice(breakdown, report) for breakdown, report in zip(breakdowns, advice, strict=True)]
+        print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
+        return
+    for breakdown, report in zip(breakdowns, advice, strict=True):
+        print_breakdown(breakdown, report, top)
+
+
+def fusion(
+    path: Annotated[Path, typer.Argument(help="a trace (.json, .json.gz, .json.zst) or a capture (folder)")],
+    *,
+    json: Json = False,
+    min_score: Annotated[
+        float, typer.Option(min=0.01, max=1, help="proximity score a candidate needs; 1: always together")
+    ] = 1.0,
+    max_length: Annotated[int, typer.Option(min=2, max=64, help="longest chain, in kernels")] = 8,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = TOP_ROWS,
+) -> None:
+    """Find kernels that always run one after another, and the launches that fusing them would save."""
+    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+
+    report = find_fusion(path, lengths=range(2, max_length + 1), min_score=min_score)
+    if json:
+        print_json(report.to_json())
+        return
+    from taxbreak_vllm.output.text.insight import chain_table, fusion_lines, fusion_table
+
+    print_text(*fusion_lines(report), fusion_table(report), *([chain_table(report, top)] if top else []))
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="a trace or capture: before")],
+    b: Annotated[Path, typer.Argument(help="a trace or capture: after")],
+    *,
+    json: Json = False,
+    floor_us: Annotated[
+        float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
+) -> None:
+    """Show what moved from A to B: by phase, by family, by op and kernel."""
+    from taxbreak_vllm.insight.diff import diff as compare
+    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+
+    floor_ns = None if floor_us is None else round(floor_us * 1000)
+    found = compare(analyze_path(a, floor_ns=floor_ns), analyze_path(b, floor_ns=floor_ns))
+    if json:
+        print_json(found.to_json())
+        return
+    from taxbreak_vllm.output.text.insight import diff_lines, diff_tables
+
+    print_text(*diff_lines(found), *diff_tables(found, top))
+
+
+def _check_targets(targets: list[Path | None], sources: list[Path | None]) -> None:
+    """Refuse to write over what is read, or two files to one place, before any work is done."""
+    taken = [source.resolve() for source in sources if source]
+    for target in (target for target in targets if target):
+        if target.resolve() in taken:
+            raise SettingsError(f"{target}: is read or written already; give another name to write to")
+        taken.append(target.resolve())
+
+
+@contextmanager
+def _opened(path: Path | None) -> "Iterator[Baselines | None]":
+    """Open a store that must be there already."""
+    if path is None:
+        yield None
+        return
+    from taxbreak_vllm.baselines.store import Baselines
+
+    if not path.is_file():
+        raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
+    with Baselines(path) as store:
+        yield store
+
+
+def advise(breakdown: "Breakdown") -> "AdviceReport":
+    """Advise on a breakdown; its trace is read for chains of kernels only where anything can be advised."""
+    from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.evidence import distrust
+
+    if distrust(breakdown) is not None:
+        return advise([breakdown])
+    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+
+    return advise([breakdown], fusion=find_fusion(breakdown.source.path))
