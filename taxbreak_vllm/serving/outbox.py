@@ -14,11 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
-from taxbreak_vllm.serving.recorder import Drops, Recording, logger
+from taxbreak_vllm.serving.drops import Drops, logger
+from taxbreak_vllm.serving.recorder import Recording
 from taxbreak_vllm.spool.spool import Spool
 
 POLL_NS = 150_000_000
@@ -46,6 +49,7 @@ class Outbox:
         state: Callable[[], WorkerState],
         follow: Callable[[CaptureRequest | None, Control | None], bool],
         max_trace_bytes: int,
+        tokens_timeout_s: float = 1.0,
         now_ns: Callable[[], int] = time.monotonic_ns,
         cpu_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
@@ -55,6 +59,8 @@ class Outbox:
         self._state = state
         self._follow = follow
         self._max_trace_bytes = max_trace_bytes
+        self._tokens_timeout_s = tokens_timeout_s
+        self._are_tokens_fetched = True
         self._now_ns = now_ns
         self._cpu_ns = cpu_ns
         self._pending: queue.SimpleQueue[Recording] = queue.SimpleQueue()
@@ -135,7 +141,8 @@ class Outbox:
 
     def _store(self, recording: Recording) -> None:
         try:
-            evicted = self._spool.put(recording.info, lambda path: self._write_trace(recording, path))
+            info = self._complete(recording)
+            evicted = self._spool.put(info, lambda path: self._write_trace(recording, path))
         except _TooLargeError:
             self._lose(recording, "too_large", f"as its trace exceeds TAXBREAK_MAX_TRACE_BYTES={self._max_trace_bytes}")
         except SpoolError as error:
@@ -148,6 +155,14 @@ class Outbox:
                 recording.progress.num_recorded += 1
             if evicted:
                 self._drops.add("evicted", f"as {self._spool.root} is full of unread ones", count=len(evicted))
+
+    def _complete(self, recording: Recording) -> StepInfo:
+        """Add the tokens once vLLM has fetched them; a rank whose outputs it never fetches is waited for once."""
+        is_counted = recording.tokens.wait(self._tokens_timeout_s if self._are_tokens_fetched else 0)
+        self._are_tokens_fetched = is_counted
+        output_tokens, accepted_tokens = recording.tokens.counts
+        info = recording.info
+        return replace(info, batch=replace(info.batch, output_tokens=output_tokens, accepted_tokens=accepted_tokens))
 
     def _write_trace(self, recording: Recording, path: Path) -> None:
         raw = path.with_name("trace.json")

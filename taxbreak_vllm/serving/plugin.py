@@ -11,7 +11,7 @@ from argparse import Namespace
 from typing import Any, Protocol
 
 from taxbreak_vllm.model.errors import SettingsError
-from taxbreak_vllm.serving.recorder import logger
+from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.worker import WorkerExtension, server_id
 from taxbreak_vllm.settings import load_settings
 

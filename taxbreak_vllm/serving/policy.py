@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from taxbreak_vllm.model.worker import CaptureRequest, Control
 from taxbreak_vllm.serving.budget import Budget
+from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.kinds import Kind
-from taxbreak_vllm.serving.recorder import Drops, logger
 from taxbreak_vllm.serving.sampler import Draws, Sample, Sampler
 from taxbreak_vllm.settings import Settings
 

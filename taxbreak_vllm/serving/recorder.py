@@ -4,9 +4,7 @@ A step to record comes in, a `Recording` goes out: a stopped profile not yet exp
 fails here is counted by reason, logged the first time, and leaves the step as it would have been.
 """
 
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from taxbreak_vllm.model.step import StepInfo
+from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.sampler import Progress
-
-# A child of vLLM's own logger, so that its handlers and level apply.
-logger = logging.getLogger("vllm.taxbreak")
+from taxbreak_vllm.serving.tokens import SampledTokens
 
 STEP_ANNOTATION = "taxbreak.step:"
 
@@ -32,32 +29,12 @@ class Profile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recorded step on its way to the spool."""
+    """A recorded step on its way to the spool, its tokens perhaps still on theirs from the device."""
 
     info: StepInfo
     profile: Profile
     progress: Progress | None
-
-
-class Drops:
-    """Counts samples that were lost, by reason; the first of each reason is logged. Any thread may count."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_by_reason: dict[str, int] = {}
-
-    def add(self, reason: str, detail: object = "", *, count: int = 1) -> None:
-        """Count lost samples."""
-        with self._lock:
-            is_first = reason not in self._num_by_reason
-            self._num_by_reason[reason] = self._num_by_reason.get(reason, 0) + count
-        if is_first:
-            logger.warning("taxbreak: a sample was dropped (%s) %s; further ones are only counted", reason, detail)
-
-    def counts(self) -> dict[str, int]:
-        """Return the counts so far."""
-        with self._lock:
-            return dict(self._num_by_reason)
+    tokens: SampledTokens
 
 
 class TorchProfile:

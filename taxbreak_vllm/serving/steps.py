@@ -55,15 +55,9 @@ class Work(NamedTuple):
     output_tokens: int | None = 0
     draft_tokens: int = 0
 
-    def batch(self, *, output_tokens: int | None, accepted_tokens: int | None) -> Batch:
-        """Return requests and tokens as the step's record holds them, given the tokens it was seen to sample."""
-        return Batch(
-            requests=self.num_requests,
-            prompt_tokens=self.prompt_tokens,
-            output_tokens=output_tokens,
-            draft_tokens=self.draft_tokens,
-            accepted_tokens=accepted_tokens if self.draft_tokens else 0,
-        )
+    def batch(self) -> Batch:
+        """Return requests and tokens as the step's record holds them, those aside that only its output tells."""
+        return Batch(requests=self.num_requests, prompt_tokens=self.prompt_tokens, draft_tokens=self.draft_tokens)
 
 
 def is_generation(scheduled: ScheduledStep) -> bool:

@@ -10,13 +10,16 @@ from typing import Any
 
 from taxbreak_vllm.model.step import Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
+from taxbreak_vllm.serving.drops import Drops, logger
+from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.kinds import Kind, Kinds
 from taxbreak_vllm.serving.outbox import Outbox
 from taxbreak_vllm.serving.picks import Picks
 from taxbreak_vllm.serving.policy import Policy
-from taxbreak_vllm.serving.recorder import Drops, Recorder, Recording, logger
+from taxbreak_vllm.serving.recorder import Recorder, Recording
 from taxbreak_vllm.serving.sampler import Draws, Sample
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
+from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -34,8 +37,7 @@ class _Bracket:
     drafted: tuple[str, ...]
     opening_ns: int
     started_unix_ns: int
-    read_graph_mode: Callable[[], str | None] | None
-    graph_mode: str | None = None
+    graph_mode: GraphModeNote | None
 
 
 class Watch:
@@ -138,13 +140,8 @@ class Watch:
 
     def between(self) -> None:
         """Read the graph mode of a step being recorded, which vLLM only knows between the two calls of a step."""
-        bracket = self._bracket
-        if bracket is None:
-            return
-        try:
-            bracket.graph_mode = _ask(bracket)
-        except Exception as error:
-            self._break(error)
+        if self._bracket is not None and self._bracket.graph_mode is not None:
+            self._bracket.graph_mode.read()
 
     def end(self, output: object, *, has_sampled: bool) -> None:
         """Close the step's window; `has_sampled` tells a step that sampled tokens from one that does not."""
@@ -223,7 +220,7 @@ class Watch:
             drafted=() if scheduled is None else tuple(scheduled.scheduled_spec_decode_tokens),
             opening_ns=opening_ns,
             started_unix_ns=self._unix_ns(),
-            read_graph_mode=_request_graph_mode(worker) if self._graph_modes.has_graphs else None,
+            graph_mode=GraphModeNote(worker) if self._graph_modes.has_graphs else None,
         )
         if not self._recorder.start(worker, self._step_id(self._bracket), stacks=sample.stacks):
             self._charge(self._bracket, self._now_ns() - opening_ns)
@@ -232,7 +229,7 @@ class Watch:
     def _finish(self, bracket: _Bracket, kind: Kind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
         profile = self._recorder.stop()
         closed_ns = self._now_ns()
-        graph_mode = bracket.graph_mode or _ask(bracket)
+        self.between()
         self._bracket = None
         plain_window_ns, num_plain = kind.median()
         window_ns = ended_ns - self._begun_ns
@@ -242,25 +239,29 @@ class Watch:
         if profile is None or not self._policy.allows_length(window_ns):
             bracket.sample.take(-1)
             return
-        output_tokens, accepted_tokens = _count_sampled(output, bracket) if has_sampled else (0, 0)
+        if has_sampled:
+            tokens = SampledTokens(drafted=bracket.drafted)
+            tokens.follow(output)
+        else:
+            tokens = SampledTokens.none()
         info = StepInfo(
             step_id=self._step_id(bracket),
             step_index=bracket.index,
             server=self._server,
             phase=bracket.work.phase,
-            batch=bracket.work.batch(output_tokens=output_tokens, accepted_tokens=accepted_tokens),
-            graph_mode=graph_mode or kind.graph_mode,
+            batch=bracket.work.batch(),
+            graph_mode=(bracket.graph_mode and bracket.graph_mode.mode) or kind.graph_mode,
             started_unix_ns=bracket.started_unix_ns,
             window_ns=window_ns,
             plain_window_ns=plain_window_ns,
             num_plain=num_plain,
             overhead_ns=overhead_ns,
             op_cost_ns=self._recorder.op_cost_ns,
-            async_output=hasattr(output, "get_output"),
+            async_output=tokens.is_async,
             capture_id=bracket.sample.capture_id,
         )
         self._is_quiet = False
-        self.outbox.offer(Recording(info, profile, bracket.sample.progress))
+        self.outbox.offer(Recording(info, profile, bracket.sample.progress, tokens))
 
     def _charge(self, bracket: _Bracket, cost_ns: int) -> None:
         self._overhead_ns += cost_ns
@@ -271,10 +272,10 @@ class Watch:
         return f"{self._server.server_id}.r{self._server.rank}.s{bracket.index}"
 
     def _forget_bracket(self) -> None:
+        self.between()
         bracket, self._bracket = self._bracket, None
         if bracket is not None:
             bracket.sample.take(-1)
-            _ask(bracket)
 
     def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
         """Settle the account and take what the spool says, on the storing thread; True for news to be told at once."""
@@ -292,45 +293,9 @@ class Watch:
 
     def _break(self, error: Exception) -> None:
         self._is_broken = True
+        self.between()
         self._kind = self._bracket = None
         self._drops.add("hook", repr(error))
         self._policy.turn_off("hook")
         self._recorder.discard("hook")
         logger.warning("taxbreak: steps are no longer timed or recorded; vLLM goes on", exc_info=error)
-
-
-def _ask(bracket: _Bracket) -> str | None:
-    read, bracket.read_graph_mode = bracket.read_graph_mode, None
-    return None if read is None else read()
-
-
-def _request_graph_mode(worker: Any) -> Callable[[], str | None]:  # noqa: ANN401 - a vLLM worker
-    """Have vLLM note the graph mode of the coming step; the function returned reads it and restores the setting.
-
-    vLLM reads the setting at every step (0.26 to 0.32, both model runners) and forgets the note when it samples. A
-    vLLM that knows neither costs the label its certainty, not the recording.
-    """
-    config = getattr(worker.vllm_config, "observability_config", None)
-    previous = getattr(config, "cudagraph_metrics", None)
-    if config is not None and previous is False:
-        config.cudagraph_metrics = True
-
-    def read() -> str | None:
-        if config is not None and previous is False:
-            config.cudagraph_metrics = False
-        state = getattr(getattr(worker, "model_runner", None), "execute_model_state", None)
-        mode = getattr(getattr(state, "cudagraph_stats", None), "runtime_mode", None)
-        return None if mode is None else str(mode).lower()
-
-    return read
-
-
-def _count_sampled(output: object, bracket: _Bracket) -> tuple[int | None, int | None]:
-    """Count the tokens sampled, and the drafts among them; None for what is still on its way from the device."""
-    sampled = getattr(output, "sampled_token_ids", None)
-    if not sampled:
-        return bracket.work.output_tokens, None
-    index_by_id = getattr(output, "req_id_to_index", {})
-    rows = [sampled[index_by_id[req_id]] for req_id in bracket.drafted if req_id in index_by_id]
-    # a request's last token is the model's own, those before it are drafts that it would have said too
-    return sum(map(len, sampled)), sum(max(0, len(row) - 1) for row in rows) if rows else None

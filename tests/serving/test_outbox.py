@@ -2,14 +2,17 @@ import gzip
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
+from taxbreak_vllm.serving.drops import Drops
 from taxbreak_vllm.serving.outbox import HEARTBEAT_NS, PUBLISH_NS, Outbox
-from taxbreak_vllm.serving.recorder import Drops, Recording
+from taxbreak_vllm.serving.recorder import Recording
 from taxbreak_vllm.serving.sampler import Progress
+from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.spool.spool import Spool
 
 SERVER = Server(server_id="server", rank=3)
@@ -65,7 +68,7 @@ def drops():
 
 @pytest.fixture
 def open_outbox(tmp_path, worker, drops):
-    def open_outbox(*, root=tmp_path / "spool", max_captures=9, max_trace_bytes=2**16):
+    def open_outbox(*, root=tmp_path / "spool", max_captures=9, max_trace_bytes=2**16, tokens_timeout_s=0):
         return Outbox(
             Spool(root, max_bytes=2**20, max_captures=max_captures),
             "server",
@@ -73,6 +76,7 @@ def open_outbox(tmp_path, worker, drops):
             state=worker.state,
             follow=worker.follow,
             max_trace_bytes=max_trace_bytes,
+            tokens_timeout_s=tokens_timeout_s,
             now_ns=lambda: worker.now_ns,
             cpu_ns=lambda: worker.cpu_ns,
         )
@@ -85,7 +89,7 @@ def spool(tmp_path):
     return Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
 
 
-def _recording(step_id="s1", profile=None, progress=None):
+def _recording(step_id="s1", profile=None, progress=None, tokens=None):
     info = StepInfo(
         step_id=step_id,
         step_index=1,
@@ -96,7 +100,7 @@ def _recording(step_id="s1", profile=None, progress=None):
         started_unix_ns=0,
         window_ns=5,
     )
-    return Recording(info, profile or _Profile(), progress)
+    return Recording(info, profile or _Profile(), progress, tokens or SampledTokens.none())
 
 
 def _store(outbox, recording):
@@ -112,7 +116,7 @@ def test_a_recording_becomes_a_capture_of_two_files(open_outbox, spool, drops):
     outbox.turn(wait_s=0)
 
     (capture,) = spool.captures()
-    assert capture.read_info() == recording.info
+    assert capture.read_info() == replace(recording.info, batch=Batch(output_tokens=0, accepted_tokens=0))
     assert json.loads(gzip.decompress(capture.trace_path.read_bytes())) == {"traceEvents": []}
     assert sorted(os.listdir(capture.path)) == ["step.json", "trace.json.gz"]
     assert outbox.num_stored == 1
@@ -296,3 +300,27 @@ def test_a_fault_of_our_own_does_not_end_the_thread_and_is_counted(open_outbox, 
 
     assert drops.counts() == {"outbox": 2}
     assert [capture.step_id for capture in spool.captures()] == ["s1"]
+
+
+class _Tokens(SampledTokens):
+    """Tokens that come or don't; notes how long each wait would have been."""
+
+    def __init__(self, *arrivals):
+        super().__init__()
+        self.arrivals = list(arrivals)
+        self.waits_s = []
+
+    def wait(self, timeout_s):
+        self.waits_s.append(timeout_s)
+        self.counts = (5, None)
+        return self.arrivals.pop(0)
+
+
+def test_a_rank_whose_outputs_vllm_never_fetches_is_waited_for_once_and_again_where_it_does(open_outbox, spool):
+    outbox, tokens = open_outbox(tokens_timeout_s=1), _Tokens(True, False, False, True, True)
+
+    for number in range(5):
+        _store(outbox, _recording(f"s{number}", tokens=tokens))
+
+    assert tokens.waits_s == [1, 1, 0, 0, 1]
+    assert [capture.read_info().batch.output_tokens for capture in spool.captures()] == [5] * 5

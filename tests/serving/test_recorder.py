@@ -5,7 +5,8 @@ import weakref
 
 import pytest
 
-from taxbreak_vllm.serving.recorder import Drops, Recorder, TorchProfile, is_profiler_taken
+from taxbreak_vllm.serving.drops import Drops
+from taxbreak_vllm.serving.recorder import Recorder, TorchProfile, is_profiler_taken
 
 
 @pytest.fixture

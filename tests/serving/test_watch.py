@@ -1,5 +1,6 @@
 import gzip
 
+import numpy as np
 import pytest
 
 from taxbreak_vllm.model.step import Batch, Phase
@@ -10,15 +11,20 @@ from taxbreak_vllm.spool.spool import Spool
 class _Output:
     """Stands for vLLM's ModelRunnerOutput."""
 
-    def __init__(self, *sampled):
+    def __init__(self, *sampled, ids="ab"):
+        self.req_id_to_index = {req_id: index for index, req_id in enumerate(ids)}
         self.sampled_token_ids = list(sampled)
 
 
 class _AsyncOutput:
-    """Stands for vLLM's AsyncModelRunnerOutput, whose tokens are still on the device."""
+    """Stands for the output of vLLM's second runner: a buffer that the device still writes, lists once asked for."""
+
+    def __init__(self, *sampled, ids="ab"):
+        self._output = _Output(*sampled, ids=ids)
+        self.sampled_token_ids = np.array([[7, 0, 0, 0], [7, 0, 0, 0]])
 
     def get_output(self):
-        raise AssertionError("waits for the device")
+        return self._output
 
 
 def _run(watch, step, output=None, *, worker=None, has_sampled=True):
@@ -79,15 +85,22 @@ def test_sampled_tokens_are_counted_where_they_are_at_hand(open_watch, schedule,
     assert capture.read_info().batch.output_tokens == 4
 
 
-def test_tokens_still_on_the_device_are_told_from_the_schedule_and_the_result_says_so(open_watch, decode, tmp_path):
+def test_tokens_still_on_the_device_are_counted_once_vllm_has_fetched_them_and_recording_goes_on(
+    open_watch, schedule, tmp_path
+):
     watch = open_watch(sample_every=2)
+    verify = schedule({"a": 4, "b": 4}, cached=[("a", 3), ("b", 3)], drafts={"a": 3, "b": 3})
 
-    for _ in range(2):
-        _run(watch, decode, _AsyncOutput())
+    for _ in range(4):
+        output = _AsyncOutput([1, 2, 3], [4])
+        _run(watch, verify, output)
+        assert output.get_output().sampled_token_ids == [[1, 2, 3], [4]]
+        watch.outbox.turn(wait_s=0)
 
-    (capture,) = _captures(watch, tmp_path)
-    assert capture.read_info().async_output
-    assert capture.read_info().batch.output_tokens == 2
+    captures = _captures(watch, tmp_path)
+    assert [(c.read_info().async_output, c.read_info().batch.output_tokens) for c in captures] == [(True, 4)] * 2
+    assert [capture.read_info().batch.accepted_tokens for capture in captures] == [2, 2]
+    assert watch.state().dropped == {}
 
 
 def test_a_step_that_samples_nothing_has_no_output_tokens(open_watch, schedule, tmp_path):
@@ -213,7 +226,8 @@ class _State:
 
 
 class _Runner:
-    execute_model_state = _State
+    def __init__(self):
+        self.execute_model_state = _State
 
 
 class _Worker:
@@ -306,14 +320,45 @@ def test_a_scheduler_output_of_another_kind_ends_the_watch_and_is_said_once(open
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
-def test_a_fault_of_ours_inside_a_bracket_closes_the_profiler(open_watch, decode, profiles):
+def test_an_output_that_cannot_be_counted_costs_the_count_and_not_the_recording(open_watch, decode, tmp_path):
     watch = open_watch(sample_every=2)
-    _run(watch, decode)
 
     class _Odd:
         sampled_token_ids = 7
 
-    _run(watch, decode, _Odd())
+    for _ in range(2):
+        _run(watch, decode, _Odd())
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().batch == Batch(requests=2, prompt_tokens=0, draft_tokens=0, accepted_tokens=0)
+    assert watch.state().dropped == {}
+
+
+def test_a_worker_that_cannot_be_asked_for_its_graph_mode_costs_the_label_and_not_the_recording(
+    open_watch, decode, tmp_path
+):
+    class _Refusing:
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+    watch, worker = open_watch(sample_every=2, modes=("full", "piecewise")), _Worker()
+    worker.model_runner.execute_model_state = _Refusing()
+    worker.vllm_config.observability_config = _Refusing()
+
+    for _ in range(2):
+        _run(watch, decode, worker=worker)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().graph_mode == "full"
+    assert watch.state().dropped == {}
+
+
+def test_a_fault_of_ours_inside_a_bracket_closes_the_profiler(open_watch, decode, profiles):
+    watch = open_watch(sample_every=2)
+    _run(watch, decode)
+    watch.outbox.offer = None
+
+    _run(watch, decode)
 
     assert profiles[0].calls == ["start", "stop"]
     assert watch.state().dropped == {"hook": 1}
@@ -338,8 +383,7 @@ def test_accepted_drafts_are_counted_where_the_tokens_are_at_hand(open_watch, sc
     """Of a, b and c only a and c had drafts; of a's three two were kept, of c's none."""
     watch = open_watch(sample_every=2)
     verify = schedule({"a": 4, "b": 1, "c": 3}, cached=[("a", 3), ("b", 3), ("c", 3)], drafts={"a": 3, "c": 2})
-    output = _Output([7], [1, 2, 3], [4])
-    output.req_id_to_index = {"b": 0, "a": 1, "c": 2}
+    output = _Output([7], [1, 2, 3], [4], ids="bac")
 
     for _ in range(2):
         _run(watch, verify, output)
