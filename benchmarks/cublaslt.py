@@ -15,7 +15,8 @@ from gpu_lab import Lab
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.taxes.analyze import analyze
 from taxbreak_vllm.trace.dispatches import link
-from taxbreak_vllm.trace.read.kineto import EventKind, read_events
+from taxbreak_vllm.trace.events import EventKind
+from taxbreak_vllm.trace.read.kineto import read_events
 
 _COMPUTE_32F, _R_32F, _R_16BF = 68, 0, 14  # cublas_api.h, library_types.h
 _RUNS = 50

@@ -30,8 +30,8 @@ from taxbreak_vllm.model.baseline import Baseline, Outcome
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.replay.runner import Child, Limits, run
 from taxbreak_vllm.replay.task import Options, Task
+from taxbreak_vllm.trace.calls import signature
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.read.calls import signature
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "replay_speed.json"

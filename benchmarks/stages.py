@@ -8,9 +8,9 @@ import json
 import sys
 import time
 
-from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.taxes.analyze import analyze
-from taxbreak_vllm.taxes.decompose import decompose
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.read.kineto import read_events
 
@@ -20,7 +20,7 @@ rules = KernelRules.load()
 marks_ns = [time.process_time_ns()]
 events = read_events(path)
 marks_ns.append(time.process_time_ns())
-breakdown = decompose(events, source=Source(path=""), rules=rules)
+breakdown = Recording(events, Terms(rules=rules)).breakdown
 marks_ns.append(time.process_time_ns())
 breakdown.to_json()
 marks_ns.append(time.process_time_ns())

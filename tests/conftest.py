@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from taxbreak_vllm.model.breakdown import Breakdown, Source
-from taxbreak_vllm.taxes.decompose import decompose
-from taxbreak_vllm.taxes.decompose import measure as measure_trace
+from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.read.kineto import Events, read_events
-from taxbreak_vllm.trace.steps import find_steps, whole_trace
+from taxbreak_vllm.trace.read.kineto import read_events
 
 # A shell that runs us in the background has Ctrl-C ignored, and what we start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -66,9 +66,7 @@ def measure(read, rules) -> Callable[..., Measured]:
     """Write made-up events to a file and measure them, dispatch by dispatch."""
 
     def measure(events, *, floor_ns=None):
-        columns = read(events)
-        windows = find_steps(columns) or [whole_trace(columns)]
-        return measure_trace(columns, windows, rules=rules, floor_ns=floor_ns)[0]
+        return Recording(read(events), Terms(rules=rules, floor_ns=floor_ns)).measured
 
     return measure
 
@@ -78,7 +76,7 @@ def analyze(read, rules) -> Callable[..., Breakdown]:
     """Write made-up events to a file and decompose it."""
 
     def analyze(events, *, floor_ns=None, **around):
-        return decompose(read(events, **around), source=Source(), rules=rules, floor_ns=floor_ns)
+        return Recording(read(events, **around), Terms(rules=rules, floor_ns=floor_ns)).breakdown
 
     return analyze
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
+    from taxbreak_vllm.output.exporter import Exporter
 
 
 def analyze(
@@ -43,38 +44,31 @@ def analyze(
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
-    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+    from taxbreak_vllm.insight.findings import Findings
+    from taxbreak_vllm.taxes.analyze import choose
+    from taxbreak_vllm.taxes.recording import Recording
+    from taxbreak_vllm.taxes.terms import Terms
 
     _check_targets([html, speedscope], [*paths, baselines])
-    floor_ns = None if floor_us is None else round(floor_us * 1000)
+    exports = _exports(html=html, speedscope=speedscope, parquet=parquet)
+    found: list[tuple[Breakdown, AdviceReport]] = []
     with _opened(baselines) as store:
-        breakdowns = [
-            analyze_path(path, floor_ns=floor_ns, attribution=attribution, phase=phase, step=step, baselines=store)
-            for path in paths
-        ]
-    if plain_ms is not None:
-        from taxbreak_vllm.insight.evidence import with_plain_step
-
-        breakdowns = [with_plain_step(breakdown, round(plain_ms * 1e6)) for breakdown in breakdowns]
-    if html:
-        from taxbreak_vllm.output.html import write_html
-
-        write_html(breakdowns, html)
-    if speedscope:
-        from taxbreak_vllm.output.speedscope import write_speedscope
-
-        write_speedscope(paths, speedscope)
-    if parquet:
-        from taxbreak_vllm.output.parquet import write_parquet
-
-        write_parquet(breakdowns, parquet, floor_ns=floor_ns)
-    advice = [advise(breakdown) for breakdown in breakdowns]
+        terms = Terms(floor_ns=_floor_ns(floor_us), attribution=attribution, baselines=store)
+        for path in paths:
+            with Recording.open(path, terms) as recording:
+                shown = choose(recording.breakdown, phase=phase, step=step)
+                findings = Findings(recording, shown if plain_ms is None else _with_plain_step(shown, plain_ms))
+                for exporter in exports.values():
+                    exporter.add(findings)
+                found.append((findings.breakdown, findings.advice))
+    for target, exporter in exports.items():
+        exporter.write(target)
     if json:
-        parts = [with_advice(breakdown, report) for breakdown, report in zip(breakdowns, advice, strict=True)]
+        parts = [with_advice(breakdown, advice) for breakdown, advice in found]
         print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
         return
-    for breakdown, report in zip(breakdowns, advice, strict=True):
-        print_breakdown(breakdown, report, top)
+    for breakdown, advice in found:
+        print_breakdown(breakdown, advice, top)
 
 
 def fusion(
@@ -113,7 +107,7 @@ def diff(
     from taxbreak_vllm.insight.diff import diff as compare
     from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
-    floor_ns = None if floor_us is None else round(floor_us * 1000)
+    floor_ns = _floor_ns(floor_us)
     found = compare(analyze_path(a, floor_ns=floor_ns), analyze_path(b, floor_ns=floor_ns))
     if json:
         print_json(found.to_json())
@@ -146,13 +140,29 @@ def _opened(path: Path | None) -> "Iterator[Baselines | None]":
         yield store
 
 
-def advise(breakdown: "Breakdown") -> "AdviceReport":
-    """Advise on a breakdown; its trace is read for chains of kernels only where anything can be advised."""
-    from taxbreak_vllm.insight.advice import advise
-    from taxbreak_vllm.insight.evidence import distrust
+def _exports(*, html: Path | None, speedscope: Path | None, parquet: Path | None) -> "dict[Path, Exporter]":
+    """Make the exporters asked for, by where they write; what loads pandas or Jinja is loaded for them alone."""
+    exports: dict[Path, Exporter] = {}
+    if html:
+        from taxbreak_vllm.output.html import HtmlPage
 
-    if distrust(breakdown) is not None:
-        return advise([breakdown])
-    from taxbreak_vllm.insight.fusion import fusion as find_fusion
+        exports[html] = HtmlPage()
+    if speedscope:
+        from taxbreak_vllm.output.speedscope import Speedscope
 
-    return advise([breakdown], fusion=find_fusion(breakdown.source.path))
+        exports[speedscope] = Speedscope()
+    if parquet:
+        from taxbreak_vllm.output.parquet import ParquetTables
+
+        exports[parquet] = ParquetTables()
+    return exports
+
+
+def _with_plain_step(breakdown: "Breakdown", plain_ms: float) -> "Breakdown":
+    from taxbreak_vllm.insight.evidence import with_plain_step
+
+    return with_plain_step(breakdown, round(plain_ms * 1e6))
+
+
+def _floor_ns(floor_us: float | None) -> int | None:
+    return None if floor_us is None else round(floor_us * 1000)

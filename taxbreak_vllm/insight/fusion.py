@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.fusion import Chain, FusionReport, LengthReport
-from taxbreak_vllm.taxes.decompose import is_cpu_backend
-from taxbreak_vllm.taxes.recording import read_recording
-from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link
+from taxbreak_vllm.taxes.recording import Recording, opened
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
 
@@ -41,23 +40,23 @@ class KernelOrder:
     num_unlinked: int = 0
 
 
-def fusion(path: str | Path, *, lengths: Iterable[int] = LENGTHS, min_score: float = 1.0) -> FusionReport:
+def fusion(source: Recording | str | Path, *, lengths: Iterable[int] = LENGTHS, min_score: float = 1.0) -> FusionReport:
     """Find the chains of a trace (.json, .json.gz, .json.zst) or of a capture (its folder).
 
     Raises TraceFormatError for a file that is missing, damaged or not a trace, SettingsError for a length below 2 or a
     score outside (0, 1].
     """
-    recording = read_recording(path)
-    if is_cpu_backend(recording.events):
-        nothing = np.empty(0, dtype=np.int64)
-        order = KernelOrder(kernel=nothing, segment=nothing, launch=nothing, names=())
-        notes: tuple[str, ...] = ("the CPU backend launches no kernels, so there is nothing to fuse",)
-    else:
-        host, activities, dispatches = link(recording.events)
-        order = order_kernels(recording.events.names, host, activities, dispatches, recording.windows)
-        notes = _notes(order, dispatches, recording.events.is_truncated)
-    report = find_chains(order, lengths=lengths, min_score=min_score)
-    return dataclasses.replace(report, path=str(path), notes=notes)
+    with opened(source) as recording:
+        if not recording.backend.has_launches:
+            nothing = np.empty(0, dtype=np.int64)
+            order = KernelOrder(kernel=nothing, segment=nothing, launch=nothing, names=())
+            notes: tuple[str, ...] = ("the CPU backend launches no kernels, so there is nothing to fuse",)
+        else:
+            host, activities, dispatches = recording.linked
+            order = order_kernels(recording.head.names, host, activities, dispatches, recording.windows)
+            notes = _notes(order, dispatches, recording.head.is_truncated)
+        report = find_chains(order, lengths=lengths, min_score=min_score)
+        return dataclasses.replace(report, path=recording.path, notes=notes)
 
 
 def order_kernels(

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.model.timeline import DeviceClass, Lane, StepTimeline
 from taxbreak_vllm.taxes.measured import Measured, group_by_time
-from taxbreak_vllm.taxes.recording import Recording, read_recording
+from taxbreak_vllm.taxes.recording import Recording, opened
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Busy, Int64, Partition
-from taxbreak_vllm.trace.read.kineto import EventKind
-from taxbreak_vllm.trace.steps import StepWindow, whole_trace
-from taxbreak_vllm.trace.timeline import HostClass, main_thread
+from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.timeline import HostClass, class_name, main_thread
 
 MAX_SEGMENTS = 6000  # of a lane: about 150 kB of JSON, and more than a screen has pixels
 
@@ -28,7 +27,7 @@ _MAX_NAME_CHARS = 160
 
 
 def step_timelines(
-    path: str | Path,
+    source: Recording | str | Path,
     *,
     numbers: Sequence[int] = (0,),
     max_segments: int = MAX_SEGMENTS,
@@ -38,15 +37,15 @@ def step_timelines(
     Raises TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its
     StepInfo.
     """
-    recording = read_recording(path)
-    windows = recording.windows or (whole_trace(recording.events),)
-    return list(_timelines(recording, windows, [i for i in numbers if i < len(windows)], max_segments))
+    with opened(source) as recording:
+        windows = recording.shown_windows
+        return list(_timelines(recording, windows, [i for i in numbers if i < len(windows)], max_segments))
 
 
 def _timelines(
     recording: Recording, windows: tuple[StepWindow, ...], chosen: Sequence[int], max_segments: int
 ) -> Iterator[StepTimeline]:
-    m = recording.measure()
+    m = recording.measured
     group = group_by_time(windows, m.dispatches.launch_ns)
     thread = main_thread(m.dispatches.thread, group, np.array([w.thread for w in windows], dtype=np.int32))
     owner = group_by_time(windows, m.activities.start_ns)
@@ -86,7 +85,7 @@ def _timeline(m: Measured, window: StepWindow, thread: int, is_own: Bool, max_se
     used = used[used >= 0]
     return StepTimeline(
         step=window.name,
-        device_type=m.device_type,
+        device_type=m.backend.device_type,
         window_ns=window.end_ns - start_ns,
         device_window_ns=end_ns - start_ns,
         drawn_ns=drawn_ns - start_ns,
@@ -119,12 +118,8 @@ def _host_lane(m: Measured, window: StepWindow, thread: int) -> _Columns:
     call_start, call_name = _calls(m)
     if len(call_start):
         name[in_call] = call_name[np.searchsorted(call_start, begin[in_call], side="right") - 1]
-    kinds = tuple(_host_kind(cls, m.device_type) for cls in HostClass)
+    kinds = tuple(class_name(cls, m.backend) for cls in HostClass)
     return _Columns("host by component", kinds, edges[:-1] - base, edges[1:] - base, kind, name)
-
-
-def _host_kind(cls: HostClass, device_type: str) -> str:
-    return "compute" if cls is HostClass.BLOCKED and device_type == "cpu" else cls.name.lower()
 
 
 def _segments(partition: Partition, start: int, end: int) -> tuple[Int64, Int64]:
@@ -144,18 +139,13 @@ def _root_names(m: Measured) -> Int64:
 
 def _calls(m: Measured) -> tuple[Int64, Int64]:
     """Return start and name of every call, in the order of their place on the shared time line."""
-    if m.device_type == "cpu":
-        start, name = m.dispatches.launch_key, m.dispatches.leaf_name
-    else:
-        rows = m.events.rows(EventKind.RUNTIME)
-        start, name = m.host.key(m.events.thread[rows], m.events.start_ns[rows]), m.events.name[rows]
-    order = np.argsort(start, kind="stable")
-    return start[order], name[order].astype(np.int64)
+    order = np.argsort(m.host.call_start, kind="stable")
+    return m.host.call_start[order], m.events.name[m.host.call_row[order]].astype(np.int64)
 
 
 def _op_lane(m: Measured, window: StepWindow, thread: int) -> Iterator[_Columns]:
     """The outermost ops; where ops compute on the host, the streams' lane has them."""
-    if m.device_type == "cpu":
+    if not m.backend.has_launches:
         return
     base = thread * m.host.stride_ns - m.host.origin_ns
     begin, end = m.host.root_start - base, m.host.root_end - base
@@ -210,11 +200,10 @@ def _stream_lanes(m: Measured, start_ns: int, end_ns: int) -> Iterator[_Columns]
     streams, counts = np.unique(a.stream[inside], return_counts=True)
     families = tuple(dict.fromkeys(str(kind.family) for kind in m.kinds))
     number = np.array([families.index(str(kind.family)) for kind in m.kinds], dtype=np.int64)
-    is_cpu = m.device_type == "cpu"
     for stream in streams[np.argsort(-counts, kind="stable")][:MAX_STREAMS].tolist():
         rows = np.flatnonzero(inside & (a.stream == stream))
         yield _Columns(
-            "computing ops" if is_cpu else f"kernels, stream {stream}",
+            f"kernels, stream {stream}" if m.backend.has_launches else "computing ops",
             families,
             np.maximum(a.start_ns[rows], start_ns),
             np.minimum(a.end_ns[rows], end_ns),

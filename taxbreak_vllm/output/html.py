@@ -1,14 +1,12 @@
 """Breakdowns as one HTML file: the page of the sidecar without its live parts. It opens offline and fetches nothing.
 
-In: breakdowns of traces or captures that are still where they were read. Out: the document.
+In: findings on recordings. Out: the document.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.insight.fusion import fusion
-from taxbreak_vllm.insight.segments import step_timelines
+from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.output.page.render import render
@@ -23,31 +21,53 @@ from taxbreak_vllm.output.page.view import (
     points_of,
 )
 from taxbreak_vllm.taxes.add import add_steps
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
 
 MAX_TIMELINES = 4  # steps drawn instant by instant, of about 200 kB each
 MAX_LINES = 200
 
 
+class HtmlPage:
+    """A page being made, an article for each recording."""
+
+    def __init__(self) -> None:
+        self._articles: list[Article] = []
+
+    def add(self, findings: Findings) -> None:
+        """Add what the page shows of a recording."""
+        self._articles.append(article_of(findings))
+
+    def to_html(self) -> str:
+        """Return the document."""
+        return render(self._articles)[0]
+
+    def write(self, target: str | Path) -> None:
+        """Write the document; raises TaxbreakError where the disk refuses."""
+        document = self.to_html()
+        with replacing(target) as temporary:
+            temporary.write_text(document, encoding="utf-8")
+
+
 def write_html(breakdowns: Sequence[Breakdown], target: str | Path) -> None:
-    """Write breakdowns as one page; raises TaxbreakError where the disk refuses or a trace is gone."""
-    document = render_html([article_of(breakdown) for breakdown in breakdowns])
-    with replacing(target) as temporary:
-        temporary.write_text(document, encoding="utf-8")
+    """Write breakdowns as one page; the instants of their steps are read from their files, without baselines.
+
+    Raises TaxbreakError where the disk refuses or a trace is gone.
+    """
+    page = HtmlPage()
+    for breakdown in breakdowns:
+        with Recording.open(breakdown.source.path, Terms(attribution=breakdown.attribution)) as recording:
+            page.add(Findings(recording, breakdown))
+    page.write(target)
 
 
-def render_html(articles: Sequence[Article]) -> str:
-    """Return the document."""
-    return render(articles)[0]
-
-
-def article_of(breakdown: Breakdown) -> Article:
-    """Show a breakdown and, read from its trace once more, the instants of its first steps and its chains."""
-    path = Path(breakdown.source.path)
-    chains = fusion(path)
+def article_of(findings: Findings) -> Article:
+    """Show a breakdown, the instants of its first steps and its chains."""
+    breakdown = findings.breakdown
     return Article(
-        title=path.name or "breakdown",
+        title=Path(breakdown.source.path).name or "breakdown",
         facts=facts_of(breakdown),
-        advice=advise([breakdown], fusion=chains),
+        advice=findings.advice,
         phases=tuple(_phases(breakdown)),
         total=breakdown.total,
         steps=tuple(lines_of(breakdown.steps[:MAX_LINES])),
@@ -57,8 +77,8 @@ def article_of(breakdown: Breakdown) -> Article:
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=tuple(dict.fromkeys([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)])),
-        timelines=tuple(step_timelines(path, numbers=[s.number or 0 for s in breakdown.steps[:MAX_TIMELINES]])),
-        fusion=chains,
+        timelines=tuple(findings.timelines([step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]])),
+        fusion=findings.chains,
     )
 
 

@@ -1,22 +1,24 @@
 """A trace as a speedscope file: what each host thread did, and what ran on each device stream.
 
-In: paths. Out: JSON for https://www.speedscope.app (file format: jlfwong/speedscope, src/lib/file-format-spec.ts), one
-evented profile per host thread and per stream, in ns since the first event. On a host thread steps, ops and runtime
-calls nest, and the innermost frame is the class of the instant (`[python]`, `[dispatch]`, …), so the sandwich view sums
-to the host partition. On a stream a kernel stands in its family.
+In: recordings. Out: JSON for https://www.speedscope.app (file format: jlfwong/speedscope,
+src/lib/file-format-spec.ts), one evented profile per host thread and per stream, in ns since the first event. On a host
+thread steps, ops and runtime calls nest, and the innermost frame is the class of the instant (`[python]`, `[dispatch]`,
+…), so the sandwich view sums to the host partition. On a stream a kernel stands in its family.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.taxes.measured import Measured
-from taxbreak_vllm.taxes.recording import Recording, read_recording
-from taxbreak_vllm.trace.read.kineto import EventKind
-from taxbreak_vllm.trace.timeline import HostClass
+from taxbreak_vllm.taxes.recording import Recording, opened
+from taxbreak_vllm.trace.events import EventKind
+from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.timeline import HostClass, class_name
 
 SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
@@ -68,28 +70,52 @@ class _Frames:
         return _Shared([_Frame(name) for name in self._number_by_name])
 
 
-def write_speedscope(paths: Sequence[str | Path], target: str | Path) -> None:
+class Speedscope:
+    """A speedscope file being made: recordings go in one after the other and may be closed after that."""
+
+    def __init__(self) -> None:
+        self._frames = _Frames()
+        self._profiles_by_path: dict[str, list[_Profile]] = {}
+
+    def add(self, findings: Findings) -> None:
+        """Add what each host thread did and what ran on each stream."""
+        self.add_recording(findings.recording)
+
+    def add_recording(self, recording: Recording) -> None:
+        """Add the same of a recording of which nothing else is asked."""
+        host = _host_profiles(recording.measured, recording.windows, self._frames)
+        self._profiles_by_path[recording.path] = [*host, *_stream_profiles(recording.measured, self._frames)]
+
+    def to_json(self) -> bytes:
+        """Encode the file; where there are several recordings, the name of each stands before its profiles."""
+        is_one = len(self._profiles_by_path) == 1
+        profiles = [
+            profile if is_one else msgspec.structs.replace(profile, name=f"{Path(path).name} · {profile.name}")
+            for path, own in self._profiles_by_path.items()
+            for profile in own
+        ]
+        name = ", ".join(self._profiles_by_path)
+        return msgspec.json.encode(_File(name=name, shared=self._frames.shared(), profiles=profiles))
+
+    def write(self, target: str | Path) -> None:
+        """Write the file; raises TaxbreakError where the disk refuses."""
+        with replacing(target) as temporary:
+            temporary.write_bytes(self.to_json())
+
+
+def write_speedscope(sources: Sequence[Recording | str | Path], target: str | Path) -> None:
     """Write traces or captures as one speedscope file.
 
     Raises TraceFormatError or SpoolError for what cannot be read, TaxbreakError where the disk refuses.
     """
-    data = to_speedscope({str(path): read_recording(path) for path in paths})
-    with replacing(target) as temporary:
-        temporary.write_bytes(data)
+    file = Speedscope()
+    for source in sources:
+        with opened(source) as recording:
+            file.add_recording(recording)
+    file.write(target)
 
 
-def to_speedscope(recordings: Mapping[str, Recording]) -> bytes:
-    """Encode recordings, by the name they are shown under, as one speedscope file."""
-    frames = _Frames()
-    profiles = []
-    for name, recording in recordings.items():
-        measured = recording.measure()
-        prefix = f"{Path(name).name} · " if len(recordings) > 1 else ""
-        profiles += [*_host_profiles(measured, recording, frames, prefix), *_stream_profiles(measured, frames, prefix)]
-    return msgspec.json.encode(_File(name=", ".join(recordings), shared=frames.shared(), profiles=profiles))
-
-
-def _host_profiles(m: Measured, recording: Recording, frames: _Frames, prefix: str) -> Iterator[_Profile]:
+def _host_profiles(m: Measured, windows: Sequence[StepWindow], frames: _Frames) -> Iterator[_Profile]:
     """One profile per thread that did something, the busiest first."""
     e, origin_ns = m.events, m.host.origin_ns
     rows = np.concatenate((m.host.op_row, e.rows(EventKind.RUNTIME)))
@@ -105,11 +131,11 @@ def _host_profiles(m: Measured, recording: Recording, frames: _Frames, prefix: s
         ]
         steps = [
             (window.start_ns - origin_ns, window.end_ns - origin_ns, frames[window.name])
-            for window in recording.windows
+            for window in windows
             if window.thread == thread
         ]
         events = _nested([*steps, *intervals])
-        yield _profile(f"{prefix}host thread {':'.join(e.threads[thread])}", _with_classes(m, events, thread, frames))
+        yield _profile(f"host thread {':'.join(e.threads[thread])}", _with_classes(m, events, thread, frames))
 
 
 def _nested(intervals: Iterable[_Interval]) -> list[_Event]:
@@ -136,7 +162,7 @@ def _with_classes(m: Measured, events: list[_Event], thread: int, frames: _Frame
     cuts = np.unique(np.concatenate((edges[first:last] - base, [event.at for event in events])))
     index = np.searchsorted(edges, cuts + base, side="right") - 1
     class_at = np.where(index >= 0, cls[np.maximum(index, 0)], 0) if len(edges) else np.zeros(len(cuts), dtype=int)
-    leaf_by_class = [frames[_leaf_name(cls, m.device_type)] for cls in HostClass]
+    leaf_by_class = [frames[f"[{class_name(cls, m.backend)}]"] for cls in HostClass]
     result: list[_Event] = []
     leaf: int | None = None
     at_event = 0
@@ -156,11 +182,7 @@ def _with_classes(m: Measured, events: list[_Event], thread: int, frames: _Frame
     return result
 
 
-def _leaf_name(cls: HostClass, device_type: str) -> str:
-    return "[compute]" if cls is HostClass.BLOCKED and device_type == "cpu" else f"[{cls.name.lower()}]"
-
-
-def _stream_profiles(m: Measured, frames: _Frames, prefix: str) -> Iterator[_Profile]:
+def _stream_profiles(m: Measured, frames: _Frames) -> Iterator[_Profile]:
     """One profile per device stream; activities that overlap on one stream (PDL) continue on further ones."""
     a, origin_ns = m.activities, m.host.origin_ns
     for device, stream in np.unique(np.stack((a.device, a.stream)), axis=1).T.tolist():
@@ -186,7 +208,7 @@ def _stream_profiles(m: Measured, frames: _Frames, prefix: str) -> Iterator[_Pro
             )
         for number, lane in enumerate(lanes):
             overlap = f", overlap {number}" if number else ""
-            yield _profile(f"{prefix}device {device} stream {stream}{overlap}", lane)
+            yield _profile(f"device {device} stream {stream}{overlap}", lane)
 
 
 def _profile(name: str, events: list[_Event]) -> _Profile:

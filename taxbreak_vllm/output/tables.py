@@ -1,6 +1,6 @@
 """Dispatches and steps as pandas data frames.
 
-In: a path or `Measured`, breakdowns. Out: one row per dispatch with all its spans, one row per step with all its
+In: recordings, breakdowns. Out: one row per dispatch with all its spans, one row per step with all its
 figures; integer ns, missing values as NA.
 """
 
@@ -9,24 +9,37 @@ from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
+from taxbreak_vllm.model.breakdown import Attribution, Breakdown, StepBreakdown
 from taxbreak_vllm.taxes.measured import Measured, group_by_time
-from taxbreak_vllm.taxes.recording import read_recording
+from taxbreak_vllm.taxes.recording import Recording, opened
+from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.taxes.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.steps import StepWindow, whole_trace
 
+if TYPE_CHECKING:
+    from taxbreak_vllm.baselines.store import Baselines
 
-def dispatches(path: str | Path, *, floor_ns: int | None = None, rules: KernelRules | None = None) -> pd.DataFrame:
+
+def dispatches(
+    source: Recording | str | Path,
+    *,
+    floor_ns: int | None = None,
+    rules: KernelRules | None = None,
+    attribution: Attribution = Attribution.EXCLUSIVE,
+    baselines: "Baselines | None" = None,
+) -> pd.DataFrame:
     """Return one row per dispatch of a trace or capture, in launch order, every time and span in ns.
+
+    The keywords are those of `analyze`; a recording that is open already has its own terms.
 
     step, phase, thread ("pid:tid") · op (leaf), root_op, launch (the call) · kernel (its first; the copy or fill where
     there is none), family, i_lib, device, stream · t_root, t_launch, t_return, t_dev, t_end on the trace's own clock ·
@@ -37,8 +50,9 @@ def dispatches(path: str | Path, *, floor_ns: int | None = None, rules: KernelRu
     Raises TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its
     StepInfo.
     """
-    recording = read_recording(path)
-    return dispatch_table(recording.measure(rules=rules, floor_ns=floor_ns), recording.windows)
+    terms = Terms(rules=rules or KernelRules.load(), floor_ns=floor_ns, attribution=attribution, baselines=baselines)
+    with opened(source, terms) as recording:
+        return dispatch_table(recording.measured, recording.windows)
 
 
 def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
@@ -50,7 +64,7 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
     shown = np.where(d.first_kernel >= 0, d.first_kernel, d.first)
     kind = m.kind[shown]
     # On the CPU backend an op is its own launch: there is no call and no launch path.
-    is_cpu = m.device_type == "cpu"
+    is_launched = np.full(len(d), m.backend.has_launches)
     t_dev = a.start_ns[d.first]
     t_end = np.full(len(d), np.iinfo(np.int64).min)
     linked = a.dispatch >= 0
@@ -64,7 +78,7 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
         "thread": _texts(threads, d.thread),
         "op": _texts(names, d.leaf_name, d.leaf_name >= 0),
         "root_op": _texts(names, root_name, has_root),
-        "launch": _texts(names, m.events.name[d.row], np.full(len(d), not is_cpu)),
+        "launch": _texts(names, m.events.name[d.row], is_launched),
         "kernel": _texts(names, a.name[shown]),
         "family": _texts([k.family for k in m.kinds], kind),
         "i_lib": np.array([k.i_lib for k in m.kinds], dtype=bool)[m.kind[d.first]] & ~d.is_graph,
@@ -77,10 +91,10 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
         "t_end": t_end,
         "t_py_ns": m.spans.t_py,
         "t_dispatch_ns": m.spans.t_dispatch,
-        "t_launch_ns": _integers(t_dev - d.launch_ns, np.full(len(d), not is_cpu)),
-        "delta_ft_ns": _integers_or_na(m.ft_ns, len(d)),
-        "delta_ct_ns": _integers_or_na(m.ct_ns, len(d)),
-        "delta_kt_ns": _integers_or_na(m.kt_ns, len(d)),
+        "t_launch_ns": _integers(t_dev - d.launch_ns, is_launched),
+        "delta_ft_ns": _integers_or_na(m.taxes.delta_ft_ns, len(d)),
+        "delta_ct_ns": _integers_or_na(m.taxes.delta_ct_ns, len(d)),
+        "delta_kt_ns": _integers_or_na(m.taxes.delta_kt_ns, len(d)),
         "num_kernels": d.num_kernels,
         "num_activities": d.num_activities,
         "is_graph": d.is_graph,

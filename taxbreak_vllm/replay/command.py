@@ -13,7 +13,7 @@ from taxbreak_vllm.replay.plan import Plan, plan
 from taxbreak_vllm.replay.runner import Child, Limits, ReplayProgress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
 from taxbreak_vllm.spool.layout import STEP
-from taxbreak_vllm.trace.read.calls import signature
+from taxbreak_vllm.trace.calls import signature
 
 _MAX_TROUBLE = 50
 
@@ -84,7 +84,7 @@ def replay_paths(
 
 def accept(environment: Environment, found: Plan, store: Baselines) -> None:
     """Note what is never replayed; raises BaselineError where the traces were not made in this environment."""
-    if not environment.fits(**found.told):
+    if not environment.fits(**found.place):
         raise BaselineError(_elsewhere(environment, found))
     for task, reason in found.denied:
         store.put(environment, task.entries(Outcome.DENIED, reason, now_ns=0))
@@ -92,7 +92,7 @@ def accept(environment: Environment, found: Plan, store: Baselines) -> None:
 
 def is_done(found: Plan, store: Baselines) -> bool:
     """Tell without starting a child whether the store has all that a plan asks for."""
-    view = store.view(found.told)
+    view = store.view(found.place)
     tasks = [*found.tasks, *(task for task, _ in found.denied)]
     return view is not None and not missing(tasks, store, view.environment)
 
@@ -112,7 +112,7 @@ def _keys(task: Task) -> list[str]:
 
 
 def _elsewhere(environment: Environment, found: Plan) -> str:
-    told = ", ".join(f"{name} {value}" for name, value in found.told.items() if value)
+    told = ", ".join(f"{name} {value}" for name, value in found.place.items() if value)
     return (
         f"the traces were made on {told}; here is {environment.device_type} {environment.device_name},"
         f" torch {environment.torch}: replay them where they were made"

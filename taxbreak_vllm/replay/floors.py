@@ -17,7 +17,8 @@ import torch
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, find_roots, link
-from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
+from taxbreak_vllm.trace.events import EventKind, Events
+from taxbreak_vllm.trace.read.kineto import read_events
 
 GRAPH_NODES = (1, 8, 64, 512)
 _RUNS = 200

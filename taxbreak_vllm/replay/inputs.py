@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from taxbreak_vllm.model.errors import ReplayError
-from taxbreak_vllm.trace.read.calls import Call, Input
+from taxbreak_vllm.trace.calls import Call, Input
 
 DTYPES = {
     "float": torch.float32,

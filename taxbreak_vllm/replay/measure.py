@@ -19,10 +19,11 @@ from taxbreak_vllm.model.baseline import Baseline, Match, Outcome, Spread
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.replay.inputs import Prepared, RefusedError, Size, TooLargeError, load_namespace, prepare, resized
 from taxbreak_vllm.replay.task import Options, Task
+from taxbreak_vllm.trace.calls import Call, Kernel, signature
 from taxbreak_vllm.trace.dispatches import find_roots, link
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Int64
-from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls, signature
-from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
+from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.timeline import HostClass, partition_host
 
 WINDOW = "taxbreak.replay:"
@@ -286,7 +287,9 @@ class _Seen:
 
 def _seen(path: Path) -> tuple[list[_Seen], int]:
     """Return the launches under the runs of a replay's trace, and the number of runs."""
-    events, calls = read_events(path), read_calls(path)
+    events = read_events(path, with_calls=True)
+    calls = events.calls
+    assert calls is not None
     host, activities, dispatches = link(events)
     partition = partition_host(host)
     start, end = _roots(events)

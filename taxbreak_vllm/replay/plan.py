@@ -9,30 +9,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.denied import reason_denied
 from taxbreak_vllm.replay.task import Task
-from taxbreak_vllm.taxes.decompose import is_cpu_backend
-from taxbreak_vllm.taxes.recording import Recording, read_recording
-from taxbreak_vllm.trace.cpu import link_cpu
-from taxbreak_vllm.trace.dispatches import link
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.calls import Call, Kernel
 from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls
-from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
+from taxbreak_vllm.trace.signatures import Signature
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to replay, the commonest first; `denied` are the tasks that never are, with their reasons.
 
-    `told` is what the traces tell of where they were made, all alike; `dtype` that of their model, "" if unknown.
+    `place` is what the traces tell of where they were made, all alike; `dtype` that of their model, "" if unknown.
     """
 
     tasks: tuple[Task, ...]
     denied: tuple[tuple[Task, str], ...]
-    told: dict[str, str]
+    place: dict[str, str]
     dtype: str = ""
 
 
@@ -43,7 +39,7 @@ def plan(paths: Iterable[Path], *, rules: KernelRules | None = None) -> Plan:
     """
     found = plans(paths, rules=rules)
     if len(found) != 1:
-        places = "; ".join(" ".join(value for value in one.told.values() if value) for one in found)
+        places = "; ".join(" ".join(value for value in one.place.values() if value) for one in found)
         raise BaselineError(f"the traces were made in {len(found)} places, not one: {places}")
     return found[0]
 
@@ -58,13 +54,13 @@ def plans(
 
     Raises what reading them raises, or hands it to `on_damaged` and goes on without that one.
     """
-    rules = rules or KernelRules.load()
+    terms = Terms(rules=rules or KernelRules.load())
     drafts: defaultdict[tuple[str, ...], _Draft] = defaultdict(_Draft)
     for path in paths:
         try:
-            recording = read_recording(path)
-            told = recording.environment()
-            drafts[tuple(told.values())].add(recording, told, rules)
+            with Recording.open(path, terms, with_calls=True) as recording:
+                place = recording.environment
+                drafts[tuple(place.values())].add(recording, place)
         except TaxbreakError as error:
             if on_damaged is None:
                 raise
@@ -79,13 +75,13 @@ class _Draft:
         self._count: Counter[Call] = Counter()
         self._kernels: defaultdict[Call, dict[Kernel, None]] = defaultdict(dict)
         self._reasons: dict[Call, str] = {}
-        self._told: dict[str, str] = {}
+        self._place: dict[str, str] = {}
         self._dtypes: set[str] = set()
 
-    def add(self, recording: Recording, told: dict[str, str], rules: KernelRules) -> None:
-        self._told = told
+    def add(self, recording: Recording, place: dict[str, str]) -> None:
+        self._place = place
         self._dtypes.add(recording.info.server.dtype if recording.info else "")
-        for signature, times in _signatures(recording, rules):
+        for signature, times in recording.signatures():
             call, reason = _choose(signature)
             self._count[call] += times
             self._kernels[call][signature.kernel] = None
@@ -97,26 +93,12 @@ class _Draft:
         return Plan(
             tasks=tuple(task for task in ordered if task.call not in self._reasons),
             denied=tuple((task, self._reasons[task.call]) for task in ordered if task.call in self._reasons),
-            told=self._told,
+            place=self._place,
             dtype=_KINETO_DTYPES.get(self._dtypes.pop(), "") if len(self._dtypes) == 1 else "",
         )
 
 
 _KINETO_DTYPES = {"float32": "float", "float16": "c10::Half", "bfloat16": "c10::BFloat16", "float64": "double"}
-
-
-def _signatures(found: Recording, rules: KernelRules) -> list[tuple[Signature, int]]:
-    """Return the distinct signatures of a recording, and how many dispatches have each."""
-    events = found.events
-    calls = read_calls(events.path)
-    if is_cpu_backend(events):
-        _, _, dispatches, _ = link_cpu(events, rules.is_metadata_op)
-        distinct, index = sign_ops(events, dispatches.row, calls)
-    else:
-        host, activities, dispatches = link(events)
-        signed = sign(events, host, activities, dispatches, calls)
-        distinct, index = signed.distinct, signed.of_dispatch[signed.of_dispatch >= 0].astype(np.intp)
-    return list(zip(distinct, np.bincount(index, minlength=len(distinct)).tolist(), strict=True))
 
 
 def _choose(signature: Signature) -> tuple[Call, str | None]:

@@ -24,7 +24,7 @@ from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
 from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.child import Ready, Result
 from taxbreak_vllm.replay.task import Options, Task
-from taxbreak_vllm.trace.read.calls import signature
+from taxbreak_vllm.trace.calls import signature
 
 _START_TIMEOUT_S = 600.0  # torch and vLLM take 20 s to load, far longer at the lowest priority on a busy machine
 _CHUNK_BYTES = 2**16

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from taxbreak_vllm.model.baseline import Baseline, Outcome
-from taxbreak_vllm.trace.read.calls import Call, Kernel, signature
+from taxbreak_vllm.trace.calls import Call, Kernel, signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

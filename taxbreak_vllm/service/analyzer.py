@@ -234,17 +234,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _load_analysis(baselines: Path | None) -> Analyze:
-    from taxbreak_vllm.taxes.analyze import analyze_capture
+    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
     def analyze(capture: Capture) -> Breakdown:
         if baselines is None or not baselines.is_file():
-            return analyze_capture(capture)
+            return analyze_path(capture.path)
         try:
             with Baselines(baselines) as store:  # opened anew, since the replayer may have begun it just now
-                return analyze_capture(capture, baselines=store)
+                return analyze_path(capture.path, baselines=store)
         except BaselineError as error:
             logger.warning("%s; analyzed without baselines", error)
-            return analyze_capture(capture)
+            return analyze_path(capture.path)
 
     return analyze
 

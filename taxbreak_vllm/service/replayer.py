@@ -83,13 +83,13 @@ class Replayer:
                 check=lambda environment: accept(environment, found, self._store),
                 sleep=stop.wait,
             )
-        view = self._store.view(found.told)
+        view = self._store.view(found.place)
         if view is not None and view.floors is None:
             stop.wait(self._pace.due_s())
             self._store.put_floors(*self._measure(self._options, pace=self._pace))
 
     def _is_ours(self, found: Plan) -> bool:
-        return (found.told["device_type"] == "cpu") == (self._options.device == "cpu")
+        return (found.place["device_type"] == "cpu") == (self._options.device == "cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

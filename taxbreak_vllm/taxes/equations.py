@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Int64, Partition, median
@@ -111,6 +112,14 @@ def delta_ct(t_dispatch: Int64, i_lib: Bool, base_ns: int, replayed: Int64 | Non
 def delta_ft(spans: Spans, ct_ns: Int64 | None) -> Int64:
     """ΔFT = T_py + T_dispatch - ΔCT (Eq. 1); an unknown ΔCT is not taken off."""
     return spans.t_py + spans.t_dispatch - (0 if ct_ns is None else ct_ns)
+
+
+def delta_ft_cpu(host_ns: NDArray[np.int64], num_ops: Int64, op_cost_ns: int) -> Int64:
+    """ΔFT of windows on the CPU backend: all their Python and dispatch, also after the last op that computes.
+
+    `host_ns` is int64[HostClass, windows] (methodology section 7).
+    """
+    return observed(host_ns[HostClass.PYTHON] + host_ns[HostClass.DISPATCH], num_ops, op_cost_ns)
 
 
 def observed(tax_ns: Int64, num_ops: Int64, op_cost_ns: int) -> Int64:

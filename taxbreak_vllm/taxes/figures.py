@@ -4,7 +4,7 @@ In: `Measured`, step windows and `Sums`. Out: one StepBreakdown a window.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from taxbreak_vllm.model.breakdown import (
     hdbi,
 )
 from taxbreak_vllm.taxes import equations
-from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Measured, group_by_time
+from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Basis, Measured, group_by_time
 from taxbreak_vllm.taxes.sums import Sums
 from taxbreak_vllm.trace.dispatches import Host
 from taxbreak_vllm.trace.intervals import Int64
@@ -30,20 +30,6 @@ from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import DeviceWindow, HostClass, main_thread
 
 _LOST_GRAPH = "a graph launch left no recorded node, so device time is incomplete and HDBI null"
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On which terms a trace was measured."""
-
-    device_type: str
-    attribution: Attribution
-    op_cost_ns: int
-
-    @classmethod
-    def of(cls, m: Measured) -> "Terms":
-        """Read them off a part."""
-        return cls(m.device_type, m.attribution, m.op_cost_ns)
 
 
 def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> list[StepBreakdown]:
@@ -76,7 +62,7 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
         device=m.timeline.windows(start, device_end),
         device_end_ns=device_end,
         lost_graphs=np.bincount(lost[lost >= 0], minlength=count),
-        terms=Terms.of(m),
+        basis=m.basis,
         first=first,
     )
 
@@ -99,20 +85,19 @@ def build(
     device: DeviceWindow,
     device_end_ns: Int64,
     lost_graphs: Int64,
-    terms: Terms,
+    basis: Basis,
     first: int = 0,
 ) -> list[StepBreakdown]:
     """Make a StepBreakdown of each window from its sums; `host_ns` is int64[HostClass, windows]."""
-    t_device = sums.kernel_sum_ns if terms.attribution is Attribution.PAPER else sums.active_ns
-    is_cpu = terms.device_type == "cpu"
+    t_device = sums.kernel_sum_ns if basis.attribution is Attribution.PAPER else sums.active_ns
+    taxes = sums.taxes
+    if not basis.backend.has_launches:
+        taxes = replace(taxes, delta_ft_ns=equations.delta_ft_cpu(host_ns, num_ops, basis.op_cost_ns))
     steps = []
     for i, step in enumerate(windows):
-        columns = (sums.ft_ns, sums.ct_ns, sums.kt_ns, sums.excess_ns)
-        ft, ct, kt, excess = (None if column is None else int(column[i]) for column in columns)
-        if is_cpu:  # what comes after the last computing op is the host's too
-            on_host = host_ns[HostClass.PYTHON, i] + host_ns[HostClass.DISPATCH, i]
-            ft = int(equations.observed(on_host, num_ops[i], terms.op_cost_ns))
+        tax = {name: _at(column, i) for name, column in taxes.by_name().items()}
         # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
+        ft, ct, kt = tax["delta_ft_ns"], tax["delta_ct_ns"], tax["delta_kt_ns"]
         orchestration = None if ft is None or kt is None else ft + (ct or 0) + kt
         active, kernels, last = int(sums.active_ns[i]), int(sums.kernels[i]), int(sums.last_end_ns[i])
         has_latency = first_root_ns[i] != NONE and last >= step.start_ns
@@ -126,20 +111,14 @@ def build(
                 window_ns=step.end_ns - step.start_ns,
                 host=HostTime(**{f"{cls.name.lower()}_ns": int(host_ns[cls, i]) for cls in HostClass}),
                 device=_device_time(device, i, sums, int(device_end_ns[i] - step.start_ns)),
-                taxes=Taxes(
-                    delta_ft_ns=ft,
-                    delta_ct_ns=ct,
-                    delta_kt_ns=kt,
-                    delta_kt_excess_ns=excess,
-                    orchestration_ns=orchestration,
-                ),
+                taxes=Taxes(**tax, orchestration_ns=orchestration),
                 exposed=_exposed(device, i),
                 hdbi=None if lost_graphs[i] or not active else hdbi(int(t_device[i]), orchestration),
-                tklqt_ns=None if is_cpu else int(sums.launch_delay_ns[i]),
-                tklqt_per_kernel_ns=None if is_cpu else int(sums.kernel_delay_ns[i]),
+                tklqt_ns=_at(sums.launch_delay_ns, i),
+                tklqt_per_kernel_ns=_at(sums.kernel_delay_ns, i),
                 akd_ns=int(sums.kernel_sum_ns[i]) // kernels if kernels else None,
                 inference_latency_ns=last - int(first_root_ns[i]) if has_latency else None,
-                launches=None if is_cpu else int(sums.launches[i]),
+                launches=_at(sums.launches, i),
                 kernels=kernels,
                 unique_kernels=int(sums.unique_kernels[i]),
                 kernels_per_output_token=kernels / tokens if tokens else None,
@@ -149,6 +128,10 @@ def build(
             )
         )
     return steps
+
+
+def _at(column: Int64 | None, index: int) -> int | None:
+    return None if column is None else int(column[index])
 
 
 def _device_time(window: DeviceWindow, i: int, sums: Sums, length_ns: int) -> DeviceTime:

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.taxes.equations import FLOOR_PERCENTILE, Spans
 from taxbreak_vllm.taxes.measured import Measured
-from taxbreak_vllm.trace.dispatches import Dispatches, Host, is_launch, require, tells_rocm
+from taxbreak_vllm.taxes.surroundings import Estimate, Surroundings
+from taxbreak_vllm.trace.backend import Backend
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
+from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.intervals import Int64, Partition
 from taxbreak_vllm.trace.large.cuts import Parts
-from taxbreak_vllm.trace.large.spill import SpilledEvents, TraceSurvey
+from taxbreak_vllm.trace.large.spill import SpilledEvents
 from taxbreak_vllm.trace.parts import Part
+from taxbreak_vllm.trace.survey import TraceSurvey
 from taxbreak_vllm.trace.timeline import HostClass
 
 
@@ -27,7 +31,7 @@ class Estimates:
 
     base_ns: int | None = None
     sys_ns: int | None = None
-    dispatch_ns: int = 0
+    free_dispatch_ns: int = 0
 
 
 class Counted:
@@ -73,25 +77,28 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
-    """What a part must be told of the rest of its trace to be measured like one."""
+class PartOfTrace:
+    """The `Surroundings` of one part: what a first pass read of all of them, and what the part before carried over."""
 
     part: Part
     survey: TraceSurvey
+    backend: Backend
     estimates: Estimates
     carry: Carry
 
-    @property
-    def is_cpu(self) -> bool:
-        """Tell a trace of the CPU backend, as `decompose.is_cpu_backend` does."""
-        return not self.survey.num_activities and self.survey.num_ops > 0 and not any(map(is_launch, self.survey.calls))
+    def device(self, activities: Activities) -> int:
+        return self.survey.device
 
-    @property
-    def is_rocm(self) -> bool:
-        """Tell a trace of an AMD GPU, as `decompose.is_rocm` does."""
-        return tells_rocm(self.part.events.metadata, self.survey.calls)
+    def t_base(self, here: Estimate) -> int | None:
+        return self.estimates.base_ns
 
-    def starts(self, host: Host) -> Int64:
+    def t_sys(self, here: Estimate) -> int | None:
+        return self.estimates.sys_ns
+
+    def free_dispatch(self, here: Estimate) -> int | None:
+        return self.estimates.free_dispatch_ns
+
+    def starts(self, host: Host, dispatches: Dispatches) -> Int64:
         """Place the starts of the part and of its steps on the threads known by then: boundaries of T_py, as keys."""
         return np.concatenate((self._step_starts(host), self._part_start(host)[self._is_known(self.part.start_ns)]))
 
@@ -100,7 +107,9 @@ class Rest:
         row = np.flatnonzero(dispatches.launch_ns >= self.part.start_ns)
         boundary = self._boundaries(host)
         until = dispatches.launch_key[row]
-        if self.is_cpu:  # ops that cross, as rounding to µs makes them, can reach back to the same boundary
+        if (
+            not self.backend.has_launches
+        ):  # ops that cross, as rounding to µs makes them, can reach back to the same boundary
             boundary = np.sort(np.concatenate((boundary, dispatches.return_key)))
         else:
             _, first = np.unique(dispatches.thread[row], return_index=True)
@@ -112,7 +121,7 @@ class Rest:
         thread = dispatches.thread[row]
         t_py, t_dispatch, num_ops = spans.t_py.copy(), spans.t_dispatch.copy(), spans.num_ops.copy()
         t_py[row] += self.carry.py_ns[thread]
-        if self.is_cpu:
+        if not self.backend.has_launches:
             t_dispatch[row] += self.carry.dispatch_ns[thread]
             num_ops[row] += self.carry.num_ops[thread]
         return Spans(t_py=t_py, t_dispatch=t_dispatch, num_ops=num_ops)
@@ -153,7 +162,7 @@ class Rest:
 
     def _boundaries(self, host: Host) -> Int64:
         """Return the boundaries of T_py that are no dispatch, as sorted keys."""
-        if self.is_cpu:
+        if not self.backend.has_launches:
             return np.sort(self._step_starts(host))
         ends = host.call_end[(host.call_is_launch | host.call_is_blocking) & (host.call_dispatch < 0)]
         return np.sort(np.concatenate((host.root_end, ends, self._step_starts(host))))
@@ -162,19 +171,19 @@ class Rest:
 def measure_parts(
     trace: SpilledEvents,
     survey: TraceSurvey,
-    sample: Callable[[Rest], tuple[Int64, Int64, Int64]],
-    measure: Callable[..., tuple[Measured, list[str]]],
+    backend: Backend,
+    sample: Callable[[Part, Surroundings], tuple[Int64, Int64, Int64]],
+    measure: Callable[[Events, Surroundings], tuple[Measured, list[str]]],
 ) -> Iterator[tuple[Part, Measured, list[str]]]:
-    """Measure one part after the other; `sample` gives what `estimate` wants, `measure` is `decompose.measure`."""
-    require(trace.head.path, survey.num_ops + survey.num_activities)
+    """Measure one part after the other; `sample` gives what `estimate` wants."""
     carry = Carry.nothing(len(trace.head.threads))
     with Parts(trace, survey) as parts:
-        estimates = estimate(sample(Rest(part, survey, Estimates(), carry)) for part in parts)
+        estimates = estimate(sample(part, PartOfTrace(part, survey, backend, Estimates(), carry)) for part in parts)
         for part in parts:
-            rest = Rest(part, survey, estimates, carry)
-            measured, notes = measure(part.events, part.windows, rest=rest)
+            around = PartOfTrace(part, survey, backend, estimates, carry)
+            measured, notes = measure(part.events, around)
             yield part, measured, notes
-            carry = rest.carried_on(measured.host, measured.dispatches, measured.partition)
+            carry = around.carried_on(measured.host, measured.dispatches, measured.partition)
             del measured  # two at once would be the peak of memory
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.taxes import equations
 from taxbreak_vllm.taxes.equations import Spans
-from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.taxes.measured import Measured, TaxColumns
 from taxbreak_vllm.taxes.sums import sum_by
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, innermost, next_outer, time_line
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 
 def attribute(m: Measured, floor_ns: int | None) -> Measured:
@@ -27,15 +27,20 @@ def attribute(m: Measured, floor_ns: int | None) -> Measured:
     all_kernels = np.ones(len(kernels), dtype=bool)
     base_ns = equations.t_base(spans.t_dispatch, i_lib, all_kernels)
     ct_ns = None if base_ns is None else equations.delta_ct(spans.t_dispatch, i_lib, base_ns)
-    kt_ns = None if floor_ns is None else np.full(len(kernels), floor_ns, dtype=np.int64)
+    of_kernels = TaxColumns(
+        delta_ft_ns=equations.delta_ft(spans, ct_ns),
+        delta_ct_ns=ct_ns,
+        delta_kt_ns=None if floor_ns is None else np.full(len(kernels), floor_ns, dtype=np.int64),
+    )
     kinds = tuple(dataclasses.replace(kind, i_lib=kind.i_lib_paper) for kind in m.kinds)
     return dataclasses.replace(
         m,
         kinds=kinds,
-        ft_ns=sum_by(dispatch, equations.delta_ft(spans, ct_ns), count),
-        ct_ns=None if ct_ns is None else sum_by(dispatch, ct_ns, count),
-        kt_ns=None if kt_ns is None else sum_by(dispatch, kt_ns, count),
-        attribution=Attribution.PAPER,
+        basis=dataclasses.replace(m.basis, attribution=Attribution.PAPER),
+        taxes=dataclasses.replace(
+            of_kernels.each(lambda column: sum_by(dispatch, column, count)),
+            delta_kt_excess_ns=m.taxes.delta_kt_excess_ns,
+        ),
     )
 
 

@@ -1,65 +1,242 @@
-"""A trace or a capture, read but not yet decomposed: for whoever wants its columns rather than its breakdown.
+"""A trace or a capture on given terms: the one front door from a path to whatever can be said of what is in it.
 
-In: a path. Out: `Recording`, the events and the step windows, labelled by the capture's StepInfo where there is one.
+Columns, breakdown and signatures are worked out when first asked for, and once. A trace too large for memory stays on
+disk while the recording is open, and is measured part by part.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Source, StepBreakdown
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
-from taxbreak_vllm.taxes.decompose import is_cpu_backend, is_rocm, measure
+from taxbreak_vllm.taxes.decompose import add_up, measure, measure_large
 from taxbreak_vllm.taxes.measured import Measured
-from taxbreak_vllm.trace.kernels import KernelRules
-from taxbreak_vllm.trace.read.kineto import Events, read_events
-from taxbreak_vllm.trace.steps import StepWindow, find_steps, whole_trace
+from taxbreak_vllm.taxes.surroundings import WholeTrace
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.backend import Backend, backend_of
+from taxbreak_vllm.trace.cpu import link_cpu
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, require
+from taxbreak_vllm.trace.events import Events
+from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
+from taxbreak_vllm.trace.parts import Part
+from taxbreak_vllm.trace.read.kineto import read_events
+from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
+from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.survey import TraceSurvey
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.baselines.store import View
+
+MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
 
-@dataclass(frozen=True, slots=True)
 class Recording:
-    """The events of a trace; `windows` are its steps (empty: the trace names none), `info` what the worker knew."""
+    """The events of a trace, on terms; `info` is what the worker knew of a captured step."""
 
-    events: Events
-    windows: tuple[StepWindow, ...]
-    info: StepInfo | None = None
+    def __init__(
+        self, trace: Events | SpilledEvents, terms: Terms | None = None, *, info: StepInfo | None = None, path: str = ""
+    ) -> None:
+        self.terms = terms or Terms()
+        self.info = info
+        self.head = trace.head
+        self.path = path or self.head.path
+        self._trace = trace
 
+    @classmethod
+    @contextmanager
+    def open(cls, path: str | Path, terms: Terms | None = None, *, with_calls: bool = False) -> Iterator["Recording"]:
+        """Read a trace (.json, .json.gz, .json.zst) or a capture (its folder).
+
+        `with_calls` reads what ops were called with too, which baselines need. Raises TraceFormatError for a file that
+        is missing, damaged or not a trace, SpoolError for a capture without its StepInfo.
+        """
+        path, terms = Path(path), terms or Terms()
+        with_calls = with_calls or terms.baselines is not None
+        if (path / STEP).is_file():
+            capture = Capture(path)
+            info = capture.read_info()
+            yield cls(read_events(capture.trace_path, with_calls=with_calls), terms, info=info, path=str(path))
+        elif with_calls or terms.needs_whole:
+            yield cls(read_events(path, with_calls=with_calls), terms)
+        else:
+            with open_trace(path) as trace:
+                yield cls(trace, terms)
+
+    @cached_property
+    def events(self) -> Events:
+        """All events, in memory."""
+        return self._trace if isinstance(self._trace, Events) else self._trace.load()
+
+    @cached_property
+    def survey(self) -> TraceSurvey:
+        """What the trace is as a whole: its steps, its threads, how much there is of everything."""
+        return TraceSurvey.of(self.head, self._trace.chunks())
+
+    @property
+    def windows(self) -> tuple[StepWindow, ...]:
+        """The steps; none where the trace names none."""
+        windows, info = self.survey.windows, self.info
+        return tuple(replace(w, phase=info.phase, batch=info.batch) for w in windows) if info else windows
+
+    @property
+    def shown_windows(self) -> tuple[StepWindow, ...]:
+        """The steps, or the one that a trace without steps is."""
+        return self.windows or (self.survey.whole,)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The kind of device."""
+        return backend_of(
+            calls=self.survey.calls,
+            num_activities=self.survey.num_activities,
+            metadata=self.head.metadata,
+            told=self.info.server.device_type if self.info else "",
+        )
+
+    @property
     def environment(self) -> dict[str, str]:
         """What the recording tells of where it was made, as `Environment.fits` takes it; empty what it does not."""
-        return told(self.events, self.info)
+        server = self.info.server if self.info else None
+        return {
+            "device_type": self.backend.device_type,
+            "device_name": (server.device_name if server else "") or self.head.device_name,
+            "torch": server.torch if server else "",
+            "driver": str(self.head.metadata.get("cuda_driver_version", "")),
+        }
 
-    def measure(self, *, rules: KernelRules | None = None, floor_ns: int | None = None) -> Measured:
-        """Join, classify and apply the equations; a trace without steps is one step."""
-        windows = self.windows or (whole_trace(self.events),)
-        return measure(self.events, windows, rules=rules or KernelRules.load(), floor_ns=floor_ns)[0]
+    @cached_property
+    def view(self) -> "View | None":
+        """The baselines of the place the recording was made in; None without a store, or where it has none of them."""
+        return None if self.terms.baselines is None else self.terms.baselines.view(self.environment)
+
+    @property
+    def op_cost_ns(self) -> int:
+        """What the profiler added to each op, to be taken off ΔFT."""
+        if self.terms.op_cost_ns is not None:
+            return self.terms.op_cost_ns
+        return (self.info.op_cost_ns or 0) if self.info and _is_calibrated(self.info) else 0
+
+    @property
+    def measured(self) -> Measured:
+        """Every dispatch and activity with its spans and taxes."""
+        return self._measurement[0]
+
+    @cached_property
+    def breakdown(self) -> Breakdown:
+        """ΔFT, ΔCT, ΔKT, device time and HDBI, per step and in total; raises TraceFormatError where there is none."""
+        survey, trace = self.survey, self._trace
+        require(self.head.path, survey.num_ops + survey.num_activities)
+        if isinstance(trace, Events):
+            parts = iter([(Part.all_of(trace, self.windows), *self._measurement)])
+        else:
+            parts = measure_large(trace, survey, self.terms, self.backend, self.op_cost_ns)
+        found = add_up(parts, self.head, survey.whole, self._source())
+        found = replace(found, notes=(*found.notes, *self._baseline_notes()))
+        if self.info is None:
+            return found
+        return replace(
+            found,
+            steps=tuple(_labelled(step, self.info) for step in found.steps),
+            total=_labelled(found.total, self.info),
+            calibration=_calibration(self.info, survey.num_ops),
+        )
+
+    @property
+    def linked(self) -> tuple[Host, Activities, Dispatches]:
+        """Calls, activities and dispatches, joined; without the taxes where nobody has asked for those."""
+        if "_measurement" in vars(self):
+            return self.measured.host, self.measured.activities, self.measured.dispatches
+        return link(self.events)
+
+    def signatures(self) -> list[tuple[Signature, int]]:
+        """Return the distinct signatures and how many dispatches have each; it must have been opened with calls."""
+        if self.backend.has_launches:
+            host, activities, dispatches = self.linked
+            signed = sign(self.events, host, activities, dispatches)
+            distinct, index = signed.distinct, signed.of_dispatch[signed.of_dispatch >= 0].astype(np.intp)
+        else:
+            _, _, dispatches, _ = link_cpu(self.events, self.terms.rules.is_metadata_op)
+            distinct, index = sign_ops(self.events, dispatches.row)
+        return list(zip(distinct, np.bincount(index, minlength=len(distinct)).tolist(), strict=True))
+
+    @cached_property
+    def _measurement(self) -> tuple[Measured, list[str]]:
+        around = WholeTrace(self.backend, self.shown_windows)
+        return measure(self.events, self.terms, around, view=self.view, op_cost_ns=self.op_cost_ns)
+
+    def _source(self) -> Source:
+        version = self.head.metadata.get("vllm_version")
+        source = Source(
+            path=self.path,
+            device_name=self.head.device_name,
+            vllm=version if isinstance(version, str) else "",
+        )
+        if self.info is None:
+            return source
+        server = self.info.server
+        return replace(
+            source,
+            capture_id=self.info.capture_id,
+            device_type=server.device_type,
+            device_name=server.device_name or source.device_name,
+            torch=server.torch,
+            vllm=server.vllm,
+            model_name=server.model_name,
+            dtype=server.dtype,
+            server_id=server.server_id,
+            engine=server.engine,
+            rank=server.rank,
+        )
+
+    def _baseline_notes(self) -> tuple[str, ...]:
+        if self.terms.baselines is None:
+            return ()
+        if self.view is None:
+            place = ", ".join(f"{name} {value!r}" for name, value in self.environment.items() if value)
+            return (f"{self.terms.baselines.path.name} holds no baselines of one place with {place}: none used",)
+        env = self.view.environment
+        parts = (env.device_name, f"torch {env.torch}", env.driver and f"driver {env.driver}")
+        return (f"baselines replayed on {', '.join(part for part in parts if part)}",)
 
 
-def read_recording(path: str | Path) -> Recording:
-    """Read a trace (.json, .json.gz, .json.zst) or a capture (its folder).
-
-    Raises TraceFormatError for a file that is missing, damaged or not a trace, SpoolError for a capture without its
-    StepInfo.
-    """
-    path = Path(path)
-    if not (path / STEP).is_file():
-        events = read_events(path)
-        return Recording(events, tuple(find_steps(events)))
-    capture = Capture(path)
-    info = capture.read_info()
-    events = read_events(capture.trace_path)
-    windows = tuple(dataclasses.replace(window, phase=info.phase, batch=info.batch) for window in find_steps(events))
-    return Recording(events, windows, info)
+@contextmanager
+def opened(source: "Recording | str | Path", terms: Terms | None = None) -> Iterator[Recording]:
+    """Open a path, or give a recording that is open already, on its own terms."""
+    if isinstance(source, Recording):
+        yield source
+    else:
+        with Recording.open(source, terms) as recording:
+            yield recording
 
 
-def told(events: Events, info: StepInfo | None = None) -> dict[str, str]:
-    """What a trace and, for a capture, its StepInfo tell of device and software; empty what they don't."""
-    server = info.server if info else None
-    device_type = "cpu" if is_cpu_backend(events) else "rocm" if is_rocm(events) else "cuda"
-    driver = events.metadata.get("cuda_driver_version", "")
-    return {
-        "device_type": device_type,
-        "device_name": (server.device_name if server else "") or events.device_name,
-        "torch": server.torch if server else "",
-        "driver": str(driver),
-    }
+def _labelled(step: StepBreakdown, info: StepInfo) -> StepBreakdown:
+    tokens = info.batch.output_tokens
+    return replace(
+        step,
+        phase=info.phase,
+        graph_mode=info.graph_mode,
+        batch=info.batch,
+        kernels_per_output_token=step.kernels / tokens if tokens else None,
+    )
+
+
+def _is_calibrated(info: StepInfo) -> bool:
+    return info.op_cost_ns is not None and bool(info.plain_window_ns) and info.num_plain >= MIN_PLAIN_STEPS
+
+
+def _calibration(info: StepInfo, num_ops: int) -> Calibration:
+    if not info.plain_window_ns:
+        return Calibration(op_cost_ns=info.op_cost_ns)
+    dilation = info.window_ns / info.plain_window_ns
+    if info.op_cost_ns is None or not _is_calibrated(info):
+        return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns)
+    residual = (info.window_ns - num_ops * info.op_cost_ns) / info.plain_window_ns - 1
+    return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.breakdown import TopRow
-from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Measured
+from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Measured, TaxColumns
 from taxbreak_vllm.taxes.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64, union_by_group
@@ -20,21 +20,18 @@ from taxbreak_vllm.trace.intervals import Index, Int64, union_by_group
 class Sums:
     """What adds up over the launches and activities of each group (a step, or a trace), int64[groups].
 
-    ΔFT, ΔCT, ΔKT and its excess are None where unknown; `families` is int64[3, groups, families]: kernels, device
-    time, launches; `kernel_cells` are the distinct (group, name) of kernels as group * number of names + name; `top`
-    has the rows of each group, in no order.
+    Launches and their delays are None where the device has no launch path; `families` is int64[3, groups, families]:
+    kernels, device time, launches; `kernel_cells` are the distinct (group, name) of kernels as group * number of names
+    + name; `top` has the rows of each group, in no order.
     """
 
-    ft_ns: Int64
-    ct_ns: Int64 | None
-    kt_ns: Int64 | None
-    excess_ns: Int64 | None
+    taxes: TaxColumns
     active_ns: Int64
     kernel_sum_ns: Int64
     kernels: Int64
-    launches: Int64
-    launch_delay_ns: Int64
-    kernel_delay_ns: Int64
+    launches: Int64 | None
+    launch_delay_ns: Int64 | None
+    kernel_delay_ns: Int64 | None
     last_end_ns: Int64
     families: NDArray[np.int64]
     unique_kernels: Int64
@@ -59,20 +56,18 @@ class Sums:
         last = np.full(count, NONE)
         np.maximum.at(last, own[own >= 0], a.end_ns[own >= 0])
 
+        has_launches = m.backend.has_launches
         has_kernel, linked = d.num_kernels > 0, a.is_kernel & (a.dispatch >= 0)
         per_launch = a.start_ns[d.first_kernel] - d.launch_ns if len(d) else d.launch_ns
         per_kernel = a.start_ns - d.launch_ns[a.dispatch] if len(d) else np.zeros(len(a.row), dtype=np.int64)
         return cls(
-            ft_ns=sum_by(group, m.ft_ns, count),
-            ct_ns=_sum_or_none(group, m.ct_ns, count),
-            kt_ns=_sum_or_none(group, m.kt_ns, count),
-            excess_ns=_sum_or_none(group, m.excess_ns, count),
+            taxes=m.taxes.each(lambda column: sum_by(group, column, count)),
             active_ns=union_by_group(over, begin_ns, np.maximum(a.end_ns, begin_ns), count, own >= 0),
             kernel_sum_ns=sum_by(own, a.end_ns - a.start_ns, count, is_kernel),
             kernels=np.bincount(own[is_kernel], minlength=count),
-            launches=np.bincount(group[group >= 0], minlength=count),
-            launch_delay_ns=sum_by(group, per_launch, count, has_kernel),
-            kernel_delay_ns=sum_by(owner, per_kernel, count, linked),
+            launches=np.bincount(group[group >= 0], minlength=count) if has_launches else None,
+            launch_delay_ns=sum_by(group, per_launch, count, has_kernel) if has_launches else None,
+            kernel_delay_ns=sum_by(owner, per_kernel, count, linked) if has_launches else None,
             last_end_ns=last,
             families=_families(m, own, over, group, count),
             unique_kernels=np.bincount(cells // max(num_names, 1), minlength=count),
@@ -87,10 +82,6 @@ def sum_by(group: Index, values: Int64, num_groups: int, chosen: Bool | None = N
     total = np.zeros(num_groups, dtype=np.int64)
     np.add.at(total, group[keep], values[keep])
     return total
-
-
-def _sum_or_none(group: Index, values: Int64 | None, num_groups: int) -> Int64 | None:
-    return None if values is None else sum_by(group, values, num_groups)
 
 
 def _families(m: Measured, own: Index, over: Index, group: Index, count: int) -> NDArray[np.int64]:
@@ -122,10 +113,8 @@ def _top_rows(m: Measured, own: Index, group: Index, count: int) -> list[list[To
     counts = np.bincount(row[~is_launch], minlength=num_rows)
     active = sum_by(row, (a.end_ns - a.start_ns)[opens], num_rows, ~is_launch)
     by_launch, launched = row[is_launch], group >= 0
-    tax = [
-        _sum_or_none(by_launch, None if column is None else column[launched], num_rows)
-        for column in (m.ft_ns, m.ct_ns, m.kt_ns)
-    ]
+    taxes = m.taxes.each(lambda column: sum_by(by_launch, column[launched], num_rows))
+    tax = (taxes.delta_ft_ns, taxes.delta_ct_ns, taxes.delta_kt_ns)
     tier = np.zeros(num_rows, dtype=np.intp)  # of a row that several carry, the least
     np.maximum.at(tier, by_launch, m.tier[launched])
     result: list[list[TopRow]] = [[] for _ in range(count)]

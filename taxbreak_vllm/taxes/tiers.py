@@ -6,15 +6,18 @@ equations of `taxes` (methodology sections 6 and 7). Whatever was not replayed i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.baselines.store import View
 from taxbreak_vllm.model.baseline import Baseline, Outcome
 from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.signatures import Signature
+
+if TYPE_CHECKING:  # it opens SQLite, which most traces do without
+    from taxbreak_vllm.baselines.store import View
 
 TIERS = tuple(Tier)
 _UNKNOWN = -1
@@ -35,7 +38,7 @@ class ReplayedTimes:
     is_denied: NDArray[np.bool_]
 
     def of(self, rows: Index) -> "ReplayedTimes":
-        """Return the evidence of some of the rows."""
+        """Return those of some of the rows."""
         return ReplayedTimes(
             self.dispatch_ns[rows], self.library_ns[rows], self.launch_ns[rows], self.tier[rows], self.is_denied[rows]
         )
@@ -59,11 +62,11 @@ class ReplayedTimes:
 
 
 def gather(
-    view: View, signatures: Sequence[Signature], of_row: Index, group: Sequence[Index], *, rest: Tier
+    view: "View", signatures: Sequence[Signature], of_row: Index, alike: Sequence[Index], *, rest: Tier
 ) -> ReplayedTimes:
     """Look every row up; `of_row` indexes `signatures`, -1 for a row without one.
 
-    `group` are the partitions of the rows into likes, the closest first (by op, then by family): a row that was not
+    `alike` are the partitions of the rows into groups, the closest first (by op, then by family): a row that was not
     replayed takes the median of those in the first partition where any was. What remains is of the tier `rest`.
     """
     keys = [signature.keys for signature in signatures]
@@ -74,8 +77,8 @@ def gather(
     columns = np.array([_times(entry) for entry in measured] + [_times(None)], dtype=np.int64)[of_row]
     is_replayed = columns[:, 0] != _UNKNOWN
     tier = np.where(is_replayed, TIERS.index(Tier.REPLAYED), TIERS.index(rest)).astype(np.int8)
-    for likes in group:
-        _fill(columns, is_replayed, tier, likes)
+    for groups in alike:
+        _fill(columns, is_replayed, tier, groups)
     return ReplayedTimes(columns[:, 0], columns[:, 1], columns[:, 2], tier, denied[of_row] & ~is_replayed)
 
 
@@ -87,12 +90,12 @@ def _times(entry: Baseline | None) -> tuple[int, int, int]:
     return dispatch, library, launch
 
 
-def _fill(columns: Int64, is_replayed: NDArray[np.bool_], tier: NDArray[np.int8], likes: Index) -> None:
+def _fill(columns: Int64, is_replayed: NDArray[np.bool_], tier: NDArray[np.int8], groups: Index) -> None:
     """Give rows without a time the median of the replayed ones of their group, column by column."""
     family = TIERS.index(Tier.FAMILY)
     open_rows = ~is_replayed & (tier != family)
-    for number in np.unique(likes[open_rows & (likes >= 0)]).tolist():
-        own = likes == number
+    for number in np.unique(groups[open_rows & (groups >= 0)]).tolist():
+        own = groups == number
         replayed = own & is_replayed
         if not replayed.any():
             continue

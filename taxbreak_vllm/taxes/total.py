@@ -7,13 +7,14 @@ devices and threads. The total is no sum of steps: device time of two parts may 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from taxbreak_vllm.model.breakdown import Coverage, DeviceShare, StepBreakdown, ThreadShare, TopRow, sum_or_none
 from taxbreak_vllm.taxes import equations
-from taxbreak_vllm.taxes.figures import Terms, build, first_root
-from taxbreak_vllm.taxes.measured import NONE, Measured
+from taxbreak_vllm.taxes.figures import build, first_root
+from taxbreak_vllm.taxes.measured import NONE, Basis, Measured
 from taxbreak_vllm.taxes.sums import Sums, sum_by
 from taxbreak_vllm.taxes.tiers import TIERS, shares
 from taxbreak_vllm.trace.dispatches import Bool
@@ -38,7 +39,7 @@ class Totals:
         self._launches = np.zeros(len(threads), dtype=np.int64)
         self._host_tax_ns = np.zeros(len(threads), dtype=np.int64)
         self._sums: Sums | None = None
-        self._terms: Terms | None = None
+        self._basis: Basis | None = None
         self._gaps = _Gaps(len(threads), whole.start_ns)
         self._num_lost_graphs = 0
         self._devices: Counter[int] = Counter()
@@ -53,12 +54,13 @@ class Totals:
         group, owner = np.where(is_own_dispatch, 0, -1), np.where(is_own, 0, -1)
         sums = Sums.of(m, group, owner, 1, a.start_ns, cover=np.zeros(len(a.row), dtype=np.intp))
         self._sums = sums if self._sums is None else _added(self._sums, sums)
-        self._terms = Terms.of(m)
+        self._basis = m.basis
         self._add_host(m, part)
         self._gaps.add(m, part, is_own)
         self._launches += np.bincount(d.thread[is_own_dispatch], minlength=len(self._threads))
-        host_tax = m.ft_ns if m.ct_ns is None else m.ft_ns + m.ct_ns
-        self._host_tax_ns += sum_by(d.thread.astype(np.intp), host_tax, len(self._threads), is_own_dispatch)
+        host_tax_ns = m.taxes.host_tax_ns()
+        if host_tax_ns is not None:
+            self._host_tax_ns += sum_by(d.thread.astype(np.intp), host_tax_ns, len(self._threads), is_own_dispatch)
         self._add_devices(m, is_own)
         self._add_coverage(m, part, is_own, is_own_dispatch)
 
@@ -109,7 +111,7 @@ class Totals:
     def total(self) -> StepBreakdown:
         """Return the whole trace as one step."""
         assert self._sums is not None
-        assert self._terms is not None
+        assert self._basis is not None
         # The thread with most launches, of several the last seen first: as `timeline.main_thread` has it.
         busiest = len(self._launches) - 1 - int(self._launches[::-1].argmax()) if self._launches.any() else -1
         thread = busiest if busiest >= 0 else self._whole.thread
@@ -125,7 +127,7 @@ class Totals:
             device=DeviceWindow.of(length, self._sums.active_ns, self._gaps.until(int(device_end[0]))[:, None]),
             device_end_ns=device_end,
             lost_graphs=np.array([self._num_lost_graphs]),
-            terms=self._terms,
+            basis=self._basis,
         )[0]
 
     def coverage(self, num_events: int, num_dropped: int) -> Coverage:
@@ -216,21 +218,24 @@ class _Gaps:
 def _added(a: Sums, b: Sums) -> Sums:
     """Add the sums of two parts of a trace, which are of one group each."""
     names = np.union1d(a.kernel_cells, b.kernel_cells)
-    plain = {
-        field.name: getattr(a, field.name) + getattr(b, field.name)
+    special = ("taxes", "last_end_ns", "unique_kernels", "kernel_cells", "top")
+    plain: dict[str, Any] = {
+        field.name: _plus(getattr(a, field.name), getattr(b, field.name))
         for field in dataclasses.fields(Sums)
-        if field.name not in ("ct_ns", "kt_ns", "excess_ns", "last_end_ns", "unique_kernels", "kernel_cells", "top")
+        if field.name not in special
     }
     return Sums(
         **plain,
-        ct_ns=None if a.ct_ns is None or b.ct_ns is None else a.ct_ns + b.ct_ns,
-        kt_ns=None if a.kt_ns is None or b.kt_ns is None else a.kt_ns + b.kt_ns,
-        excess_ns=None if a.excess_ns is None or b.excess_ns is None else a.excess_ns + b.excess_ns,
+        taxes=a.taxes.plus(b.taxes),
         last_end_ns=np.maximum(a.last_end_ns, b.last_end_ns),
         unique_kernels=np.array([len(names)]),
         kernel_cells=names,
         top=[_merged([*a.top[0], *b.top[0]])],
     )
+
+
+def _plus(a: Int64 | None, b: Int64 | None) -> Int64 | None:
+    return None if a is None or b is None else a + b
 
 
 def _merged(rows: Iterable[TopRow]) -> list[TopRow]:

@@ -24,8 +24,8 @@ from taxbreak_vllm.trace.dispatches import (
     next_outer,
     time_line,
 )
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Index, Int64, median
-from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ def link_cpu(
         op_start=start,
         root_start=root_start,
         root_end=root_end,
+        call_row=rows,
         call_start=begin,
         call_end=finish,
         call_is_launch=nothing,

@@ -8,26 +8,25 @@ Threads share one long time line (`Host.key`): thread i owns [i * stride, (i + 1
 and one searchsorted serve all threads at once.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.trace.backend import (
+    copies_to_host,
+    does_enqueue,
+    is_blocking,
+    is_graph_launch,
+    is_launch,
+    is_wait,
+)
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 Bool = NDArray[np.bool_]
-
-# By rule, not by name: CUDA, HIP, their driver and cooperative/Ex/ExC/graph forms all say what they do.
-_LAUNCH = re.compile(r"^(?:cuda|cu|hip).*Launch(?!HostFunc)")
-_GRAPH_LAUNCH = re.compile(r"GraphLaunch")
-_COPY = re.compile(r"^(?:cuda|cu|hip).*Mem(?:cpy|set)")
-_SYNCHRONIZE = re.compile(r"Synchronize")
-_SYNCHRONOUS_COPY = re.compile(r"^(?:cuda|cu|hip|hipDrv)Memcpy(?!.*Async)")
-_DEVICE_TO_HOST = re.compile(r"DtoH|Device(?: Memory)? -> (?:Host|Pinned|Pageable)|D2H|DeviceToHost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,9 @@ class Host:
     """What the host threads did.
 
     All ops (`op_*`) in the order of `key`, root ops (`root_*`), disjoint and in that order too, and runtime calls
-    (`call_*`), as keys: positions on the shared time line. `call_is_launch` marks kernel and graph launches,
-    `call_is_blocking` what made the host wait, `call_dispatch` indexes Dispatches (-1: no activity came of the call).
+    (`call_*`), as keys: positions on the shared time line; `*_row` index Events. `call_is_launch` marks kernel and
+    graph launches, `call_is_blocking` what made the host wait, `call_dispatch` indexes Dispatches (-1: no activity came
+    of the call).
     `unanswered_ns` are the starts of launch calls that left no trace on the device, calls nested in another launch call
     aside; `lost_graph_ns` of those among them that replayed a graph.
     """
@@ -47,6 +47,7 @@ class Host:
     op_start: Int64
     root_start: Int64
     root_end: Int64
+    call_row: Index
     call_start: Int64
     call_end: Int64
     call_is_launch: Bool
@@ -127,7 +128,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
 
     call_start, call_end = key(calls, events.start_ns), key(calls, events.end_ns)
     is_launch_name = _by_name(events, calls, is_launch)
-    is_graph_name = _by_name(events, calls, lambda name: _GRAPH_LAUNCH.search(name) is not None)
+    is_graph_name = _by_name(events, calls, is_graph_launch)
     blocks = _by_name(events, calls, is_blocking)
 
     num_kernels = np.zeros(len(calls), dtype=np.int64)
@@ -152,6 +153,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         op_start=op_start,
         root_start=root_start,
         root_end=root_end,
+        call_row=calls,
         call_start=call_start,
         call_end=call_end,
         call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
@@ -199,24 +201,10 @@ def time_line(events: Events) -> tuple[int, int]:
     return origin, stride
 
 
-def has_launch_call(events: Events) -> bool:
-    """Tell whether any call could have launched a kernel, by its name."""
-    return any(
-        is_launch(events.names[name]) for name in np.unique(events.name[events.rows(EventKind.RUNTIME)]).tolist()
-    )
-
-
 def require(path: str, num_ops_and_activities: int) -> None:
     """Raise TraceFormatError for a trace that has neither."""
     if not num_ops_and_activities:
         raise TraceFormatError(f"{path}: a trace with neither device activities nor ops; nothing to decompose")
-
-
-def tells_rocm(metadata: Mapping[str, object], calls: Iterable[str]) -> bool:
-    """Tell a trace of an AMD GPU: by the profiler's versions, or by a call of HIP where they are lost."""
-    return any(key.startswith(("roctracer", "rocprof", "hip_")) for key in metadata) or any(
-        name.startswith("hip") for name in calls
-    )
 
 
 def find_roots(start: Int64, end: Int64) -> tuple[Int64, Int64]:
@@ -305,11 +293,6 @@ def nearest_call(wanted: Int64, at_ns: Int64, ids: Int64, start_ns: Int64, enque
     return np.where(has_before | has_after, calls[chosen], -1)
 
 
-def does_enqueue(name: str) -> bool:
-    """Tell by its name a call that puts work on a device: a launch, a copy or a fill."""
-    return is_launch(name) or _COPY.search(name) is not None
-
-
 def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
     """Apply a rule to the names of rows, once per distinct name."""
     holds = np.zeros(len(events.names) or 1, dtype=bool)
@@ -318,26 +301,11 @@ def _by_name(events: Events, rows: Index, rule: Callable[[str], bool]) -> Bool:
     return holds[events.name[rows]]
 
 
-def is_launch(name: str) -> bool:
-    """Tell by its name a call that launches kernels or a graph."""
-    return _LAUNCH.search(name) is not None
-
-
-def is_blocking(name: str) -> bool:
-    """Tell by its name a call in which the host waits."""
-    return is_wait(name) or _SYNCHRONOUS_COPY.search(name) is not None
-
-
-def is_wait(name: str) -> bool:
-    """Tell by its name a call that does nothing but wait: no activity comes of it, whatever id it carries."""
-    return _SYNCHRONIZE.search(name) is not None
-
-
 def _waited_for_own_copy(events: Events, device_rows: Index, call_of_activity: Index, calls: Index) -> Bool:
     """Mark the calls that copied to the host and returned only after the copy had ended."""
     waited = np.zeros(len(calls), dtype=bool)
     copies = np.flatnonzero((events.kind[device_rows] == EventKind.MEMCPY) & (call_of_activity >= 0))
-    copies = copies[_by_name(events, device_rows[copies], lambda name: _DEVICE_TO_HOST.search(name) is not None)]
+    copies = copies[_by_name(events, device_rows[copies], copies_to_host)]
     own_calls = call_of_activity[copies]
     returned_after = events.end_ns[calls[own_calls]] >= events.end_ns[device_rows[copies]]
     waited[own_calls[returned_after]] = True

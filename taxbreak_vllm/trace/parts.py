@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches
-from taxbreak_vllm.trace.read.kineto import Events
+from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.steps import StepWindow
 
 

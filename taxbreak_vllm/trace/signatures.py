@@ -1,6 +1,6 @@
-"""Which call each dispatch came from: the columns of `dispatches` and `calls` joined.
+"""Which call each dispatch came from: dispatches and calls joined.
 
-In: linked columns and the calls of the same trace. Out: `Signatures`, for each dispatch its root op's and its leaf op's
+In: linked columns of a trace read with its calls. Out: `Signatures`, for each dispatch its root op's and its leaf op's
 call and the kernel it launched first, so that a replay of either can be looked up.
 """
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from taxbreak_vllm.trace.calls import Call, Calls, Kernel, signature
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, innermost
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Index, Int64
-from taxbreak_vllm.trace.read.calls import Call, Calls, Kernel, signature
-from taxbreak_vllm.trace.read.kineto import EventKind, Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,12 @@ class Signatures:
     of_dispatch: NDArray[np.int32]
 
 
-def sign(events: Events, host: Host, activities: Activities, dispatches: Dispatches, calls: Calls) -> Signatures:
-    """Join each dispatch to its calls; one without a kernel (a copy, a fill) to its calls alone."""
+def sign(events: Events, host: Host, activities: Activities, dispatches: Dispatches) -> Signatures:
+    """Join each dispatch to its calls; one without a kernel (a copy, a fill) to its calls alone.
+
+    The events must have been read with their calls.
+    """
+    calls = _calls(events)
     op_rows = events.rows(EventKind.OP)
     call_of_row = np.full(len(events.kind) + 1, -1, dtype=np.int64)  # the spare last entry is for row -1
     call_of_row[op_rows] = calls.call_of_op
@@ -71,11 +75,17 @@ def sign(events: Events, host: Host, activities: Activities, dispatches: Dispatc
     return Signatures(distinct, of_dispatch)
 
 
-def sign_ops(events: Events, ops: Index, calls: Calls) -> tuple[tuple[Signature, ...], Index]:
+def sign_ops(events: Events, ops: Index) -> tuple[tuple[Signature, ...], Index]:
     """The same on the CPU backend, where an op is its own kernel: for rows of ops, the signature of each."""
+    calls = _calls(events)
     own = calls.call_of_op[np.searchsorted(events.rows(EventKind.OP), ops)]
     found, index = np.unique(own, return_inverse=True)
     return tuple(Signature((calls.calls[call],), Kernel()) for call in found.tolist()), index
+
+
+def _calls(events: Events) -> Calls:
+    assert events.calls is not None, "read with_calls"
+    return events.calls
 
 
 def _distinct(columns: Int64) -> tuple[Int64, Index]:

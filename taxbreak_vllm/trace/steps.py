@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.step import Batch, Phase
-from taxbreak_vllm.trace.read.kineto import EventKind, Events
+from taxbreak_vllm.trace.events import EventKind, Events
 
 OWN_PREFIX = "taxbreak.step:"
 _ROUNDED_NS = 1000  # what times written as whole µs are off by

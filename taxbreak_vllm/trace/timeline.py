@@ -10,6 +10,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from taxbreak_vllm.trace.backend import Backend
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Busy, Index, Int64, Partition
 
@@ -23,6 +24,11 @@ class HostClass(IntEnum):
     RUNTIME = 3
     LAUNCH = 4
     BLOCKED = 5
+
+
+def class_name(cls: HostClass, backend: Backend) -> str:
+    """Say whose such an instant is; where ops compute on the host, what blocks it is its own computing."""
+    return backend.waits_as if cls is HostClass.BLOCKED else cls.name.lower()
 
 
 def partition_host(host: Host, library: tuple[Int64, Int64] | None = None) -> Partition:

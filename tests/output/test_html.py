@@ -10,8 +10,11 @@ import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.evidence import with_plain_step
+from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.output.html import article_of, render_html, write_html
+from taxbreak_vllm.output.html import article_of, write_html
+from taxbreak_vllm.output.page.render import render
+from taxbreak_vllm.taxes.recording import Recording
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 VOID = {"meta", "link", "br", "input"}
@@ -49,9 +52,18 @@ class Page(HTMLParser):
         return msgspec.json.decode(self.scripts[0])
 
 
+def article(path, breakdown=None):
+    with Recording.open(path) as recording:
+        return article_of(Findings(recording, breakdown))
+
+
+def rendered(articles):
+    return render(articles)[0]
+
+
 @pytest.fixture(scope="module")
 def page():
-    return Page(render_html([article_of(analyze(SERVING))]))
+    return Page(rendered([article(SERVING)]))
 
 
 def of(page, tag):
@@ -101,10 +113,10 @@ def test_the_figures_are_those_of_the_breakdown(page):
 def test_a_calibrated_trace_is_advised_on():
     breakdown = with_plain_step(analyze(SERVING), analyze(SERVING).total.window_ns // 3)
 
-    article = article_of(breakdown)
+    shown = article(SERVING, breakdown)
 
-    assert {advice.phase for advice in article.advice.advice} == {"prefill", "decode"}
-    assert "wins at most" in Page(render_html([article])).texts
+    assert {advice.phase for advice in shown.advice.advice} == {"prefill", "decode"}
+    assert "wins at most" in Page(rendered([shown])).texts
 
 
 def test_a_bar_says_its_parts_and_draws_them_in_proportion(page):
@@ -118,16 +130,16 @@ def test_a_bar_says_its_parts_and_draws_them_in_proportion(page):
 
 def test_whatever_a_trace_says_is_text():
     hostile = '"><img src=x onerror=alert(1)></script><script>&'
-    article = article_of(analyze(SERVING))
-    row = dataclasses.replace(article.total.top[0], op=hostile, kernel=hostile, family=hostile)
-    total = dataclasses.replace(article.total, top=(row,), families={hostile: article.total.families["gemm"]})
-    timeline = dataclasses.replace(article.timelines[0], names=(hostile,), step=hostile)
+    shown = article(SERVING)
+    row = dataclasses.replace(shown.total.top[0], op=hostile, kernel=hostile, family=hostile)
+    total = dataclasses.replace(shown.total, top=(row,), families={hostile: shown.total.families["gemm"]})
+    timeline = dataclasses.replace(shown.timelines[0], names=(hostile,), step=hostile)
 
     page = Page(
-        render_html(
+        rendered(
             [
                 dataclasses.replace(
-                    article, title=hostile, facts=(hostile,), total=total, notes=(hostile,), timelines=(timeline,)
+                    shown, title=hostile, facts=(hostile,), total=total, notes=(hostile,), timelines=(timeline,)
                 )
             ]
         )
@@ -140,9 +152,9 @@ def test_whatever_a_trace_says_is_text():
 
 
 def test_several_traces_share_one_page():
-    article = article_of(analyze(SERVING))
+    shown = article(SERVING)
 
-    page = Page(render_html([article, article]))
+    page = Page(rendered([shown, shown]))
 
     assert len(of(page, "article")) == 2
     identities = [attributes["id"] for _, attributes in page.elements if "id" in attributes]

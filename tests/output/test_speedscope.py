@@ -9,8 +9,8 @@ import pytest
 from taxbreak_vllm import analyze
 from taxbreak_vllm.model.breakdown import HostTime
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.output.speedscope import to_speedscope, write_speedscope
-from taxbreak_vllm.taxes.recording import read_recording
+from taxbreak_vllm.output.speedscope import Speedscope, write_speedscope
+from taxbreak_vllm.taxes.recording import Recording
 
 DATA = Path(__file__).parents[1] / "data"
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
@@ -19,7 +19,10 @@ REAL = sorted(TRACES.glob("*.json.gz"))
 
 def profiles(path):
     """Read a trace as speedscope does: check every rule of its format, return {profile: [(stack, start, end)]}."""
-    document = json.loads(to_speedscope({str(path): read_recording(path)}))
+    file = Speedscope()
+    with Recording.open(path) as recording:
+        file.add_recording(recording)
+    document = json.loads(file.to_json())
     assert document["$schema"] == "https://www.speedscope.app/file-format-schema.json"
     names = [frame["name"] for frame in document["shared"]["frames"]]
     assert len(set(names)) == len(names)
@@ -137,9 +140,9 @@ def test_a_disk_that_refuses_is_said_in_one_line(tmp_path):
 @pytest.mark.parametrize("path", [DATA / "serving.json", *REAL], ids=lambda path: path.name)
 def test_within_steps_the_innermost_frames_sum_to_the_host_partition(path):
     breakdown = analyze(path)
-    recording = read_recording(path)
-    steps = {window.name for window in recording.windows}
-    main = f"host thread {':'.join(recording.events.threads[recording.windows[0].thread])}"
+    with Recording.open(path) as recording:
+        steps = {window.name for window in recording.windows}
+        main = f"host thread {':'.join(recording.head.threads[recording.windows[0].thread])}"
 
     spent = Counter()
     for stack, start, end in leaves(profiles(path)[main]):
@@ -152,8 +155,8 @@ def test_within_steps_the_innermost_frames_sum_to_the_host_partition(path):
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
 def test_every_activity_of_a_real_trace_is_on_a_stream_whole(path):
-    measured = read_recording(path).measure()
-    a = measured.activities
+    with Recording.open(path) as recording:
+        a = recording.measured.activities
 
     frames = [f for name, found in profiles(path).items() if name.startswith("device") for f in found if len(f[0]) == 2]
 

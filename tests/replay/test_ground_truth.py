@@ -16,8 +16,8 @@ from taxbreak_vllm.replay.plan import plan  # noqa: E402
 from taxbreak_vllm.replay.runner import Limits, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options, Task  # noqa: E402
 from taxbreak_vllm.taxes.analyze import analyze  # noqa: E402 - after the check for torch
+from taxbreak_vllm.trace.calls import Call, Input, Kernel  # noqa: E402
 from taxbreak_vllm.trace.kernels import KernelRules  # noqa: E402
-from taxbreak_vllm.trace.read.calls import Call, Input, Kernel  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 

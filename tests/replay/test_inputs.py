@@ -17,8 +17,9 @@ from taxbreak_vllm.replay.inputs import (  # noqa: E402 - after the check for to
     prepare,
     resized,
 )
-from taxbreak_vllm.trace.read.calls import Call, Input, read_calls  # noqa: E402
-from taxbreak_vllm.trace.read.kineto import EventKind, read_events  # noqa: E402
+from taxbreak_vllm.trace.calls import Call, Input  # noqa: E402
+from taxbreak_vllm.trace.events import EventKind  # noqa: E402
+from taxbreak_vllm.trace.read.kineto import read_events  # noqa: E402
 
 F = torch.nn.functional
 BF16, F16, F32, F64, I64 = torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64
@@ -141,7 +142,8 @@ def profiled(tmp_path_factory):
         ):
             call()
         profile.export_chrome_trace(str(path))
-        events, calls = read_events(path), read_calls(path)
+        events = read_events(path, with_calls=True)
+        calls = events.calls
         rows = events.rows(EventKind.OP)
         roots, root_end = [], -1
         for number in np.lexsort((-events.end_ns[rows], events.start_ns[rows])).tolist():

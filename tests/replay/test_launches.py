@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="replay needs torch")
 from taxbreak_vllm.replay import measure  # noqa: E402 - after the check for torch
 from taxbreak_vllm.replay.inputs import prepare  # noqa: E402
 from taxbreak_vllm.replay.task import Task  # noqa: E402
-from taxbreak_vllm.trace.read.calls import Call, Input, Kernel  # noqa: E402
+from taxbreak_vllm.trace.calls import Call, Input, Kernel  # noqa: E402
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from taxbreak_vllm.model.baseline import Match, Outcome  # noqa: E402 - after th
 from taxbreak_vllm.replay.inputs import Size  # noqa: E402
 from taxbreak_vllm.replay.measure import PACE, WINDOW, Gauge, _entry, _seen, _turns, find, measure  # noqa: E402
 from taxbreak_vllm.replay.task import Options, Task  # noqa: E402
-from taxbreak_vllm.trace.read.calls import Call, Input, Kernel, signature  # noqa: E402
+from taxbreak_vllm.trace.calls import Call, Input, Kernel, signature  # noqa: E402
 from taxbreak_vllm.trace.read.kineto import read_events  # noqa: E402
 
 GEMM = Kernel("sm90_gemm_128x64", (8, 4, 1), (128, 1, 1), 49152, 168)

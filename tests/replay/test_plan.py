@@ -9,7 +9,7 @@ from taxbreak_vllm.model.errors import BaselineError, TraceFormatError
 from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.spool.spool import Spool
-from taxbreak_vllm.trace.read.calls import Call, Input, Kernel
+from taxbreak_vllm.trace.calls import Call, Input, Kernel
 
 GEMM = "ampere_sgemm_128x64_tn"
 MATRIX = {"Input Dims": [[4, 8], [8, 6]], "Input type": ["float", "float"]}
@@ -103,7 +103,7 @@ def test_of_the_cpu_backend_the_ops_that_compute_are_replayed(written, reference
     assert [task.call for task in found.tasks] == [Call("aten::mm", CALL)]
     assert found.tasks[0].kernels == (Kernel(),)
     assert [task.call.op for task, _ in found.denied] == ["aten::multinomial"]
-    assert found.told == {"device_type": "cpu", "device_name": "", "torch": "", "driver": ""}
+    assert found.place == {"device_type": "cpu", "device_name": "", "torch": "", "driver": ""}
 
 
 def test_traces_of_two_places_are_not_replayed_together(written, launch):
@@ -140,4 +140,4 @@ def test_a_capture_tells_the_models_dtype_and_its_place(written, reference, tmp_
     found = plan([spool.captures()[0].path])
 
     assert found.dtype == word
-    assert (found.told["device_name"], found.told["torch"]) == ("a CPU", "2.9")
+    assert (found.place["device_name"], found.place["torch"]) == ("a CPU", "2.9")

@@ -16,7 +16,7 @@ from taxbreak_vllm.replay.child import Result
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.replay.runner import Child, Limits, Pace, run
 from taxbreak_vllm.replay.task import Options, Task
-from taxbreak_vllm.trace.read.calls import Call, Input, signature
+from taxbreak_vllm.trace.calls import Call, Input, signature
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -1,19 +1,22 @@
 """The whole decomposition against the slow reference, and what the first reader of a breakdown relies on."""
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.model.baseline import Baseline, Floor, FloorKind, Floors, Outcome, Spread
-from taxbreak_vllm.model.breakdown import Source, Tier
+from taxbreak_vllm.model.baseline import Baseline, Environment, Floor, FloorKind, Floors, Outcome, Spread
+from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.taxes.decompose import Replayed, decompose
+from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.calls import Call, Kernel, signature
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.large.spill import open_trace
-from taxbreak_vllm.trace.read.calls import Call, Kernel, read_calls, signature
 from taxbreak_vllm.trace.read.kineto import read_events
 
 RULES = KernelRules.load()
@@ -145,7 +148,7 @@ def test_every_figure_equals_the_slow_reference_and_is_conserved(reference, path
     events = reference.shifted(events, base_ns)
     path.write_text(reference.to_json(events))
 
-    got = decompose(read_events(path), source=Source(), rules=RULES, floor_ns=floor_ns)
+    got = Recording(read_events(path), Terms(rules=RULES, floor_ns=floor_ns)).breakdown
 
     want = reference.breakdown(events, classify, floor_ns)
     coverage = msgspec.to_builtins(got.coverage)
@@ -175,7 +178,7 @@ def comparable(step, expected):
 def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
     path.write_text(reference.to_json([*events, *steps]))
 
-    got = decompose(read_events(path), source=Source(), rules=RULES)
+    got = Recording(read_events(path), Terms(rules=RULES)).breakdown
 
     assert got.source.device_type == "cpu"
     for step in (*got.steps, got.total):
@@ -194,12 +197,12 @@ def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
 )
 def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, events, base_ns, floor_ns, rows_per_part):
     path.write_text(reference.to_json(reference.shifted(events, base_ns)))
-    options = {"source": Source(), "rules": RULES, "floor_ns": floor_ns}
+    terms = Terms(rules=RULES, floor_ns=floor_ns)
 
     with open_trace(path, spill_above_bytes=0, rows_per_part=rows_per_part) as trace:
-        in_parts = decompose(trace, **options)
+        in_parts = Recording(trace, terms).breakdown
 
-    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
+    assert in_parts.to_json() == Recording(read_events(path), terms).breakdown.to_json()
 
 
 @settings(max_examples=40)
@@ -209,12 +212,12 @@ def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, eve
 )
 def test_so_does_a_trace_of_the_cpu_backend(reference, path, events, steps):
     path.write_text(reference.to_json([reference.op("aten::mm", 0, 30), *events, *steps]))
-    options = {"source": Source(), "rules": RULES, "op_cost_ns": 2}
+    terms = Terms(rules=RULES, op_cost_ns=2)
 
     with open_trace(path, spill_above_bytes=0, rows_per_part=1) as trace:
-        in_parts = decompose(trace, **options)
+        in_parts = Recording(trace, terms).breakdown
 
-    assert in_parts.to_json() == decompose(read_events(path), **options).to_json()
+    assert in_parts.to_json() == Recording(read_events(path), terms).breakdown.to_json()
 
 
 def test_a_trace_without_step_annotations_is_one_step_equal_to_the_total(analyze, reference):
@@ -408,10 +411,36 @@ def test_the_kind_of_device_is_read_from_the_trace(analyze, reference, launch, a
     assert analyze(events, **around).source.device_type == device_type
 
 
-def test_a_source_that_names_its_device_type_keeps_it(read, reference, rules):
-    events = read([reference.kernel("k", 10, 20)])
+def _info(**server):
+    return StepInfo(
+        step_id="a",
+        step_index=1,
+        server=Server(server_id="server-a", **server),
+        phase=Phase.DECODE,
+        batch=Batch(requests=1),
+        graph_mode="none",
+        started_unix_ns=0,
+        window_ns=30,
+    )
 
-    assert decompose(events, source=Source(device_type="npu"), rules=rules).source.device_type == "npu"
+
+@pytest.mark.parametrize("told", ["cuda", "xpu", "npu"])
+def test_a_recording_without_its_device_half_is_still_of_the_device_its_worker_names(read, reference, told):
+    """Ops alone look like the CPU backend's; the worker knows better."""
+    found = Recording(read([reference.op("aten::mm", 0, 30)]), info=_info(device_type=told)).breakdown
+
+    assert found.source.device_type == told
+    assert (found.total.hdbi, found.total.taxes.orchestration_ns, found.total.tklqt_ns) == (None, None, None)
+    assert found.total.host.dispatch_ns == 30
+    assert any("the device's half is missing" in note for note in found.notes)
+
+
+def test_ops_alone_are_the_cpu_backends_only_where_nothing_tells_of_another_device(analyze, reference):
+    events = [reference.op("aten::mm", 0, 30)]
+
+    assert analyze(events).source.device_type == "cpu"
+    assert analyze(events, deviceProperties=[{"id": 0, "name": "NVIDIA H100"}]).source.device_type == "cuda"
+    assert analyze([*events, reference.call("urEnqueueKernelLaunch", 5, 9)]).source.device_type == "xpu"
 
 
 def test_ops_beside_launches_without_any_activity_are_a_gpu_trace_that_lost_its_device_half(analyze, reference):
@@ -430,6 +459,8 @@ def test_a_trace_with_neither_ops_nor_activities_is_refused_in_one_line(analyze,
 
 class MadeUpView:
     """Baselines of ops by name, as a trace without shapes has them; None stands for an op that is denied."""
+
+    environment = Environment(device_type="cuda", device_name="a GPU", torch="2.13")
 
     def __init__(self, floors=None, **entries):
         self.floors = floors
@@ -450,6 +481,18 @@ class MadeUpView:
         return {key: found[key] for key in signatures if key in found}
 
 
+class OneView:
+    """A store that has the same baselines for every place."""
+
+    path = Path("made-up.sqlite3")
+
+    def __init__(self, view):
+        self._view = view
+
+    def view(self, told):
+        return self._view
+
+
 ADD, GEMM = KERNELS[1], KERNELS[0]
 FLOORS = Floors(
     floors=(
@@ -466,8 +509,8 @@ def replay(reference, path):
 
     def replay(events, view, **told):
         path.write_text(reference.to_json(events))
-        replayed = Replayed(read_calls(path), view)
-        return decompose(read_events(path), source=Source(), rules=RULES, replayed=replayed, **told)
+        events = read_events(path, with_calls=True)
+        return Recording(events, Terms(rules=RULES, baselines=OneView(view), **told)).breakdown
 
     return replay
 

@@ -193,7 +193,7 @@ def test_t_sys_is_read_from_launches_that_found_their_stream_idle(measure, refer
 
     # The 5th percentile of 3 and 7, of those there are: 3.
     assert equations.t_sys(measured.activities, measured.dispatches) == 3
-    assert measured.kt_ns.tolist() == [3, 3, 3, 3]
+    assert measured.taxes.delta_kt_ns.tolist() == [3, 3, 3, 3]
 
 
 def test_a_stream_that_overlaps_its_own_work_is_busy_until_the_last_of_it_ends(measure, reference):
@@ -205,7 +205,7 @@ def test_a_stream_that_overlaps_its_own_work_is_busy_until_the_last_of_it_ends(m
         r.kernel("queued", 60, 70, 1),
     ]
 
-    assert measure(events).kt_ns is None
+    assert measure(events).taxes.delta_kt_ns is None
 
 
 def test_the_equations_hold_on_columns():

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.model.breakdown import Source
-from taxbreak_vllm.taxes.decompose import decompose
+from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.dispatches import link
-from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.large.cuts import Parts
-from taxbreak_vllm.trace.large.spill import TraceSurvey, open_trace
+from taxbreak_vllm.trace.large.spill import open_trace
 from taxbreak_vllm.trace.read.kineto import read_events
+from taxbreak_vllm.trace.survey import TraceSurvey
 
 REPEAT = Path(__file__).parents[2] / "benchmarks" / "repeat_trace.py"
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
@@ -57,7 +56,7 @@ class Trace:
         self.activities = [e for e in whole if e.get("cat") in DEVICE_CATEGORIES]
         self.kernels = [e for e in self.activities if DEVICE_CATEGORIES[e["cat"]] == "kernel"]
         self.events = read_events(path)
-        self.breakdown = decompose(self.events, source=Source(path=str(path)), rules=KernelRules.load())
+        self.breakdown = Recording(self.events).breakdown
 
     @property
     def linked(self):
@@ -158,7 +157,7 @@ def test_the_device_is_as_busy_as_hta_says_where_hta_looks_at_all_of_it(trace):
 
 def test_measured_in_parts_it_is_the_same_to_the_byte(trace):
     with open_trace(trace.path, spill_above_bytes=0, rows_per_part=500) as spilled:
-        in_parts = decompose(spilled, source=Source(path=str(trace.path)), rules=KernelRules.load())
+        in_parts = Recording(spilled).breakdown
 
     assert in_parts.to_json() == trace.breakdown.to_json()
 
@@ -171,14 +170,14 @@ def test_events_three_times_over_measured_in_parts_are_the_same_to_the_byte(name
     subprocess.run([sys.executable, REPEAT, TRACES / name, path, "3"], check=True)
     with open_trace(path, spill_above_bytes=0, rows_per_part=500) as spilled:
         num_parts = _num_parts(spilled)
-        in_parts = decompose(spilled, source=Source(), rules=KernelRules.load())
+        in_parts = Recording(spilled).breakdown
 
     assert num_parts > 1
-    assert in_parts.to_json() == decompose(read_events(path), source=Source(), rules=KernelRules.load()).to_json()
+    assert in_parts.to_json() == Recording(read_events(path)).breakdown.to_json()
 
 
 def _num_parts(spilled):
-    with Parts(spilled, TraceSurvey.of(spilled)) as parts:
+    with Parts(spilled, TraceSurvey.of(spilled.head, spilled.chunks())) as parts:
         return sum(1 for _ in parts)
 
 

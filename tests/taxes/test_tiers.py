@@ -7,7 +7,7 @@ from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.taxes.tiers import TIERS, ReplayedTimes, gather, shares
-from taxbreak_vllm.trace.read.calls import Call, Kernel, signature
+from taxbreak_vllm.trace.calls import Call, Kernel, signature
 from taxbreak_vllm.trace.signatures import Signature
 
 HERE = Environment(device_type="cuda", device_name="made up", torch="2")

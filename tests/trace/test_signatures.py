@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taxbreak_vllm.trace.dispatches import has_launch_call, link
-from taxbreak_vllm.trace.read.calls import Call, Input, Kernel, read_calls, signature
-from taxbreak_vllm.trace.read.kineto import EventKind, read_events
+from taxbreak_vllm.trace.calls import Call, Input, Kernel, signature
+from taxbreak_vllm.trace.dispatches import link
+from taxbreak_vllm.trace.events import EventKind
+from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.signatures import sign, sign_ops
 
 TRACES = sorted((Path(__file__).parents[3] / "shared" / "traces").glob("*.json.gz"))
@@ -27,9 +28,9 @@ def signed(reference, tmp_path):
             event["args"] |= arguments.get(event["name"], {})
         path = tmp_path / "trace.json"
         path.write_text(json.dumps(tree))
-        columns = read_events(path)
+        columns = read_events(path, with_calls=True)
         host, activities, dispatches = link(columns)
-        found = sign(columns, host, activities, dispatches, read_calls(path))
+        found = sign(columns, host, activities, dispatches)
         order = np.argsort(dispatches.launch_ns)
         return found, [None if i < 0 else found.distinct[i] for i in found.of_dispatch[order].tolist()]
 
@@ -124,10 +125,10 @@ def test_two_kernels_of_one_op_are_two_signatures(signed, reference):
 def test_an_op_of_the_cpu_backend_is_its_own_kernel(reference, tmp_path):
     path = tmp_path / "trace.json"
     path.write_text(reference.to_json([reference.op("aten::mm", 0, 5), reference.op("aten::add", 10, 15)] * 2))
-    events = read_events(path)
+    events = read_events(path, with_calls=True)
     ops = events.rows(EventKind.OP)
 
-    distinct, index = sign_ops(events, ops, read_calls(path))
+    distinct, index = sign_ops(events, ops)
 
     assert [distinct[i].calls[0].op for i in index] == ["aten::mm", "aten::add"] * 2
     assert {one.kernel for one in distinct} == {Kernel()}
@@ -136,11 +137,10 @@ def test_an_op_of_the_cpu_backend_is_its_own_kernel(reference, tmp_path):
 @needs_traces
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name)
 def test_every_dispatch_of_a_real_trace_is_joined_to_its_own_ops_and_kernel(path):
-    events, calls = read_events(path), read_calls(path)
-    assert has_launch_call(events)
+    events = read_events(path, with_calls=True)
     host, activities, dispatches = link(events)
 
-    found = sign(events, host, activities, dispatches, calls)
+    found = sign(events, host, activities, dispatches)
 
     is_signed = (dispatches.root >= 0) & ~dispatches.is_graph
     assert ((found.of_dispatch >= 0) == is_signed).all()

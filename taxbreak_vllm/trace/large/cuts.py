@@ -15,12 +15,14 @@ from types import TracebackType
 
 import numpy as np
 
-from taxbreak_vllm.trace.dispatches import Bool, does_enqueue, is_blocking, is_launch, is_wait, nearest_call
+from taxbreak_vllm.trace.backend import does_enqueue, is_blocking, is_launch, is_wait
+from taxbreak_vllm.trace.dispatches import Bool, nearest_call
+from taxbreak_vllm.trace.events import EventKind
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.large.bins import Bins, Rows
-from taxbreak_vllm.trace.large.spill import ROW, SpilledEvents, TraceSurvey
+from taxbreak_vllm.trace.large.spill import ROW, SpilledEvents
 from taxbreak_vllm.trace.parts import Part
-from taxbreak_vllm.trace.read.kineto import EventKind
+from taxbreak_vllm.trace.survey import TraceSurvey
 
 _PART_ROW = np.dtype([*ROW.descr, ("row", np.int64)])
 _END = np.dtype([("row", np.int64), ("id", np.int64), ("start_ns", np.int64), ("role", np.int8)])

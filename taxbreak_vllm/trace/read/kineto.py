@@ -2,53 +2,33 @@
 
 In: a path. Out: `Events`, one row per event that the decomposition needs, as numpy columns over interned strings; of a
 large file the rows go where the caller spills them. No event lives longer as a Python object than its block of the
-file. Times become integer ns exactly: a float of microseconds tells its ns below 2^43 µs (its spacing is under 1 ns
-there); larger fractions are decoded as decimals.
+file.
 """
 
 import gc
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from enum import IntEnum
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES, Envelope, decode, read_blocks
+from taxbreak_vllm.trace.read.calls import CallCollector, CallEvent
+from taxbreak_vllm.trace.read.event import Event, ExactEvent, exact_ns, is_exact, read_leniently, to_ns
 
-Int64 = NDArray[np.int64]
-Int32 = NDArray[np.int32]
 Columns = tuple[NDArray[Any], ...]
 
 # Of `Events`' columns, in their order.
 TYPES = (np.int8, np.int64, np.int64, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
 
-_EXACT_FLOAT_US = 2.0**43
-
-# Starts and ends fit 64 bits of ns; an event outside is damaged (2^53 µs is inside).
-_MAX_START_US, _MAX_LENGTH_US = 9_150_000_000_000_000, 2**46
 _YEAR_NS = 366 * 86_400 * 10**9
-
-
-class EventKind(IntEnum):
-    """What an event is, whatever its category was called when it was written."""
-
-    OP = 0
-    RUNTIME = 1
-    KERNEL = 2
-    MEMCPY = 3
-    MEMSET = 4
-    ANNOTATION = 5
-
 
 # Category names since 2021; `Operator`, `Kernel`… are those before PyTorch 1.12. "ProfilerStep#n" was an op then.
 _KIND_BY_CATEGORY = {
@@ -75,97 +55,13 @@ _KIND_BY_CATEGORY = {
     "user_annotation": EventKind.ANNOTATION,
 }
 
+_EVENT = msgspec.json.Decoder(Event)
+_EVENTS = msgspec.json.Decoder(list[Event])
+_CALL_EVENT = msgspec.json.Decoder(CallEvent)
+_CALL_EVENTS = msgspec.json.Decoder(list[CallEvent])
 
-@dataclass(frozen=True, slots=True)
-class Events:
-    """The events of a trace as columns, all of length n, in file order.
+_EXACT_EVENTS = msgspec.json.Decoder(list[ExactEvent])
 
-    `kind` int8 (EventKind), `start_ns` and `end_ns` int64, `name` int32 into `names`, `thread` int32 into `threads`
-    ((pid, tid) pairs), `correlation`, `external` (External id), `stream` and `device` int64, -1 where absent.
-    `first_ns` and `last_ns` are the trace's first start and last end, also where these are some of its events only.
-    `num_events` counts everything in the file, `num_dropped` what could not be read as an event at all.
-    """
-
-    path: str
-    kind: NDArray[np.int8]
-    start_ns: Int64
-    end_ns: Int64
-    name: Int32
-    thread: Int32
-    correlation: Int64
-    external: Int64
-    stream: Int64
-    device: Int64
-    names: tuple[str, ...]
-    threads: tuple[tuple[str, str], ...]
-    metadata: dict[str, object]
-    first_ns: int
-    last_ns: int
-    num_events: int
-    num_dropped: int
-    raw_bytes: int
-    is_truncated: bool
-
-    def rows(self, *kinds: EventKind) -> NDArray[np.intp]:
-        """Return the indices of all events of these kinds, in file order."""
-        wanted = np.zeros(len(EventKind), dtype=bool)
-        wanted[list(kinds)] = True
-        return np.flatnonzero(wanted[self.kind])
-
-    @property
-    def head(self) -> "Events":
-        """What is known of the trace beside its rows: these events, or those without rows of a spilled trace."""
-        return self
-
-    @property
-    def base_ns(self) -> int:
-        """Unix time of timestamp 0, for traces written with a base time; 0 for those with absolute times."""
-        base = self.metadata.get("baseTimeNanoseconds", 0)
-        return base if isinstance(base, int) else 0
-
-    @property
-    def device_name(self) -> str:
-        """Name of the first device in the trace's own device table that has one, else empty."""
-        devices = self.metadata.get("deviceProperties")
-        names = [d.get("name", "") for d in devices if isinstance(d, dict)] if isinstance(devices, list) else []
-        return next((name for name in names if isinstance(name, str) and name), "")
-
-
-_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_START_LIMIT = msgspec.Meta(ge=-_MAX_START_US, le=_MAX_START_US)
-_LENGTH_LIMIT = msgspec.Meta(ge=-_MAX_LENGTH_US, le=_MAX_LENGTH_US)
-
-
-class _Args(msgspec.Struct, gc=False, frozen=True, rename={"external": "External id", "external_old": "external id"}):
-    correlation: _Id = -1
-    external: _Id = -1
-    external_old: _Id = -1
-    stream: _Id = -1
-    device: _Id = -1
-
-
-class _Event(msgspec.Struct, gc=False):
-    ph: str = ""
-    cat: str = ""
-    name: str = ""
-    pid: int | str = 0
-    tid: int | str = 0
-    ts: Annotated[int, _START_LIMIT] | Annotated[float, _START_LIMIT] | None = None
-    dur: Annotated[int, _LENGTH_LIMIT] | Annotated[float, _LENGTH_LIMIT] = 0
-    args: _Args = _Args()
-
-
-class _ExactEvent(msgspec.Struct, gc=False):
-    ph: str = ""
-    cat: str = ""
-    ts: Decimal | None = None
-    dur: Decimal = Decimal(0)
-
-
-_EVENT = msgspec.json.Decoder(_Event)
-_EVENTS = msgspec.json.Decoder(list[_Event])
-_EXACT_EVENT = msgspec.json.Decoder(_ExactEvent)
-_EXACT_EVENTS = msgspec.json.Decoder(list[_ExactEvent])
 _RAW_EVENTS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -175,8 +71,9 @@ def read_events(
     block_bytes: int = BLOCK_BYTES,
     spill: Callable[[Columns], None] | None = None,
     spill_above_bytes: int = 0,
+    with_calls: bool = False,
 ) -> Events:
-    """Read a trace file into columns.
+    """Read a trace file into columns; `with_calls` also what each op was called with, for replay.
 
     With `spill`, a file of more than `spill_above_bytes` of JSON gives it all rows, in file order, as columns (kind,
     start_ns, … device), some at a time; the Events returned have no row then.
@@ -184,7 +81,7 @@ def read_events(
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged (truncated gzip), not JSON, not a
     trace, or empty. Text that ends in the middle is read up to its last whole event (`is_truncated`).
     """
-    columns = _Columns(spill, spill_above_bytes)
+    columns = _Columns(spill, spill_above_bytes, CallCollector() if with_calls else None)
     with _no_garbage_collection():
         around = read_blocks(Path(path), columns.add, block_bytes=block_bytes)
     if columns.num_events == 0:
@@ -207,7 +104,12 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Columns:
     """Collects the columns of all blocks."""
 
-    def __init__(self, spill: Callable[[Columns], None] | None = None, spill_above_bytes: int = 0) -> None:
+    def __init__(
+        self, spill: Callable[[Columns], None] | None, spill_above_bytes: int, calls: CallCollector | None
+    ) -> None:
+        self._calls = calls
+        self._decoder: msgspec.json.Decoder[Any] = _CALL_EVENT if calls else _EVENT
+        self._list_decoder: msgspec.json.Decoder[list[Any]] = _CALL_EVENTS if calls else _EVENTS
         self.num_events = 0
         self.num_dropped = 0
         self._spill = spill
@@ -223,7 +125,7 @@ class _Columns:
     def add(self, text: bytes) -> None:
         """Add the events of a JSON list; raises msgspec.DecodeError, with nothing added, where the text is not one."""
         try:
-            events = decode(_EVENTS, text)
+            events = decode(self._list_decoder, text)
         except (msgspec.ValidationError, UnicodeDecodeError):
             self._add_tolerantly(text)
         else:
@@ -235,12 +137,12 @@ class _Columns:
     def _add_tolerantly(self, text: bytes) -> None:
         # Somewhere in this block a field has a type nobody writes; keep every event that makes sense by itself.
         raws = decode(_RAW_EVENTS, text)
-        pairs = [pair for pair in map(_lenient, raws) if pair is not None]
+        pairs = [pair for raw in raws if (pair := read_leniently(raw, self._decoder)) is not None]
         self.num_dropped += len(raws) - len(pairs)
         self.num_events += len(raws) - len(pairs)
         self._append([event for event, _ in pairs], lambda: [exact for _, exact in pairs])
 
-    def _append(self, events: Sequence[_Event], decode_exactly: Callable[[], Sequence[_ExactEvent]]) -> None:
+    def _append(self, events: Sequence[Event], decode_exactly: Callable[[], Sequence[ExactEvent]]) -> None:
         self.num_events += len(events)
         rows = [e for e in events if e.ph == "X" and e.cat in _KIND_BY_CATEGORY]
         if any(e.ts is None for e in rows):
@@ -249,12 +151,12 @@ class _Columns:
         if not rows:
             return
         start_us, dur_us = np.array([e.ts for e in rows]), np.array([e.dur for e in rows])
-        if _is_exact(start_us) and _is_exact(dur_us):
-            start_ns, dur_ns = _to_ns(start_us), _to_ns(dur_us)
+        if is_exact(start_us) and is_exact(dur_us):
+            start_ns, dur_ns = to_ns(start_us), to_ns(dur_us)
         else:
             exact = [e for e in decode_exactly() if e.ph == "X" and e.cat in _KIND_BY_CATEGORY]
-            start_ns = np.array([_exact_ns(e.ts) for e in exact if e.ts is not None], dtype=np.int64)
-            dur_ns = np.array([_exact_ns(e.dur) for e in exact if e.ts is not None], dtype=np.int64)
+            start_ns = np.array([exact_ns(e.ts) for e in exact if e.ts is not None], dtype=np.int64)
+            dur_ns = np.array([exact_ns(e.dur) for e in exact if e.ts is not None], dtype=np.int64)
         kind = np.array([_KIND_BY_CATEGORY[e.cat] for e in rows], dtype=np.int8)
         timed = (dur_ns != 0) | (start_ns > max(self._last_ns, int(start_ns.max())) - _YEAR_NS) | ~_is_device(kind)
         if not timed.all():  # no time of these was recorded: start and end are the epoch
@@ -269,6 +171,12 @@ class _Columns:
         self._old_steps += [number for number, text in new if text.startswith("ProfilerStep#")]
         if self._old_steps:
             kind[(kind == EventKind.OP) & np.isin(name, self._old_steps)] = EventKind.ANNOTATION
+        if self._calls:
+            for event, own in zip(rows, kind.tolist(), strict=True):
+                if own == EventKind.OP:
+                    self._calls.add_op(event)
+                elif own == EventKind.KERNEL:
+                    self._calls.add_kernel(event)
         end_ns = np.maximum(start_ns + dur_ns, start_ns)
         self._first_ns = min(self._first_ns, int(start_ns.min()))
         self._last_ns = max(self._last_ns, int(end_ns.max()))
@@ -315,6 +223,7 @@ class _Columns:
             num_dropped=self.num_dropped,
             raw_bytes=around.raw_bytes,
             is_truncated=around.is_truncated,
+            calls=self._calls.finish() if self._calls else None,
         )
 
 
@@ -337,55 +246,3 @@ def _interner() -> defaultdict[Any, int]:
     ids: defaultdict[Any, int] = defaultdict()
     ids.default_factory = ids.__len__
     return ids
-
-
-def _is_exact(us: NDArray[Any]) -> bool:
-    return us.dtype.kind == "i" or (us.dtype.kind == "f" and bool(np.all(np.abs(us) < _EXACT_FLOAT_US)))
-
-
-def _to_ns(us: NDArray[Any]) -> Int64:
-    if us.dtype.kind == "i":
-        return us.astype(np.int64) * 1000
-    # Whole µs apart: us * 1000.0 rounds a second time, which between 2^42 µs and 2^52 ns costs a quarter of them 1 ns.
-    whole = np.floor(us)
-    return np.asarray(whole.astype(np.int64) * 1000 + np.rint((us - whole) * 1000.0).astype(np.int64))
-
-
-def _exact_ns(us: Decimal) -> int:
-    return int((us * 1000).to_integral_value())
-
-
-def _lenient(raw: msgspec.Raw) -> tuple[_Event, _ExactEvent] | None:
-    """Read an event by itself, its numbers from texts where need be; None where it has no time or is no event."""
-    with suppress(msgspec.ValidationError, UnicodeDecodeError):
-        return _EVENT.decode(raw), _EXACT_EVENT.decode(raw)
-    try:
-        tree = json.loads(bytes(raw).decode(errors="replace"), parse_float=Decimal)
-    except ValueError:
-        return None
-    if not isinstance(tree, dict):
-        return None
-    if tree.get("ph") != "X":
-        return _Event(), _ExactEvent()
-    start_us, dur_us = _number(tree.get("ts")), _number(tree.get("dur", 0))
-    if start_us is None or dur_us is None:
-        return None
-    args = tree.get("args")
-    ids = {key: _number(value) for key, value in args.items()} if isinstance(args, dict) else {}
-    texts = {key: str(tree.get(key, "")) for key in ("ph", "cat", "name", "pid", "tid")}
-    known = {key: int(value) for key, value in ids.items() if value is not None and abs(value) < 2**63}
-    if abs(start_us) > _MAX_START_US or abs(dur_us) > _MAX_LENGTH_US:
-        return None
-    event = _Event(**texts, ts=float(start_us), dur=float(dur_us), args=msgspec.convert(known, _Args))
-    return event, _ExactEvent(ph=event.ph, cat=event.cat, ts=start_us, dur=dur_us)
-
-
-def _number(value: object) -> Decimal | None:
-    """Read a number, also one written as a text; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
-        return None
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None

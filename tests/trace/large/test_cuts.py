@@ -3,7 +3,8 @@
 import pytest
 
 from taxbreak_vllm.trace.large.cuts import Parts
-from taxbreak_vllm.trace.large.spill import SpilledEvents, TraceSurvey, open_trace
+from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
+from taxbreak_vllm.trace.survey import TraceSurvey
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def parts(reference, tmp_path):
         path.write_text(reference.to_json(events))
         with open_trace(path, spill_above_bytes=0, rows_per_part=1) as trace:
             assert isinstance(trace, SpilledEvents)
-            with Parts(trace, TraceSurvey.of(trace)) as made:
+            with Parts(trace, TraceSurvey.of(trace.head, trace.chunks())) as made:
                 return list(made)
 
     return parts

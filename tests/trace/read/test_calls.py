@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.trace.read.calls import Call, Input, Kernel, read_calls, signature
-from taxbreak_vllm.trace.read.kineto import EventKind, read_events
+from taxbreak_vllm.trace.calls import Call, Input, Kernel, signature
+from taxbreak_vllm.trace.events import EventKind
+from taxbreak_vllm.trace.read.kineto import read_events
 
 TRACES = sorted((Path(__file__).parents[4] / "shared" / "traces").glob("*.json.gz"))
 needs_traces = pytest.mark.skipif(not TRACES, reason="the real traces are not beside this checkout (../shared/traces)")
@@ -52,7 +53,7 @@ def kernel(ts=20, **args):
 def read_text(tmp_path):
     def read_text(text):
         (tmp_path / "trace.json").write_text(text)
-        return read_calls(tmp_path / "trace.json")
+        return read_events(tmp_path / "trace.json", with_calls=True).calls
 
     return read_text
 
@@ -99,7 +100,7 @@ def test_the_order_in_the_file_does_not_matter(read_list):
 
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_a_signature_is_the_same_in_every_process_and_on_every_machine(seed):
-    script = f"from taxbreak_vllm.trace.read.calls import *; print(signature({ADD!r}, {KERNEL!r}))"
+    script = f"from taxbreak_vllm.trace.calls import *; print(signature({ADD!r}, {KERNEL!r}))"
 
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -182,10 +183,10 @@ def test_a_damaged_launch_is_a_kernel_without_configuration(read_list, damage):
     assert read_list(op(), kernel(**damage)).kernels == (Kernel(),)
 
 
-def test_events_of_no_sense_at_all_are_passed_over(read_list):
+def test_what_makes_no_sense_has_a_call_only_where_it_has_a_row(read_list):
     calls = read_list({"ph": "X", "cat": "cpu_op", "name": 5, "ts": 1}, op(), {"ph": 3}, {"args": "none"}, op())
 
-    assert [calls.calls[i] for i in calls.call_of_op] == [ADD, ADD]
+    assert [calls.calls[i] for i in calls.call_of_op] == [Call("5", None), ADD, ADD]
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.7, 0.9])
@@ -195,7 +196,7 @@ def test_a_file_that_ends_in_the_middle_is_read_up_to_its_last_whole_event(tmp_p
     path = tmp_path / "trace.json"
     path.write_text(text[: int(len(text) * keep)])
 
-    calls = read_calls(path)
+    calls = read_events(path, with_calls=True).calls
 
     assert 0 < len(calls.call_of_op) < 100
     assert_aligned(path)
@@ -208,8 +209,32 @@ def test_calls_stand_in_the_rows_of_the_events_on_every_real_trace(path):
 
 
 def assert_aligned(path):
-    events, calls = read_events(path), read_calls(path)
+    events = read_events(path, with_calls=True)
+    calls = events.calls
     ops, kernels = events.rows(EventKind.OP), events.rows(EventKind.KERNEL)
     assert [calls.calls[i].op for i in calls.call_of_op] == [events.names[i] for i in events.name[ops]]
     assert len(calls.configuration_of_kernel) == len(kernels)
     assert len(set(calls.calls)) == len(calls.calls)
+
+
+def test_calls_stay_with_their_rows_where_events_between_are_dropped(tmp_path):
+    """An op without a time and a kernel whose time was never recorded have no row, so they have no call either."""
+    late = 2_000_000_000_000_000.0
+    events = [
+        op(),
+        op(ts=None),
+        op(name="aten::mul", ts=late),
+        kernel(ts=late),
+        kernel(ts=0, grid=[9, 9, 9]) | {"dur": 0},
+    ]
+    events += [kernel(ts=late + 100, grid=[7, 1, 1])]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+
+    read = read_events(path, with_calls=True)
+
+    ops, kernels = read.rows(EventKind.OP), read.rows(EventKind.KERNEL)
+    assert [read.calls.calls[i].op for i in read.calls.call_of_op] == [read.names[i] for i in read.name[ops]]
+    grids = [read.calls.kernels[i].grid for i in read.calls.configuration_of_kernel]
+    assert len(grids) == len(kernels) == 2
+    assert grids[1] == (7, 1, 1)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import zstandard
 
-from taxbreak_vllm.model.breakdown import Source
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.taxes.decompose import decompose
-from taxbreak_vllm.trace.read.kineto import EventKind, Events, read_events
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.events import EventKind, Events
+from taxbreak_vllm.trace.read.kineto import read_events
 
 COLUMNS = ("kind", "start_ns", "end_ns", "name", "thread", "correlation", "external", "stream", "device")
 
@@ -375,7 +376,7 @@ def test_any_cut_of_any_form_is_read_or_refused_never_worse(load, rules):
         for length in range(0, len(text), 997 if len(text) > 5000 else 7):
             try:
                 events = load(text[:length], block_bytes=2048)
-                decompose(events, source=Source(), rules=rules)
+                assert Recording(events, Terms(rules=rules)).breakdown.steps
             except TraceFormatError as error:
                 assert "\n" not in str(error)  # noqa: PT017 - most cuts do not raise
 

@@ -1,0 +1,40 @@
+"""All that is said of one recording, worked out when first asked for: what commands print and exporters are handed.
+
+In: an open recording and the breakdown of it to be shown. Out: its chains of kernels, its advice, its timelines.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from taxbreak_vllm.insight.advice import advise
+from taxbreak_vllm.insight.evidence import distrust
+from taxbreak_vllm.insight.fusion import fusion
+from taxbreak_vllm.insight.segments import step_timelines
+from taxbreak_vllm.model.advice import AdviceReport
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.fusion import FusionReport
+from taxbreak_vllm.model.timeline import StepTimeline
+from taxbreak_vllm.taxes.recording import Recording
+
+
+class Findings:
+    """A recording with what insight makes of it; usable while the recording is open."""
+
+    def __init__(self, recording: Recording, breakdown: Breakdown | None = None) -> None:
+        self.recording = recording
+        self.breakdown = breakdown or recording.breakdown
+
+    @cached_property
+    def chains(self) -> FusionReport:
+        """The kernels that always run one after another."""
+        return fusion(self.recording)
+
+    @cached_property
+    def advice(self) -> AdviceReport:
+        """What to change; chains are looked for only where anything can be advised."""
+        is_trusted = distrust(self.breakdown) is None
+        return advise([self.breakdown], fusion=self.chains if is_trusted else None)
+
+    def timelines(self, numbers: Sequence[int]) -> list[StepTimeline]:
+        """The steps of these numbers, instant by instant."""
+        return step_timelines(self.recording, numbers=numbers)

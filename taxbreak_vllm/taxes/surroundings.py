@@ -1,0 +1,67 @@
+"""What the events being measured are told of the rest of their trace.
+
+A trace is measured in parts, and a whole trace is one part of one: `WholeTrace` answers from the part itself,
+`parts.PartOfTrace` from what was read of the other parts before.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.equations import Spans
+from taxbreak_vllm.trace.backend import Backend
+from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
+from taxbreak_vllm.trace.intervals import Int64
+from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.timeline import main_device
+
+Estimate = Callable[[], int | None]  # from the events at hand, in ns
+
+
+class Surroundings(Protocol):
+    """What a part must know to be measured like the whole; an estimate is of the whole trace, `here` of the part."""
+
+    @property
+    def backend(self) -> Backend: ...
+    def starts(self, host: Host, dispatches: Dispatches) -> Int64:
+        """Return where T_py begins anew beside ops and calls: the starts of steps, as keys."""
+        ...
+
+    def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
+        """Add to the first spans what passed before the part."""
+        ...
+
+    def device(self, activities: Activities) -> int:
+        """Return the device with most activities."""
+        ...
+
+    def t_base(self, here: Estimate) -> int | None: ...
+    def t_sys(self, here: Estimate) -> int | None: ...
+    def free_dispatch(self, here: Estimate) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholeTrace:
+    """Nothing surrounds a whole trace; `windows` are its steps, or the one it is."""
+
+    backend: Backend
+    windows: Sequence[StepWindow]
+
+    def starts(self, host: Host, dispatches: Dispatches) -> Int64:
+        return equations.step_starts(host, dispatches, self.windows)
+
+    def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
+        return spans
+
+    def device(self, activities: Activities) -> int:
+        return main_device(activities)
+
+    def t_base(self, here: Estimate) -> int | None:
+        return here()
+
+    def t_sys(self, here: Estimate) -> int | None:
+        return here()
+
+    def free_dispatch(self, here: Estimate) -> int | None:
+        return here()
