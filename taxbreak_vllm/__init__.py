@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from taxbreak_vllm.analysis import analyze
     from taxbreak_vllm.errors import TaxbreakError
+    from taxbreak_vllm.export.html import write_html
+    from taxbreak_vllm.export.parquet import write_parquet
+    from taxbreak_vllm.export.speedscope import write_speedscope
     from taxbreak_vllm.export.tables import dispatches
+    from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.diff import diff
+    from taxbreak_vllm.insight.evidence import with_plain_step
+    from taxbreak_vllm.insight.fusion import fusion
     from taxbreak_vllm.model import Breakdown, Phase
     from taxbreak_vllm.serving.worker import WorkerExtension
 
@@ -21,11 +28,33 @@ _HOME = {
     "Phase": "taxbreak_vllm.model",
     "TaxbreakError": "taxbreak_vllm.errors",
     "WorkerExtension": "taxbreak_vllm.serving.worker",
+    "advise": "taxbreak_vllm.insight.advice",
     "analyze": "taxbreak_vllm.analysis",
+    "diff": "taxbreak_vllm.insight.diff",
     "dispatches": "taxbreak_vllm.export.tables",
+    "fusion": "taxbreak_vllm.insight.fusion",
+    "with_plain_step": "taxbreak_vllm.insight.evidence",
+    "write_html": "taxbreak_vllm.export.html",
+    "write_parquet": "taxbreak_vllm.export.parquet",
+    "write_speedscope": "taxbreak_vllm.export.speedscope",
 }
 
-__all__ = ["Breakdown", "Phase", "TaxbreakError", "WorkerExtension", "__version__", "analyze", "dispatches"]
+__all__ = [
+    "Breakdown",
+    "Phase",
+    "TaxbreakError",
+    "WorkerExtension",
+    "__version__",
+    "advise",
+    "analyze",
+    "diff",
+    "dispatches",
+    "fusion",
+    "with_plain_step",
+    "write_html",
+    "write_parquet",
+    "write_speedscope",
+]
 
 
 def __getattr__(name: str) -> object:
