@@ -36,8 +36,9 @@ def rows(text=ALL):
 
 def code(text=ALL):
     """What is written as code: spans, and the lines of blocks that are no Python and no output."""
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [*re.findall(r"`([^`\n]+)`", text), *(line for block in blocks for line in block.splitlines())]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks for line in block.splitlines() if not language]
+    return [*re.findall(r"`([^`\n]+)`", text), *lines]
 
 
 @pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if "```python" in text])
