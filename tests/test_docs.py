@@ -131,6 +131,19 @@ def test_every_command_and_option_named_exists():
         assert given - known - {"--help"} == set(), command
 
 
+def test_every_file_of_ours_named_exists():
+    files = {
+        words
+        for words in code()
+        if re.fullmatch(r"[\w/-]+\.(?:py|toml|sh)|(?:benchmarks|deploy|tests)/[\w./-]+", words)
+    }
+    files -= {"deploy/prometheus/targets/sidecars.yml"}  # for users to write
+
+    assert [
+        file for file in files if not any((folder / file).exists() for folder in (ROOT, ROOT / "taxbreak_vllm"))
+    ] == []
+
+
 def test_every_metric_named_is_in_the_table_of_metrics():
     named = set(re.findall(r"\btaxbreak_[a-z_]+", ALL)) - {"taxbreak_vllm"}
     listed = {row[0].strip("`") for row in rows(DOCUMENTS["docs/metrics.md"])}
