@@ -8,28 +8,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.diff import diff
+    from taxbreak_vllm.insight.evidence import with_plain_step
+    from taxbreak_vllm.insight.fusion import fusion
     from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.model.errors import TaxbreakError
     from taxbreak_vllm.model.step import Phase
+    from taxbreak_vllm.output.html import write_html
+    from taxbreak_vllm.output.parquet import write_parquet
+    from taxbreak_vllm.output.speedscope import write_speedscope
     from taxbreak_vllm.output.tables import dispatches
     from taxbreak_vllm.serving.worker import WorkerExtension
     from taxbreak_vllm.taxes.analyze import analyze
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOME = {
-    "Breakdown": "taxbreak_vllm.model",
-    "Phase": "taxbreak_vllm.model",
+    "Breakdown": "taxbreak_vllm.model.breakdown",
+    "Phase": "taxbreak_vllm.model.step",
     "TaxbreakError": "taxbreak_vllm.model.errors",
     "WorkerExtension": "taxbreak_vllm.serving.worker",
+    "advise": "taxbreak_vllm.insight.advice",
     "analyze": "taxbreak_vllm.taxes.analyze",
+    "diff": "taxbreak_vllm.insight.diff",
     "dispatches": "taxbreak_vllm.output.tables",
+    "fusion": "taxbreak_vllm.insight.fusion",
+    "with_plain_step": "taxbreak_vllm.insight.evidence",
+    "write_html": "taxbreak_vllm.output.html",
+    "write_parquet": "taxbreak_vllm.output.parquet",
+    "write_speedscope": "taxbreak_vllm.output.speedscope",
 }
 
-__all__ = ["Breakdown", "Phase", "TaxbreakError", "WorkerExtension", "__version__", "analyze", "dispatches"]
+__all__ = [
+    "Breakdown",
+    "Phase",
+    "TaxbreakError",
+    "WorkerExtension",
+    "__version__",
+    "advise",
+    "analyze",
+    "diff",
+    "dispatches",
+    "fusion",
+    "with_plain_step",
+    "write_html",
+    "write_parquet",
+    "write_speedscope",
+]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("taxbreak-vllm")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,10 @@ from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.kernels import KernelRules
 from taxbreak_vllm.trace.read.kineto import read_events
 
+# Three small ones are kept here; more may lie beside the checkout.
+TRACE_FOLDERS = (Path(__file__).parents[2] / "shared" / "traces", Path(__file__).parent / "data" / "traces")
+REAL_TRACES = {path.name: path for folder in TRACE_FOLDERS for path in sorted(folder.glob("*.json.gz"))}
+
 # A shell that runs us in the background has Ctrl-C ignored, and what we start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,6 +45,25 @@ def reference() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module", params=REAL_TRACES.values(), ids=REAL_TRACES)
+def trace_path(request) -> Path:
+    """Each recorded trace of a real GPU that is here."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def real_trace() -> Callable[[str], Path]:
+    """The recorded trace of a name; the test is skipped where it is not beside the checkout."""
+
+    def real_trace(name):
+        file = name if name.endswith(".json.gz") else f"{name}.json.gz"
+        if file not in REAL_TRACES:
+            pytest.skip(f"{file} is not beside this checkout (../shared/traces)")
+        return REAL_TRACES[file]
+
+    return real_trace
 
 
 @pytest.fixture(scope="session")

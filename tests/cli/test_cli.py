@@ -16,8 +16,6 @@ from taxbreak_vllm.model.baseline import Baseline, Environment, Outcome, Spread
 
 ROOT = Path(__file__).parents[2]
 SERVING = ROOT / "tests" / "data" / "serving.json"
-TRACES = sorted((ROOT.parent / "shared" / "traces").glob("*.json.gz"))
-needs_traces = pytest.mark.skipif(not TRACES, reason="the real traces are not beside this checkout (../shared/traces)")
 
 
 def taxbreak(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -242,10 +240,8 @@ def test_a_server_that_cannot_be_reached_is_one_line_and_exit_1(command):
     assert "127.0.0.1:9" in done.stderr
 
 
-@needs_traces
-@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name)
-def test_every_real_trace_gives_a_table(path):
-    done = taxbreak("analyze", path)
+def test_every_real_trace_gives_a_table(trace_path):
+    done = taxbreak("analyze", trace_path)
 
     assert done.returncode == 0, done.stderr
     assert "ΔFT" in done.stdout

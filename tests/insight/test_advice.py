@@ -30,7 +30,6 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.step import Batch, Phase
 
-TRACES = Path(__file__).parents[3] / "shared" / "traces"
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 B200 = "b200_vllm_eager_infer"
 B300 = "b300_sglang_qwen3-30b-a3b_decode_cudagraph"
@@ -63,11 +62,8 @@ ON_TRACES = (
 )
 
 
-def real(name, plain=0.99):
+def calibrated(path, plain=0.99):
     """A trace whose steps would have taken that share of their time without a profiler."""
-    path = TRACES / f"{name}.json.gz"
-    if not path.exists():
-        pytest.skip("the shared traces are not beside the checkout")
     breakdown = analyze_path(path)
     return with_plain_step(breakdown, round(plain * sum(s.window_ns for s in breakdown.steps) / len(breakdown.steps)))
 
@@ -77,8 +73,10 @@ def fired(report):
 
 
 @pytest.mark.parametrize(("rule", "name", "fires"), ON_TRACES)
-def test_on_real_traces(rule, name, fires):
-    report = advise([real(name)], fusion=fusion(TRACES / f"{name}.json.gz"))
+def test_on_real_traces(real_trace, rule, name, fires):
+    path = real_trace(name)
+
+    report = advise([calibrated(path)], fusion=fusion(path))
 
     assert (rule in fired(report)) == fires
 
@@ -226,19 +224,15 @@ def test_every_rule_has_its_cases():
     assert [rule for rule in named if f'"{rule}"' not in told] == []
 
 
-def test_without_calibration_nothing_is_advised_and_the_reason_is_said():
-    path = TRACES / f"{B200}.json.gz"
-    if not path.exists():
-        pytest.skip("the shared traces are not beside the checkout")
-
-    report = advise([analyze_path(path)])
+def test_without_calibration_nothing_is_advised_and_the_reason_is_said(real_trace):
+    report = advise([analyze_path(real_trace(BERT))])
 
     assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
     assert "calibration" in report.reasons[0]
 
 
-def test_without_coverage_nothing_is_advised_and_the_reason_is_said():
-    report = advise([real(A100)])
+def test_without_coverage_nothing_is_advised_and_the_reason_is_said(real_trace):
+    report = advise([calibrated(real_trace(A100))])
 
     assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
     assert "12% of the kernels have no launch event" in report.reasons[0]
@@ -288,8 +282,10 @@ def test_evidence_must_outweigh_all_that_the_profiler_may_have_added():
     assert doubtful.reasons[0].startswith("decode: too little evidence: the device waits for the host 40% of the time")
 
 
-def test_a_real_step_at_the_edge_of_evidence_is_not_advised_on():
-    report = advise([real(B300, plain=0.95)], fusion=fusion(TRACES / f"{B300}.json.gz"))
+def test_a_real_step_at_the_edge_of_evidence_is_not_advised_on(real_trace):
+    path = real_trace(B300)
+
+    report = advise([calibrated(path, plain=0.95)], fusion=fusion(path))
 
     assert (report.verdict, report.advice) == (Verdict.WITHHELD, ())
     assert "11% of the time, but 2% of it may be the profiler's" in report.reasons[0]

@@ -4,13 +4,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from taxbreak_vllm import analyze as analyze_path
 from taxbreak_vllm.insight.segments import step_timelines
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
-TRACES = sorted((Path(__file__).parents[3] / "shared" / "traces").glob("*.json.gz"))
 
 
 def lane(timeline, title):
@@ -38,8 +36,15 @@ def check(timeline, step):
     assert sums(device) == {name: getattr(parts, f"{name}_ns") for name, parts in of_device.items()}
 
 
-@pytest.mark.parametrize("path", [SERVING, *TRACES], ids=lambda path: path.name.partition(".")[0][:12])
-def test_the_lanes_sum_to_the_breakdown(path):
+def test_the_lanes_of_a_real_trace_sum_to_the_breakdown(trace_path):
+    check_lanes(trace_path)
+
+
+def test_the_lanes_of_each_of_several_steps_sum_to_the_breakdown():
+    check_lanes(SERVING)
+
+
+def check_lanes(path):
     breakdown = analyze_path(path)
 
     timelines = step_timelines(path, numbers=range(3), max_segments=10**6)

@@ -13,8 +13,6 @@ from taxbreak_vllm.output.speedscope import Speedscope, write_speedscope
 from taxbreak_vllm.taxes.recording import Recording
 
 DATA = Path(__file__).parents[1] / "data"
-TRACES = Path(__file__).parents[3] / "shared" / "traces"
-REAL = sorted(TRACES.glob("*.json.gz"))
 
 
 def profiles(path):
@@ -137,8 +135,15 @@ def test_a_disk_that_refuses_is_said_in_one_line(tmp_path):
         write_speedscope([DATA / "serving.json"], tmp_path / "missing" / "out.json")
 
 
-@pytest.mark.parametrize("path", [DATA / "serving.json", *REAL], ids=lambda path: path.name)
-def test_within_steps_the_innermost_frames_sum_to_the_host_partition(path):
+def test_within_steps_the_innermost_frames_sum_to_the_host_partition():
+    check_frames(DATA / "serving.json")
+
+
+def test_within_steps_of_a_real_trace_the_innermost_frames_sum_to_the_host_partition(trace_path):
+    check_frames(trace_path)
+
+
+def check_frames(path):
     breakdown = analyze(path)
     with Recording.open(path) as recording:
         steps = {window.name for window in recording.windows}
@@ -153,12 +158,13 @@ def test_within_steps_the_innermost_frames_sum_to_the_host_partition(path):
         assert spent[f"[{part.removesuffix('_ns')}]"] == sum(getattr(step.host, part) for step in breakdown.steps)
 
 
-@pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
-def test_every_activity_of_a_real_trace_is_on_a_stream_whole(path):
-    with Recording.open(path) as recording:
+def test_every_activity_of_a_real_trace_is_on_a_stream_whole(trace_path):
+    with Recording.open(trace_path) as recording:
         a = recording.measured.activities
 
-    frames = [f for name, found in profiles(path).items() if name.startswith("device") for f in found if len(f[0]) == 2]
+    frames = [
+        f for name, found in profiles(trace_path).items() if name.startswith("device") for f in found if len(f[0]) == 2
+    ]
 
     assert len(frames) == len(a.row)
     assert sum(end - start for _, start, end in frames) == int((a.end_ns - a.start_ns).sum())

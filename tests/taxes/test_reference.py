@@ -18,19 +18,13 @@ from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.survey import TraceSurvey
 
 REPEAT = Path(__file__).parents[2] / "benchmarks" / "repeat_trace.py"
-TRACES = Path(__file__).parents[3] / "shared" / "traces"
-FILES = (
-    "a100_hta_negqueue_infer_graph.json.gz",
-    "amd_vllm_prefilldecode_piecewise.json.gz",
-    "b200_vllm_eager_infer.json.gz",
-    "b300_sglang_qwen3-30b-a3b_decode_cudagraph.json.gz",
-    "h100_hf_bert-small_infer.json.gz",
-    "h100_hf_timesformer_infer.json.gz",
-    "h800_deepseek_train.json.gz",
-    "v100_kineto_resnet50_train.json.gz",
-)
 # Of one step each, so that only their repetition can be cut; the large ones have several.
-SMALL_FILES = FILES[1:2] + FILES[3:5] + FILES[6:7]
+OF_ONE_STEP = (
+    "amd_vllm_prefilldecode_piecewise",
+    "b300_sglang_qwen3-30b-a3b_decode_cudagraph",
+    "h100_hf_bert-small_infer",
+    "h800_deepseek_train",
+)
 DEVICE_CATEGORIES = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 DEVICE_CATEGORIES |= {"Kernel": "kernel", "Memcpy": "memcpy", "Memset": "memset"}
 RUNTIME_CATEGORIES = ("cuda_runtime", "cuda_driver", "Runtime")
@@ -41,7 +35,7 @@ class Trace:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        figures = json.loads((TRACES / "reference.json").read_text())
+        figures = json.loads(path.with_name("reference.json").read_text())
         self.expected = figures.get(path.name) or figures[path.name.removesuffix(".gz")]
         with gzip.open(path) as file:
             events = json.load(file, parse_float=Decimal)["traceEvents"]
@@ -69,12 +63,9 @@ class Trace:
         return num_terms * math.ulp(self.latest_us) + 0.001
 
 
-@pytest.fixture(scope="module", params=FILES)
-def trace(request):
-    path = TRACES / request.param
-    if not path.is_file():
-        pytest.skip(f"{path} is not there: the public traces come with the project's shared folder")
-    return Trace(path)
+@pytest.fixture(scope="module")
+def trace(trace_path):
+    return Trace(trace_path)
 
 
 def to_ns(us):
@@ -162,12 +153,10 @@ def test_measured_in_parts_it_is_the_same_to_the_byte(trace):
     assert in_parts.to_json() == trace.breakdown.to_json()
 
 
-@pytest.mark.parametrize("name", SMALL_FILES)
-def test_events_three_times_over_measured_in_parts_are_the_same_to_the_byte(name, tmp_path):
-    if not (TRACES / name).is_file():
-        pytest.skip(f"{TRACES / name} is not there")
+@pytest.mark.parametrize("name", OF_ONE_STEP)
+def test_events_three_times_over_measured_in_parts_are_the_same_to_the_byte(real_trace, name, tmp_path):
     path = tmp_path / "three.json"
-    subprocess.run([sys.executable, REPEAT, TRACES / name, path, "3"], check=True)
+    subprocess.run([sys.executable, REPEAT, real_trace(name), path, "3"], check=True)
     with open_trace(path, spill_above_bytes=0, rows_per_part=500) as spilled:
         num_parts = _num_parts(spilled)
         in_parts = Recording(spilled).breakdown
@@ -192,3 +181,14 @@ def test_every_nanosecond_of_every_step_is_accounted_for(trace):
         assert sum(exposed_parts) == idle.host_ns
         causes = (idle.host_ns, idle.blocked_ns, idle.queue_ns, idle.edge_ns)
         assert min(*parts, *exposed_parts, *causes, device.active_ns, device.other_active_ns) >= 0
+
+
+def test_the_trace_cut_out_of_a_larger_one_is_what_its_script_makes(real_trace, tmp_path):
+    cut = real_trace("a100_hta_graphs_step551")
+    made = tmp_path / "cut.json.gz"
+    script = Path(__file__).parents[1] / "data" / "cut_trace.py"
+
+    whole = real_trace("a100_hta_negqueue_infer_graph")
+    subprocess.run([sys.executable, script, whole, "ProfilerStep#551", made], check=True)
+
+    assert gzip.decompress(made.read_bytes()) == gzip.decompress(cut.read_bytes())

@@ -11,7 +11,6 @@ import pytest
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.trace.kernels import Family, KernelRules
 
-TRACES = Path(__file__).parents[2].parent / "shared" / "traces"
 LLM_TRACES = ("vllm", "sglang", "deepseek", "bert")
 
 # Family, "+" where the kernel is reached through a vendor library, and the name; "@" stands for "at::native::".
@@ -344,26 +343,14 @@ def test_ops_that_compute_are_not_metadata(op):
     assert not rules().is_metadata_op(op)
 
 
-def test_few_kernels_of_llm_traces_are_other():
-    paths = [path for path in sorted(TRACES.glob("*.json.gz")) if any(word in path.name for word in LLM_TRACES)]
-    if not paths:
-        pytest.skip(f"no shared traces at {TRACES}")
+def test_few_kernels_of_a_real_trace_are_other_and_all_of_them_nameless_triton(trace_path):
+    time = device_time(trace_path)
 
-    for path in paths:
-        time = device_time(path)
-        other = {name: ns for name, ns in time.items() if rules().classify(name).family == Family.OTHER}
-        assert sum(other.values()) < 0.005 * sum(time.values()), (path.name, other)
-
-
-def test_only_nameless_triton_kernels_of_the_shared_traces_are_other():
-    paths = sorted(TRACES.glob("*.json.gz"))
-    if not paths:
-        pytest.skip(f"no shared traces at {TRACES}")
-
-    names = {name for path in paths for name in device_time(path)}
-    other = {name for name in names if rules().classify(name).family == Family.OTHER}
+    other = {name: ns for name, ns in time.items() if rules().classify(name).family == Family.OTHER}
 
     assert {name for name in other if not name.startswith("triton__0d")} == set()
+    if any(word in trace_path.name for word in LLM_TRACES):
+        assert sum(other.values()) < 0.005 * sum(time.values())
 
 
 GOOD = '[[kernel]]\npattern = "gemm"\nfamily = "gemm"\nreason = "it says so"\n'

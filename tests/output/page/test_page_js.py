@@ -8,8 +8,8 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.output.html import write_html
 
-SERVING = Path(__file__).parents[2] / "data" / "serving.json"
-B200 = Path(__file__).parents[4] / "shared" / "traces" / "b200_vllm_eager_infer.json.gz"
+SERVING = Path(__file__).parents[1] / "data" / "serving.json"
+B200 = "b200_vllm_eager_infer"
 
 # Every visible text against what is painted behind it: WCAG's contrast ratio, least first.
 CONTRASTS = """() => {
@@ -43,12 +43,10 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real_address(tmp_path_factory):
+def real_address(real_trace, tmp_path_factory):
     """A page of a real vLLM prefill step on a B200, as if its plain step had been timed at 60 ms."""
-    if not B200.exists():
-        pytest.skip("the shared traces are not beside the checkout")
     path = tmp_path_factory.mktemp("page") / "b200.html"
-    write_html([with_plain_step(analyze(B200), 60_000_000)], path)
+    write_html([with_plain_step(analyze(real_trace(B200)), 60_000_000)], path)
     return path.as_uri()
 
 
@@ -67,8 +65,8 @@ def test_a_real_trace_reads_well(visit, shoot, real_address, scheme, width):
         assert page.evaluate(UNNAMED) == []
 
 
-def test_its_numbers_are_those_of_the_breakdown(visit, real_address):
-    breakdown = analyze(B200)
+def test_its_numbers_are_those_of_the_breakdown(visit, real_trace, real_address):
+    breakdown = analyze(real_trace(B200))
     with visit(real_address) as page:
         (row,) = [row.inner_text().split() for row in page.locator("tr[data-phase=prefill]").all()[:1]]
 

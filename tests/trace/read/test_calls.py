@@ -5,16 +5,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.trace.calls import Call, Input, Kernel, signature
 from taxbreak_vllm.trace.events import EventKind
 from taxbreak_vllm.trace.read.kineto import read_events
-
-TRACES = sorted((Path(__file__).parents[4] / "shared" / "traces").glob("*.json.gz"))
-needs_traces = pytest.mark.skipif(not TRACES, reason="the real traces are not beside this checkout (../shared/traces)")
 
 ADD = Call(
     "aten::add",
@@ -202,10 +198,8 @@ def test_a_file_that_ends_in_the_middle_is_read_up_to_its_last_whole_event(tmp_p
     assert_aligned(path)
 
 
-@needs_traces
-@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name)
-def test_calls_stand_in_the_rows_of_the_events_on_every_real_trace(path):
-    assert_aligned(path)
+def test_calls_stand_in_the_rows_of_the_events_on_every_real_trace(trace_path):
+    assert_aligned(trace_path)
 
 
 def assert_aligned(path):
