@@ -1,7 +1,7 @@
 """One profiler bracket at a time around a step, on the step's own thread.
 
-A step to record comes in, a `Recording` goes out: a stopped profile not yet exported, for the outbox to store. Whatever
-fails here is counted by reason, logged the first time, and leaves the step as it would have been.
+A step to record comes in, a `RecordedStep` goes out: a stopped profile not yet exported, for the outbox
+to store. Whatever fails here is counted by reason, logged the first time, and leaves the step as it would have been.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from taxbreak_vllm.model import StepInfo
 from taxbreak_vllm.serving.drops import Drops, logger
-from taxbreak_vllm.serving.sampler import Progress
+from taxbreak_vllm.serving.sampling.sampler import CaptureProgress
 from taxbreak_vllm.serving.tokens import SampledTokens
 
 STEP_ANNOTATION = "taxbreak.step:"
@@ -28,12 +28,12 @@ class Profile(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class RecordedStep:
     """A recorded step on its way to the spool, its tokens perhaps still on theirs from the device."""
 
     info: StepInfo
     profile: Profile
-    progress: Progress | None
+    progress: CaptureProgress | None
     tokens: SampledTokens
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from taxbreak_vllm.model import CaptureRequest, Control, Phase, Server, StepInfo, WorkerState
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
-from taxbreak_vllm.serving.kinds import Kind, Kinds
 from taxbreak_vllm.serving.outbox import Outbox
-from taxbreak_vllm.serving.picks import Picks
-from taxbreak_vllm.serving.policy import Policy
-from taxbreak_vllm.serving.recorder import Recorder, Recording
-from taxbreak_vllm.serving.sampler import Draws, Sample
+from taxbreak_vllm.serving.recorder import RecordedStep, Recorder
+from taxbreak_vllm.serving.sampling.kinds import StepKind, StepKinds
+from taxbreak_vllm.serving.sampling.picks import Picks
+from taxbreak_vllm.serving.sampling.policy import Policy
+from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.settings import Settings
@@ -66,7 +66,7 @@ class Watch:
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
-        self._kinds = Kinds(graph_modes)
+        self._kinds = StepKinds(graph_modes)
         self._policy = Policy(
             settings,
             self._kinds,
@@ -95,7 +95,7 @@ class Watch:
         self._num_settled = 0
         self._is_broken = False
         self._is_quiet = True
-        self._kind: Kind | None = None
+        self._kind: StepKind | None = None
         self._begun_ns = 0
         self._bracket: _Bracket | None = None
 
@@ -195,7 +195,7 @@ class Watch:
             control_id=policy.control_id,
         )
 
-    def _pass(self, worker: Any, scheduled: ScheduledStep | None, kind: Kind) -> bool:  # noqa: ANN401 - a vLLM worker
+    def _pass(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
         """Have a step recorded, if it is picked and that is possible; False for one that another rank may record."""
         sample = self._policy.sampler.decide(kind)
         if sample is None:
@@ -225,7 +225,7 @@ class Watch:
             self._charge(self._bracket, self._now_ns() - opening_ns)
             self._forget_bracket()
 
-    def _finish(self, bracket: _Bracket, kind: Kind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
+    def _finish(self, bracket: _Bracket, kind: StepKind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
         profile = self._recorder.stop()
         closed_ns = self._now_ns()
         self.between()
@@ -260,7 +260,7 @@ class Watch:
             capture_id=bracket.sample.capture_id,
         )
         self._is_quiet = False
-        self.outbox.offer(Recording(info, profile, bracket.sample.progress, tokens))
+        self.outbox.offer(RecordedStep(info, profile, bracket.sample.progress, tokens))
 
     def _charge(self, bracket: _Bracket, cost_ns: int) -> None:
         self._overhead_ns += cost_ns

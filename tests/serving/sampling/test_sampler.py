@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 
 from taxbreak_vllm.model import CaptureRequest, Phase
-from taxbreak_vllm.serving.kinds import Kinds
-from taxbreak_vllm.serving.sampler import Sampler
+from taxbreak_vllm.serving.sampling.kinds import StepKinds
+from taxbreak_vllm.serving.sampling.sampler import Sampler
 from taxbreak_vllm.serving.steps import GraphModes
 
 DECODE, PREFILL, MIXED, IDLE = Phase.DECODE, Phase.PREFILL, Phase.MIXED, Phase.IDLE
@@ -15,7 +15,7 @@ class Worker:
     """Counts steps as a watch does, and asks the sampler only when it is due."""
 
     def __init__(self, sample_every, *, seed="seed", max_steps=256, is_on=True):
-        self.kinds = Kinds(GraphModes(decode="none", mixed="none", max_tokens=0))
+        self.kinds = StepKinds(GraphModes(decode="none", mixed="none", max_tokens=0))
         self.sampler = Sampler(seed, self.kinds, sample_every=sample_every, max_steps=max_steps, is_on=is_on)
         self.num_asked = 0
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from pydantic import ValidationError
 
 from taxbreak_vllm.model import CaptureRequest, Control
-from taxbreak_vllm.serving.budget import Budget
 from taxbreak_vllm.serving.drops import Drops, logger
-from taxbreak_vllm.serving.kinds import Kind
-from taxbreak_vllm.serving.sampler import Draws, Sample, Sampler
+from taxbreak_vllm.serving.sampling.budget import Budget
+from taxbreak_vllm.serving.sampling.kinds import StepKind
+from taxbreak_vllm.serving.sampling.sampler import Draws, Sample, Sampler
 from taxbreak_vllm.settings import Settings
 
 DISABLED = "disabled"
@@ -25,7 +25,7 @@ class Policy:
     def __init__(
         self,
         settings: Settings,
-        kinds: Iterable[Kind],
+        kinds: Iterable[StepKind],
         drops: Drops,
         *,
         seed: str,
@@ -54,7 +54,7 @@ class Policy:
     def budget_ratio(self) -> float:
         return self._budget.ratio
 
-    def allows(self, sample: Sample, kind: Kind, *, is_quiet: bool) -> bool:
+    def allows(self, sample: Sample, kind: StepKind, *, is_quiet: bool) -> bool:
         """Tell whether a picked step may be recorded now; one that may not is counted by its reason."""
         if not is_quiet:
             if sample.progress is None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from taxbreak_vllm.model import CaptureRequest, Phase
-from taxbreak_vllm.serving.kinds import NEVER, Kind
-from taxbreak_vllm.serving.picks import Picks
+from taxbreak_vllm.serving.sampling.kinds import NEVER, StepKind
+from taxbreak_vllm.serving.sampling.picks import Picks
 
 _HORIZON = 64  # a kind's share is taken over about so many intervals
 
@@ -20,7 +20,7 @@ class Draws(Protocol):
     def next(self, first: int, level: int = 0) -> int: ...
 
 
-class Progress:
+class CaptureProgress:
     """How far one request for steps has come. `started` belongs to the step's thread, the rest to the storing one."""
 
     __slots__ = ("num_lost", "num_recorded", "num_started", "num_steps", "request")
@@ -42,7 +42,7 @@ class Progress:
 class Sample(NamedTuple):
     """The decision to record a step; `progress` is that of the request it is recorded for."""
 
-    progress: Progress | None = None
+    progress: CaptureProgress | None = None
 
     @property
     def stacks(self) -> bool:
@@ -69,7 +69,7 @@ class _Rule(NamedTuple):
     sample_every: int
     level: int = 0
     is_on: bool = True
-    standing: Progress | None = None
+    standing: CaptureProgress | None = None
 
 
 class Sampler:
@@ -81,7 +81,7 @@ class Sampler:
     def __init__(
         self,
         seed: str,
-        kinds: Iterable[Kind],
+        kinds: Iterable[StepKind],
         *,
         sample_every: int,
         max_steps: int,
@@ -94,7 +94,7 @@ class Sampler:
         self._kinds = kinds
         self._rule = _Rule(sample_every, is_on=is_on)
         self._planned: _Rule | None = None
-        self.progress: Progress | None = None
+        self.progress: CaptureProgress | None = None
 
     @property
     def sample_every(self) -> int:
@@ -136,11 +136,11 @@ class Sampler:
         elif self.progress is not None and self.progress.request.capture_id == request.capture_id:
             standing = self.progress
         else:
-            standing = self.progress = Progress(request, max_steps=self._max_steps)
+            standing = self.progress = CaptureProgress(request, max_steps=self._max_steps)
         if standing is not self._rule.standing:
             self._replace(self._rule._replace(standing=standing))
 
-    def decide(self, kind: Kind) -> Sample | None:
+    def decide(self, kind: StepKind) -> Sample | None:
         """Say how to record a step that has begun and was counted, None for not at all; for steps that are `due`."""
         if kind.pick < kind.num_steps:
             self._plan(fresh=kind)
@@ -159,7 +159,7 @@ class Sampler:
         for kind in self._kinds:
             kind.due = 0
 
-    def _plan(self, fresh: Kind | None = None) -> None:
+    def _plan(self, fresh: StepKind | None = None) -> None:
         """Find the next pick of every kind; that of a `fresh` one may be the step it is at."""
         self._planned = None
         while self._planned is not self._rule:  # another thread may replace it meanwhile
@@ -183,7 +183,7 @@ class Sampler:
                 kind.weight //= 2
         return total_weight
 
-    def _next_pick(self, kind: Kind, rule: _Rule, first: int, total_weight: int) -> int:
+    def _next_pick(self, kind: StepKind, rule: _Rule, first: int, total_weight: int) -> int:
         """Return the first pick from the kind's step number `first` on, counted from 1.
 
         Of a kind that makes up the share s of the steps one in N·√s of its own is picked, so that rare ones are seen;
