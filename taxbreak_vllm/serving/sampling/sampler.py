@@ -175,6 +175,8 @@ class Sampler:
         """Bring the kinds' weights up to date, steps of long ago counting less and less; return their sum."""
         total_weight = 0
         for kind in self._kinds:
+            if kind.phase is Phase.IDLE:
+                continue  # an engine that waits for its siblings would make all it does besides look rare
             kind.weight += kind.num_steps - kind.num_weighed
             kind.num_weighed = kind.num_steps
             total_weight += kind.weight

@@ -101,6 +101,17 @@ def test_a_kind_that_becomes_common_is_no_longer_taken_for_rare():
     assert len(picked) == pytest.approx(200, rel=0.1)
 
 
+def test_idle_steps_make_no_other_kind_look_rare():
+    """An engine that keeps in step with its siblings runs more empty steps than others."""
+    traffic, engine = _traffic(20_000), Worker(100)
+    picked = []
+    for number, step in enumerate(traffic):
+        engine.run([(IDLE, 1)] * (number % 19))
+        picked += [number] * len(engine.run([step]))
+
+    assert picked == Worker(100).run(traffic)
+
+
 def test_idle_steps_are_never_picked():
     assert Worker(2).run([(IDLE, 0)] * 100) == []
 
