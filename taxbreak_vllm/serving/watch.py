@@ -43,7 +43,7 @@ class Watch:
     """Times every step of a worker and records some. It never holds the worker, whose memory must go when vLLM's does.
 
     `records` is False on the ranks that only time: they leave out the steps that another rank may record, as those
-    take longer everywhere.
+    take longer everywhere. With an `off_reason` no rank records the steps of this engine, and none is left out.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Watch:
         *,
         graph_modes: GraphModes,
         records: bool = True,
+        off_reason: str | None = None,
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -73,6 +74,7 @@ class Watch:
             self._drops,
             seed=server.engine,  # all that the ranks of an engine surely share, on whatever nodes they are
             adapts=records,
+            off_reason=off_reason,
             now_ns=now_ns,
             draw=draw,
         )

@@ -77,9 +77,10 @@ class Clock:
 class FakeProfile:
     """Stands for torch.profiler; fails where told to."""
 
-    def __init__(self, step_id="", *, stacks=False, fails_at=()):
+    def __init__(self, step_id="", *, stacks=False, device_type="", fails_at=()):
         self.step_id = step_id
         self.stacks = stacks
+        self.device_type = device_type
         self.fails_at = fails_at
         self.calls = []
 
@@ -113,13 +114,20 @@ def warm_ups():
 
 @pytest.fixture
 def open_recorder(profiles, warm_ups):
-    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0):
-        def open_profile(step_id, *, stacks):
-            profile = FakeProfile(step_id, stacks=stacks, fails_at=fails_at)
+    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0, injected=None):
+        def open_profile(step_id, *, stacks, device_type):
+            profile = FakeProfile(step_id, stacks=stacks, device_type=device_type, fails_at=fails_at)
             (warm_ups if step_id == "warm-up" else profiles).append(profile)
             return profile
 
-        return Recorder(drops, open_profile=open_profile, is_taken=is_taken, time_op=time_op, load=lambda: None)
+        return Recorder(
+            drops,
+            open_profile=open_profile,
+            is_taken=is_taken,
+            find_injected=lambda: injected,
+            time_op=time_op,
+            load=lambda: None,
+        )
 
     return open_recorder
 
@@ -140,7 +148,14 @@ def open_watch(tmp_path, open_recorder):
     """Build a watch whose thread does not run: a test turns its outbox by hand."""
 
     def open_watch(
-        *, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), turn_ns=0, **settings
+        *,
+        fails_at=(),
+        is_taken=lambda worker: False,
+        records=True,
+        off_reason=None,
+        modes=("none", "none"),
+        turn_ns=0,
+        **settings,
     ):
         settings = {"spool": tmp_path / "spool", "sample_every": 2, "overhead_budget_ratio": 1.0, **settings}
         return Watch(
@@ -148,6 +163,7 @@ def open_watch(tmp_path, open_recorder):
             Settings(**settings),
             graph_modes=GraphModes(decode=modes[0], mixed=modes[1], max_tokens=64),
             records=records,
+            off_reason=off_reason,
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
             now_ns=Clock(1000),
             unix_ns=Clock(),

@@ -168,6 +168,22 @@ def test_a_rank_that_only_times_leaves_out_what_another_records(open_watch, deco
     assert [h.num_steps for h in watch.state().steps] == [8]
 
 
+def test_an_engine_whose_steps_another_one_draws_times_them_all_whatever_is_asked(
+    open_watch, decode, profiles, tmp_path
+):
+    watch = open_watch(sample_every=2, records=False, off_reason="lockstep")
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=3))
+    state = _control(tmp_path, watch, control_id="1", enabled=True)
+
+    for _ in range(6):
+        _run(watch, decode)
+
+    assert profiles == []
+    assert [h.num_steps for h in watch.state().steps] == [6]
+    assert (state.enabled, state.records, state.off_reason, state.control_id) == (False, False, "lockstep", "1")
+
+
 def test_switched_off_it_times_and_never_records(open_watch, decode, profiles, tmp_path):
     watch = open_watch(sample_every=2, enabled=False)
     spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)

@@ -17,10 +17,14 @@ from taxbreak_vllm.settings import Settings
 
 DISABLED = "disabled"
 OVERHEAD = "overhead"
+LOCKSTEP = "lockstep"
 
 
 class Policy:
-    """The rules in force. `adapts` is False on a rank that only times: it has no overhead and picks at full rate."""
+    """The rules in force. `adapts` is False on a rank that only times: it has no overhead and picks at full rate.
+
+    An `off_reason` given at the start stays, whatever is said later.
+    """
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class Policy:
         *,
         seed: str,
         adapts: bool,
+        off_reason: str | None = None,
         now_ns: Callable[[], int],
         draw: Callable[[str, int], Draws],
     ) -> None:
@@ -44,10 +49,10 @@ class Policy:
             kinds,
             sample_every=settings.sample_every,
             max_steps=settings.max_capture_steps,
-            is_on=settings.enabled,
+            is_on=off_reason is None and settings.enabled,
             draw=draw,
         )
-        self.off_reason = None if settings.enabled else DISABLED
+        self.off_reason = off_reason or (None if settings.enabled else DISABLED)
         self.control_id: str | None = None
 
     @property
@@ -107,7 +112,7 @@ class Policy:
         except ValidationError as error:
             logger.warning("taxbreak: a control message is not followed: %s", error.errors()[0]["msg"])
             return True
-        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours
+        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours, or lockstep
             self.off_reason = None if settings.enabled else DISABLED
         self._budget.set(settings.overhead_budget_ratio)
         self.sampler.set(sample_every=settings.sample_every, level=0, is_on=self.off_reason is None)
