@@ -111,14 +111,15 @@ def is_led(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
 def may_record(worker: Any, *, all_ranks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
     """Tell a rank that records from one that only times its steps.
 
-    Ranks of one tensor-parallel group do the same: recording one of them slows the step down enough. Of a pipeline only
-    the last stage may: the others leave the step before what they sent has arrived (`isend_tensor_dict`), and when that
-    ends torch writes into the record, freed by then (2.13: `c10d::Work` ends its `RecordFunction` with the sending).
+    Ranks of one stage do the same: recording one of them slows the step down enough, and it is the one whose outputs
+    vLLM fetches (v1/executor/multiproc_executor.py, _get_output_rank). Of a pipeline only the last stage may: the
+    others leave the step before what they sent has arrived (`isend_tensor_dict`), and when that ends torch writes into
+    the record, freed by then (2.13: `c10d::Work` ends its `RecordFunction` with the sending).
     """
     parallel = worker.vllm_config.parallel_config
-    stages = parallel.pipeline_parallel_size
-    is_last_stage = worker.rank // (parallel.world_size // stages) == stages - 1
-    return is_last_stage and (all_ranks or worker.rank % parallel.tensor_parallel_size == 0)
+    num_stages = parallel.pipeline_parallel_size
+    stage, place = divmod(worker.rank, parallel.world_size // num_stages)
+    return bool(stage == num_stages - 1 and (all_ranks or place == 0))
 
 
 def server_id(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig

@@ -1,4 +1,5 @@
 import gc
+import math
 import socket
 import sys
 import threading
@@ -29,7 +30,6 @@ class PlainWorker:
         self.vllm_config = SimpleNamespace(
             instance_id="170",
             parallel_config=SimpleNamespace(
-                tensor_parallel_size=4,
                 pipeline_parallel_size=1,
                 world_size=4,
                 data_parallel_size=1,
@@ -457,18 +457,19 @@ def test_ranks_are_numbered_through_all_engines():
 @pytest.mark.parametrize(
     ("sizes", "all_ranks", "recording"),
     [
-        ((1, 1), False, [0]),
-        ((4, 1), False, [0]),
-        ((4, 1), True, [0, 1, 2, 3]),
-        ((2, 3), False, [4]),  # of the last stage
-        ((2, 3), True, [4, 5]),
+        ((1, 1, 1), False, [0]),
+        ((4, 1, 1), False, [0]),
+        ((4, 1, 1), True, [0, 1, 2, 3]),
+        ((2, 3, 1), False, [4]),  # of the last stage
+        ((2, 3, 1), True, [4, 5]),
+        ((2, 2, 2), False, [4]),  # prompts split between two tensor-parallel groups
     ],
 )
 def test_one_rank_of_the_last_stage_records_or_all_of_them(sizes, all_ranks, recording):
     worker = PlainWorker()
     parallel = worker.vllm_config.parallel_config
-    parallel.tensor_parallel_size, parallel.pipeline_parallel_size = sizes
-    parallel.world_size = sizes[0] * sizes[1]
+    _, parallel.pipeline_parallel_size, _ = sizes
+    parallel.world_size = math.prod(sizes)
 
     def may(rank):
         worker.rank = rank
@@ -485,3 +486,19 @@ def test_a_server_has_one_id_in_all_its_engines_and_it_can_name_a_folder(instanc
 
     assert name == f"vllm--node-1.{'x' * 32}-170"
     assert Spool(tmp_path, max_bytes=1, max_captures=1).read_request(name) is None
+
+
+def test_what_stands_for_vllms_worker_here_has_nothing_that_vllms_has_not(vllm_source):
+    base, gpu = ("v1/worker/worker_base.py", "WorkerBase"), ("v1/worker/gpu_worker.py", "Worker")
+    worker = PlainWorker()
+    config = worker.vllm_config
+
+    assert {name for name in vars(PlainWorker) if not name.startswith("_")} - {"rank"} <= vllm_source.methods(
+        *gpu
+    ).keys()
+    assert vars(worker).keys() - {"calls", "outputs"} | {"rank"} <= (
+        vllm_source.attributes(*base) | vllm_source.attributes(*gpu)
+    )
+    assert vars(config).keys() <= vllm_source.fields("config/vllm.py", "VllmConfig")
+    assert vars(config.parallel_config).keys() <= vllm_source.fields("config/parallel.py", "ParallelConfig")
+    assert vars(config.model_config).keys() <= vllm_source.fields("config/model.py", "ModelConfig")
