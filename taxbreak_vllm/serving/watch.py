@@ -133,7 +133,7 @@ class Watch:
             kind.num_steps += 1
             if not self._is_quiet:
                 self._is_quiet = not self.outbox.is_busy
-            if kind.num_steps < kind.due or self._pass(worker, scheduled, kind):
+            if kind.num_steps < kind.due or self._record_if_picked(worker, scheduled, kind):
                 self._kind = kind
                 self._begun_ns = self._now_ns()
         except Exception as error:
@@ -197,7 +197,7 @@ class Watch:
             control_id=policy.control_id,
         )
 
-    def _pass(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
+    def _record_if_picked(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
         """Have a step recorded, if it is picked and that is possible; False for one that another rank may record."""
         sample = self._policy.sampler.decide(kind)
         if sample is None:
@@ -244,7 +244,7 @@ class Watch:
             tokens = SampledTokens(drafted=bracket.drafted)
             tokens.follow(output)
         else:
-            tokens = SampledTokens.none()
+            tokens = SampledTokens.none(output)
         info = StepInfo(
             step_id=self._step_id(bracket),
             step_index=bracket.index,
