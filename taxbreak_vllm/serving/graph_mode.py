@@ -13,10 +13,11 @@ class GraphModeNote:
     """
 
     def __init__(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
-        self._runner = getattr(worker, "model_runner", None)
+        self._runner: Any = None
         self._config: Any = None
         self.mode: str | None = None
         try:
+            self._runner = worker.model_runner
             config = worker.vllm_config.observability_config
             if config.cudagraph_metrics is False:
                 config.cudagraph_metrics = True

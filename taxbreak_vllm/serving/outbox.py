@@ -21,7 +21,7 @@ from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.drops import Drops, logger
-from taxbreak_vllm.serving.recorder import Recording
+from taxbreak_vllm.serving.recorder import RecordedStep
 from taxbreak_vllm.spool.spool import Spool
 
 POLL_NS = 150_000_000
@@ -63,7 +63,7 @@ class Outbox:
         self._are_tokens_fetched = True
         self._now_ns = now_ns
         self._cpu_ns = cpu_ns
-        self._pending: queue.SimpleQueue[Recording] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[RecordedStep] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="taxbreak-outbox", daemon=True)
         self._is_closed = False
         self._published: WorkerState | None = None
@@ -81,7 +81,7 @@ class Outbox:
         """Start the thread."""
         self._thread.start()
 
-    def offer(self, recording: Recording) -> None:
+    def offer(self, recording: RecordedStep) -> None:
         """Take a recording without waiting; for the thread of the steps, while `is_busy` is False."""
         self.is_busy = True
         self._pending.put(recording)
@@ -139,7 +139,7 @@ class Outbox:
             self._drops.add("outbox", repr(error))
             time.sleep(POLL_NS / 1e9)
 
-    def _store(self, recording: Recording) -> None:
+    def _store(self, recording: RecordedStep) -> None:
         try:
             info = self._complete(recording)
             evicted = self._spool.put(info, lambda path: self._write_trace(recording, path))
@@ -156,7 +156,7 @@ class Outbox:
             if evicted:
                 self._drops.add("evicted", f"as {self._spool.root} is full of unread ones", count=len(evicted))
 
-    def _complete(self, recording: Recording) -> StepInfo:
+    def _complete(self, recording: RecordedStep) -> StepInfo:
         """Add the tokens once vLLM has fetched them; a rank whose outputs it never fetches is waited for once."""
         is_counted = recording.tokens.wait(self._tokens_timeout_s if self._are_tokens_fetched else 0)
         self._are_tokens_fetched = is_counted
@@ -164,7 +164,7 @@ class Outbox:
         info = recording.info
         return replace(info, batch=replace(info.batch, output_tokens=output_tokens, accepted_tokens=accepted_tokens))
 
-    def _write_trace(self, recording: Recording, path: Path) -> None:
+    def _write_trace(self, recording: RecordedStep, path: Path) -> None:
         raw = path.with_name("trace.json")
         try:
             started_ns, started_cpu_ns = self._now_ns(), self._cpu_ns()
@@ -183,7 +183,7 @@ class Outbox:
         if path.stat().st_size > self._max_trace_bytes:
             raise _TooLargeError
 
-    def _lose(self, recording: Recording, reason: str, detail: object) -> None:
+    def _lose(self, recording: RecordedStep, reason: str, detail: object) -> None:
         if recording.progress is not None:
             recording.progress.num_lost += 1
         self._drops.add(reason, detail)

@@ -1,7 +1,7 @@
 """One profiler bracket at a time around a step, on the step's own thread.
 
-A step to record comes in, a `Recording` goes out: a stopped profile not yet exported, for the outbox to store. Whatever
-fails here is counted by reason, logged the first time, and leaves the step as it would have been.
+A step to record comes in, a `RecordedStep` goes out: a stopped profile not yet exported, for the outbox
+to store. Whatever fails here is counted by reason, logged the first time, and leaves the step as it would have been.
 """
 
 import os
@@ -13,10 +13,13 @@ from typing import Any, Protocol
 
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.serving.drops import Drops, logger
-from taxbreak_vllm.serving.sampler import Progress
+from taxbreak_vllm.serving.other_profilers import injected_profiler, is_profiler_running
+from taxbreak_vllm.serving.sampling.sampler import CaptureProgress
 from taxbreak_vllm.serving.tokens import SampledTokens
 
 STEP_ANNOTATION = "taxbreak.step:"
+
+_ACTIVITIES = {"cuda": "CUDA", "xpu": "XPU"}  # torch calls AMD's devices cuda too
 
 
 class Profile(Protocol):
@@ -28,25 +31,28 @@ class Profile(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class RecordedStep:
     """A recorded step on its way to the spool, its tokens perhaps still on theirs from the device."""
 
     info: StepInfo
     profile: Profile
-    progress: Progress | None
+    progress: CaptureProgress | None
     tokens: SampledTokens
 
 
 class TorchProfile:
-    """torch.profiler around one step; the window itself is an annotation in the trace, `taxbreak.step:<step id>`."""
+    """torch.profiler around one step; the window itself is an annotation in the trace, `taxbreak.step:<step id>`.
 
-    def __init__(self, step_id: str, *, stacks: bool) -> None:
-        import torch
-        from torch.profiler import ProfilerActivity, profile, record_function
+    `device_type` is torch's word for the device that the worker computes on; what that runs is recorded where this
+    torch can.
+    """
 
-        activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(ProfilerActivity.CUDA)
+    def __init__(self, step_id: str, *, stacks: bool, device_type: str = "cpu") -> None:
+        from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
+
+        activities = {ProfilerActivity.CPU}
+        if (name := _ACTIVITIES.get(device_type)) is not None:
+            activities |= {getattr(ProfilerActivity, name)} & supported_activities()
         self._profile = profile(activities=activities, record_shapes=True, with_stack=stacks)
         self._window = record_function(STEP_ANNOTATION + step_id)
 
@@ -75,22 +81,9 @@ class TorchProfile:
         vars(vars(self).get("_profile", self)).clear()
 
 
-def is_profiler_taken(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
-    """Tell whether somebody profiles this process, or has asked to.
-
-    A second torch profiler does not raise: it silently cancels the first, whose owner then crashes when it stops
-    (measured with vLLM's /start_profile, 0.32).
-    """
-    import torch
-    from torch.autograd import profiler as autograd_profiler
-
-    theirs = getattr(worker, "profiler", None)
-    return bool(
-        getattr(theirs, "is_running", False)
-        or getattr(theirs, "_active", False)
-        or autograd_profiler._is_profiler_enabled
-        or torch._C._autograd._profiler_type() != torch._C._profiler.ActiveProfilerType.NONE
-    )
+def device_type(worker: Any) -> str:  # noqa: ANN401 - a vLLM worker
+    """Return torch's word for the device of a worker, empty where it has none yet."""
+    return str(getattr(getattr(worker, "device", None), "type", ""))
 
 
 def load_profiler() -> None:
@@ -132,13 +125,15 @@ class Recorder:
         drops: Drops,
         *,
         open_profile: Callable[..., Profile] = TorchProfile,
-        is_taken: Callable[[Any], bool] = is_profiler_taken,
+        is_taken: Callable[[Any], bool] = is_profiler_running,
+        find_injected: Callable[[], str | None] = injected_profiler,
         time_op: Callable[[], int] = time_empty_op,
         load: Callable[[], None] = load_profiler,
     ) -> None:
         self._drops = drops
         self._open_profile = open_profile
         self._is_taken = is_taken
+        self._injected = find_injected()
         self._time_op = time_op
         self._load = load
         self._is_warm = False
@@ -159,10 +154,10 @@ class Recorder:
         # kineto writes two lines of tracing probes to stderr at every start, at a level above its errors
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         try:
-            if self._is_taken(worker):
+            if self._injected or self._is_taken(worker):
                 return  # the next step to record tries again
             self._is_warm = True
-            self._profile = self._open_profile("warm-up", stacks=False)
+            self._profile = self._open_profile("warm-up", stacks=False, device_type=device_type(worker))
             self._profile.start()
             recorded_ns = self._time_op()
             self._close()
@@ -174,10 +169,11 @@ class Recorder:
     def start(self, worker: Any, step_id: str, *, stacks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
         """Open the bracket; False where the profiler is taken or fails."""
         try:
-            if self._is_taken(worker):
-                self._drops.add("vllm_profiler", "while another profiler runs in this process")
+            if self._injected or self._is_taken(worker):
+                why = f"as {self._injected} names another" if self._injected else "while another runs in this process"
+                self._drops.add("vllm_profiler", f"{why}, and there is room for one profiler")
                 return False
-            self._profile = self._open_profile(step_id, stacks=stacks)
+            self._profile = self._open_profile(step_id, stacks=stacks, device_type=device_type(worker))
             self._profile.start()
         except Exception as error:
             self._drops.add("profiler", repr(error))

@@ -42,17 +42,12 @@ class ScheduledStep(Protocol):
 
 
 class Work(NamedTuple):
-    """What one step works on.
-
-    `output_tokens` is None where the scheduler output alone can't tell: draft tokens are being checked, or a prompt
-    goes on whose length was only in an earlier step.
-    """
+    """What one step works on, as far as the scheduler tells; what it samples is in its output."""
 
     phase: Phase
     num_tokens: int
     num_requests: int = 0
     prompt_tokens: int = 0
-    output_tokens: int | None = 0
     draft_tokens: int = 0
 
     def batch(self) -> Batch:
@@ -88,15 +83,14 @@ def classify(scheduled: ScheduledStep) -> Work:
     if num_tokens == 0:
         return Work(Phase.IDLE, 0)
     num_drafts = sum(map(len, scheduled.scheduled_spec_decode_tokens.values()))
-    num_prompts, prompt_tokens, num_completed = (0, 0, 0) if is_generation(scheduled) else _count_prompts(scheduled)
+    num_prompts, prompt_tokens = (0, 0) if is_generation(scheduled) else _count_prompts(scheduled)
     if scheduled.scheduled_encoder_inputs:
         phase = Phase.ENCODE
     elif num_prompts == 0:
         phase = Phase.VERIFY if num_drafts else Phase.DECODE
     else:
         phase = Phase.PREFILL if num_prompts == num_requests else Phase.MIXED
-    output_tokens = None if num_drafts or num_completed is None else num_requests - num_prompts + num_completed
-    return Work(phase, num_tokens, num_requests, prompt_tokens, output_tokens, num_drafts)
+    return Work(phase, num_tokens, num_requests, prompt_tokens, num_drafts)
 
 
 def is_real(scheduled: ScheduledStep) -> bool:
@@ -104,22 +98,18 @@ def is_real(scheduled: ScheduledStep) -> bool:
     return any(not req_id.startswith("_warmup_") for req_id in scheduled.num_scheduled_tokens)
 
 
-def _count_prompts(scheduled: ScheduledStep) -> tuple[int, int, int | None]:
-    """Count the requests in their prompt, their tokens, and those whose prompt ends here (None: can't be known)."""
+def _count_prompts(scheduled: ScheduledStep) -> tuple[int, int]:
+    """Count the requests in their prompt, and their tokens."""
     tokens_by_id, drafts_by_id = scheduled.num_scheduled_tokens, scheduled.scheduled_spec_decode_tokens
-    num_prompts = prompt_tokens = num_completed = 0
-    is_known = True
+    num_prompts = prompt_tokens = 0
     for new in scheduled.scheduled_new_reqs:
         # drafts may stand behind the last token of a prompt too, where a prefix hit has left no more of it
         num_tokens = tokens_by_id.get(new.req_id, 0) - len(drafts_by_id.get(new.req_id, ()))
         length = _prompt_length(new)
-        is_complete = length is not None and new.num_computed_tokens + num_tokens >= length
-        if is_complete and num_tokens == 1 and new.num_computed_tokens > 0:
+        if num_tokens == 1 and length is not None and 0 < new.num_computed_tokens >= length - 1:
             continue
         num_prompts += 1
         prompt_tokens += num_tokens
-        num_completed += is_complete
-        is_known = is_known and length is not None
     cached = scheduled.scheduled_cached_reqs
     for req_id, num_outputs in zip(cached.req_ids, cached.num_output_tokens, strict=False):
         num_tokens = tokens_by_id.get(req_id, 0)
@@ -130,8 +120,7 @@ def _count_prompts(scheduled: ScheduledStep) -> tuple[int, int, int | None]:
         ):
             num_prompts += 1
             prompt_tokens += num_tokens
-            is_known = False
-    return num_prompts, prompt_tokens, num_completed if is_known else None
+    return num_prompts, prompt_tokens
 
 
 def _prompt_length(new: NewRequest) -> int | None:

@@ -23,10 +23,11 @@ class SampledTokens:
         self._output: Any = None
 
     @classmethod
-    def none(cls) -> "SampledTokens":
-        """Return those of a step that samples nothing."""
+    def none(cls, output: object = None) -> "SampledTokens":
+        """Return those of a step that samples nothing, whatever its output is."""
         tokens = cls()
         tokens.counts = (0, 0)
+        tokens.is_async = hasattr(output, "get_output")
         tokens._is_settled.set()
         return tokens
 

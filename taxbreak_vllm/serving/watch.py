@@ -12,12 +12,12 @@ from taxbreak_vllm.model.step import Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
-from taxbreak_vllm.serving.kinds import Kind, Kinds
 from taxbreak_vllm.serving.outbox import Outbox
-from taxbreak_vllm.serving.picks import Picks
-from taxbreak_vllm.serving.policy import Policy
-from taxbreak_vllm.serving.recorder import Recorder, Recording
-from taxbreak_vllm.serving.sampler import Draws, Sample
+from taxbreak_vllm.serving.recorder import RecordedStep, Recorder
+from taxbreak_vllm.serving.sampling.kinds import StepKind, StepKinds
+from taxbreak_vllm.serving.sampling.picks import Picks
+from taxbreak_vllm.serving.sampling.policy import Policy
+from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.settings import Settings
@@ -44,7 +44,7 @@ class Watch:
     """Times every step of a worker and records some. It never holds the worker, whose memory must go when vLLM's does.
 
     `records` is False on the ranks that only time: they leave out the steps that another rank may record, as those
-    take longer everywhere.
+    take longer everywhere. With an `off_reason` no rank records the steps of this engine, and none is left out.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Watch:
         *,
         graph_modes: GraphModes,
         records: bool = True,
+        off_reason: str | None = None,
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -67,13 +68,14 @@ class Watch:
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
-        self._kinds = Kinds(graph_modes)
+        self._kinds = StepKinds(graph_modes)
         self._policy = Policy(
             settings,
             self._kinds,
             self._drops,
             seed=server.engine,  # all that the ranks of an engine surely share, on whatever nodes they are
             adapts=records,
+            off_reason=off_reason,
             now_ns=now_ns,
             draw=draw,
         )
@@ -96,7 +98,7 @@ class Watch:
         self._num_settled = 0
         self._is_broken = False
         self._is_quiet = True
-        self._kind: Kind | None = None
+        self._kind: StepKind | None = None
         self._begun_ns = 0
         self._bracket: _Bracket | None = None
 
@@ -132,7 +134,7 @@ class Watch:
             kind.num_steps += 1
             if not self._is_quiet:
                 self._is_quiet = not self.outbox.is_busy
-            if kind.num_steps < kind.due or self._pass(worker, scheduled, kind):
+            if kind.num_steps < kind.due or self._record_if_picked(worker, scheduled, kind):
                 self._kind = kind
                 self._begun_ns = self._now_ns()
         except Exception as error:
@@ -196,7 +198,7 @@ class Watch:
             control_id=policy.control_id,
         )
 
-    def _pass(self, worker: Any, scheduled: ScheduledStep | None, kind: Kind) -> bool:  # noqa: ANN401 - a vLLM worker
+    def _record_if_picked(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
         """Have a step recorded, if it is picked and that is possible; False for one that another rank may record."""
         sample = self._policy.sampler.decide(kind)
         if sample is None:
@@ -226,7 +228,7 @@ class Watch:
             self._charge(self._bracket, self._now_ns() - opening_ns)
             self._forget_bracket()
 
-    def _finish(self, bracket: _Bracket, kind: Kind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
+    def _finish(self, bracket: _Bracket, kind: StepKind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
         profile = self._recorder.stop()
         closed_ns = self._now_ns()
         self.between()
@@ -243,7 +245,7 @@ class Watch:
             tokens = SampledTokens(drafted=bracket.drafted)
             tokens.follow(output)
         else:
-            tokens = SampledTokens.none()
+            tokens = SampledTokens.none(output)
         info = StepInfo(
             step_id=self._step_id(bracket),
             step_index=bracket.index,
@@ -261,7 +263,7 @@ class Watch:
             capture_id=bracket.sample.capture_id,
         )
         self._is_quiet = False
-        self.outbox.offer(Recording(info, profile, bracket.sample.progress, tokens))
+        self.outbox.offer(RecordedStep(info, profile, bracket.sample.progress, tokens))
 
     def _charge(self, bracket: _Bracket, cost_ns: int) -> None:
         self._overhead_ns += cost_ns

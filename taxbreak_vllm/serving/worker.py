@@ -19,6 +19,8 @@ from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.recorder import device_type
+from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.settings import load_settings
@@ -41,12 +43,14 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
                 "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0: Ray's first executor calls the model past its worker"
             )
         settings = load_settings()
-        records = may_record(worker, all_ranks=settings.record_all_ranks)
+        off_reason = LOCKSTEP if is_led(worker) else None
+        records = off_reason is None and may_record(worker, all_ranks=settings.record_all_ranks)
         watch = Watch(
             describe(worker),
             settings,
             graph_modes=GraphModes.from_config(worker.vllm_config.compilation_config),
             records=records,
+            off_reason=off_reason,
         )
         watch.start(worker)
     except SettingsError as error:
@@ -78,22 +82,44 @@ def install(
 
 
 def is_passed_by(vllm_config: Any) -> bool:  # noqa: ANN401 - a VllmConfig
-    """Tell whether steps go past the worker: only Ray's first executor, not the default, calls the runner itself."""
-    is_ray = getattr(vllm_config.parallel_config, "distributed_executor_backend", None) == "ray"
-    return is_ray and not getattr(sys.modules.get("vllm.envs"), "VLLM_USE_RAY_V2_EXECUTOR_BACKEND", False)
+    """Tell whether steps go past the worker: only Ray's first executor calls the runner itself.
+
+    A variable chooses between the two (0.26 to 0.32, by default the second); a vLLM without it has the second alone. An
+    executor may be named by its class as well (v1/executor/abstract.py, get_class).
+    """
+    backend = getattr(vllm_config.parallel_config, "distributed_executor_backend", None)
+    if backend == "ray":
+        return not getattr(sys.modules.get("vllm.envs"), "VLLM_USE_RAY_V2_EXECUTOR_BACKEND", True)
+    names = (
+        [kind.__name__ for kind in backend.__mro__] if isinstance(backend, type) else [str(backend).rpartition(".")[2]]
+    )
+    return "RayDistributedExecutor" in names
+
+
+def is_led(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
+    """Tell a worker whose engine runs in lockstep with another one, which draws and records for all.
+
+    Engines of a mixture of experts exchange tokens in every step, so what one records all wait for: each with a budget
+    of its own would cost the server their sum. A dense model's engines are told that they are alone
+    (v1/engine/core.py, run_engine_core), so a size above one means lockstep; a server that runs in several, each with
+    engines of its own, records in the one that has the first.
+    """
+    parallel = worker.vllm_config.parallel_config
+    return bool(parallel.data_parallel_size > 1 and parallel.data_parallel_rank > 0)
 
 
 def may_record(worker: Any, *, all_ranks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
     """Tell a rank that records from one that only times its steps.
 
-    Ranks of one tensor-parallel group do the same: recording one of them slows the step down enough. Of a pipeline only
-    the last stage may: the others leave the step before what they sent has arrived (`isend_tensor_dict`), and when that
-    ends torch writes into the record, freed by then (2.13: `c10d::Work` ends its `RecordFunction` with the sending).
+    Ranks of one stage do the same: recording one of them slows the step down enough, and it is the one whose outputs
+    vLLM fetches (v1/executor/multiproc_executor.py, _get_output_rank). Of a pipeline only the last stage may: the
+    others leave the step before what they sent has arrived (`isend_tensor_dict`), and when that ends torch writes into
+    the record, freed by then (2.13: `c10d::Work` ends its `RecordFunction` with the sending).
     """
     parallel = worker.vllm_config.parallel_config
-    stages = parallel.pipeline_parallel_size
-    is_last_stage = worker.rank // (parallel.world_size // stages) == stages - 1
-    return is_last_stage and (all_ranks or worker.rank % parallel.tensor_parallel_size == 0)
+    num_stages = parallel.pipeline_parallel_size
+    stage, place = divmod(worker.rank, parallel.world_size // num_stages)
+    return bool(stage == num_stages - 1 and (all_ranks or place == 0))
 
 
 def server_id(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig
@@ -111,15 +137,14 @@ def describe(worker: Any) -> Server:  # noqa: ANN401 - a vLLM worker
     parallel, model = config.parallel_config, config.model_config
     engine = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
     name = model.served_model_name or model.model
-    device_type = str(getattr(getattr(worker, "device", None), "type", ""))
     return Server(
         server_id=server_id(config),
         engine=str(engine),
         rank=engine * parallel.world_size + worker.rank,
         model_name=name if isinstance(name, str) else name[0],
         dtype=str(model.dtype).removeprefix("torch."),
-        device_type=device_type,
-        device_name=_device_name(worker, device_type),
+        device_type=device_type(worker),
+        device_name=_device_name(worker),
         torch=_version("torch"),
         vllm=_version("vllm"),
         pid=os.getpid(),
@@ -242,11 +267,11 @@ class _Hooks:
             self._opened = self._open_watch(self._worker)
 
 
-def _device_name(worker: Any, device_type: str) -> str:  # noqa: ANN401 - a vLLM worker
-    if device_type == "cuda":
+def _device_name(worker: Any) -> str:  # noqa: ANN401 - a vLLM worker
+    if device_type(worker) in ("cuda", "xpu"):
         import torch
 
-        return str(torch.cuda.get_device_name(worker.device))
+        return str(getattr(torch, device_type(worker)).get_device_name(worker.device))
     return processor_name()
 
 

@@ -11,20 +11,21 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from taxbreak_vllm.serving import kinds, outbox, policy, recorder, sampler, watch, worker
+from taxbreak_vllm.serving import outbox, recorder, tokens, watch, worker
+from taxbreak_vllm.serving.sampling import kinds, policy, sampler
 from taxbreak_vllm.spool.spool import Spool
 
 PARTS = {
-    "Kinds.of_step": (kinds.Kinds, "of_step"),
-    "Kind.add": (kinds.Kind, "add"),
-    "Kind.median": (kinds.Kind, "median"),
-    "Kinds.histograms": (kinds.Kinds, "histograms"),
+    "StepKinds.of_step": (kinds.StepKinds, "of_step"),
+    "StepKind.add": (kinds.StepKind, "add"),
+    "StepKind.median": (kinds.StepKind, "median"),
+    "StepKinds.histograms": (kinds.StepKinds, "histograms"),
     "Sampler.decide": (sampler.Sampler, "decide"),
     "Policy.allows": (policy.Policy, "allows"),
     "Policy.settle": (policy.Policy, "settle"),
     "Policy.follow": (policy.Policy, "follow"),
     "classify": (watch, "classify"),
-    "ask_graph_mode": (watch, "_ask"),
+    "SampledTokens.follow": (tokens.SampledTokens, "follow"),
     "TorchProfile.open": (recorder.TorchProfile, "__init__"),
     "TorchProfile.start": (recorder.TorchProfile, "start"),
     "TorchProfile.stop": (recorder.TorchProfile, "stop"),

@@ -13,13 +13,13 @@ from taxbreak_vllm.demo.servers import Server, start_vllm
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 REASONS = {
-    "Kinds.of_step": "hook",
-    "Kind.add": "hook",
-    "Kind.median": "hook",
+    "StepKinds.of_step": "hook",
+    "StepKind.add": "hook",
+    "StepKind.median": "hook",
     "Sampler.decide": "hook",
     "Policy.allows": "hook",
     "classify": "hook",
-    "ask_graph_mode": "hook",
+    "SampledTokens.follow": "hook",
     "Outbox.offer": "hook",
     "TorchProfile.open": "profiler",
     "TorchProfile.start": "profiler",
@@ -30,11 +30,11 @@ REASONS = {
     "Spool.read_request": "outbox",
     "Policy.settle": "outbox",
     "Policy.follow": "outbox",
-    "Kinds.histograms": "outbox",
+    "StepKinds.histograms": "outbox",
 }
 
 # While these fail the worker cannot say what it counts, or not anew; it does before its successor takes over.
-UNHEARD = {"Spool.put_state", "Kinds.histograms", "Policy.settle", "Policy.follow", "Spool.read_request"}
+UNHEARD = {"Spool.put_state", "StepKinds.histograms", "Policy.settle", "Policy.follow", "Spool.read_request"}
 
 _SEEDS = iter(range(1, 10**6))
 

@@ -1,6 +1,14 @@
-"""Scheduler outputs as vLLM builds them, and a profile that profiles nothing."""
+"""Scheduler outputs as vLLM builds them, vLLM's source in parts, and a profile that profiles nothing."""
 
+import __future__
+
+import ast
+import importlib.util
+import os
 import warnings
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -19,10 +27,7 @@ def vllm_output():
         return pytest.importorskip("vllm.v1.core.sched.output", exc_type=ImportError)
 
 
-@pytest.fixture(scope="session")
-def schedule(vllm_output):
-    """Build a SchedulerOutput from new requests (id, prompt, computed) and cached ones (id, outputs)."""
-
+def _scheduling(vllm_output):
     def schedule(tokens, *, new=(), cached=(), resumed=(), drafts=None, encoder=None):
         output = vllm_output.SchedulerOutput.make_empty()
         output.scheduled_new_reqs = [
@@ -57,6 +62,82 @@ def schedule(vllm_output):
 
 
 @pytest.fixture(scope="session")
+def schedule(vllm_output):
+    """Build a SchedulerOutput from new requests (id, prompt, computed) and cached ones (id, outputs)."""
+    return _scheduling(vllm_output)
+
+
+class VllmSource:
+    """The source of some vLLM, read and run in parts: most of it cannot be imported without its GPU libraries."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def has(self, path):
+        return (self.root / path).exists()
+
+    def text(self, path):
+        return (self.root / path).read_text()
+
+    @cache  # noqa: B019 - there is one, for the session
+    def definitions(self, path):
+        """Return the classes and functions of a module, by name."""
+        return {node.name: node for node in ast.parse(self.text(path)).body if hasattr(node, "name")}
+
+    def methods(self, path, cls):
+        return {node.name: node for node in self.definitions(path)[cls].body if isinstance(node, ast.FunctionDef)}
+
+    def fields(self, path, cls):
+        """Return the names that the body of a class declares."""
+        body = self.definitions(path)[cls].body
+        return {node.target.id for node in body if isinstance(node, ast.AnnAssign)}
+
+    def attributes(self, path, cls):
+        """Return the names of what the methods of a class set on `self`."""
+        return {
+            node.attr
+            for node in ast.walk(self.definitions(path)[cls])
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+        }
+
+    def bases(self, path, cls):
+        return [ast.unparse(base) for base in self.definitions(path)[cls].bases]
+
+    def load(self, path, *names, **namespace):
+        """Run the definitions of these names alone; what they use is given, annotations are not looked at."""
+        return self._run(path, [self.definitions(path)[name] for name in names], namespace)
+
+    def load_method(self, path, cls, name, **namespace):
+        """Run one method alone, as a function whose first argument stands for its object."""
+        return getattr(self._run(path, [self.methods(path, cls)[name]], namespace), name)
+
+    def _run(self, path, body, namespace):
+        flags = __future__.annotations.compiler_flag
+        code = compile(ast.Module(body, type_ignores=[]), str(self.root / path), "exec", flags, dont_inherit=True)
+        scope = {"__name__": "types", **namespace}  # dataclasses wants the name of a module that there is
+        exec(code, scope)
+        return SimpleNamespace(**scope)
+
+
+@pytest.fixture(scope="session")
+def vllm_source():
+    """The source of the installed vLLM, or of the one in the folder that CONTRACT_SOURCE names."""
+    if folder := os.environ.get("CONTRACT_SOURCE"):
+        (package,) = (place for place in (Path(folder), Path(folder) / "vllm") if (place / "v1").is_dir())
+        return VllmSource(package)
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("no vLLM here: install one, or name the folder of its source in CONTRACT_SOURCE")
+    return VllmSource(Path(spec.origin).parent)
+
+
+@pytest.fixture(scope="session")
+def scheduling():
+    """Make `schedule` from classes of vLLM other than the installed one's."""
+    return _scheduling
+
+
+@pytest.fixture(scope="session")
 def decode(schedule):
     """A step of two requests that generate."""
     return schedule({"a": 1, "b": 1}, cached=[("a", 3), ("b", 9)])
@@ -77,9 +158,10 @@ class Clock:
 class FakeProfile:
     """Stands for torch.profiler; fails where told to."""
 
-    def __init__(self, step_id="", *, stacks=False, fails_at=()):
+    def __init__(self, step_id="", *, stacks=False, device_type="", fails_at=()):
         self.step_id = step_id
         self.stacks = stacks
+        self.device_type = device_type
         self.fails_at = fails_at
         self.calls = []
 
@@ -113,13 +195,20 @@ def warm_ups():
 
 @pytest.fixture
 def open_recorder(profiles, warm_ups):
-    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0):
-        def open_profile(step_id, *, stacks):
-            profile = FakeProfile(step_id, stacks=stacks, fails_at=fails_at)
+    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0, injected=None):
+        def open_profile(step_id, *, stacks, device_type):
+            profile = FakeProfile(step_id, stacks=stacks, device_type=device_type, fails_at=fails_at)
             (warm_ups if step_id == "warm-up" else profiles).append(profile)
             return profile
 
-        return Recorder(drops, open_profile=open_profile, is_taken=is_taken, time_op=time_op, load=lambda: None)
+        return Recorder(
+            drops,
+            open_profile=open_profile,
+            is_taken=is_taken,
+            find_injected=lambda: injected,
+            time_op=time_op,
+            load=lambda: None,
+        )
 
     return open_recorder
 
@@ -140,7 +229,14 @@ def open_watch(tmp_path, open_recorder):
     """Build a watch whose thread does not run: a test turns its outbox by hand."""
 
     def open_watch(
-        *, fails_at=(), is_taken=lambda worker: False, records=True, modes=("none", "none"), turn_ns=0, **settings
+        *,
+        fails_at=(),
+        is_taken=lambda worker: False,
+        records=True,
+        off_reason=None,
+        modes=("none", "none"),
+        turn_ns=0,
+        **settings,
     ):
         settings = {"spool": tmp_path / "spool", "sample_every": 2, "overhead_budget_ratio": 1.0, **settings}
         return Watch(
@@ -148,6 +244,7 @@ def open_watch(tmp_path, open_recorder):
             Settings(**settings),
             graph_modes=GraphModes(decode=modes[0], mixed=modes[1], max_tokens=64),
             records=records,
+            off_reason=off_reason,
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
             now_ns=Clock(1000),
             unix_ns=Clock(),

@@ -10,8 +10,8 @@ from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.drops import Drops
 from taxbreak_vllm.serving.outbox import HEARTBEAT_NS, PUBLISH_NS, Outbox
-from taxbreak_vllm.serving.recorder import Recording
-from taxbreak_vllm.serving.sampler import Progress
+from taxbreak_vllm.serving.recorder import RecordedStep
+from taxbreak_vllm.serving.sampling.sampler import CaptureProgress
 from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.spool.spool import Spool
 
@@ -100,7 +100,7 @@ def _recording(step_id="s1", profile=None, progress=None, tokens=None):
         started_unix_ns=0,
         window_ns=5,
     )
-    return Recording(info, profile or _Profile(), progress, tokens or SampledTokens.none())
+    return RecordedStep(info, profile or _Profile(), progress, tokens or SampledTokens.none())
 
 
 def _store(outbox, recording):
@@ -133,7 +133,7 @@ def test_a_recording_becomes_a_capture_of_two_files(open_outbox, spool, drops):
 )
 def test_what_cannot_be_stored_is_counted_by_its_reason_and_leaves_nothing(open_outbox, spool, drops, profile, reason):
     outbox = open_outbox()
-    progress = Progress(CaptureRequest(capture_id="c", steps=1), max_steps=9)
+    progress = CaptureProgress(CaptureRequest(capture_id="c", steps=1), max_steps=9)
 
     _store(outbox, _recording(profile=profile, progress=progress))
 
@@ -209,7 +209,7 @@ def test_a_request_is_told_with_every_turn_and_so_is_its_end(open_outbox, spool,
 
 
 def test_what_was_recorded_for_a_request_is_counted_once_it_is_stored(open_outbox):
-    progress = Progress(CaptureRequest(capture_id="c", steps=1), max_steps=9)
+    progress = CaptureProgress(CaptureRequest(capture_id="c", steps=1), max_steps=9)
 
     _store(open_outbox(), _recording(progress=progress))
 
@@ -247,7 +247,7 @@ class _Slow(_Profile):
 
 def test_what_storing_costs_is_the_threads_cpu_time_and_all_the_time_of_an_export(open_outbox, worker):
     outbox = open_outbox()
-    progress = Progress(CaptureRequest(capture_id="c", steps=1), max_steps=1)
+    progress = CaptureProgress(CaptureRequest(capture_id="c", steps=1), max_steps=1)
 
     _store(outbox, _recording("s0", _Slow(worker)))
     assert (outbox.cost_ns, outbox.asked_cost_ns) == (700, 0)

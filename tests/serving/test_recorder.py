@@ -2,11 +2,12 @@ import gc
 import json
 import logging
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
 from taxbreak_vllm.serving.drops import Drops
-from taxbreak_vllm.serving.recorder import Recorder, TorchProfile, is_profiler_taken
+from taxbreak_vllm.serving.recorder import Recorder, TorchProfile
 
 
 @pytest.fixture
@@ -33,6 +34,51 @@ def test_nothing_is_started_while_another_profiler_runs(drops, open_recorder, pr
 
     assert drops.counts() == {"vllm_profiler": 1}
     assert [profile.step_id for profile in profiles] == ["step-2"]
+
+
+def test_a_process_that_a_profiler_started_is_left_to_it_and_the_log_says_how_that_is_known(
+    drops, open_recorder, profiles, warm_ups, caplog
+):
+    recorder = open_recorder(drops, injected="CUDA_INJECTION64_PATH")
+
+    recorder.warm(None)
+    assert not recorder.start(None, "step-1", stacks=False)
+
+    assert (profiles, warm_ups) == ([], [])
+    assert drops.counts() == {"vllm_profiler": 1}
+    assert "CUDA_INJECTION64_PATH" in caplog.text
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_what_is_recorded_is_the_device_that_the_worker_computes_on(drops, open_recorder, profiles, warm_ups, device):
+    worker, recorder = SimpleNamespace(device=SimpleNamespace(type=device)), open_recorder(drops)
+
+    recorder.warm(worker)
+    recorder.start(worker, "step-1", stacks=False)
+
+    assert [profile.device_type for profile in (*warm_ups, *profiles)] == [device, device]
+
+
+@pytest.mark.parametrize(
+    ("device", "can", "asked"),
+    [
+        ("cpu", {"CPU", "CUDA", "XPU"}, {"CPU"}),
+        ("cuda", {"CPU", "CUDA", "XPU"}, {"CPU", "CUDA"}),
+        ("xpu", {"CPU", "CUDA", "XPU"}, {"CPU", "XPU"}),
+        ("xpu", {"CPU"}, {"CPU"}),
+        ("npu", {"CPU", "PrivateUse1"}, {"CPU"}),
+    ],
+)
+def test_torch_is_asked_for_that_device_where_it_can(monkeypatch, device, can, asked):
+    profiler = pytest.importorskip("torch.profiler", exc_type=ImportError)
+    given = []
+    activity = profiler.ProfilerActivity
+    monkeypatch.setattr(profiler, "supported_activities", lambda: {getattr(activity, name) for name in can})
+    monkeypatch.setattr(profiler, "profile", lambda **options: given.append(options) or SimpleNamespace())
+
+    TorchProfile("step-1", stacks=False, device_type=device)
+
+    assert given[0]["activities"] == {getattr(activity, name) for name in asked}
 
 
 def test_a_profiler_that_does_not_start_is_closed_and_counted(drops, open_recorder, profiles):
@@ -83,11 +129,6 @@ def test_each_reason_is_logged_once(drops, caplog):
     assert drops.counts() == {"spool": 2, "export": 1}
 
 
-class _Theirs:
-    is_running = False
-    _active = False
-
-
 class _Worker:
     def __init__(self):
         self.profiler = None
@@ -109,33 +150,6 @@ def test_a_real_profile_holds_the_window_as_an_annotation(drops, tmp_path):
     assert window["ts"] <= add["ts"] <= add["ts"] + add["dur"] <= window["ts"] + window["dur"]
     assert add["args"]["Input Dims"][0] == [3]
     assert drops.counts() == {}
-
-
-def test_a_torch_profiler_of_somebody_else_is_seen():
-    pytest.importorskip("torch")
-    worker = _Worker()
-    assert not is_profiler_taken(worker)
-
-    theirs = TorchProfile("theirs", stacks=False)
-    theirs.start()
-    try:
-        assert is_profiler_taken(worker)
-    finally:
-        theirs.stop()
-
-    assert not is_profiler_taken(worker)
-
-
-@pytest.mark.parametrize("flag", ["is_running", "_active"])
-def test_vllms_profiler_is_seen_running_and_waiting_to(flag):
-    pytest.importorskip("torch")
-    worker = _Worker()
-    worker.profiler = _Theirs()
-    assert not is_profiler_taken(worker)
-
-    setattr(worker.profiler, flag, True)
-
-    assert is_profiler_taken(worker)
 
 
 def test_warming_learns_what_the_profiler_adds_to_an_op(drops, warm_ups, open_recorder):

@@ -4,22 +4,22 @@ from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.serving.steps import GraphModes, Work, classify, is_real
 
 
-def test_new_prompts_are_a_prefill_that_ends_with_a_token_each(schedule):
+def test_new_prompts_are_a_prefill(schedule):
     step = schedule({"a": 5, "b": 7}, new=[("a", 5, 0), ("b", 7, 0)])
 
-    assert classify(step) == Work(Phase.PREFILL, 12, 2, prompt_tokens=12, output_tokens=2)
+    assert classify(step) == Work(Phase.PREFILL, 12, 2, prompt_tokens=12)
 
 
-def test_a_chunk_that_leaves_some_of_a_new_prompt_outputs_nothing(schedule):
+def test_so_is_a_chunk_that_leaves_some_of_a_new_prompt(schedule):
     step = schedule({"a": 8}, new=[("a", 20, 0)])
 
-    assert classify(step) == Work(Phase.PREFILL, 8, 1, prompt_tokens=8, output_tokens=0)
+    assert classify(step) == Work(Phase.PREFILL, 8, 1, prompt_tokens=8)
 
 
-def test_a_cached_request_without_output_goes_on_with_its_prompt_of_a_length_not_told(schedule):
+def test_a_cached_request_without_output_goes_on_with_its_prompt(schedule):
     step = schedule({"a": 8}, cached=[("a", 0)])
 
-    assert classify(step) == Work(Phase.PREFILL, 8, 1, prompt_tokens=8, output_tokens=None)
+    assert classify(step) == Work(Phase.PREFILL, 8, 1, prompt_tokens=8)
 
 
 def test_even_its_last_single_token_is_prefill(schedule):
@@ -27,19 +27,19 @@ def test_even_its_last_single_token_is_prefill(schedule):
 
 
 def test_cached_requests_with_output_decode(decode):
-    assert classify(decode) == Work(Phase.DECODE, 2, 2, prompt_tokens=0, output_tokens=2)
+    assert classify(decode) == Work(Phase.DECODE, 2, 2, prompt_tokens=0)
 
 
 def test_a_chunk_beside_a_decode_is_mixed(schedule):
     step = schedule({"a": 1, "b": 30}, cached=[("a", 3)], new=[("b", 30, 0)])
 
-    assert classify(step) == Work(Phase.MIXED, 31, 2, prompt_tokens=30, output_tokens=2)
+    assert classify(step) == Work(Phase.MIXED, 31, 2, prompt_tokens=30)
 
 
 def test_a_resumed_request_is_prefill_though_it_has_output(schedule):
     step = schedule({"a": 40, "b": 1}, cached=[("a", 12), ("b", 4)], resumed=["a"])
 
-    assert classify(step) == Work(Phase.MIXED, 41, 2, prompt_tokens=40, output_tokens=None)
+    assert classify(step) == Work(Phase.MIXED, 41, 2, prompt_tokens=40)
 
 
 def test_and_so_it_is_some_chunks_later(schedule):
@@ -49,46 +49,48 @@ def test_and_so_it_is_some_chunks_later(schedule):
 def test_a_new_request_with_one_token_left_after_a_prefix_hit_decodes(schedule):
     step = schedule({"a": 1, "b": 1}, new=[("a", 33, 32)], cached=[("b", 4)])
 
-    assert classify(step) == Work(Phase.DECODE, 2, 2, prompt_tokens=0, output_tokens=2)
+    assert classify(step) == Work(Phase.DECODE, 2, 2, prompt_tokens=0)
 
 
 def test_drafts_behind_that_one_token_make_it_a_verify(schedule):
     step = schedule({"a": 4}, new=[("a", 33, 32)], drafts={"a": 3})
 
-    assert classify(step) == Work(Phase.VERIFY, 4, 1, prompt_tokens=0, output_tokens=None, draft_tokens=3)
+    assert classify(step) == Work(Phase.VERIFY, 4, 1, prompt_tokens=0, draft_tokens=3)
 
 
 def test_a_prompt_of_one_token_is_a_prefill(schedule):
     assert classify(schedule({"a": 1}, new=[("a", 1, 0)])).phase is Phase.PREFILL
 
 
-def test_a_prompt_given_as_embeddings_has_a_length_not_told(schedule):
-    assert classify(schedule({"a": 9}, new=[("a", None, 0)])) == Work(Phase.PREFILL, 9, 1, 9, None)
+def test_a_prompt_given_as_embeddings_has_a_length_not_told_and_its_last_token_may_be_any(schedule):
+    assert classify(schedule({"a": 1}, new=[("a", None, 8)])) == Work(Phase.PREFILL, 1, 1, 1)
 
 
 def test_the_v2_runner_appends_the_output_so_far_to_a_resumed_prompt(schedule):
-    step = schedule({"a": 10}, new=[("a", 10, 0)])
+    step = schedule({"a": 1}, new=[("a", 10, 9)])
+    assert classify(step).phase is Phase.DECODE
+
     step.scheduled_new_reqs[0].prefill_token_ids = [7] * 25
 
-    assert classify(step).output_tokens == 0
+    assert classify(step).phase is Phase.PREFILL
 
 
-def test_drafts_being_checked_are_a_verify_whose_outputs_only_the_device_knows(schedule):
+def test_drafts_being_checked_are_a_verify(schedule):
     step = schedule({"a": 4, "b": 1}, cached=[("a", 3), ("b", 3)], drafts={"a": 3})
 
-    assert classify(step) == Work(Phase.VERIFY, 5, 2, prompt_tokens=0, output_tokens=None, draft_tokens=3)
+    assert classify(step) == Work(Phase.VERIFY, 5, 2, prompt_tokens=0, draft_tokens=3)
 
 
 def test_drafts_beside_a_prompt_are_mixed(schedule):
     step = schedule({"a": 4, "b": 20}, cached=[("a", 3)], new=[("b", 20, 0)], drafts={"a": 3})
 
-    assert classify(step) == Work(Phase.MIXED, 24, 2, prompt_tokens=20, output_tokens=None, draft_tokens=3)
+    assert classify(step) == Work(Phase.MIXED, 24, 2, prompt_tokens=20, draft_tokens=3)
 
 
 def test_encoder_inputs_make_a_step_an_encode(schedule):
     step = schedule({"a": 20, "b": 1}, new=[("a", 20, 0)], cached=[("b", 2)], encoder={"a": [0]})
 
-    assert classify(step) == Work(Phase.ENCODE, 21, 2, prompt_tokens=20, output_tokens=2)
+    assert classify(step) == Work(Phase.ENCODE, 21, 2, prompt_tokens=20)
 
 
 def test_a_step_without_tokens_is_idle(schedule):

@@ -45,10 +45,13 @@ def test_tokens_at_hand_are_counted_at_once():
 
 
 def test_a_step_that_samples_nothing_has_none_and_none_to_wait_for():
-    tokens = SampledTokens.none()
+    pooled = _Pending()
+
+    tokens = SampledTokens.none(pooled)
 
     assert tokens.wait(0)
-    assert tokens.counts == (0, 0)
+    assert (tokens.counts, tokens.is_async) == ((0, 0), True)
+    assert "get_output" not in vars(pooled)
 
 
 def test_tokens_on_their_way_are_counted_by_the_call_that_fetches_them_on_whatever_thread():

@@ -169,6 +169,22 @@ def test_a_rank_that_only_times_leaves_out_what_another_records(open_watch, deco
     assert [h.num_steps for h in watch.state().steps] == [8]
 
 
+def test_an_engine_whose_steps_another_one_draws_times_them_all_whatever_is_asked(
+    open_watch, decode, profiles, tmp_path
+):
+    watch = open_watch(sample_every=2, records=False, off_reason="lockstep")
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=3))
+    state = _control(tmp_path, watch, control_id="1", enabled=True)
+
+    for _ in range(6):
+        _run(watch, decode)
+
+    assert profiles == []
+    assert [h.num_steps for h in watch.state().steps] == [6]
+    assert (state.enabled, state.records, state.off_reason, state.control_id) == (False, False, "lockstep", "1")
+
+
 def test_switched_off_it_times_and_never_records(open_watch, decode, profiles, tmp_path):
     watch = open_watch(sample_every=2, enabled=False)
     spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
@@ -611,3 +627,22 @@ def test_a_rank_that_only_times_leaves_the_same_steps_out_once_the_rate_was_chan
         _run(watch, decode)
 
     assert [h.num_steps for h in watch.state().steps] == [8]
+
+
+def test_what_stands_for_vllm_here_has_nothing_that_vllm_has_not(vllm_source):
+    theirs = {
+        _Output: vllm_source.fields("v1/outputs.py", "ModelRunnerOutput"),
+        _AsyncOutput: vllm_source.attributes("v1/worker/gpu/async_utils.py", "AsyncOutput") | {"_output"},
+        _Observability: vllm_source.fields("config/observability.py", "ObservabilityConfig"),
+        _VllmConfig: vllm_source.fields("config/vllm.py", "VllmConfig"),
+        _Runner: vllm_source.attributes("v1/worker/gpu_model_runner.py", "GPUModelRunner"),
+        _State: vllm_source.fields("v1/worker/gpu_model_runner.py", "ExecuteModelState"),
+        _Stats: vllm_source.fields("compilation/cuda_graph.py", "CUDAGraphStat"),
+    }
+
+    ours = {kind: {*vars(kind()), *vars(kind)} for kind in theirs}
+
+    assert {
+        kind: {name for name in names if not name.startswith("__") and name != "get_output"} - theirs[kind]
+        for kind, names in ours.items()
+    } == {kind: set() for kind in theirs}

@@ -1,4 +1,5 @@
 import gc
+import math
 import socket
 import sys
 import threading
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, may_record, server_id
+from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, is_passed_by, may_record, server_id
 from taxbreak_vllm.spool.spool import Spool
 
 
@@ -29,9 +30,9 @@ class PlainWorker:
         self.vllm_config = SimpleNamespace(
             instance_id="170",
             parallel_config=SimpleNamespace(
-                tensor_parallel_size=4,
                 pipeline_parallel_size=1,
                 world_size=4,
+                data_parallel_size=1,
                 data_parallel_rank=0,
                 data_parallel_index=0,
             ),
@@ -323,10 +324,48 @@ def test_an_executor_that_calls_the_model_past_its_worker_is_one_warning(setting
     assert worker.taxbreak_status() == {}
 
 
+class RayDistributedExecutor:
+    """Ray's first executor has this name in vLLM."""
+
+
+class _Derived(RayDistributedExecutor):
+    pass
+
+
+class _Other:
+    pass
+
+
+NO_CHOICE = SimpleNamespace()  # as in 0.33
+V1, V2 = (SimpleNamespace(VLLM_USE_RAY_V2_EXECUTOR_BACKEND=is_v2) for is_v2 in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("backend", "envs", "is_passed"),
+    [
+        ("ray", V1, True),
+        ("ray", V2, False),
+        ("ray", NO_CHOICE, False),
+        ("mp", V1, False),
+        ("uni", V1, False),
+        (None, V1, False),
+        (_Derived, V2, True),
+        (_Other, V1, False),
+        ("vllm.v1.executor.ray_executor.RayDistributedExecutor", V2, True),
+        ("their.executors.Executor", V1, False),
+    ],
+)
+def test_only_rays_first_executor_passes_its_worker_by(monkeypatch, backend, envs, is_passed):
+    monkeypatch.setitem(sys.modules, "vllm.envs", envs)
+    config = SimpleNamespace(parallel_config=SimpleNamespace(distributed_executor_backend=backend))
+
+    assert is_passed_by(config) is is_passed
+
+
 def test_rays_present_executor_calls_the_worker(settings, decode):
     worker = _extend(PlainWorker)()
     worker.vllm_config.parallel_config.distributed_executor_backend = "ray"
-    settings.setitem(sys.modules, "vllm.envs", SimpleNamespace(VLLM_USE_RAY_V2_EXECUTOR_BACKEND=True))
+    settings.setitem(sys.modules, "vllm.envs", NO_CHOICE)
 
     worker.compile_or_warm_up_model()
     _serve(worker, decode, num_steps=1)
@@ -334,9 +373,43 @@ def test_rays_present_executor_calls_the_worker(settings, decode):
     assert worker.taxbreak_status()["enabled"]
 
 
+@pytest.mark.parametrize(
+    ("size", "rank", "index", "records", "off_reason"),
+    [
+        (2, 0, 0, True, None),
+        (2, 1, 1, False, "lockstep"),
+        (1, 0, 1, True, None),  # a dense model's second engine is told that it is alone
+    ],
+)
+def test_of_engines_in_lockstep_the_first_records_and_engines_that_are_alone_all_do(
+    settings, decode, size, rank, index, records, off_reason
+):
+    worker = _extend(PlainWorker)()
+    parallel = worker.vllm_config.parallel_config
+    parallel.data_parallel_size, parallel.data_parallel_rank, parallel.data_parallel_index = size, rank, index
+
+    worker.compile_or_warm_up_model()
+    _serve(worker, decode, num_steps=1)
+    status = worker.taxbreak_status()
+
+    assert (status["records"], status["off_reason"], status["server"]["engine"]) == (records, off_reason, str(index))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_device_is_named_as_torch_names_it(monkeypatch, kind):
+    torch = pytest.importorskip("torch")
+    worker = PlainWorker()
+    worker.device = SimpleNamespace(type=kind)
+    monkeypatch.setattr(getattr(torch, kind), "get_device_name", lambda device: f"the {device.type}")
+
+    server = describe(worker)
+
+    assert (server.device_type, server.device_name) == (kind, f"the {kind}")
+
+
 def test_the_real_thing_records_and_tells_its_status_and_ends_with_its_worker(settings, decode, tmp_path):
     pytest.importorskip("torch")
-    num_threads = threading.active_count()
+    others = set(threading.enumerate())
     worker = _extend(PlainWorker)()
     worker.outputs["sample_tokens"] = lambda: SimpleNamespace(sampled_token_ids=[[1], [2]])
 
@@ -348,7 +421,7 @@ def test_the_real_thing_records_and_tells_its_status_and_ends_with_its_worker(se
     gc.collect()
 
     assert is_gone() is None
-    assert threading.active_count() == num_threads
+    assert [thread.name for thread in threading.enumerate() if thread not in others] == []
     captures = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9).captures()
     assert len({capture.read_info().step_index for capture in captures}) == 2
     assert status["server"]["model_name"] == "tiny"
@@ -384,18 +457,19 @@ def test_ranks_are_numbered_through_all_engines():
 @pytest.mark.parametrize(
     ("sizes", "all_ranks", "recording"),
     [
-        ((1, 1), False, [0]),
-        ((4, 1), False, [0]),
-        ((4, 1), True, [0, 1, 2, 3]),
-        ((2, 3), False, [4]),  # of the last stage
-        ((2, 3), True, [4, 5]),
+        ((1, 1, 1), False, [0]),
+        ((4, 1, 1), False, [0]),
+        ((4, 1, 1), True, [0, 1, 2, 3]),
+        ((2, 3, 1), False, [4]),  # of the last stage
+        ((2, 3, 1), True, [4, 5]),
+        ((2, 2, 2), False, [4]),  # prompts split between two tensor-parallel groups
     ],
 )
 def test_one_rank_of_the_last_stage_records_or_all_of_them(sizes, all_ranks, recording):
     worker = PlainWorker()
     parallel = worker.vllm_config.parallel_config
-    parallel.tensor_parallel_size, parallel.pipeline_parallel_size = sizes
-    parallel.world_size = sizes[0] * sizes[1]
+    _, parallel.pipeline_parallel_size, _ = sizes
+    parallel.world_size = math.prod(sizes)
 
     def may(rank):
         worker.rank = rank
@@ -412,3 +486,19 @@ def test_a_server_has_one_id_in_all_its_engines_and_it_can_name_a_folder(instanc
 
     assert name == f"vllm--node-1.{'x' * 32}-170"
     assert Spool(tmp_path, max_bytes=1, max_captures=1).read_request(name) is None
+
+
+def test_what_stands_for_vllms_worker_here_has_nothing_that_vllms_has_not(vllm_source):
+    base, gpu = ("v1/worker/worker_base.py", "WorkerBase"), ("v1/worker/gpu_worker.py", "Worker")
+    worker = PlainWorker()
+    config = worker.vllm_config
+
+    assert {name for name in vars(PlainWorker) if not name.startswith("_")} - {"rank"} <= vllm_source.methods(
+        *gpu
+    ).keys()
+    assert vars(worker).keys() - {"calls", "outputs"} | {"rank"} <= (
+        vllm_source.attributes(*base) | vllm_source.attributes(*gpu)
+    )
+    assert vars(config).keys() <= vllm_source.fields("config/vllm.py", "VllmConfig")
+    assert vars(config.parallel_config).keys() <= vllm_source.fields("config/parallel.py", "ParallelConfig")
+    assert vars(config.model_config).keys() <= vllm_source.fields("config/model.py", "ModelConfig")

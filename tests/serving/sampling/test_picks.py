@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxbreak_vllm.serving.picks import NUM_COLD_STEPS, Picks
+from taxbreak_vllm.serving.sampling.picks import NUM_COLD_STEPS, Picks
 
 rates = st.integers(min_value=2, max_value=5000)
 levels = st.integers(min_value=-8, max_value=10)

@@ -5,8 +5,8 @@ import pytest
 
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import CaptureRequest
-from taxbreak_vllm.serving.kinds import Kinds
-from taxbreak_vllm.serving.sampler import Sampler
+from taxbreak_vllm.serving.sampling.kinds import StepKinds
+from taxbreak_vllm.serving.sampling.sampler import Sampler
 from taxbreak_vllm.serving.steps import GraphModes
 
 DECODE, PREFILL, MIXED, IDLE = Phase.DECODE, Phase.PREFILL, Phase.MIXED, Phase.IDLE
@@ -16,7 +16,7 @@ class Worker:
     """Counts steps as a watch does, and asks the sampler only when it is due."""
 
     def __init__(self, sample_every, *, seed="seed", max_steps=256, is_on=True):
-        self.kinds = Kinds(GraphModes(decode="none", mixed="none", max_tokens=0))
+        self.kinds = StepKinds(GraphModes(decode="none", mixed="none", max_tokens=0))
         self.sampler = Sampler(seed, self.kinds, sample_every=sample_every, max_steps=max_steps, is_on=is_on)
         self.num_asked = 0
 
@@ -100,6 +100,17 @@ def test_a_kind_that_becomes_common_is_no_longer_taken_for_rare():
     picked = worker.run([(MIXED, 600)] * 20_000)
 
     assert len(picked) == pytest.approx(200, rel=0.1)
+
+
+def test_idle_steps_make_no_other_kind_look_rare():
+    """An engine that keeps in step with its siblings runs more empty steps than others."""
+    traffic, engine = _traffic(20_000), Worker(100)
+    picked = []
+    for number, step in enumerate(traffic):
+        engine.run([(IDLE, 1)] * (number % 19))
+        picked += [number] * len(engine.run([step]))
+
+    assert picked == Worker(100).run(traffic)
 
 
 def test_idle_steps_are_never_picked():

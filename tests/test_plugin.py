@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving import plugin
+from taxbreak_vllm import plugin
+from taxbreak_vllm.serving import plugin as before
 from taxbreak_vllm.serving.worker import server_id
 
 
@@ -22,7 +23,7 @@ def _python(code, **env):
 def test_without_being_named_the_plugin_touches_nothing(named, monkeypatch):
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     env = {} if named is None else {"VLLM_PLUGINS": named}
-    code = "import sys; from taxbreak_vllm.serving.plugin import register; register(); print('vllm' in sys.modules)"
+    code = "import sys; from taxbreak_vllm.plugin import register; register(); print('vllm' in sys.modules)"
 
     assert _python(code, **env) == "False"
 
@@ -30,7 +31,7 @@ def test_without_being_named_the_plugin_touches_nothing(named, monkeypatch):
 def test_named_it_hooks_every_worker_however_often_it_is_called():
     pytest.importorskip("vllm", exc_type=ImportError)
     code = """
-from taxbreak_vllm.serving.plugin import register
+from taxbreak_vllm.plugin import register
 from taxbreak_vllm.serving.worker import WorkerExtension
 register()
 register()
@@ -50,7 +51,7 @@ def test_a_vllm_it_does_not_know_starts_all_the_same():
     code = """
 import sys
 sys.modules['vllm'] = None
-from taxbreak_vllm.serving.plugin import register
+from taxbreak_vllm.plugin import register
 register()
 print('on')
 """
@@ -166,10 +167,15 @@ def test_where_the_workers_do_not_tell_their_server_is_named_as_ours(mounted, an
     assert mounted.started == [server_id(_Engine.vllm_config)]
 
 
+def test_an_entry_point_of_before_finds_the_plugin():
+    assert before.register is plugin.register
+    assert before.endpoint_plugin is plugin.endpoint_plugin
+
+
 def test_vllm_takes_it_for_an_endpoint_plugin():
     pytest.importorskip("vllm", exc_type=ImportError)
     code = """
-from taxbreak_vllm.serving.plugin import endpoint_plugin
+from taxbreak_vllm.plugin import endpoint_plugin
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 print(isinstance(endpoint_plugin(), EndpointPlugin))
 """

@@ -9,27 +9,32 @@ from collections.abc import Callable, Iterable
 from pydantic import ValidationError
 
 from taxbreak_vllm.model.worker import CaptureRequest, Control
-from taxbreak_vllm.serving.budget import Budget
 from taxbreak_vllm.serving.drops import Drops, logger
-from taxbreak_vllm.serving.kinds import Kind
-from taxbreak_vllm.serving.sampler import Draws, Sample, Sampler
+from taxbreak_vllm.serving.sampling.budget import Budget
+from taxbreak_vllm.serving.sampling.kinds import StepKind
+from taxbreak_vllm.serving.sampling.sampler import Draws, Sample, Sampler
 from taxbreak_vllm.settings import Settings
 
 DISABLED = "disabled"
 OVERHEAD = "overhead"
+LOCKSTEP = "lockstep"
 
 
 class Policy:
-    """The rules in force. `adapts` is False on a rank that only times: it has no overhead and picks at full rate."""
+    """The rules in force. `adapts` is False on a rank that only times: it has no overhead and picks at full rate.
+
+    An `off_reason` given at the start stays, whatever is said later.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        kinds: Iterable[Kind],
+        kinds: Iterable[StepKind],
         drops: Drops,
         *,
         seed: str,
         adapts: bool,
+        off_reason: str | None = None,
         now_ns: Callable[[], int],
         draw: Callable[[str, int], Draws],
     ) -> None:
@@ -44,17 +49,17 @@ class Policy:
             kinds,
             sample_every=settings.sample_every,
             max_steps=settings.max_capture_steps,
-            is_on=settings.enabled,
+            is_on=off_reason is None and settings.enabled,
             draw=draw,
         )
-        self.off_reason = None if settings.enabled else DISABLED
+        self.off_reason = off_reason or (None if settings.enabled else DISABLED)
         self.control_id: str | None = None
 
     @property
     def budget_ratio(self) -> float:
         return self._budget.ratio
 
-    def allows(self, sample: Sample, kind: Kind, *, is_quiet: bool) -> bool:
+    def allows(self, sample: Sample, kind: StepKind, *, is_quiet: bool) -> bool:
         """Tell whether a picked step may be recorded now; one that may not is counted by its reason."""
         if not is_quiet:
             if sample.progress is None:
@@ -107,7 +112,7 @@ class Policy:
         except ValidationError as error:
             logger.warning("taxbreak: a control message is not followed: %s", error.errors()[0]["msg"])
             return True
-        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours
+        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours, or lockstep
             self.off_reason = None if settings.enabled else DISABLED
         self._budget.set(settings.overhead_budget_ratio)
         self.sampler.set(sample_every=settings.sample_every, level=0, is_on=self.off_reason is None)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from taxbreak_vllm.serving.budget import Budget
+from taxbreak_vllm.serving.sampling.budget import Budget
 
 S = 10**9
 MS = 10**6

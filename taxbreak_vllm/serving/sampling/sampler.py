@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import CaptureRequest
-from taxbreak_vllm.serving.kinds import NEVER, Kind
-from taxbreak_vllm.serving.picks import Picks
+from taxbreak_vllm.serving.sampling.kinds import NEVER, StepKind
+from taxbreak_vllm.serving.sampling.picks import Picks
 
 _HORIZON = 64  # a kind's share is taken over about so many intervals
 
@@ -21,7 +21,7 @@ class Draws(Protocol):
     def next(self, first: int, level: int = 0) -> int: ...
 
 
-class Progress:
+class CaptureProgress:
     """How far one request for steps has come. `started` belongs to the step's thread, the rest to the storing one."""
 
     __slots__ = ("num_lost", "num_recorded", "num_started", "num_steps", "request")
@@ -43,7 +43,7 @@ class Progress:
 class Sample(NamedTuple):
     """The decision to record a step; `progress` is that of the request it is recorded for."""
 
-    progress: Progress | None = None
+    progress: CaptureProgress | None = None
 
     @property
     def stacks(self) -> bool:
@@ -70,7 +70,7 @@ class _Rule(NamedTuple):
     sample_every: int
     level: int = 0
     is_on: bool = True
-    standing: Progress | None = None
+    standing: CaptureProgress | None = None
 
 
 class Sampler:
@@ -82,7 +82,7 @@ class Sampler:
     def __init__(
         self,
         seed: str,
-        kinds: Iterable[Kind],
+        kinds: Iterable[StepKind],
         *,
         sample_every: int,
         max_steps: int,
@@ -95,7 +95,7 @@ class Sampler:
         self._kinds = kinds
         self._rule = _Rule(sample_every, is_on=is_on)
         self._planned: _Rule | None = None
-        self.progress: Progress | None = None
+        self.progress: CaptureProgress | None = None
 
     @property
     def sample_every(self) -> int:
@@ -137,11 +137,11 @@ class Sampler:
         elif self.progress is not None and self.progress.request.capture_id == request.capture_id:
             standing = self.progress
         else:
-            standing = self.progress = Progress(request, max_steps=self._max_steps)
+            standing = self.progress = CaptureProgress(request, max_steps=self._max_steps)
         if standing is not self._rule.standing:
             self._replace(self._rule._replace(standing=standing))
 
-    def decide(self, kind: Kind) -> Sample | None:
+    def decide(self, kind: StepKind) -> Sample | None:
         """Say how to record a step that has begun and was counted, None for not at all; for steps that are `due`."""
         if kind.pick < kind.num_steps:
             self._plan(fresh=kind)
@@ -160,7 +160,7 @@ class Sampler:
         for kind in self._kinds:
             kind.due = 0
 
-    def _plan(self, fresh: Kind | None = None) -> None:
+    def _plan(self, fresh: StepKind | None = None) -> None:
         """Find the next pick of every kind; that of a `fresh` one may be the step it is at."""
         self._planned = None
         while self._planned is not self._rule:  # another thread may replace it meanwhile
@@ -176,6 +176,8 @@ class Sampler:
         """Bring the kinds' weights up to date, steps of long ago counting less and less; return their sum."""
         total_weight = 0
         for kind in self._kinds:
+            if kind.phase is Phase.IDLE:
+                continue  # an engine that waits for its siblings would make all it does besides look rare
             kind.weight += kind.num_steps - kind.num_weighed
             kind.num_weighed = kind.num_steps
             total_weight += kind.weight
@@ -184,7 +186,7 @@ class Sampler:
                 kind.weight //= 2
         return total_weight
 
-    def _next_pick(self, kind: Kind, rule: _Rule, first: int, total_weight: int) -> int:
+    def _next_pick(self, kind: StepKind, rule: _Rule, first: int, total_weight: int) -> int:
         """Return the first pick from the kind's step number `first` on, counted from 1.
 
         Of a kind that makes up the share s of the steps one in N·√s of its own is picked, so that rare ones are seen;

@@ -1,4 +1,4 @@
-"""Kinds of steps and how long the plain ones of each take: a step in, its kind's counters and latest times out.
+"""StepKinds of steps and how long the plain ones of each take: a step in, its kind's counters and latest times out.
 
 A kind is a phase, a power-of-two number of tokens and a graph mode. Its object is looked up once a step and holds all
 that is counted there: what runs on every step of a serving process is a few integer operations, and nothing grows.
@@ -27,7 +27,7 @@ class _Times:
         self.sum_ns = 0
 
 
-class Kind:
+class StepKind:
     """One kind of step: how many there were, when to look whether one is to be recorded, how long the plain ones took.
 
     `due` is the number of steps from which on the sampler is asked, `pick` the one it will record. One thread writes,
@@ -76,7 +76,7 @@ class Kind:
         return (median_low(self.times_ns[:num_kept]), num_kept) if num_kept else (None, 0)
 
 
-class Kinds:
+class StepKinds:
     """All kinds of one worker; their number is bounded by phases, graph modes and powers of two.
 
     One thread looks kinds up and adds to them; any other may read.
@@ -85,23 +85,23 @@ class Kinds:
     def __init__(self, graph_modes: GraphModes) -> None:
         self._graph_modes = graph_modes
         self._times_by_label: dict[tuple[Phase, str], _Times] = {}
-        self._kind_by_label: dict[tuple[Phase, str, int], Kind] = {}
-        self._decode_by_tokens: dict[int, Kind] = {}
-        self._verify_by_tokens: dict[int, Kind] = {}
+        self._kind_by_label: dict[tuple[Phase, str, int], StepKind] = {}
+        self._decode_by_tokens: dict[int, StepKind] = {}
+        self._verify_by_tokens: dict[int, StepKind] = {}
 
-    def __iter__(self) -> Iterator[Kind]:
+    def __iter__(self) -> Iterator[StepKind]:
         return iter(list(self._kind_by_label.values()))
 
-    def of(self, phase: Phase, num_tokens: int) -> Kind:
+    def of(self, phase: Phase, num_tokens: int) -> StepKind:
         """Return the kind of a step."""
         label = (phase, self._graph_modes.of(phase, num_tokens), num_tokens.bit_length())
         kind = self._kind_by_label.get(label)
         if kind is None:
             times = self._times_by_label.setdefault(label[:2], _Times())
-            kind = self._kind_by_label[label] = Kind(*label, times)
+            kind = self._kind_by_label[label] = StepKind(*label, times)
         return kind
 
-    def of_step(self, scheduled: ScheduledStep) -> Kind:
+    def of_step(self, scheduled: ScheduledStep) -> StepKind:
         """Return the kind of a step from its scheduler output, that of most by one look-up."""
         num_tokens, is_generated = scheduled.total_num_scheduled_tokens, is_generation(scheduled)
         if is_generated:
