@@ -1,0 +1,164 @@
+"""vLLM imported once: a server or a script of the tests is a fork of this process, and so is each process it starts.
+
+As a module, `ForkingProcesses` starts what runs vLLM as such a fork and anything else as a command, both with the
+guard of `taxbreak_vllm.demo.processes`. As a program it listens at the address given; a connection brings one command as
+JSON and is, from then on, what standard input is to a guard: the command ends with it, and its exit status comes back.
+So whoever goes first, the command, this process or the tests, nothing is left. What a fork does not show, that vLLM comes
+up from its own command line and spawns its own processes, the live server shows, which is started as a user would.
+"""
+
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from taxbreak_vllm.demo.processes import Process, Processes, guard
+
+VLLM = "vllm.entrypoints.cli.main"
+# What a server and an offline engine come to import; a vLLM that has one of them elsewhere imports it later.
+IMPORTED = (
+    VLLM,
+    "vllm.entrypoints.cli.serve",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.entrypoints.llm",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.model_executor.models.llama",
+)
+_MAX_REQUEST_BYTES = 2**20
+
+
+class ForkingProcesses(Processes):
+    """Processes of which those that run vLLM are forks of the process at `address`."""
+
+    def __init__(self, folder: Path, address: Path) -> None:
+        super().__init__(folder)
+        self._address = address
+
+    def start(self, name, command, *, env):
+        """Start a command, with `FOLDER/NAME.log` as its log."""
+        _python, *arguments = command
+        is_vllm = arguments[:2] == ["-m", VLLM]
+        if not is_vllm and Path(arguments[0]).parent != Path(__file__).parent:
+            return super().start(name, command, env=env)
+        process = Fork(name, arguments[1:] if is_vllm else arguments, env=env, log=self.folder / f"{name}.log")
+        process.begin(self._address, self._grace_s)
+        self._started.append(process)
+        return process
+
+
+class Fork(Process):
+    """A guarded fork, whose guard is at the other end of a connection."""
+
+    def __init__(self, name, command, *, env, log) -> None:
+        self.name = name
+        self.log = log
+        self._request = {"command": command, "env": dict(env), "log": str(log), "cwd": os.getcwd(), "umask": os.umask(0)}
+        os.umask(self._request["umask"])
+
+    def begin(self, address, grace_s):
+        self.log.touch()
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.connect(str(address))
+        self._connection.send(json.dumps(self._request | {"grace_s": grace_s}).encode())
+        self._guard = self
+        self.returncode = None
+
+    def poll(self):
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self):
+        if self.returncode is None:
+            with contextlib.suppress(ConnectionResetError):
+                self.returncode = int(self._connection.recv(16) or -signal.SIGKILL)
+            self._connection.close()
+        return self.returncode
+
+    def ask_to_stop(self):
+        if self.returncode is None:
+            self._connection.shutdown(socket.SHUT_WR)
+
+
+def listen(address: str) -> None:
+    """Import vLLM and fork for each connection; only in a fork does this return, once its command has."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f"{address}.new")
+        listening.listen(16)
+        os.rename(f"{address}.new", address)  # who finds it may connect, and waits while vLLM is imported
+        for name in IMPORTED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        while True:
+            connection, _ = listening.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+            _reap()
+    _guard(connection)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _guard(connection: socket.socket) -> None:
+    request = json.loads(connection.recv(_MAX_REQUEST_BYTES))
+    os.setsid()
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
+    for source, target in ((connection.fileno(), 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+
+    def begin() -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            connection.close()
+            _become(request)
+            sys.exit()
+        return pid
+
+    status = guard(begin, request["grace_s"])
+    connection.send(str(status).encode())
+
+
+def _become(request: dict) -> None:
+    """Turn this process into the one asked for, as far as a fork can, and run it to its end."""
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(request["cwd"])
+    os.umask(request["umask"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    tempfile.tempdir = None
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    # vLLM's CPU build insists on spawning its processes, each of which would import everything again
+    multiprocessing.get_context = lambda method=None: multiprocessing.context._default_context.get_context("fork")
+    sys.argv = request["command"]
+    if sys.argv[0] == VLLM:
+        sys.argv[0] = "vllm"
+        importlib.import_module(VLLM).main()
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    listen(sys.argv[1])
