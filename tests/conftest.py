@@ -31,6 +31,15 @@ with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pa
     settings.load_profile("taxbreak")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, after the shuffle
+def pytest_collection_modifyitems(items):
+    """Give each module to one process, and the modules of one group too; what needs a vLLM takes longest and begins."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
     """The slow reference implementation and the builders of made-up traces, `tests/reference.py`."""

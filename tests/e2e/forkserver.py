@@ -5,12 +5,12 @@ guard of `taxbreak_vllm.demo.processes`. As a program it listens at the address 
 JSON and is, from then on, what standard input is to a guard: the command ends with it, and its exit status comes back.
 So whoever goes first, the command, this process or the tests, nothing is left. What a fork does not show, that vLLM comes
 up from its own command line and spawns its own processes, the live server shows, which is started as a user would.
+Several API servers are spawned here too: their metrics need a `prometheus_client` that is imported for several.
 """
 
 import contextlib
 import importlib
 import json
-import multiprocessing
 import os
 import runpy
 import select
@@ -65,7 +65,13 @@ class Fork(Process):
     def __init__(self, name, command, *, env, log) -> None:
         self.name = name
         self.log = log
-        self._request = {"command": command, "env": dict(env), "log": str(log), "cwd": os.getcwd(), "umask": os.umask(0)}
+        self._request = {
+            "command": command,
+            "env": dict(env),
+            "log": str(log),
+            "cwd": os.getcwd(),
+            "umask": os.umask(0),
+        }
         os.umask(self._request["umask"])
 
     def begin(self, address, grace_s):
@@ -150,8 +156,8 @@ def _become(request: dict) -> None:
     tempfile.tempdir = None
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
-    # vLLM's CPU build insists on spawning its processes, each of which would import everything again
-    multiprocessing.get_context = lambda method=None: multiprocessing.context._default_context.get_context("fork")
+    # vLLM's CPU build sets this to spawn, and then each engine and each worker would import everything again
+    importlib.import_module("vllm.envs").environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
     sys.argv = request["command"]
     if sys.argv[0] == VLLM:
         sys.argv[0] = "vllm"

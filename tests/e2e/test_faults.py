@@ -26,7 +26,7 @@ from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1200)]
 
 DISK_BYTES = 64 * 2**20
 LONG_ANSWER = Requests(num_requests=4, prompt_tokens=8, output_tokens=400, concurrency=4)
@@ -372,6 +372,7 @@ def _capture(victim, asked):
     return victim.watched.get(f"/v1/taxbreak/captures/{asked['id']}").json()
 
 
+@pytest.mark.nightly
 def test_a_worker_and_an_engine_killed_in_mid_capture_leave_nothing_half_read_and_a_new_server_goes_on(
     victim, processes, tiny_llama, answers, plain_answers, sample_often
 ):

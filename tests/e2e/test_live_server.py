@@ -19,7 +19,7 @@ from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS
 from taxbreak_vllm.spool import STEP, Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(600)]
 
 PHASES = ("prefill", "decode")
 MIN_STEPS = 5
@@ -62,14 +62,15 @@ def value(samples, name, **labels):
 
 
 @pytest.fixture(scope="module")
-def live(processes, tiny_llama):
-    spool = processes.folder / "spool"
+def live(commands, tiny_llama):
+    """All of it started from the command line, as a user would."""
+    spool = commands.folder / "spool"
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
     env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
-    vllm = start_vllm(processes, tiny_llama, env=env)
+    vllm = start_vllm(commands, tiny_llama, env=env)
     live = Live(
         vllm,
-        start_sidecar(processes, spool, env=WITHOUT_REPLAY).wait(),
+        start_sidecar(commands, spool, env=WITHOUT_REPLAY).wait(),
         Spool(spool, max_bytes=2**30, max_captures=10**6),
     )
     vllm.wait()
@@ -229,11 +230,11 @@ def test_the_command_line_tells_how_each_worker_records(live):
     assert [worker["rank"] for worker in json.loads(done.stdout)["workers"]] == [0]
 
 
-def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, processes):
+def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, commands):
     before = {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES}
     settled.sidecar.process.stop()
 
-    settled.sidecar = start_sidecar(processes, settled.spool.root, env=WITHOUT_REPLAY, name="sidecar-again").wait()
+    settled.sidecar = start_sidecar(commands, settled.spool.root, env=WITHOUT_REPLAY, name="sidecar-again").wait()
 
     settled.settle()
     assert {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES} == before

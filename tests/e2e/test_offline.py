@@ -8,7 +8,7 @@ import pytest
 from taxbreak_vllm.model import STEP_BUCKETS_NS, Phase
 from taxbreak_vllm.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_nothing_of_a_prompt_is_in_a_capture(captures):
 
 
 def test_vllms_log_tells_that_it_is_watched_and_no_fault(said, folder):
-    log = (folder / "log").read_text()
+    log = (folder / "offline_llm.py.log").read_text()
 
     assert log.count("taxbreak: timing every step") == 1
     assert "Traceback" not in log

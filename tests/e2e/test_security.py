@@ -20,7 +20,7 @@ from openai import OpenAI
 
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1200)]
 
 KEY = "a-key-of-ours"
 CANARY = "xylophone quixotic zeppelin"
