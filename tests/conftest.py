@@ -31,12 +31,8 @@ with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pa
     settings.load_profile("taxbreak")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, after the shuffle
 def pytest_collection_modifyitems(items):
-    """Give each module to one process, and the modules of one group too; what needs a vLLM takes longest and begins."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Begin with what needs a vLLM, which takes longest, so that two processes end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 

@@ -120,7 +120,7 @@ def guard(begin: Callable[[], int], grace_s: float) -> int:
 
 def _begin(command: Sequence[str]) -> int:
     no_input = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    return os.posix_spawnp(command[0], command, os.environ, file_actions=no_input, setsid=True)
+    return os.posix_spawnp(command[0], list(command), os.environ, file_actions=no_input, setsid=True)
 
 
 def _end(session: int, grace_s: float) -> None:

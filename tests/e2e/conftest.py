@@ -8,6 +8,7 @@ import itertools
 import sys
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,17 +52,23 @@ def tiny_llama(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def forking(tmp_path_factory, cache_of_vllm):
-    """Return what makes `Processes` of a folder; those that run vLLM are forks."""
+def forkserver():
+    """The module of that name beside this file, which imports no vLLM."""
     spec = importlib.util.spec_from_file_location("forkserver", Path(__file__).with_name("forkserver.py"))
-    forkserver = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(forkserver)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory, cache_of_vllm, forkserver):
+    """Return what makes `Processes` of a folder; those that run vLLM are forks."""
     with Processes(tmp_path_factory.mktemp("forkserver")) as processes:
         address = processes.folder / "address"
         # one thread: a fork of a process that ran a pool of them would wait for that pool for ever
         env = plain_environment() | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        listening = processes.start("forkserver", [sys.executable, forkserver.__file__, str(address)], env=env)
-        listening.wait_until(address.exists, "listening", timeout_s=60)
+        command = [sys.executable, forkserver.__file__, str(address), *forkserver.IMPORTED]
+        processes.start("forkserver", command, env=env).wait_until(address.exists, "listening", timeout_s=60)
         yield lambda folder: forkserver.ForkingProcesses(folder, address)
 
 
@@ -162,6 +169,22 @@ def run_offline(forking):
             assert process.stop() == 0, process.tail(80)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scrape():
+    """Return what reads vLLM's own metrics: by name, labels and value of each series. Each family is there once."""
+
+    def scrape(server):
+        families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30.0).text))
+        names = [family.name for family in families]
+        assert len(set(names)) == len(names)
+        found = defaultdict(list)
+        for sample in (sample for family in families for sample in family.samples):
+            found[sample.name].append((sample.labels, sample.value))
+        return found
+
+    return scrape
 
 
 @pytest.fixture(scope="session")

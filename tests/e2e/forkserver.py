@@ -1,11 +1,13 @@
 """vLLM imported once: a server or a script of the tests is a fork of this process, and so is each process it starts.
 
 As a module, `ForkingProcesses` starts what runs vLLM as such a fork and anything else as a command, both with the
-guard of `taxbreak_vllm.demo.processes`. As a program it listens at the address given; a connection brings one command as
-JSON and is, from then on, what standard input is to a guard: the command ends with it, and its exit status comes back.
-So whoever goes first, the command, this process or the tests, nothing is left. What a fork does not show, that vLLM comes
-up from its own command line and spawns its own processes, the live server shows, which is started as a user would.
-Several API servers are spawned here too: their metrics need a `prometheus_client` that is imported for several.
+guard of `taxbreak_vllm.demo.processes`. As a program it listens at the address given. A connection brings one command
+as JSON and is, from then on, what standard input is to a guard: the command ends with it, and its exit status comes
+back. So whoever goes first, the command, this process or the tests, nothing is left.
+
+What a fork does not show, that vLLM comes up from its own command line and spawns its own processes, the live server
+shows, which is started as a user would. Several API servers are spawned here too: their metrics need a
+`prometheus_client` that was imported for several.
 """
 
 import contextlib
@@ -18,9 +20,10 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from taxbreak_vllm.demo.processes import Process, Processes, guard
+from taxbreak_vllm.demo.processes import GRACE_S, Process, Processes, guard
 
 VLLM = "vllm.entrypoints.cli.main"
 # What a server and an offline engine come to import; a vLLM that has one of them elsewhere imports it later.
@@ -50,37 +53,39 @@ class ForkingProcesses(Processes):
     def start(self, name, command, *, env):
         """Start a command, with `FOLDER/NAME.log` as its log."""
         _python, *arguments = command
-        is_vllm = arguments[:2] == ["-m", VLLM]
-        if not is_vllm and Path(arguments[0]).parent != Path(__file__).parent:
+        if arguments[:2] == ["-m", VLLM]:
+            arguments = arguments[1:]
+        elif Path(arguments[0]).parent != Path(__file__).parent:
             return super().start(name, command, env=env)
-        process = Fork(name, arguments[1:] if is_vllm else arguments, env=env, log=self.folder / f"{name}.log")
-        process.begin(self._address, self._grace_s)
+        process = Fork(name, arguments, env=env, log=self.folder / f"{name}.log", address=self._address)
         self._started.append(process)
         return process
 
 
 class Fork(Process):
-    """A guarded fork, whose guard is at the other end of a connection."""
+    """A fork that runs vLLM's command line or a script, with its arguments; its guard is at the end of a connection."""
 
-    def __init__(self, name, command, *, env, log) -> None:
+    def __init__(self, name, command, *, env, log, address, grace_s=GRACE_S) -> None:
         self.name = name
         self.log = log
-        self._request = {
-            "command": command,
-            "env": dict(env),
-            "log": str(log),
-            "cwd": os.getcwd(),
-            "umask": os.umask(0),
-        }
-        os.umask(self._request["umask"])
+        log.touch()
+        umask = os.umask(0)
+        os.umask(umask)
+        request = {"command": command, "env": dict(env), "log": str(log), "cwd": os.getcwd(), "umask": umask}
+        self._guard = _Guard(address, request | {"grace_s": grace_s})
 
-    def begin(self, address, grace_s):
-        self.log.touch()
+    def ask_to_stop(self):
+        self._guard.stop()
+
+
+class _Guard:
+    """What a guard's Popen is, over a connection."""
+
+    def __init__(self, address, request) -> None:
+        self.returncode = None
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.connect(str(address))
-        self._connection.send(json.dumps(self._request | {"grace_s": grace_s}).encode())
-        self._guard = self
-        self.returncode = None
+        self._connection.send(json.dumps(request).encode())
 
     def poll(self):
         if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
@@ -89,23 +94,24 @@ class Fork(Process):
 
     def wait(self):
         if self.returncode is None:
+            self.returncode = -signal.SIGKILL  # it was, where it leaves no word
             with contextlib.suppress(ConnectionResetError):
-                self.returncode = int(self._connection.recv(16) or -signal.SIGKILL)
+                self.returncode = int(self._connection.recv(16) or self.returncode)
             self._connection.close()
         return self.returncode
 
-    def ask_to_stop(self):
+    def stop(self):
         if self.returncode is None:
             self._connection.shutdown(socket.SHUT_WR)
 
 
-def listen(address: str) -> None:
-    """Import vLLM and fork for each connection; only in a fork does this return, once its command has."""
+def listen(address: str, modules: Sequence[str]) -> None:
+    """Import the modules and fork for each connection; only in a fork does this return, once its command has."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(f"{address}.new")
         listening.listen(16)
-        os.rename(f"{address}.new", address)  # who finds it may connect, and waits while vLLM is imported
-        for name in IMPORTED:
+        os.rename(f"{address}.new", address)  # who finds it may connect, and waits for the imports
+        for name in modules:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         while True:
@@ -152,12 +158,13 @@ def _become(request: dict) -> None:
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     tempfile.tempdir = None
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
-    # vLLM's CPU build sets this to spawn, and then each engine and each worker would import everything again
-    importlib.import_module("vllm.envs").environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
+    if envs := sys.modules.get("vllm.envs"):
+        # vLLM's CPU build sets this to spawn, and then each engine and each worker would import everything again
+        envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
     sys.argv = request["command"]
     if sys.argv[0] == VLLM:
         sys.argv[0] = "vllm"
@@ -167,4 +174,4 @@ def _become(request: dict) -> None:
 
 
 if __name__ == "__main__":
-    listen(sys.argv[1])
+    listen(sys.argv[1], sys.argv[2:])

@@ -26,7 +26,7 @@ from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 DISK_BYTES = 64 * 2**20
 LONG_ANSWER = Requests(num_requests=4, prompt_tokens=8, output_tokens=400, concurrency=4)
@@ -138,7 +138,7 @@ def test_a_full_disk_costs_the_samples_and_nothing_else(victim, answers, plain_a
 
     assert told == plain_answers
     assert left == stored
-    assert scraped in (200, 503)
+    assert scraped == 200
     victim.wait_for_drops("spool", before=before)
     victim.goes_on()
     assert not [line for line in victim.warnings() if "Traceback" in line]

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -19,8 +21,9 @@ from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS
 from taxbreak_vllm.spool import STEP, Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+ROOT = Path(__file__).parents[2]
 PHASES = ("prefill", "decode")
 MIN_STEPS = 5
 FIRST_SEED = 1
@@ -184,6 +187,19 @@ def test_a_capture_asked_for_returns_within_seconds(live, requests_under_way):
     assert json.loads(done.stdout)["advice"]["verdict"] in {"act", "no action", "withheld"}
     (request,) = live.get("/v1/taxbreak/captures").json()["captures"]
     assert done_unix_ns - request["created_unix_ns"] < 15 * 10**9  # without the start of the command itself
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not there: apt-get install prometheus")
+def test_every_query_of_the_dashboards_finds_data(live, requests_under_way):
+    """On what one server tells; what GPUs, losses and several models add, tests/dashboards has."""
+    command = [sys.executable, str(ROOT / "dashboards" / "check.py"), "--url", live.sidecar.url, "--json"]
+
+    with requests_under_way(live.vllm):
+        done = subprocess.run(command, capture_output=True, timeout=180, check=False)
+
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout)["queries"]
+    assert {query["dashboard"] for query in found if query["values"]} == {query["dashboard"] for query in found}
 
 
 def _control(live, **change):

@@ -8,7 +8,7 @@ import pytest
 from taxbreak_vllm.model import STEP_BUCKETS_NS, Phase
 from taxbreak_vllm.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,10 @@ def said(folder, tiny_llama, run_offline):
 
 @pytest.fixture(scope="module")
 def captures(said, folder):
-    return Spool(folder / "spool", max_bytes=2**30, max_captures=10**6).captures()
+    """What was recorded, which is something of each phase."""
+    captures = Spool(folder / "spool", max_bytes=2**30, max_captures=10**6).captures()
+    assert {_info(capture).phase for capture in captures} == {Phase.PREFILL, Phase.DECODE}
+    return captures
 
 
 def _events(capture):

@@ -10,7 +10,7 @@ from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
 from taxbreak_vllm.page.render import percent, ratio, time
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 KEY = "secret"
 

@@ -10,7 +10,7 @@ import pytest
 from taxbreak_vllm.model import Phase
 from taxbreak_vllm.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 CHUNK = 32
 NUM_DRAFTS = 3
