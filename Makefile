@@ -5,8 +5,10 @@ BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
 install = @sh scripts/install.sh
+# two processes, a module to one of them; longest first, as tests/conftest.py sorts them
+pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,9 +17,14 @@ demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ON
 	$(install) cpu
 	@exec $(BIN)/python -m taxbreak_vllm.cli demo $(if $(filter-out 0,$(ONCE)),--once)
 
-test: ## all tests, those on a real vLLM server included (ARGS='-m "not e2e"' for the quick ones)
+test: ## the tests of every change, those on a real vLLM server included (ARGS='-m "not e2e"' for the quick ones)
 	$(install) cpu,test
-	$(BIN)/python -m pytest $(ARGS)
+	$(pytest) -m '$(shell sh scripts/proofs.sh)' $(ARGS)
+
+test-nightly: ## the rest: every injected fault, ranks, Ray, replay of two models, demo, dashboards, older vLLMs
+	$(install) cpu,test
+	$(pytest) -m nightly $(ARGS)
+	@sh scripts/compat.sh 0.26.0 0.29.0
 
 check: lint types test ## what CI runs: format, lint, types, tests
 

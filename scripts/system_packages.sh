@@ -7,6 +7,11 @@ set -eu
 
 say() { printf '%s\n' "$*" >&2; }
 
+# One at a time: apt-get does not wait for another.
+if command -v flock >/dev/null; then
+    exec 9<"$0"
+    flock 9
+fi
 missing=
 for word in "$@"; do
     command -v "${word#*/}" >/dev/null || missing="${missing:+$missing }${word%%/*}"

@@ -35,6 +35,11 @@ with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pa
     settings.load_profile("taxbreak")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what needs a vLLM, which takes longest, so that two processes end at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
     """The slow reference implementation and the builders of made-up traces, `tests/reference.py`."""

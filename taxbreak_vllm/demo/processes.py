@@ -100,19 +100,27 @@ class Processes:
             process.stop()
 
 
-def guard(command: Sequence[str], grace_s: float) -> int:
-    """Run a command until it ends or standard input closes, then end its session; return its exit status."""
+def guard(begin: Callable[[], int], grace_s: float) -> int:
+    """Begin a process that leads a session; end that session once it ends or standard input closes; return its status.
+
+    `begin` returns the number of that process, which is a child of this one.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _adopt_orphans()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    pid = begin()
     try:
-        while not _has_exited(child.pid) and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+        while not _has_exited(pid) and not select.select([sys.stdin], [], [], _POLL_S)[0]:
             pass
     finally:
-        _end(child.pid, grace_s)
-    status = child.wait()
+        _end(pid, grace_s)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     _reap_orphans()
     return status if status >= 0 else 128 - status
+
+
+def _begin(command: Sequence[str]) -> int:
+    no_input = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    return os.posix_spawnp(command[0], list(command), os.environ, file_actions=no_input, setsid=True)
 
 
 def _end(session: int, grace_s: float) -> None:
@@ -159,4 +167,4 @@ def _reap_orphans() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(sys.argv[2:], float(sys.argv[1])))
+    sys.exit(guard(lambda: _begin(sys.argv[2:]), float(sys.argv[1])))

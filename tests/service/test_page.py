@@ -170,9 +170,9 @@ def test_it_is_quick_over_many_stored_steps(article, put, turn, analyze, results
         results.add_step(f"s{number}", make_info(f"s{number}"), breakdown, now_ns=clock())
     page(article())
 
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     document, _ = page(article())
-    took_s = time.perf_counter() - started_s
+    took_s = time.process_time() - started_s
 
     assert ">500<" in document
-    assert took_s < 0.5  # a tenth of it on a machine with nothing else to do
+    assert took_s < 0.5  # of this process alone; a tenth of it as a rule

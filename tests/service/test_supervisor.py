@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -37,14 +36,13 @@ def test_an_analyzer_that_is_killed_is_started_again(supervisor, put, spool, unt
 
 
 def test_closing_ends_the_analyzer_soon_even_if_it_hangs(supervisor, put, begun, spool, until):
-    put("hang", trace=b"slow")
+    capture = put("hang", trace=b"slow")
     supervisor.start()
     until(begun)
 
-    started_s = time.monotonic()
     supervisor.close()
 
-    assert time.monotonic() - started_s < 2.5
+    assert not capture.is_analyzed  # it was not waited for, which takes a minute
     assert is_claim_free(spool)
 
 

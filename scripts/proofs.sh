@@ -1,0 +1,30 @@
+#!/bin/sh
+# Print which tests a change needs, as pytest's -m: `sh scripts/proofs.sh`; why, on standard error.
+#
+# What only a change inside vLLM's processes can break is marked nightly. This looks whether taxbreak_vllm/serving/ or
+# the plugin differ from where the branch left main; on main itself, from the commit before.
+#
+# BASE=…  the commit to compare with
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { printf 'tests: %s\n' "$*" >&2; }
+
+find_base() {
+    for main in ${BASE:-} upstream/main origin/main main; do
+        base=$(git merge-base HEAD "$main" 2>/dev/null) || continue
+        [ "$base" = "$(git rev-parse HEAD)" ] || { printf '%s' "$base"; return; }
+    done
+    git rev-parse --quiet --verify HEAD~1
+}
+
+if ! base=$(find_base 2>/dev/null); then
+    say "nothing to compare with: those of every change"
+    printf 'not nightly'
+elif changed=$(git diff --name-only "$base" -- taxbreak_vllm/serving 'taxbreak_vllm/**plugin.py' taxbreak_vllm/plugin.py) && [ -z "$changed" ]; then
+    say "those of every change: nothing inside vLLM differs from $(git rev-parse --short "$base")"
+    printf 'not nightly'
+else
+    say "the nightly ones too, since $(printf '%s\n' "$changed" | head -n 1) and $(($(printf '%s\n' "$changed" | wc -l) - 1)) more differ from $(git rev-parse --short "$base")"
+    printf 'nightly or not nightly'
+fi
