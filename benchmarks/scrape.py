@@ -32,7 +32,7 @@ from rich.table import Table
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import Server as Sidecar
 from taxbreak_vllm.demo.servers import start_sidecar
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.spool.spool import Spool
@@ -87,7 +87,7 @@ def _info(step_id: str, phase: Phase, rank: int, age_s: float = 0.0) -> StepInfo
         server=Server(server_id="vllm-bench", rank=rank, model_name="bench", device_type="cuda"),
         phase=phase,
         batch=Batch(requests=8, prompt_tokens=0, output_tokens=8),
-        graph_mode="NONE",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=time.time_ns() - int(age_s * 1e9),
         window_ns=20_000_000,
         plain_window_ns=10_000_000,
@@ -112,7 +112,7 @@ def _fill(spool: Spool, trace: Path, num_steps: int, num_ranks: int) -> None:
     plain = [
         StepHistogram(phase=phase, graph_mode=mode, num_steps=sum(counts), sum_ns=10**12, bucket_counts=counts)
         for phase in PHASES
-        for mode in ("NONE", "PIECEWISE", "FULL")
+        for mode in (GraphMode.NONE, GraphMode.PIECEWISE, GraphMode.FULL)
     ]
     for rank in range(num_ranks):
         now_ns = time.time_ns()

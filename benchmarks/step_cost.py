@@ -19,7 +19,7 @@ from typing import Any
 
 from machine import describe_machine
 
-from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.serving.steps import GraphModes
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.serving.worker import install
@@ -105,7 +105,7 @@ def measure(batch: int, folder: Path) -> dict[str, float | int]:
     watch = Watch(
         Server(server_id="bench"),
         Settings(spool=folder),
-        graph_modes=GraphModes(decode="full", mixed="piecewise", max_tokens=512),
+        graph_modes=GraphModes(decode=GraphMode.FULL, mixed=GraphMode.PIECEWISE, max_tokens=512),
         draw=NoDraws,
     )
     workers: dict[str, Worker] = {"bare": Worker(), "empty": hooked(NoWatch()), "watched": hooked(watch)}

@@ -16,7 +16,7 @@ from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.spool.spool import Spool
 
@@ -51,7 +51,7 @@ RECORDED = (
         "recorded-b300",
         "NVIDIA B300",
         Phase.DECODE,
-        "full",
+        GraphMode.FULL,
         Batch(requests=16, prompt_tokens=0, output_tokens=16),
     ),
     Recorded(
@@ -59,7 +59,7 @@ RECORDED = (
         "recorded-mi300",
         "AMD Instinct MI300X",
         Phase.MIXED,
-        "piecewise",
+        GraphMode.PIECEWISE,
         Batch(requests=38, prompt_tokens=8155, output_tokens=38),
     ),
 )
@@ -141,7 +141,7 @@ class Feed:
             server=server,
             phase=Phase.DECODE,
             batch=Batch(),
-            graph_mode="none",
+            graph_mode=GraphMode.NONE,
             started_unix_ns=self._started_ns,
             window_ns=1,
         )

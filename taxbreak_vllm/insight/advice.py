@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from taxbreak_vllm.insight.evidence import WORTH_RATIO, Evidence, by_phase, distrust
+from taxbreak_vllm.insight.evidence import GRAPHS, WORTH_RATIO, Evidence, by_phase, distrust
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Machine, Verdict
 from taxbreak_vllm.model.breakdown import Breakdown
-from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def cuda_graphs(e: Evidence) -> Advice | None:
 
 def full_graphs(e: Evidence) -> Advice | None:
     """Decode steps in pieces of graphs, with host work between the pieces that the device waits for."""
-    piecewise = any(step.graph_mode == "PIECEWISE" for step in e.steps)
+    piecewise = any(step.graph_mode is GraphMode.PIECEWISE for step in e.steps)
     if not piecewise or e.phase not in _DECODING or not e.weighs(e.host_ns):
         return None
     return e.advise(
@@ -119,8 +119,8 @@ def full_graphs(e: Evidence) -> Advice | None:
 
 def capture_sizes(e: Evidence) -> Advice | None:
     """Some steps of a phase find a graph of their size and others do not."""
-    outside = [step for step in e.steps if step.graph_mode == "NONE"]
-    if not outside or len(outside) == len(e.steps) or not any(s.graph_mode in ("FULL", "PIECEWISE") for s in e.steps):
+    outside = [step for step in e.steps if step.graph_mode is GraphMode.NONE]
+    if not outside or not any(step.graph_mode in GRAPHS for step in e.steps):
         return None
     lost = add_steps(outside).exposed
     amount_ns = lost.delta_ft_ns + lost.delta_ct_ns + lost.delta_kt_ns
@@ -138,7 +138,7 @@ def capture_sizes(e: Evidence) -> Advice | None:
             f"--max-cudagraph-capture-size {sizes[-1]} or more" if sizes else "--max-cudagraph-capture-size",
             "--cudagraph-capture-sizes …",
         ),
-        refuted_by="steps of these batch sizes still show graph_mode NONE",
+        refuted_by="steps of these batch sizes still show graph_mode none",
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model.advice import Advice, Component, Machine
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
-from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MIN_LINKED_RATIO = 0.95  # of the kernels
 
 MAX_UNREADABLE_RATIO = 0.01  # of the events
 
-_GRAPHS = frozenset({"FULL", "PIECEWISE"})
+GRAPHS = frozenset({GraphMode.FULL, GraphMode.PIECEWISE})
 
 _COMPILED = ("triton_", "compiledfxgraph", "torch-compiled", "inductor")
 
@@ -70,7 +70,7 @@ class Evidence:
     @property
     def has_graphs(self) -> bool:
         """Whether a step launched a graph: a plain launch makes one kernel."""
-        return any(step.graph_mode in _GRAPHS or step.kernels > (step.launches or step.kernels) for step in self.steps)
+        return any(step.graph_mode in GRAPHS or step.kernels > (step.launches or step.kernels) for step in self.steps)
 
     @property
     def is_compiled(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from taxbreak_vllm.model.step import Batch, Phase
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,7 @@ class StepBreakdown:
     name: str | None = None
     number: int | None = None
     phase: Phase | None = None
-    graph_mode: str | None = None
+    graph_mode: GraphMode | None = None
     batch: Batch = field(default_factory=Batch)
     window_ns: int = 0
     host: HostTime = field(default_factory=HostTime)

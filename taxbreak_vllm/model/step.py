@@ -26,6 +26,22 @@ class Phase(StrEnum):
     IDLE = "idle"
 
 
+class GraphMode(StrEnum):
+    """How a step ran: op by op, in pieces of CUDA graphs, or as one (vllm/config/compilation.py, CUDAGraphMode).
+
+    Any spelling of vLLM's names is read; a name that is none of these is `unknown`.
+    """
+
+    NONE = "none"
+    PIECEWISE = "piecewise"
+    FULL = "full"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "GraphMode":
+        return next((mode for mode in cls if mode.value == str(value).lower()), cls.UNKNOWN)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Requests and tokens of a step; `None` where the source does not tell.
@@ -72,7 +88,7 @@ class StepInfo:
     server: Server
     phase: Phase
     batch: Batch
-    graph_mode: str
+    graph_mode: GraphMode
     started_unix_ns: Int64
     window_ns: Int64
     plain_window_ns: Int64 | None = None
@@ -88,7 +104,7 @@ class StepHistogram:
     """Plain (unrecorded) steps of one phase and graph mode: count, sum and counts per bucket of `STEP_BUCKETS_NS`."""
 
     phase: Phase
-    graph_mode: str
+    graph_mode: GraphMode
     num_steps: Int64
     sum_ns: Int64
     bucket_counts: tuple[Int64, ...]

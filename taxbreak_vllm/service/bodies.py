@@ -20,7 +20,7 @@ from taxbreak_vllm.model.breakdown import (
     Taxes,
     Tier,
 )
-from taxbreak_vllm.model.step import Batch, Phase, Server
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
 from taxbreak_vllm.service.problems import MEDIA_TYPE
 from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
@@ -168,7 +168,7 @@ _SERVER = Server(server_id="vllm-a", model_name="tiny-llama", device_type="cuda"
 _STEP = StepBreakdown(
     name="vllm-a-0-1000",
     phase=Phase.DECODE,
-    graph_mode="NONE",
+    graph_mode=GraphMode.FULL,
     batch=Batch(requests=4, prompt_tokens=0, output_tokens=4),
     window_ns=5_000_000,
     host=HostTime(
@@ -221,7 +221,7 @@ _ROW = StepRow(
     engine="0",
     rank=0,
     phase=Phase.DECODE,
-    graph_mode="NONE",
+    graph_mode=GraphMode.FULL,
     started_unix_ns=_YEAR_2025_NS,
     capture_id=_CAPTURE.id,
     window_ns=_STEP.window_ns,

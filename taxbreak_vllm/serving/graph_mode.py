@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from taxbreak_vllm.model.step import GraphMode
 from taxbreak_vllm.serving.drops import logger
 
 
@@ -15,7 +16,7 @@ class GraphModeNote:
     def __init__(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         self._runner: Any = None
         self._config: Any = None
-        self.mode: str | None = None
+        self.mode: GraphMode | None = None
         try:
             self._runner = worker.model_runner
             config = worker.vllm_config.observability_config
@@ -35,6 +36,6 @@ class GraphModeNote:
             state = getattr(runner, "execute_model_state", None)
             mode = getattr(getattr(state, "cudagraph_stats", None), "runtime_mode", None)
             if mode is not None:
-                self.mode = str(mode).lower()
+                self.mode = GraphMode(str(mode))
         except Exception as error:
             logger.debug("taxbreak: the graph mode of a step is not read: %r", error)

@@ -6,10 +6,7 @@ vLLM is not imported: its objects are described by the protocols below (vllm/v1/
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from taxbreak_vllm.model.step import Batch, Phase
-
-NO_GRAPH = "none"
-UNKNOWN_GRAPH = "unknown"
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
 _PROMPT_PHASES = frozenset({Phase.PREFILL, Phase.MIXED, Phase.ENCODE})
 
@@ -137,27 +134,27 @@ class GraphModes:
     mode that the same configuration, phase and size lead to (vllm/v1/cudagraph_dispatcher.py).
     """
 
-    def __init__(self, *, decode: str, mixed: str, max_tokens: int) -> None:
+    def __init__(self, *, decode: GraphMode, mixed: GraphMode, max_tokens: int) -> None:
         self._decode = decode
         self._mixed = mixed
         self._max_tokens = max_tokens
 
     @classmethod
     def from_config(cls, compilation_config: Any) -> "GraphModes":  # noqa: ANN401 - vLLM's CompilationConfig
-        """Read a vLLM CompilationConfig after startup; one that can't be read gives "unknown"."""
+        """Read a vLLM CompilationConfig after startup; one that can't be read gives UNKNOWN."""
         try:
             mode = compilation_config.cudagraph_mode
-            decode, mixed = mode.decode_mode().name.lower(), mode.mixed_mode().name.lower()
+            decode, mixed = GraphMode(mode.decode_mode().name), GraphMode(mode.mixed_mode().name)
             return cls(decode=decode, mixed=mixed, max_tokens=compilation_config.max_cudagraph_capture_size or 0)
         except AttributeError:
-            return cls(decode=UNKNOWN_GRAPH, mixed=UNKNOWN_GRAPH, max_tokens=0)
+            return cls(decode=GraphMode.UNKNOWN, mixed=GraphMode.UNKNOWN, max_tokens=0)
 
     @property
     def has_graphs(self) -> bool:
         """Whether any step of this server may replay a graph."""
-        return not self._decode == self._mixed == NO_GRAPH
+        return not self._decode == self._mixed == GraphMode.NONE
 
-    def of(self, phase: Phase, num_tokens: int) -> str:
-        """Return "none", "piecewise", "full" or "unknown"."""
+    def of(self, phase: Phase, num_tokens: int) -> GraphMode:
+        """Return the mode of a step of this phase and size."""
         mode = self._mixed if phase in _PROMPT_PHASES else self._decode
-        return mode if 0 < num_tokens <= self._max_tokens or mode == UNKNOWN_GRAPH else NO_GRAPH
+        return mode if 0 < num_tokens <= self._max_tokens or mode is GraphMode.UNKNOWN else GraphMode.NONE

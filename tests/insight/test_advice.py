@@ -28,7 +28,7 @@ from taxbreak_vllm.model.breakdown import (
     Tier,
     TopRow,
 )
-from taxbreak_vllm.model.step import Batch, Phase
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 B200 = "b200_vllm_eager_infer"
@@ -88,7 +88,7 @@ def capture(*, window=1000, waits=400, blocked=0, dilation=1.0, device_type="cud
         **{
             "name": "step",
             "phase": Phase.DECODE,
-            "graph_mode": "NONE",
+            "graph_mode": GraphMode.NONE,
             "batch": Batch(requests=4, prompt_tokens=0, output_tokens=4),
             "window_ns": window,
             "device": DeviceTime(
@@ -122,8 +122,8 @@ COMPILED = (
     ),
 )  # fmt: skip
 BUSY = {"waits": 20}
-GRAPH = {"graph_mode": "FULL", "launches": 1}
-PIECES = {"graph_mode": "PIECEWISE", "launches": 30}
+GRAPH = {"graph_mode": GraphMode.FULL, "launches": 1}
+PIECES = {"graph_mode": GraphMode.PIECEWISE, "launches": 30}
 MANY = {"batch": Batch(requests=64, prompt_tokens=0, output_tokens=64)}
 PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens=300, output_tokens=1)}
 LONG_PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens=8000, output_tokens=1)}

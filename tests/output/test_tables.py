@@ -8,7 +8,7 @@ import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.model.breakdown import Breakdown, Source, StepBreakdown
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.output.tables import dispatches, step_table
 from taxbreak_vllm.spool.spool import Spool
 
@@ -128,7 +128,7 @@ def test_a_capture_gives_its_phase(tmp_path):
         server=Server(server_id="server"),
         phase=Phase.VERIFY,
         batch=Batch(requests=1),
-        graph_mode="eager",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=0,
         window_ns=1,
     )

@@ -14,7 +14,7 @@ from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
 from taxbreak_vllm.model.baseline import Outcome  # noqa: E402
 from taxbreak_vllm.model.breakdown import Tier  # noqa: E402
 from taxbreak_vllm.model.errors import BaselineError  # noqa: E402
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo  # noqa: E402
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo  # noqa: E402
 from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
 from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
@@ -52,7 +52,7 @@ def put(spool, trace, number, **told):
         server=Server(**{"server_id": "server", "dtype": "float32", "device_type": "cpu", **told}),
         phase=Phase.DECODE,
         batch=Batch(),
-        graph_mode="none",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=number,
         window_ns=100,
     )

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from taxbreak_vllm.model.errors import BaselineError, TraceFormatError
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.trace.calls import Call, Input, Kernel
@@ -130,7 +130,7 @@ def test_a_capture_tells_the_models_dtype_and_its_place(written, reference, tmp_
         server=server,
         phase=Phase.DECODE,
         batch=Batch(),
-        graph_mode="none",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=1,
         window_ns=100,
     )

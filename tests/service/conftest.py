@@ -28,7 +28,7 @@ from taxbreak_vllm.model.breakdown import (
     hdbi,
 )
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.results import Results
@@ -102,7 +102,7 @@ def make_step():
         return StepBreakdown(
             name="step",
             phase=phase,
-            graph_mode="NONE",
+            graph_mode=GraphMode.NONE,
             batch=Batch(requests=1, prompt_tokens=0, output_tokens=4),
             window_ns=200 * scale,
             host=HostTime(python_ns=200 * scale),
@@ -151,7 +151,7 @@ def make_info(clock):
             server=server,
             phase=phase,
             batch=Batch(),
-            graph_mode="NONE",
+            graph_mode=GraphMode.NONE,
             started_unix_ns=clock(),
             window_ns=300,
             plain_window_ns=200,
@@ -204,7 +204,7 @@ def make_state(clock):
         buckets = tuple(num_steps * (i == index) for i in range(len(STEP_BUCKETS_NS) + 1))
         histogram = StepHistogram(
             phase=Phase.DECODE,
-            graph_mode="FULL",
+            graph_mode=GraphMode.FULL,
             num_steps=num_steps,
             sum_ns=num_steps * step_ns,
             bucket_counts=buckets,

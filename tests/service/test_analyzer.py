@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
 from taxbreak_vllm.service.results import Results
@@ -114,7 +114,7 @@ def test_the_states_of_the_workers_are_counted(make_analyzer, make_state, spool,
 
     make_analyzer().turn()
 
-    assert counted(results, "steps", "FULL") == 10
+    assert counted(results, "steps", GraphMode.FULL) == 10
 
 
 def test_a_garbage_trace_is_set_aside_counted_once_and_the_next_one_analyzed(make_analyzer, put, results, spool):
@@ -161,7 +161,7 @@ def test_garbage_among_names_and_numbers_stops_nothing_else(make_analyzer, make_
     assert read_mark(good) == "analyzed"
     assert (counted(results, "sampled_steps"), counted(results, "dropped", "analysis_failed")) == (1, 1)
     assert [state.server.server_id for state in spool.states()] == ["vllm-a"]
-    assert counted(results, "steps", "FULL") == 10
+    assert counted(results, "steps", GraphMode.FULL) == 10
 
 
 def test_a_state_that_cannot_be_stored_is_left_out_and_said_once(make_analyzer, make_state, spool, results, caplog):
@@ -173,7 +173,7 @@ def test_a_state_that_cannot_be_stored_is_left_out_and_said_once(make_analyzer, 
     for _ in range(3):
         analyzer.turn()
 
-    assert counted(results, "steps", "FULL") == 10
+    assert counted(results, "steps", GraphMode.FULL) == 10
     assert len([record for record in caplog.records if "huge" in record.getMessage()]) == 1
 
 

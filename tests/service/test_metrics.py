@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, Tier
-from taxbreak_vllm.model.step import Phase, Server
+from taxbreak_vllm.model.step import GraphMode, Phase, Server
 from taxbreak_vllm.service.analyzer import Analyzer
 from taxbreak_vllm.service.metrics import TaxbreakCollector
 from taxbreak_vllm.trace.kernels import Family
@@ -67,7 +67,7 @@ def test_plain_steps_make_counters_and_a_histogram(spool, make_state, turn, valu
     spool.put_state(make_state(num_steps=10, step_ns=300_000))
     turn()
 
-    assert value("steps_total", graph_mode="FULL") == 10
+    assert value("steps_total", graph_mode=GraphMode.FULL) == 10
     assert value("step_seconds_count") == 10
     assert value("step_seconds_sum") == pytest.approx(0.003)
     assert value("step_seconds_bucket", le="0.0002") == 0
@@ -117,7 +117,7 @@ def test_gauges_go_with_their_server_and_counters_stay(put, spool, make_state, t
 
     assert [value(*gauge) for gauge in gauges] == [None] * 3
     assert value("sampled_steps_total") == 1
-    assert value("steps_total", graph_mode="FULL") == 10
+    assert value("steps_total", graph_mode=GraphMode.FULL) == 10
 
 
 def test_gauges_go_when_the_window_is_empty(put, spool, make_state, turn, value, clock):
@@ -201,7 +201,9 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     num_per_phase, num_per_worker = 59, 6 * 59 + 30
     (plain,) = make_state().steps
     plain_steps = [
-        replace(plain, phase=phase, graph_mode=mode) for phase in Phase for mode in ("NONE", "FULL", "PIECEWISE")
+        replace(plain, phase=phase, graph_mode=mode)
+        for phase in Phase
+        for mode in (GraphMode.NONE, GraphMode.FULL, GraphMode.PIECEWISE)
     ]
     spool.put_state(make_state(steps=tuple(plain_steps), overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
     results.put_states(spool.states())

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.service.results import Refusal, Results
 
@@ -102,7 +102,7 @@ def test_a_workers_counters_add_what_is_new_since_the_last_state(results, make_s
     results.put_states([make_state(num_steps=15, dropped={"backlog": 1})])
     results.put_states([make_state(num_steps=15, dropped={"backlog": 1})])
 
-    assert total(results, "steps", "FULL") == 15
+    assert total(results, "steps", GraphMode.FULL) == 15
     assert total(results, "step_ns") == 15 * 300_000
     assert total(results, "step_bucket", "2") == 15
     assert total(results, "dropped", "backlog") == 1
@@ -117,17 +117,19 @@ def test_counters_do_not_fall_when_a_server_starts_again(results, make_state, cl
 
     results.put_states([make_state(num_steps=4, server=server, started_ns=clock())])
 
-    assert total(results, "steps", "FULL") == 14
+    assert total(results, "steps", GraphMode.FULL) == 14
 
 
 def test_a_histogram_of_another_version_is_left_out(results, make_state):
     state = make_state()
     (histogram,) = state.steps
-    other = type(histogram)(phase=histogram.phase, graph_mode="FULL", num_steps=1, sum_ns=1, bucket_counts=(1, 2))
+    other = type(histogram)(
+        phase=histogram.phase, graph_mode=GraphMode.FULL, num_steps=1, sum_ns=1, bucket_counts=(1, 2)
+    )
 
     results.put_states([make_state(steps=(other,))])
 
-    assert total(results, "steps", "FULL") is None
+    assert total(results, "steps", GraphMode.FULL) is None
 
 
 def test_one_request_at_a_time_for_a_server(results):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, StepBreakdown, Tier
-from taxbreak_vllm.model.step import Phase, Server, StepInfo
+from taxbreak_vllm.model.step import GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.service.results import Results
 from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
 from taxbreak_vllm.taxes.add import add_steps
@@ -90,7 +90,7 @@ def test_what_differs_between_the_steps_is_left_out(add, results):
     merged = results.window().breakdown
 
     assert merged.total.phase is None
-    assert merged.total.graph_mode == "NONE"
+    assert merged.total.graph_mode == GraphMode.NONE
     assert merged.source == Source(server_id="vllm-a")
 
 
@@ -118,7 +118,7 @@ counts = st.integers(0, 10**12)
 steps = st.builds(
     StepBreakdown,
     phase=st.sampled_from(Phase),
-    graph_mode=st.sampled_from(["NONE", "FULL"]),
+    graph_mode=st.sampled_from([GraphMode.NONE, GraphMode.FULL]),
     hdbi=st.none() | st.floats(0, 1),
     tklqt_ns=st.none() | counts,
     launches=st.none() | counts,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.serving.recorder import Recorder
 from taxbreak_vllm.serving.steps import GraphModes
 from taxbreak_vllm.serving.watch import Watch
@@ -242,7 +242,7 @@ def open_watch(tmp_path, open_recorder):
         return Watch(
             Server(server_id="server", rank=0),
             Settings(**settings),
-            graph_modes=GraphModes(decode=modes[0], mixed=modes[1], max_tokens=64),
+            graph_modes=GraphModes(decode=GraphMode(modes[0]), mixed=GraphMode(modes[1]), max_tokens=64),
             records=records,
             off_reason=off_reason,
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),

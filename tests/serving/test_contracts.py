@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.other_profilers import is_profiler_running
 from taxbreak_vllm.serving.sampling.kinds import StepKinds
@@ -60,7 +60,7 @@ def test_every_phase_is_told_from_what_the_scheduler_sends(send):
         Phase.VERIFY: send({"a": 4}, cached=[("a", 3)], drafts={"a": 3}),
         Phase.ENCODE: send({"a": 5}, new=[("a", 5, 0)], encoder={"a": [0]}),
     }
-    kinds = StepKinds(GraphModes(decode="none", mixed="none", max_tokens=0))
+    kinds = StepKinds(GraphModes(decode=GraphMode.NONE, mixed=GraphMode.NONE, max_tokens=0))
 
     assert {phase: classify(step).phase for phase, step in steps.items()} == {phase: phase for phase in steps}
     assert {phase: kinds.of_step(step).phase for phase, step in steps.items()} == {phase: phase for phase in steps}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.drops import Drops
 from taxbreak_vllm.serving.outbox import HEARTBEAT_NS, PUBLISH_NS, Outbox
@@ -96,7 +96,7 @@ def _recording(step_id="s1", profile=None, progress=None, tokens=None):
         server=SERVER,
         phase=Phase.DECODE,
         batch=Batch(),
-        graph_mode="none",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=0,
         window_ns=5,
     )

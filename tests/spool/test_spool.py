@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm.model.errors import SpoolError
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.spool.layout import MARKER
 from taxbreak_vllm.spool.spool import Spool
@@ -31,7 +31,7 @@ def info(step_id: str, rank: int = 0) -> StepInfo:
         server=Server(server_id="server-a", rank=rank),
         phase=Phase.DECODE,
         batch=Batch(requests=1),
-        graph_mode="none",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=1,
         window_ns=2,
     )

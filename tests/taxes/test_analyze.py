@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm import analyze
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.spool.spool import Spool
 
 
@@ -34,7 +34,7 @@ def capture(tmp_path: Path):
             server=Server(server_id="server-a", model_name="tiny", device_type="cpu", rank=3),
             phase=Phase.DECODE,
             batch=Batch(requests=2, prompt_tokens=0, output_tokens=2),
-            graph_mode="none",
+            graph_mode=GraphMode.NONE,
             started_unix_ns=1,
             window_ns=100_000,
             **known,

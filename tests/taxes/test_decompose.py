@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floor, FloorKind, Floors, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Tier
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.model.step import Batch, Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.calls import Call, Kernel, signature
@@ -418,7 +418,7 @@ def _info(**server):
         server=Server(server_id="server-a", **server),
         phase=Phase.DECODE,
         batch=Batch(requests=1),
-        graph_mode="none",
+        graph_mode=GraphMode.NONE,
         started_unix_ns=0,
         window_ns=30,
     )

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from statistics import median_low
 
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase, StepHistogram
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, GraphMode, Phase, StepHistogram
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_generation
 
 NEVER = 2**62
@@ -48,7 +48,7 @@ class StepKind:
         "weight",
     )
 
-    def __init__(self, phase: Phase, graph_mode: str, size: int, times: _Times) -> None:
+    def __init__(self, phase: Phase, graph_mode: GraphMode, size: int, times: _Times) -> None:
         self.phase = phase
         self.graph_mode = graph_mode
         self.name = f"{phase}/{graph_mode}/{size}"
@@ -84,8 +84,8 @@ class StepKinds:
 
     def __init__(self, graph_modes: GraphModes) -> None:
         self._graph_modes = graph_modes
-        self._times_by_label: dict[tuple[Phase, str], _Times] = {}
-        self._kind_by_label: dict[tuple[Phase, str, int], StepKind] = {}
+        self._times_by_label: dict[tuple[Phase, GraphMode], _Times] = {}
+        self._kind_by_label: dict[tuple[Phase, GraphMode, int], StepKind] = {}
         self._decode_by_tokens: dict[int, StepKind] = {}
         self._verify_by_tokens: dict[int, StepKind] = {}
 

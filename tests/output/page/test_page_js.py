@@ -8,7 +8,7 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.output.html import write_html
 
-SERVING = Path(__file__).parents[1] / "data" / "serving.json"
+SERVING = Path(__file__).parents[2] / "data" / "serving.json"
 B200 = "b200_vllm_eager_infer"
 
 # Every visible text against what is painted behind it: WCAG's contrast ratio, least first.

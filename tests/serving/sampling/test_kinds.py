@@ -1,13 +1,13 @@
 import pytest
 
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS, GraphMode, Phase
 from taxbreak_vllm.serving.sampling.kinds import StepKinds
 from taxbreak_vllm.serving.steps import GraphModes
 
 
 @pytest.fixture
 def kinds():
-    return StepKinds(GraphModes(decode="full", mixed="none", max_tokens=64))
+    return StepKinds(GraphModes(decode=GraphMode.FULL, mixed=GraphMode.NONE, max_tokens=64))
 
 
 def test_a_step_falls_into_the_first_bucket_that_bounds_it(kinds):

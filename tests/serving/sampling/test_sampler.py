@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.serving.sampling.kinds import StepKinds
 from taxbreak_vllm.serving.sampling.sampler import Sampler
@@ -16,7 +16,7 @@ class Worker:
     """Counts steps as a watch does, and asks the sampler only when it is due."""
 
     def __init__(self, sample_every, *, seed="seed", max_steps=256, is_on=True):
-        self.kinds = StepKinds(GraphModes(decode="none", mixed="none", max_tokens=0))
+        self.kinds = StepKinds(GraphModes(decode=GraphMode.NONE, mixed=GraphMode.NONE, max_tokens=0))
         self.sampler = Sampler(seed, self.kinds, sample_every=sample_every, max_steps=max_steps, is_on=is_on)
         self.num_asked = 0
 
