@@ -27,6 +27,7 @@ from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.breakdown import phase_table
+from taxbreak_vllm.output.words import duration
 from taxbreak_vllm.settings import Settings
 
 WriteModel = Callable[[Path], Path]
@@ -139,11 +140,8 @@ def _meaning(breakdowns: Mapping[str, StepBreakdown]) -> Iterator[str]:
     if known:
         title = min(known, key=lambda key: known[key].hdbi or 0.0)
         host_ns, device_ns = known[title].taxes.orchestration_ns or 0, known[title].device.active_ns
-        yield f"Most host-bound here is {title}: {_us(host_ns)} of host work for {_us(device_ns)} of the device's."
-
-
-def _us(duration_ns: int) -> str:
-    return f"{duration_ns / 1000:,.0f} µs"
+        host, device = duration(host_ns), duration(device_ns)
+        yield f"Most host-bound here is {title}: {host} of host work for {device} of the device's."
 
 
 def _stay(vllm: Server, name: str, progress: Console) -> None:

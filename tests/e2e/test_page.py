@@ -8,7 +8,7 @@ import pytest
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
-from taxbreak_vllm.output.page.render import percent, ratio, time
+from taxbreak_vllm.output.words import duration, percent, ratio
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -67,13 +67,13 @@ def test_it_shows_the_numbers_that_the_api_gives(sidecar, visit, phase):
     shares = [percent(total.device.active_ns / window_ns), percent(total.device.idle.host_ns / window_ns)]
     assert balance == [
         *(ratio(total.hdbi), "–", *shares),
-        *(time(total.window_ns / num), f"{total.kernels / num:,.0f}", f"{num:,}"),
+        *(duration(total.window_ns / num), f"{total.kernels / num:,.0f}", f"{num:,}"),
     ]
     exposed = total.exposed
     costs_ns = [total.taxes.delta_ft_ns, exposed.delta_ft_ns]
     costs_ns += [total.taxes.delta_ct_ns, None if total.taxes.delta_ct_ns is None else exposed.delta_ct_ns, 0, 0]
     costs_ns += [total.taxes.orchestration_ns, total.device.idle.host_ns]
-    assert taxes == [time(None if ns is None else ns / num) for ns in costs_ns]
+    assert taxes == [duration(None if ns is None else ns / num) for ns in costs_ns]
 
 
 def test_a_click_records_steps_and_their_progress_is_watched(sidecar, vllm, visit, requests_under_way):
@@ -111,7 +111,7 @@ def test_a_step_is_shown_instant_by_instant(sidecar, visit):
         page.get_by_text("there is nothing to fuse").wait_for()
 
         assert page.locator("[data-steps]").input_value() == newest["step_id"]
-        whole = time(newest["window_ns"])
+        whole = duration(newest["window_ns"])
         assert page.locator("[data-range]").inner_text() == f"0.0 µs to {whole} of {whole}"
         assert "compute" in page.locator("[data-timeline-legend]").inner_text()
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.worker import ControlState, WorkerControl
+from taxbreak_vllm.output.words import UNKNOWN, duration, ratio
 
 MAX_STEPS = 40
 _NAME_CHARS = 60
@@ -34,16 +35,16 @@ def _balance_table(rows: Iterable[tuple[str, StepBreakdown]]) -> Table:
     for title, step in rows:
         table.add_row(
             Text(title),
-            step.phase or "–",
-            _ms(step.window_ns),
-            _ratio(step.hdbi),
-            _ms(step.taxes.delta_ft_ns),
-            _ms(step.taxes.delta_ct_ns),
-            _ms(step.taxes.delta_kt_ns),
-            _ms(step.device.idle.host_ns),
-            _ms(step.device.active_ns),
-            _ms(step.device.idle_ns),
-            _ms(step.tklqt_ns),
+            step.phase or UNKNOWN,
+            duration(step.window_ns),
+            ratio(step.hdbi),
+            duration(step.taxes.delta_ft_ns),
+            duration(step.taxes.delta_ct_ns),
+            duration(step.taxes.delta_kt_ns),
+            duration(step.device.idle.host_ns),
+            duration(step.device.active_ns),
+            duration(step.device.idle_ns),
+            duration(step.tklqt_ns),
             str(step.kernels),
         )
     return table
@@ -65,10 +66,10 @@ def top_table(step: StepBreakdown, limit: int) -> Table:
             _name(row.kernel),
             row.family + (" (lib)" if row.i_lib else ""),
             str(row.count),
-            _ms(row.delta_ft_ns),
-            _ms(row.delta_ct_ns),
-            _ms(row.delta_kt_ns),
-            _ms(row.active_ns),
+            duration(row.delta_ft_ns),
+            duration(row.delta_ct_ns),
+            duration(row.delta_kt_ns),
+            duration(row.active_ns),
             row.tier,
         )
     return table
@@ -96,7 +97,7 @@ def advice_lines(report: AdviceReport) -> Iterable[str]:
     for number, advice in enumerate(report.advice, start=1):
         where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
         yield f"{number}. {advice.change} ({where})"
-        yield f"   wins at most {_ms(advice.at_most_ns)} of a step ({advice.at_most_ratio:.1%}), an upper bound"
+        yield f"   wins at most {duration(advice.at_most_ns)} of a step ({advice.at_most_ratio:.1%}), an upper bound"
         yield f"   set: {'   '.join(advice.settings)}"
         yield f"   why: {advice.finding}"
         yield f"   wrong if: {advice.refuted_by}"
@@ -114,18 +115,6 @@ def _calibration(calibration: Calibration) -> str:
 
 def _name(name: str) -> Text:
     return Text(name.removeprefix("void ")[:_NAME_CHARS].replace(" ", "\u00a0"))
-
-
-def _ms(value_ns: int | None) -> str:
-    if value_ns is None:
-        return "–"
-    if 0 < abs(value_ns) < 10_000_000:
-        return f"{value_ns / 1e3:.1f} µs" if abs(value_ns) < 100_000 else f"{value_ns / 1e6:.3f} ms"
-    return f"{value_ns / 1e6:.1f} ms" if value_ns else "0"
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def control_lines(state: ControlState) -> list[str]:

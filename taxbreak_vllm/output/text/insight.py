@@ -7,10 +7,10 @@ from rich.text import Text
 
 from taxbreak_vllm.insight.diff import Change, Diff, Figure, Quartiles, Section
 from taxbreak_vllm.model.fusion import FusionReport
+from taxbreak_vllm.output.words import UNKNOWN, duration, percent, times
 
 MAX_CHAINS = 12
 MAX_ROWS = 12
-_UNKNOWN = "–"
 _NAME_CHARS = 46
 
 # What a reader asks first; the JSON has every figure.
@@ -39,8 +39,8 @@ def fusion_table(report: FusionReport) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for row in report.by_length:
         counts = (row.length, row.distinct, row.candidates, row.fused, row.kernels_after, row.launches_after)
-        table.add_row(*map(str, counts), _times(row.ideal_speedup))
-    after = (str(report.kernels_after), str(report.launches_after), _times(report.ideal_speedup))
+        table.add_row(*map(str, counts), times(row.ideal_speedup))
+    after = (str(report.kernels_after), str(report.launches_after), times(report.ideal_speedup))
     table.add_row("all", "", str(len(report.chains)), "", *after)
     return table
 
@@ -93,7 +93,7 @@ def _figure_table(section: Section) -> Table:
             _spread(figure.a, is_time),
             _spread(figure.b, is_time),
             _value(figure.absolute, is_time, sign="+"),
-            _percent(figure.relative),
+            percent(figure.relative, sign="+"),
             _verdict(figure),
         )
     return table
@@ -139,12 +139,12 @@ def _table(title: str, *, texts: Iterable[str], numbers: Iterable[str]) -> Table
 
 def _change(change: Change) -> tuple[str, str, str, str]:
     sides = (_value(change.a, True), _value(change.b, True))
-    return (*sides, _value(change.absolute, True, sign="+"), _percent(change.relative))
+    return (*sides, _value(change.absolute, True, sign="+"), percent(change.relative, sign="+"))
 
 
 def _spread(spread: Quartiles | None, is_time: bool) -> str:
     if spread is None:
-        return _UNKNOWN
+        return UNKNOWN
     median = _value(spread.median, is_time)
     if spread.low == spread.high:
         return median
@@ -159,22 +159,10 @@ def _verdict(figure: Figure) -> str:
 
 def _value(value: float | None, is_time: bool, sign: str = "") -> str:
     if value is None:
-        return _UNKNOWN
-    if value == 0:
-        return "0"
-    if not is_time:
-        return f"{value:{sign}.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
-    if abs(value) < 100_000:
-        return f"{value / 1e3:{sign}.1f} µs"
-    return f"{value / 1e6:{sign}.3f} ms" if abs(value) < 10_000_000 else f"{value / 1e6:{sign}.1f} ms"
-
-
-def _percent(ratio: float | None) -> str:
-    return _UNKNOWN if ratio is None else f"{ratio:+.1%}"
-
-
-def _times(ratio: float | None) -> str:
-    return _UNKNOWN if ratio is None else f"{ratio:.2f}×"
+        return UNKNOWN
+    if is_time:
+        return duration(value, sign=sign)
+    return "0" if value == 0 else f"{value:{sign}.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
 
 
 def _short(name: str) -> str:
