@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
 import msgspec
 
-from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.model.errors import TaxbreakError, TraceFormatError
 
 BLOCK_BYTES = 2**19
 _HEADER_LIMIT_BYTES = 64 * 2**20
@@ -31,7 +32,8 @@ _METADATA = msgspec.json.Decoder(dict[str, object])
 # objects of a list nested in one; a block cut there does not decode and is cut elsewhere.
 _CUT = re.compile(rb'\}\s*(,)\s*(?=\{\s*"[^"\\]{1,64}"\s*:)')
 _START = re.compile(rb'"traceEvents"\s*:\s*\[')
-_HAS_MORE = "trailing characters"  # as msgspec says it; a trailing comma is another matter
+# As msgspec says it (a trailing comma is another matter); `_check_parser` holds it to these words.
+_HAS_MORE, _BREAKS_OFF = "trailing characters", "truncated"
 _ERROR_BYTE = re.compile(r"\(byte (\d+)\)")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 # Numbers that JSON does not have, but that Python's json and some versions of Kineto write.
@@ -52,6 +54,7 @@ def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = 
 
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged, not JSON or not a trace.
     """
+    _check_parser()
     try:
         with open(path, "rb") as file, _decompressed(file, path) as text:
             return _read(text, add, path, block_bytes)
@@ -61,6 +64,23 @@ def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = 
         raise TraceFormatError(f"{path}: damaged or truncated compressed file ({error})") from None
     except RecursionError:
         raise TraceFormatError(f"{path}: JSON nested too deeply for a Kineto trace") from None
+
+
+@cache
+def _check_parser(decode: Callable[[bytes], object] = _RAW_EVENTS.decode) -> None:
+    """Make sure that the parser says where a list ends, and that a text breaks off, in the words looked for here."""
+    said = []
+    for text in (b"[{}] {", b"[{}"):
+        try:
+            decode(text)
+        except msgspec.DecodeError as error:
+            said.append(str(error))
+    place = _ERROR_BYTE.search(said[0]) if len(said) == 2 else None
+    if place is None or int(place[1]) != 6 or _HAS_MORE not in said[0] or _BREAKS_OFF not in said[1]:
+        raise TaxbreakError(
+            f"msgspec {msgspec.__version__} words its errors in a way that traces cannot be read by: {said};"
+            " install one that pyproject.toml allows"
+        )
 
 
 def _decompressed(file: io.BufferedReader, path: Path) -> IO[bytes]:
@@ -93,7 +113,7 @@ def _read(file: IO[bytes], add: Callable[[bytes], None], path: Path, block_bytes
         try:
             add(_before(comma, buffer))
         except msgspec.DecodeError as error:
-            if "truncated" not in str(error):
+            if _BREAKS_OFF not in str(error):
                 break  # the list ended in this block, or it is damaged
             comma = _last_comma(buffer[:comma])  # the cut lay within an event
             add(_before(comma, buffer))
@@ -203,7 +223,7 @@ def decode(decoder: msgspec.json.Decoder[_T], text: bytes) -> _T:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError as error:
-        if _HAS_MORE in str(error) or "truncated" in str(error):
+        if _HAS_MORE in str(error) or _BREAKS_OFF in str(error):
             raise  # all before its end was JSON; looking for NaN takes 20 times as long as decoding
         repaired = _NOT_A_NUMBER.sub(lambda match: match[1] + b'""'.ljust(len(match[0]) - len(match[1])), text)
         if repaired == text:
