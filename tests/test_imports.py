@@ -16,7 +16,7 @@ PACKAGE = Path(taxbreak_vllm.__file__).parent
 # Each room may import itself and what stands before it; rooms of one line do not know each other.
 ORDER = (
     {"errors", "model"},
-    {"settings", "processor", "layout"},
+    {"settings", "processor", "layout", "database"},
     {"spool", "trace"},
     {"baselines"},
     {"taxes"},

@@ -7,7 +7,7 @@ failure or a change of a worker's counters counts once, however often it is hand
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
+from taxbreak_vllm.database import transaction
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import (
     STEP_BUCKETS_NS,
@@ -24,17 +25,20 @@ from taxbreak_vllm.model import (
     Server,
     StepInfo,
     Tier,
+    TopRow,
     WorkerState,
 )
 from taxbreak_vllm.service.counts import Count, Key, step_counts, worker_counts
-from taxbreak_vllm.service.schema import open_database, transaction
+from taxbreak_vllm.service.schema import open_results
 from taxbreak_vllm.service.window import (
     BALANCE_SUMS,
     MAX_LISTED_STEPS,
     TIERS,
     Window,
+    family_values,
     read_window,
     summed_values,
+    top_values,
 )
 
 CaptureStatus = Literal["running", "done", "expired", "cancelled"]
@@ -74,7 +78,6 @@ SELECT model_name, engine, series.rank, phase, sums.bucket, step_id, started_uni
 FROM sums JOIN steps USING (seq) JOIN series ON series.series_id = sums.series_id
 """
 _DILATIONS = "SELECT series_id, dilation FROM steps WHERE started_unix_ns >= ? AND dilation IS NOT NULL"
-_INTERNED = {"series": ("series_id", "model_name", "engine", "rank", "phase"), "ops": ("op_id", "op", "kernel")}
 _COLUMNS = {
     "rank": "series.rank",
     "active_ns": '"device.active_ns"',
@@ -191,7 +194,7 @@ class Results:
     """An open results file; a process may open it as often as it likes and use each from one thread at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._db = open_database(path)
+        self._db = open_results(path)
         self._path = path
         self._inode = path.stat().st_ino
 
@@ -213,7 +216,8 @@ class Results:
         """Note that the analysis of a step is about to begin; return how often it did, this time included."""
         with transaction(self._db):
             self._db.execute(
-                "INSERT INTO attempts VALUES (?, 1) ON CONFLICT (step_id) DO UPDATE SET num = num + 1", (step_id,)
+                "INSERT INTO attempts (step_id, num) VALUES (?, 1) ON CONFLICT (step_id) DO UPDATE SET num = num + 1",
+                (step_id,),
             )
             num: int = self._one("SELECT num FROM attempts WHERE step_id = ?", step_id)[0]
         return num
@@ -227,27 +231,38 @@ class Results:
         (step,) = breakdown.steps
         server = info.server
         breakdown = replace(breakdown, steps=(replace(step, name=step_id),))
-        row = (
-            *(step_id, server.server_id, server.rank, info.graph_mode, info.started_unix_ns, now_ns, info.capture_id),
-            *(bisect_left(STEP_BUCKETS_NS, step.window_ns), step.hdbi, breakdown.calibration.dilation),
-            *(breakdown.calibration.residual, breakdown.calibration.state, _text(breakdown.coverage.replay)),
-            *(_text(replace(breakdown.source, path="")), _text(breakdown.notes), _text(step.notes)),
-            *(step.unique_kernels, *summed_values(breakdown)),
-        )
+        row = {
+            "step_id": step_id,
+            "server_id": server.server_id,
+            "rank": server.rank,
+            "graph_mode": info.graph_mode,
+            "started_unix_ns": info.started_unix_ns,
+            "analyzed_unix_ns": now_ns,
+            "capture_id": info.capture_id,
+            "bucket": bisect_left(STEP_BUCKETS_NS, step.window_ns),
+            "hdbi": step.hdbi,
+            "dilation": breakdown.calibration.dilation,
+            "residual": breakdown.calibration.residual,
+            "calibration": breakdown.calibration.state,
+            "replay": _text(breakdown.coverage.replay),
+            "source": _text(replace(breakdown.source, path="")),
+            "notes": _text(breakdown.notes),
+            "step_notes": _text(step.notes),
+            "unique_kernels": step.unique_kernels,
+            **summed_values(breakdown),
+        }
         with transaction(self._db):
             self.forget_attempts(step_id)
             if self._one("SELECT 1 FROM steps WHERE step_id = ?", step_id) is not None:
                 return
-            series_id = self._intern("series", (server.model_name, server.engine, server.rank, info.phase))
-            self._insert("steps", (None, series_id, *row))
-            seq: int = self._one("SELECT last_insert_rowid()")[0]
-            self._insert("breakdowns", (seq, breakdown.to_json()))
+            self._insert("steps", {"series_id": self._series_id(server, info.phase), **row})
+            seq = {"seq": self._one("SELECT last_insert_rowid()")[0]}
+            self._insert("breakdowns", seq | {"breakdown": breakdown.to_json()})
             for family, share in step.families.items():
-                self._insert("families", (seq, family, share.kernels, share.active_ns, share.launches))
+                self._insert("families", seq | {"family": family} | family_values(share))
             for position, top in enumerate(step.top):
-                op_id = self._intern("ops", (top.op, top.kernel, top.family, top.i_lib))
-                times_ns = (top.delta_ft_ns, top.delta_ct_ns, top.delta_kt_ns, top.active_ns)
-                self._insert("top", (seq, position, op_id, top.count, *times_ns, TIERS.index(top.tier)))
+                place = {"position": position, "op_id": self._op_id(top), "tier": TIERS.index(top.tier)}
+                self._insert("top", seq | place | top_values(top))
             self._count(server, info.phase, step_counts(step))
             self._db.execute(
                 "UPDATE captures SET recorded = max(recorded, (SELECT count(*) FROM steps"
@@ -259,7 +274,15 @@ class Results:
         self, step_id: str, server: Server, *, capture_id: str | None, reason: str, detail: str, now_ns: int
     ) -> None:
         """Note that a capture was set aside and count it as a dropped sample; once."""
-        row = (step_id, server.server_id, server.rank, capture_id, reason, detail, now_ns)
+        row = {
+            "step_id": step_id,
+            "server_id": server.server_id,
+            "rank": server.rank,
+            "capture_id": capture_id,
+            "reason": reason,
+            "detail": detail,
+            "failed_unix_ns": now_ns,
+        }
         with transaction(self._db):
             self.forget_attempts(step_id)
             if self._insert("failures", row):
@@ -284,7 +307,7 @@ class Results:
                     increase = Count(key.counter, key.label, max(0, value - before[key]))
                     self._count(state.server, key.phase, [increase])
                 self._db.execute(
-                    "INSERT OR REPLACE INTO workers VALUES (?, ?, ?)",
+                    "INSERT OR REPLACE INTO workers (server_id, rank, state) VALUES (?, ?, ?)",
                     (state.server.server_id, state.server.rank, msgspec.json.encode(state)),
                 )
                 self._db.execute(
@@ -427,8 +450,16 @@ class Results:
             oldest = None if per_minute is None else self._one(query, per_minute - 1)
             if oldest is not None and (retry_after_ns := oldest[0] + _MINUTE_NS - now_ns) > 0:
                 return Refusal(retry_after_ns=retry_after_ns)
-            asked = (request.capture_id, server_id, request.steps, request.phase, request.stacks)
-            self._insert("captures", (*asked, now_ns, request.expires_unix_ns, 0, False))
+            asked = {
+                "capture_id": request.capture_id,
+                "server_id": server_id,
+                "steps": request.steps,
+                "phase": request.phase,
+                "stacks": request.stacks,
+                "created_unix_ns": now_ns,
+                "expires_unix_ns": request.expires_unix_ns,
+            }
+            self._insert("captures", asked)
         return None
 
     def cancel_capture(self, capture_id: str) -> None:
@@ -448,27 +479,36 @@ class Results:
     def _count(self, server: Server, phase: str, counts: Iterable[Count]) -> None:
         labels = (server.model_name, server.engine, server.rank, phase)
         self._db.executemany(
-            "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+            "INSERT INTO totals (model_name, engine, rank, phase, counter, label, value) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET value = value + excluded.value",
             [(*labels, *count) for count in counts],
         )
 
-    def _insert(self, table: str, row: tuple[object, ...]) -> bool:
+    def _insert(self, table: str, row: Mapping[str, object]) -> bool:
         """Insert a row unless its key is there; return whether it was new."""
-        query = f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))}) ON CONFLICT DO NOTHING"
-        return self._db.execute(query, row).rowcount == 1
+        columns = ", ".join(f'"{column}"' for column in row)
+        query = f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT DO NOTHING"
+        return self._db.execute(query, tuple(row.values())).rowcount == 1
 
     def _one(self, query: str, *values: object) -> Any:  # noqa: ANN401 - a row
         return self._db.execute(query, values).fetchone()
 
-    def _intern(self, table: str, key: tuple[object, ...]) -> int:
-        """Return the id of a row of `series` or `ops`, which is inserted where it is new."""
-        id_column, *columns = _INTERNED[table]
-        same = " AND ".join(f"{column} = ?" for column in columns)
-        query = f"SELECT {id_column} FROM {table} WHERE {same}"
-        found = self._one(query, *key[: len(columns)])
+    def _series_id(self, server: Server, phase: Phase) -> int:
+        labels = {"model_name": server.model_name, "engine": server.engine, "rank": server.rank, "phase": phase}
+        return self._intern("series", "series_id", labels, {})
+
+    def _op_id(self, row: TopRow) -> int:
+        return self._intern(
+            "ops", "op_id", {"op": row.op, "kernel": row.kernel}, {"family": row.family, "i_lib": row.i_lib}
+        )
+
+    def _intern(self, table: str, id_column: str, key: Mapping[str, object], others: Mapping[str, object]) -> int:
+        """Return the id of the row with this key, which is inserted where it is new."""
+        query = f"SELECT {id_column} FROM {table} WHERE {' AND '.join(f'{column} = ?' for column in key)}"
+        found = self._one(query, *key.values())
         if found is None:
-            self._insert(table, (None, *key))
-            found = self._one(query, *key[: len(columns)])
+            self._insert(table, {**key, **others})
+            found = self._one(query, *key.values())
         return int(found[0])
 
 
