@@ -34,7 +34,7 @@ from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import Server as Sidecar
 from taxbreak_vllm.demo.servers import start_sidecar
 from taxbreak_vllm.model import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo, WorkerState
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool import Spool
 
 ROOT = Path(__file__).resolve().parent.parent

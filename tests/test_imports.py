@@ -16,7 +16,7 @@ PACKAGE = Path(taxbreak_vllm.__file__).parent
 # Each room may import itself and what stands before it; rooms of one line do not know each other.
 ORDER = (
     {"errors", "model"},
-    {"settings", "processor", "layout", "database"},
+    {"settings", "machine", "layout", "database"},
     {"spool", "trace"},
     {"baselines"},
     {"taxes"},
@@ -37,7 +37,7 @@ ALSO_TAXES = {
     "analysis",
     "recording",
 }  # taxes.py in several files
-SERVING_MAY = {"serving", "model", "settings", "spool", "layout", "processor", "errors"}
+SERVING_MAY = {"serving", "model", "settings", "spool", "layout", "machine", "errors"}
 OUTSIDE = {"vllm": {"serving"}, "torch": {"serving", "replay"}}
 
 
@@ -104,6 +104,19 @@ def test_imports_point_leftwards():
         and found.room != found.target
         and place[found.target] >= place[found.room]
     ] == []
+
+
+def test_in_the_service_everything_reads_the_results_and_only_its_two_doors_know_every_room():
+    """`app` and `mount` put together what http, metrics and processes are."""
+    may = {room: {"results"} for room in ("http", "metrics", "processes")}
+    may |= {"results": set(), **{door: {"results", *may} for door in ("app", "mount")}}
+    inner = [
+        (found.importer, found.imported.split(".")[2])
+        for found in OURS
+        if found.room == found.target == "service" and found.importer.split(".")[2] != found.imported.split(".")[2]
+    ]
+
+    assert [(importer, room) for importer, room in inner if room not in may[importer.split(".")[2]]] == []
 
 
 def test_serving_stands_beside_and_only_its_plugin_touches_the_service_lazily():

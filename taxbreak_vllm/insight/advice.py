@@ -16,11 +16,11 @@ from taxbreak_vllm.insight.evidence import (
     AdviceReport,
     Component,
     Evidence,
-    Machine,
     Verdict,
     by_phase,
     distrust,
 )
+from taxbreak_vllm.machine.limits import Machine
 from taxbreak_vllm.model import Breakdown, Phase, add_steps
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taxbreak_vllm.insight.shares import Shares
+from taxbreak_vllm.machine.limits import Machine
 from taxbreak_vllm.model import Breakdown, Calibration, Phase, StepBreakdown, add_steps
 
 if TYPE_CHECKING:  # it reads traces, which the sidecar's own process never does
@@ -75,15 +76,6 @@ class AdviceReport:
         """Return the report as dicts, lists and numbers."""
         tree: dict[str, Any] = msgspec.to_builtins(self)
         return tree
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The processors a worker may use, and how many threads it computes with; None where it could not be read."""
-
-    cpu_limit: float | None = None
-    omp_threads: int | None = None
-    throttled_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

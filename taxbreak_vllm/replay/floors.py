@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from taxbreak_vllm.baselines import Environment, Floor, FloorKind, Floors, Spread
-from taxbreak_vllm.processor import processor_name
+from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, find_roots, link
 from taxbreak_vllm.trace.kineto import Events, Kind, read_events
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 import msgspec
 
 from taxbreak_vllm.errors import SettingsError
+from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model import Server
-from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.serving.recorder import logger
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
 from taxbreak_vllm.serving.watch import Watch

@@ -16,7 +16,7 @@ from taxbreak_vllm import Breakdown, analyze
 from taxbreak_vllm.client import control_server
 from taxbreak_vllm.demo.load import ROUND, send
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
-from taxbreak_vllm.service.window import MAX_LISTED_STEPS
+from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS
 from taxbreak_vllm.spool import STEP, Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

@@ -11,8 +11,9 @@ import pytest
 from taxbreak_vllm import analyze as analyze_path
 from taxbreak_vllm.insight import advice as rules
 from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.insight.evidence import Component, Machine, Verdict, with_plain_step
+from taxbreak_vllm.insight.evidence import Component, Verdict, with_plain_step
 from taxbreak_vllm.insight.fusion import fusion
+from taxbreak_vllm.machine.limits import Machine
 from taxbreak_vllm.model import (
     Batch,
     Breakdown,

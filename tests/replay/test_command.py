@@ -17,7 +17,7 @@ from taxbreak_vllm.model import Batch, Phase, Server, StepInfo, Tier  # noqa: E4
 from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
 from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
-from taxbreak_vllm.service.replayer import Replayer  # noqa: E402
+from taxbreak_vllm.service.processes.replayer import Replayer  # noqa: E402
 from taxbreak_vllm.spool import Spool  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)

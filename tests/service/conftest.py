@@ -35,8 +35,9 @@ from taxbreak_vllm.model import (
     WorkerState,
     hdbi,
 )
-from taxbreak_vllm.service.analyzer import Analyzer
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.processes.analyzer import Analyzer
+from taxbreak_vllm.service.processes.supervisor import analyzer_command as command_of
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool
 
@@ -258,7 +259,7 @@ from pathlib import Path
 import msgspec
 from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import Breakdown, Source, StepBreakdown
-from taxbreak_vllm.service.analyzer import main
+from taxbreak_vllm.service.processes.analyzer import main
 
 def analyze(capture):
     data = gzip.decompress(capture.trace_path.read_bytes())
@@ -286,8 +287,7 @@ def analyzer_command(tmp_path, settings):
     """The command line of an analyzer process with a fake analysis, which notes what it began in the file `begun`."""
     script = tmp_path / "fake_analyzer.py"
     script.write_text(FAKE_ANALYZER)
-    spool, results = str(settings.spool), str(settings.results_path)
-    return [sys.executable, str(script), "--spool", spool, "--results", results]
+    return [sys.executable, str(script), *command_of(settings)[3:]]
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 from taxbreak_vllm.errors import TraceFormatError
 from taxbreak_vllm.model import CaptureRequest, Server
-from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.processes.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool import ANALYZED, STEP, TRACE, Spool
 
 DAY_NS = 86400 * 10**9

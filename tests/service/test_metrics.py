@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from taxbreak_vllm.baselines import Baselines, Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model import Breakdown, Calibration, Coverage, FamilyShare, Phase, Server, Source, Tier
-from taxbreak_vllm.service.analyzer import Analyzer
-from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.processes.analyzer import Analyzer
 from taxbreak_vllm.trace.kernels import Family
 
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"

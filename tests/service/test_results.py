@@ -9,7 +9,8 @@ import pytest
 
 from taxbreak_vllm.errors import TaxbreakError
 from taxbreak_vllm.model import CaptureRequest, Server
-from taxbreak_vllm.service.results import Refusal, Results
+from taxbreak_vllm.service.results.rows import Refusal
+from taxbreak_vllm.service.results.store import Results
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ Wider = make_dataclass(
     "Wider", [("delta_xt_ns", int | None, None)], bases=(model.Taxes,), frozen=True, slots=True, kw_only=True
 )
 model.StepBreakdown.__annotations__["taxes"] = Wider  # as where `Taxes` had one integer more
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.results.store import Results
 
 server = model.Server(server_id="s", model_name="tiny")
 step = model.StepBreakdown(taxes=Wider(delta_ft_ns=60, delta_xt_ns=5))
@@ -367,7 +368,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_many_processes_may_open_a_new_file_at_once(tmp_path):
-    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results import Refusal, Results\n"
+    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results.store import Results\n"
     script += "sys.stdin.read()\nwith Results(Path(sys.argv[1])) as r: r.note_attempt('a')"
     command = [sys.executable, "-c", script, str(tmp_path / "results")]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]

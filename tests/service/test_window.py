@@ -19,8 +19,8 @@ from taxbreak_vllm.model import (
     Tier,
     add_steps,
 )
-from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
+from taxbreak_vllm.service.results.store import Results
+from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
 
 
 @pytest.fixture

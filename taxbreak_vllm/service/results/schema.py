@@ -14,7 +14,7 @@ from pathlib import Path
 
 from taxbreak_vllm.database import Schema, StoreError, open_database
 from taxbreak_vllm.errors import SettingsError
-from taxbreak_vllm.service.window import FAMILY_SUMS, SUMMED, TIER_SUMS, TOP_SUMS
+from taxbreak_vllm.service.results.window import FAMILY_SUMS, SUMMED, TIER_SUMS, TOP_SUMS
 
 _WAIT_S = 10.0
 _SUMMED, _FAMILY_SUMS, _TOP_SUMS = (

@@ -1,6 +1,7 @@
-"""The child that reads a capture's trace for the page: `python -m taxbreak_vllm.service.dissect WHAT CAPTURE`.
+"""The child that reads a capture's trace for the page and prints one JSON object.
 
-WHAT is `timeline` (the step instant by instant) or `fusion` (its chains of kernels). Prints one JSON object.
+`python -m taxbreak_vllm.service.processes.trace_reader WHAT CAPTURE`, where WHAT is `timeline` (the step instant by
+instant) or `fusion` (its chains of kernels).
 """
 
 import os

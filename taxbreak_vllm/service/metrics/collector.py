@@ -27,10 +27,11 @@ import taxbreak_vllm
 from taxbreak_vllm.baselines import Baselines, FloorKind
 from taxbreak_vllm.errors import BaselineError
 from taxbreak_vllm.model import STEP_BUCKETS_NS, WorkerState, hdbi, sum_or_none
-from taxbreak_vllm.service.counts import NUM_BUCKETS
-from taxbreak_vllm.service.results import Balance, Results, Series, Total
-from taxbreak_vllm.service.servers import live
-from taxbreak_vllm.service.window import replay_shares
+from taxbreak_vllm.service.results.counts import NUM_BUCKETS
+from taxbreak_vllm.service.results.live import live
+from taxbreak_vllm.service.results.rows import Balance, Series, Total
+from taxbreak_vllm.service.results.store import Results
+from taxbreak_vllm.service.results.window import replay_shares
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool import Spool, Survey
 
