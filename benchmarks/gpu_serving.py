@@ -36,7 +36,7 @@ from taxbreak_vllm.replay.runner import measure_floors  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
 from taxbreak_vllm.spool.capture import Capture  # noqa: E402
 from taxbreak_vllm.spool.spool import Spool  # noqa: E402
-from taxbreak_vllm.taxes.analyze import analyze_capture  # noqa: E402
+from taxbreak_vllm.taxes.analyze import analyze  # noqa: E402
 
 _GRAPHS = {
     "eager": ("--enforce-eager",),
@@ -133,7 +133,7 @@ def _captures(server: Server, began_ns: int, ended_ns: int) -> dict[tuple[str, s
 def _decomposed(work: Path, captures: list[Capture]) -> dict[str, Any]:
     infos = [capture.read_info() for capture in captures]
     with Baselines(work / "baselines.sqlite3") as store:
-        breakdowns = [analyze_capture(capture, baselines=store) for capture in captures]
+        breakdowns = [analyze(capture.path, baselines=store) for capture in captures]
     steps = [step for breakdown in breakdowns for step in breakdown.steps]
     plain = [info.plain_window_ns for info in infos if info.plain_window_ns]
     dilation = [b.calibration.dilation for b in breakdowns if b.calibration.dilation]

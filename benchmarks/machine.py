@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from taxbreak_vllm.processor import processor_name
+from taxbreak_vllm.machine.processor import processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -34,9 +34,9 @@ from taxbreak_vllm.demo.servers import Server as Sidecar
 from taxbreak_vllm.demo.servers import start_sidecar
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool.spool import Spool
-from taxbreak_vllm.taxes.analyze import analyze_capture
+from taxbreak_vllm.taxes.analyze import analyze
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scrape.json"
@@ -101,7 +101,7 @@ def _fill(spool: Spool, trace: Path, num_steps: int, num_ranks: int) -> None:
     spool.put(info, lambda path: shutil.copyfile(trace, path))
     capture = spool.find("first")
     assert capture is not None
-    breakdown = analyze_capture(capture)
+    breakdown = analyze(capture.path)
     with Results(spool.root / "results.sqlite3") as results:
         for index in range(num_steps):
             phase, rank = PHASES[index % len(PHASES)], index // len(PHASES) % num_ranks

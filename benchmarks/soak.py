@@ -276,7 +276,7 @@ def _body(model: str, prompt: str, num_tokens: int) -> dict[str, object]:
 def _processes(kind: str, folder: Path) -> list[tuple[str, int]]:
     """Find the processes of a server and of a sidecar by the folder they keep their caches in."""
     names = {"VLLM::EngineCore": "engine", "VLLM::Worker": "worker", "vllm.entrypoints.cli.main": "api"}
-    names |= {"service.analyzer": "analyzer", "taxbreak_vllm.cli": "sidecar"}
+    names |= {"service.processes.analyzer": "analyzer", "taxbreak_vllm.cli": "sidecar"}
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

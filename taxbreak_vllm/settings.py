@@ -34,6 +34,13 @@ def _checked_secret(key: SecretStr) -> SecretStr:
     return SecretStr(checked_key(key.get_secret_value()))
 
 
+# What a request may change or choose is bounded as the setting is.
+SampleEvery = Annotated[int, Field(ge=2, le=2**31)]
+OverheadBudget = Annotated[float, Field(gt=0, le=1)]
+CaptureSteps = Annotated[int, Field(ge=1, le=256)]
+WindowS = Annotated[int, Field(ge=1, le=YEAR_S)]
+
+
 class Settings(BaseSettings):
     """All settings; the environment variable of `x` is `TAXBREAK_X`."""
 
@@ -46,22 +53,18 @@ class Settings(BaseSettings):
     spool_max_captures: int = Field(default=512, ge=1, description="bound of the spool in captures; oldest go first")
 
     enabled: bool = Field(default=True, description="record steps; false still times every step")
-    sample_every: int = Field(
+    sample_every: SampleEvery = Field(
         default=1000,
-        ge=2,
-        le=2**31,
         description="record one step in this many of each kind, rare kinds more often (steps)",
     )
-    overhead_budget_ratio: float = Field(
+    overhead_budget_ratio: OverheadBudget = Field(
         default=0.005,
-        gt=0,
-        le=1,
         description="share of the time in which steps run that recording may take; sampling slows down to keep it",
     )
     record_all_ranks: bool = Field(
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
-    max_capture_steps: int = Field(default=256, ge=1, le=256, description="bound of one request for steps (steps)")
+    max_capture_steps: CaptureSteps = Field(default=256, description="bound of one request for steps (steps)")
     max_step_s: float = Field(
         default=10, gt=0, le=YEAR_S, description="a step that takes longer is not recorded (seconds)"
     )
@@ -78,9 +81,7 @@ class Settings(BaseSettings):
     retention_s: int = Field(
         default=7 * 86400, ge=60, le=YEAR_S, description="how long analyzed steps are kept (seconds)"
     )
-    window_s: int = Field(
-        default=900, ge=1, le=YEAR_S, description="window of the hdbi gauge and of the page (seconds)"
-    )
+    window_s: WindowS = Field(default=900, description="window of the hdbi gauge and of the page (seconds)")
     baselines: Path | None = Field(
         default=None, description="SQLite file of floors and replayed baselines; by default in the spool"
     )

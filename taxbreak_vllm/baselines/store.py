@@ -7,7 +7,7 @@ Nothing is measured here.
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,11 @@ from typing import Self
 
 import msgspec
 
+from taxbreak_vllm.baselines.database import Schema, StoreError, open_database, transaction
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
 from taxbreak_vllm.model.errors import BaselineError
 
 EXPORT_SCHEMA = "taxbreak.baselines/1"
-
-_VERSION = 1
 
 _WAIT_S = 30.0
 
@@ -29,12 +28,13 @@ _MAX_VARIABLES = 500
 _MAGIC = b"SQLite format 3"
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS environments (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS floors (environment INTEGER PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS baselines (
+CREATE TABLE environments (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
+CREATE TABLE floors (environment INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE baselines (
     environment INTEGER NOT NULL, signature TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (environment, signature)
 ) WITHOUT ROWID;
 """
+_SCHEMA = Schema(kind="baselines", layout=1, tables=_TABLES, known_by="baselines")
 
 
 class Baselines:
@@ -43,17 +43,9 @@ class Baselines:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise BaselineError(f"{path}: cannot be opened: {error}") from error
-        try:
-            with self._errors():
-                self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
+            self._db = open_database(path, _SCHEMA, wait_s=_WAIT_S)
+        except StoreError as error:
+            raise BaselineError(str(error)) from None
 
     def __enter__(self) -> Self:
         return self
@@ -76,10 +68,10 @@ class Baselines:
 
     def put(self, environment: Environment, baselines: Iterable[Baseline]) -> None:
         """Add entries, each in place of an earlier one of its signature, all or none."""
-        with self._errors(), self._writing():
+        with self._errors(), transaction(self._db):
             key = self._id(environment)
             self._db.executemany(
-                "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO baselines (environment, signature, body) VALUES (?, ?, ?)",
                 [(key, entry.signature, msgspec.json.encode(entry)) for entry in baselines],
             )
 
@@ -87,7 +79,7 @@ class Baselines:
         """Drop those of these entries that failed, crashed, timed out or took too much memory."""
         own = self.get(environment, list(signatures))
         again = [key for key, entry in own.items() if entry.outcome not in (Outcome.MEASURED, Outcome.DENIED)]
-        with self._errors(), self._writing():
+        with self._errors(), transaction(self._db):
             key = self._id(environment)
             self._db.executemany(
                 "DELETE FROM baselines WHERE environment = ? AND signature = ?", [(key, one) for one in again]
@@ -95,9 +87,9 @@ class Baselines:
 
     def put_floors(self, environment: Environment, floors: Floors) -> None:
         """Store the floors in place of earlier ones."""
-        with self._errors(), self._writing():
+        with self._errors(), transaction(self._db):
             row = (self._id(environment), msgspec.json.encode(floors))
-            self._db.execute("INSERT OR REPLACE INTO floors VALUES (?, ?)", row)
+            self._db.execute("INSERT OR REPLACE INTO floors (environment, body) VALUES (?, ?)", row)
 
     def floors(self, environment: Environment) -> Floors | None:
         """Return the floors of an environment, None where they were not measured."""
@@ -171,41 +163,10 @@ class Baselines:
                 self.put_floors(head.environment, head.floors)
         return sum(len(entries) for _, entries in parts)
 
-    def _prepare(self) -> None:
-        if self._is_ours():
-            return
-        with self._writing():
-            if self._is_ours():  # another process was quicker
-                return
-            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise BaselineError(f"{self.path}: a database, but not of baselines")
-            for statement in _TABLES.split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {_VERSION}")
-        # Readers go on while one writes; SQLite waits for no lock here, and without it they wait.
-        with suppress(sqlite3.OperationalError):
-            self._db.execute("PRAGMA journal_mode = WAL")
-
-    def _is_ours(self) -> bool:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise BaselineError(f"{self.path}: baselines of another version of taxbreak ({version}); start a new file")
-        return bool(version)
-
     def _id(self, environment: Environment) -> int:
         body = _text(environment)
         self._db.execute("INSERT OR IGNORE INTO environments (body) VALUES (?)", (body,))
         return int(self._db.execute("SELECT id FROM environments WHERE body = ?", (body,)).fetchone()[0])
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

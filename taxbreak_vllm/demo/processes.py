@@ -6,9 +6,7 @@ pipe is held by the starter alone, so however the starter goes, by `stop`, Ctrl-
 A guard knows no other session than its own, so nothing else can be hit.
 """
 
-import ctypes
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -18,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from taxbreak_vllm.machine.parent import adopt_orphans, is_gone
 from taxbreak_vllm.model.errors import TaxbreakError
 
 GRACE_S = 10.0
 _POLL_S = 0.05
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class ProcessError(TaxbreakError):
@@ -106,10 +104,11 @@ def guard(begin: Callable[[], int], grace_s: float) -> int:
     `begin` returns the number of that process, which is a child of this one.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    _adopt_orphans()
+    parent = os.getppid()
+    adopt_orphans()  # whoever left the session comes to us as well, once its parent is gone
     pid = begin()
     try:
-        while not _has_exited(pid) and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+        while not _has_exited(pid) and not is_gone(parent, wait_s=_POLL_S):
             pass
     finally:
         _end(pid, grace_s)
@@ -152,12 +151,6 @@ def _members(session: int) -> Iterator[int]:
 def _has_exited(pid: int) -> bool:
     # not reaped here: while the leader is a zombie, its number cannot become another session's
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _adopt_orphans() -> None:
-    # A container's first process is often no init and would keep vLLM's orphans as zombies. Whoever left the session
-    # comes to us as well, once its parent is gone.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _reap_orphans() -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.evidence import GRAPHS, WORTH_RATIO, Evidence, by_phase, distrust
-from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Machine, Verdict
+from taxbreak_vllm.machine.limits import Machine
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Verdict
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps

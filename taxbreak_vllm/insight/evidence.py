@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.shares import Shares
-from taxbreak_vllm.model.advice import Advice, Component, Machine
+from taxbreak_vllm.machine.limits import Machine
+from taxbreak_vllm.model.advice import Advice, Component
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps

@@ -59,12 +59,3 @@ class AdviceReport:
         """Return the report as dicts, lists and numbers."""
         tree: dict[str, Any] = msgspec.to_builtins(self)
         return tree
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The processors a worker may use, and how many threads it computes with; None where it could not be read."""
-
-    cpu_limit: float | None = None
-    omp_threads: int | None = None
-    throttled_ratio: float | None = None

@@ -4,10 +4,8 @@
 Results go to a pipe of their own, since what is replayed may print. The process ends with its input or its parent.
 """
 
-import ctypes
 import os
 import resource
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import IO
 
 import msgspec
 
+from taxbreak_vllm.machine.parent import die_with_parent
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors
 from taxbreak_vllm.replay.task import Options, Task
 
-_PR_SET_PDEATHSIG = 1
 _MAX_FILE_BYTES = 2**30  # what is replayed may print without end
 
 
@@ -43,7 +41,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def main(result_fd: int) -> int:
     """Serve tasks until standard input ends."""
-    _end_with_parent()
+    die_with_parent()
     options = msgspec.json.decode(sys.stdin.buffer.readline(), type=Options)
     os.nice(options.niceness)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
@@ -71,13 +69,6 @@ def main(result_fd: int) -> int:
 
 def _send(out: IO[bytes], message: msgspec.Struct) -> None:
     out.write(msgspec.json.encode(message) + b"\n")
-
-
-def _end_with_parent() -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
 
 
 def _limit_host(max_bytes: int) -> None:

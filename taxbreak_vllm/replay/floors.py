@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
-from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, find_roots, link
 from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.read.kineto import read_events

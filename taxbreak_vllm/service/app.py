@@ -14,25 +14,24 @@ from http import HTTPStatus
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
 import taxbreak_vllm
 from taxbreak_vllm.model.errors import SettingsError, SpoolError, TaxbreakError
-from taxbreak_vllm.service.api import create_router
-from taxbreak_vllm.service.bodies import errors
-from taxbreak_vllm.service.exposition import OPENMETRICS, Exposition
-from taxbreak_vllm.service.metrics import TaxbreakCollector
-from taxbreak_vllm.service.page import page, read_article
-from taxbreak_vllm.service.problems import Problem, check_token, problem_response
-from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command, replayer_command
-from taxbreak_vllm.service.timelines import create_timeline_router
+from taxbreak_vllm.service.http.openapi import errors
+from taxbreak_vllm.service.http.page import create_page_router
+from taxbreak_vllm.service.http.problems import problem_response
+from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.service.http.timelines import create_timeline_router
+from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.metrics.exposition import OPENMETRICS, Exposition
+from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, replayer_command
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
 _GRACE_S = 1
-_PAGE_ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
 _METRICS = {200: {"content": {OPENMETRICS: {"schema": {"type": "string"}}}}} | errors(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
@@ -77,19 +76,7 @@ def create_app(
         """Whether the sidecar answers at all; the analyzer is told of by `status`."""
         return PlainTextResponse("ok\n")
 
-    @app.get("/", response_class=HTMLResponse, responses=errors(*_PAGE_ERRORS))
-    def show(request: Request) -> Response:
-        """The page."""
-        try:
-            check_token(request, settings.api_key, with_basic=True)
-        except Problem as error:
-            return problem_response(error, challenge="Basic")
-        with Results(settings.results_path) as results:
-            has_key = settings.api_key is not None
-            article = read_article(results, spool, window_s=settings.window_s, has_key=has_key, now_ns=now_ns())
-        document, headers = page(article)
-        return Response(document, media_type="text/html", headers=headers)
-
+    app.include_router(create_page_router(settings, spool, now_ns=now_ns))
     return app
 
 

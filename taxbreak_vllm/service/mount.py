@@ -2,10 +2,10 @@
 
 from fastapi import FastAPI
 
-from taxbreak_vllm.service.api import create_router
-from taxbreak_vllm.service.exposition import Exposition, append_metrics
-from taxbreak_vllm.service.metrics import TaxbreakCollector
-from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
+from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.metrics.exposition import Exposition, append_metrics
+from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 

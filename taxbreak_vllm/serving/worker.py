@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import msgspec
 
+from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
-from taxbreak_vllm.processor import processor_name
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.recorder import device_type
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP

@@ -24,7 +24,7 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.spool.spool import ANALYZED, STEP, TRACE
+from taxbreak_vllm.spool.layout import ANALYZED, STEP, TRACE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -279,7 +279,7 @@ def test_a_sidecar_killed_in_mid_analysis_counts_each_step_once_when_it_is_back(
     victim, processes, answers, plain_answers, watch_spool
 ):
     results = victim.disk / "results.sqlite3"
-    (analyzer,) = _pids("taxbreak_vllm.service.analyzer", victim.root)
+    (analyzer,) = _pids("taxbreak_vllm.service.processes.analyzer", victim.root)
 
     def is_caught_at_work():
         os.kill(analyzer, signal.SIGSTOP)

@@ -18,8 +18,9 @@ from taxbreak_vllm import Breakdown, analyze
 from taxbreak_vllm.cli.client import control_server
 from taxbreak_vllm.demo.load import ROUND, send
 from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
-from taxbreak_vllm.service.window import MAX_LISTED_STEPS
-from taxbreak_vllm.spool.spool import STEP, Spool
+from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS
+from taxbreak_vllm.spool.layout import STEP
+from taxbreak_vllm.spool.spool import Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -13,7 +13,8 @@ from taxbreak_vllm.insight import advice as rules
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.fusion import fusion
-from taxbreak_vllm.model.advice import Component, Machine, Verdict
+from taxbreak_vllm.machine.limits import Machine
+from taxbreak_vllm.model.advice import Component, Verdict
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
+
 from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
 from taxbreak_vllm.model.baseline import Outcome  # noqa: E402
 from taxbreak_vllm.model.breakdown import Tier  # noqa: E402
@@ -18,7 +19,7 @@ from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo  
 from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
 from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
-from taxbreak_vllm.service.replayer import Replayer  # noqa: E402
+from taxbreak_vllm.service.processes.replayer import Replayer  # noqa: E402
 from taxbreak_vllm.spool.spool import Spool  # noqa: E402
 from taxbreak_vllm.taxes.analyze import analyze  # noqa: E402 - after the check for torch
 

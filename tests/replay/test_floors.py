@@ -4,8 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
+
+from taxbreak_vllm.machine.processor import processor_name  # noqa: E402
 from taxbreak_vllm.model.baseline import FloorKind  # noqa: E402 - after the check for torch
-from taxbreak_vllm.processor import processor_name  # noqa: E402
 from taxbreak_vllm.replay.floors import here, measure_floors, profiler_op_cost  # noqa: E402
 
 

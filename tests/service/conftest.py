@@ -30,8 +30,9 @@ from taxbreak_vllm.model.breakdown import (
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.analyzer import Analyzer
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.processes.analyzer import Analyzer
+from taxbreak_vllm.service.processes.supervisor import analyzer_command as command_of
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -252,8 +253,8 @@ import gzip, os, signal, sys, time
 from pathlib import Path
 import msgspec
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.model import Breakdown, Source, StepBreakdown
-from taxbreak_vllm.service.analyzer import main
+from taxbreak_vllm.model.breakdown import Breakdown, Source, StepBreakdown
+from taxbreak_vllm.service.processes.analyzer import main
 
 def analyze(capture):
     data = gzip.decompress(capture.trace_path.read_bytes())
@@ -281,8 +282,7 @@ def analyzer_command(tmp_path, settings):
     """The command line of an analyzer process with a fake analysis, which notes what it began in the file `begun`."""
     script = tmp_path / "fake_analyzer.py"
     script.write_text(FAKE_ANALYZER)
-    spool, results = str(settings.spool), str(settings.results_path)
-    return [sys.executable, str(script), "--spool", spool, "--results", results]
+    return [sys.executable, str(script), *command_of(settings)[3:]]
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.model.worker import CaptureRequest
-from taxbreak_vllm.service.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
-from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.spool.spool import ANALYZED, STEP, TRACE, Spool
+from taxbreak_vllm.service.processes.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
+from taxbreak_vllm.service.results.store import Results
+from taxbreak_vllm.spool.layout import ANALYZED, STEP, TRACE
+from taxbreak_vllm.spool.spool import Spool
 
 DAY_NS = 86400 * 10**9
 

@@ -9,9 +9,9 @@ from pydantic import SecretStr
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Server
-from taxbreak_vllm.service.analyzer import Analyzer
-from taxbreak_vllm.service.api import create_router
-from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.processes.analyzer import Analyzer
 
 OTHER = Server(server_id="vllm-b", model_name="tiny", rank=1)
 

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from taxbreak_vllm.model.errors import SpoolError, TaxbreakError
 from taxbreak_vllm.service.app import create_app, serve
-from taxbreak_vllm.service.supervisor import Supervisor
+from taxbreak_vllm.service.processes.supervisor import Supervisor
 
 
 @pytest.fixture

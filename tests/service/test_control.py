@@ -4,7 +4,7 @@ from fastapi.testclient import TestClient
 
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.model.worker import Control
-from taxbreak_vllm.service.api import create_router
+from taxbreak_vllm.service.http.routes import create_router
 
 SECOND_RANK = Server(server_id="vllm-a", model_name="tiny", rank=1)
 OTHER = Server(server_id="vllm-b", model_name="tiny")

@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
 from starlette.routing import Mount
 
-from taxbreak_vllm.service.exposition import Exposition, append_metrics
-from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.metrics.exposition import Exposition, append_metrics
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 GZIP = {"Accept-Encoding": "gzip"}

@@ -14,8 +14,8 @@ from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, Tier
 from taxbreak_vllm.model.step import GraphMode, Phase, Server
-from taxbreak_vllm.service.analyzer import Analyzer
-from taxbreak_vllm.service.metrics import TaxbreakCollector
+from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.processes.analyzer import Analyzer
 from taxbreak_vllm.trace.kernels import Family
 
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from taxbreak_vllm.model.step import Phase, Server
-from taxbreak_vllm.service.analyzer import Analyzer
-from taxbreak_vllm.service.page import page, read_article
+from taxbreak_vllm.service.http.page import page, read_article
+from taxbreak_vllm.service.processes.analyzer import Analyzer
 
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "link", "input", "br"}

@@ -2,13 +2,16 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.model.worker import CaptureRequest
-from taxbreak_vllm.service.results import Refusal, Results
+from taxbreak_vllm.service.results.rows import Refusal
+from taxbreak_vllm.service.results.store import Results
 
 
 @pytest.fixture
@@ -244,6 +247,101 @@ def test_the_file_and_its_log_are_only_ours(settings, results, add):
     assert len(modes) == 3  # the file, its log and the log's index
 
 
+LAYOUT_1 = """
+CREATE TABLE steps (
+    step_id TEXT PRIMARY KEY, server_id TEXT NOT NULL, model_name TEXT NOT NULL, engine TEXT NOT NULL,
+    rank INTEGER NOT NULL, phase TEXT NOT NULL, started_unix_ns INTEGER NOT NULL, breakdown BLOB NOT NULL
+);
+CREATE INDEX steps_by_start ON steps (started_unix_ns);
+CREATE TABLE totals (
+    model_name TEXT, engine TEXT, rank INTEGER, phase TEXT, counter TEXT, label TEXT, value INTEGER NOT NULL,
+    PRIMARY KEY (model_name, engine, rank, phase, counter, label)
+) WITHOUT ROWID;
+CREATE TABLE attempts (step_id TEXT PRIMARY KEY, num INTEGER NOT NULL);
+INSERT INTO steps VALUES ('old', 's', 'tiny', '0', 0, 'decode', 1, x'7b7d');
+INSERT INTO totals VALUES ('tiny', '0', 0, 'decode', 'sampled_steps', '', 41);
+PRAGMA user_version = 1;
+"""
+
+
+def test_counters_outlive_a_file_of_another_layout_whose_steps_do_not(settings, spool, put, analyze):
+    spool.make()
+    with closing(sqlite3.connect(settings.results_path)) as db:
+        db.executescript(LAYOUT_1)
+
+    with Results(settings.results_path) as results:
+        capture = put("a")
+        results.add_step("a", capture.read_info(), analyze(capture), now_ns=1)
+
+        assert [step.step_id for step in results.steps()] == ["a"]
+        assert total(results, "sampled_steps") == 42
+
+
+LAYOUT_2 = Path(__file__).with_name("results-layout-2.sql")
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_file_from_before_files_had_marks_goes_on_as_it_was(settings, spool, put, analyze, turns):
+    spool.make()
+    with closing(sqlite3.connect(settings.results_path)) as db:
+        db.executescript(LAYOUT_2.read_text())
+
+    for turn in range(turns):
+        with Results(settings.results_path) as results:
+            before = results.window().breakdown.total
+            capture = put(f"new-{turn}")
+            results.add_step(capture.step_id, capture.read_info(), analyze(capture), now_ns=1)
+
+    with Results(settings.results_path) as results:
+        window = results.window()
+        assert total(results, "sampled_steps") == window.num_steps == 2 + turns
+        assert total(results, "orchestration_ns", "delta_ft") == window.breakdown.total.taxes.delta_ft_ns
+        assert total(results, "steps", "FULL") == 10
+        assert window.breakdown.total.taxes.delta_ft_ns == before.taxes.delta_ft_ns + 60
+        assert [row.count for row in window.breakdown.total.top] == [3 * 2, 3 * turns]
+
+
+WIDER_TAXES = """
+import json, sys
+from dataclasses import make_dataclass, replace
+from pathlib import Path
+from taxbreak_vllm import model
+
+Wider = make_dataclass(
+    "Wider", [("delta_xt_ns", int | None, None)], bases=(model.Taxes,), frozen=True, slots=True, kw_only=True
+)
+model.StepBreakdown.__annotations__["taxes"] = Wider  # as where `Taxes` had one integer more
+from taxbreak_vllm.service.results.store import Results
+
+server = model.Server(server_id="s", model_name="tiny")
+step = model.StepBreakdown(taxes=Wider(delta_ft_ns=60, delta_xt_ns=5))
+info = model.StepInfo(
+    step_id="wide", step_index=0, server=server, phase=model.Phase.DECODE, batch=model.Batch(), graph_mode="",
+    started_unix_ns=1, window_ns=1,
+)
+with Results(Path(sys.argv[1])) as results:
+    results.add_step("wide", info, model.Breakdown(source=model.Source(), steps=(step,)), now_ns=1)
+    taxes = results.window().breakdown.total.taxes
+    sampled = sum(total.value for total in results.totals() if total.counter == "sampled_steps")
+print(json.dumps([taxes.delta_ft_ns, taxes.delta_xt_ns, sampled]))
+"""
+
+
+def test_one_more_integer_in_a_breakdown_is_one_more_column_and_costs_no_counter(settings, results, add):
+    """By a version that knows it and one that does not, in turns."""
+    add("before")
+
+    wider = subprocess.run(
+        [sys.executable, "-c", WIDER_TAXES, str(settings.results_path)], capture_output=True, text=True, timeout=60
+    )
+
+    assert (wider.stderr, wider.stdout) == ("", "[120, 5, 2]\n")
+    with Results(settings.results_path) as again:
+        assert again.window().breakdown.total.taxes.delta_ft_ns == 120
+    add("after")  # through a connection that was open all along
+    assert total(results, "sampled_steps") == 3
+
+
 def test_a_file_of_a_newer_version_is_refused_with_advice(tmp_path):
     path = tmp_path / "results"
     Results(path).__exit__(None, None, None)
@@ -251,7 +349,9 @@ def test_a_file_of_a_newer_version_is_refused_with_advice(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.close()
 
-    with pytest.raises(TaxbreakError, match=r"results: the results are of version 99.* upgrade it"):
+    with pytest.raises(
+        TaxbreakError, match=r"results: results of another version of taxbreak \(99\): upgrade.* TAXBREAK_RESULTS"
+    ):
         Results(path)
 
 
@@ -271,7 +371,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_many_processes_may_open_a_new_file_at_once(tmp_path):
-    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results import Refusal, Results\n"
+    script = "import sys; from pathlib import Path; from taxbreak_vllm.service.results.store import Results\n"
     script += "sys.stdin.read()\nwith Results(Path(sys.argv[1])) as r: r.note_attempt('a')"
     command = [sys.executable, "-c", script, str(tmp_path / "results")]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from taxbreak_vllm.service.supervisor import Supervisor, analyzer_command
+from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_command_is_one_that_the_analyzer_understands(settings, spool, until
 
 def test_the_analyzer_dies_with_a_killed_server(analyzer_command, spool, until):
     script = (
-        "import sys, time; from taxbreak_vllm.service.supervisor import Supervisor\n"
+        "import sys, time; from taxbreak_vllm.service.processes.supervisor import Supervisor\n"
         "Supervisor(sys.argv[1:]).start(); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, *analyzer_command])

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from taxbreak_vllm.service.timelines import create_timeline_router
+from taxbreak_vllm.service.http.timelines import create_timeline_router
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 

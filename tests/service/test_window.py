@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, StepBreakdown, Tier
 from taxbreak_vllm.model.step import GraphMode, Phase, Server, StepInfo
-from taxbreak_vllm.service.results import Results
-from taxbreak_vllm.service.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
+from taxbreak_vllm.service.results.store import Results
+from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
 from taxbreak_vllm.taxes.add import add_steps
 
 

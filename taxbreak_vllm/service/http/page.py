@@ -4,9 +4,14 @@ Rendered on the server by `page.render`; it refreshes itself. Totals are those o
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 
 from taxbreak_vllm.insight.advice import advise
+from taxbreak_vllm.machine.limits import read_machine
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
@@ -24,14 +29,39 @@ from taxbreak_vllm.output.page.view import (
     facts_of,
     phase_view,
 )
-from taxbreak_vllm.service.machine import read_machine
-from taxbreak_vllm.service.results import Results, StepRow
-from taxbreak_vllm.service.servers import live
-from taxbreak_vllm.service.window import MAX_STEPS
+from taxbreak_vllm.service.http.openapi import errors
+from taxbreak_vllm.service.http.problems import Problem, check_token, problem_response
+from taxbreak_vllm.service.results.live import live
+from taxbreak_vllm.service.results.rows import StepRow
+from taxbreak_vllm.service.results.store import Results
+from taxbreak_vllm.service.results.window import MAX_STEPS
+from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
 MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
 LISTED_STEPS = 20
+
+_ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def create_page_router(settings: Settings, spool: Spool, *, now_ns: Callable[[], int]) -> APIRouter:
+    """Build the router of the one route `/`; a browser gives the key as the password of HTTP Basic."""
+    router = APIRouter()
+
+    @router.get("/", response_class=HTMLResponse, responses=errors(*_ERRORS))
+    def show(request: Request) -> Response:
+        """The page."""
+        try:
+            check_token(request, settings.api_key, with_basic=True)
+        except Problem as error:
+            return problem_response(error, challenge="Basic")
+        with Results(settings.results_path) as results:
+            has_key = settings.api_key is not None
+            article = read_article(results, spool, window_s=settings.window_s, has_key=has_key, now_ns=now_ns())
+        document, headers = page(article)
+        return Response(document, media_type="text/html", headers=headers)
+
+    return router
 
 
 def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool, now_ns: int) -> Article:

@@ -1,17 +1,10 @@
-"""Which servers are alive: those whose workers wrote their state into the spool a moment ago."""
+"""Which of the running servers a request speaks to."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
 
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.problems import Problem
-
-FRESH_NS = 30 * 10**9  # a worker with nothing new to say writes every 5 s
-
-
-def live(states: Sequence[WorkerState], *, now_ns: int) -> list[WorkerState]:
-    """Return the states of workers that are running, by `updated_unix_ns`."""
-    return [state for state in states if now_ns - state.updated_unix_ns <= FRESH_NS]
+from taxbreak_vllm.service.http.problems import Problem
 
 
 def recording(states: Sequence[WorkerState]) -> list[str]:

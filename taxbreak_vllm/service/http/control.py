@@ -5,52 +5,33 @@ needs no call into vLLM. It holds until the server ends: one that starts anew be
 """
 
 import uuid
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
-from taxbreak_vllm.service.bodies import NUMBER, ServerId, answer, errors
-from taxbreak_vllm.service.servers import choose, live
-from taxbreak_vllm.spool.spool import Spool
+from taxbreak_vllm.service.http.openapi import answer, errors
+from taxbreak_vllm.service.http.requests import ControlBody
+from taxbreak_vllm.service.http.router import RouteContext, json_response
+from taxbreak_vllm.service.http.servers import choose
+from taxbreak_vllm.service.results.live import live
 
 
-class ControlBody(BaseModel):
-    """How a server shall record from now on; what is left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"enabled": True, "sample_every": 500}]})
-
-    enabled: StrictBool | None = Field(default=None, description="record steps; also turns on what turned itself off")
-    sample_every: Annotated[int, Field(ge=2, le=2**31), NUMBER] | None = Field(
-        default=None, description="record one step in this many of each kind"
-    )
-    overhead_budget_ratio: Annotated[float, Field(gt=0, le=1), NUMBER] | None = Field(
-        default=None, description="share of the time with steps that recording may take"
-    )
-    server_id: ServerId | None = Field(default=None, description="which server, where several are running")
-
-
-def add_control_routes(
-    router: APIRouter, spool: Spool, *, server_id: Callable[[], str | None], now_ns: Callable[[], int]
-) -> None:
-    """Add `GET control` and `PUT control`; `server_id` names the server meant where a request names none."""
-
+def add_control_routes(router: APIRouter, context: RouteContext) -> None:
+    """Add `GET control` and `PUT control`."""
     unclear = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
     def find(wanted: str | None) -> tuple[str, list[WorkerState]]:
-        states = live(spool.states(), now_ns=now_ns())
-        target = choose(sorted({state.server.server_id for state in states}), wanted or server_id())
+        states = live(context.spool.states(), now_ns=context.now_ns())
+        target = choose(sorted({state.server.server_id for state in states}), wanted or context.server_id())
         return target, [state for state in states if state.server.server_id == target]
 
     @router.get("/control", response_model=ControlState, responses=answer(ControlState) | unclear)
     def control(server_id: Annotated[str | None, Query(description="which server")] = None) -> Response:
         """How a server records, and whether all its workers have taken the last change."""
         target, states = find(server_id)
-        return _answer(target, spool.read_control(target), states)
+        return _answer(target, context.spool.read_control(target), states)
 
     @router.put(
         "/control",
@@ -65,9 +46,9 @@ def add_control_routes(
             enabled=body.enabled,
             sample_every=body.sample_every,
             overhead_budget_ratio=body.overhead_budget_ratio,
-            updated_unix_ns=now_ns(),
+            updated_unix_ns=context.now_ns(),
         )
-        return _answer(target, spool.put_control(target, wish), states)
+        return _answer(target, context.spool.put_control(target, wish), states)
 
 
 def _answer(server_id: str, control: Control | None, states: list[WorkerState]) -> Response:
@@ -81,4 +62,4 @@ def _answer(server_id: str, control: Control | None, states: list[WorkerState]) 
     )
     is_applied = control is None or all(worker.control_id == control.control_id for worker in workers)
     found = ControlState(server_id=server_id, applied=is_applied, control=control, workers=workers)
-    return Response(msgspec.json.encode(found), media_type="application/json")
+    return json_response(found)

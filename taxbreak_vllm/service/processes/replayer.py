@@ -1,12 +1,13 @@
 """The replayer: measures, in the background, what the spool's captures need and the store of baselines lacks.
 
-`python -m taxbreak_vllm.service.replayer --spool DIR --baselines FILE` runs until its standard input closes. It and the
-children that replay take at most their share of one core, never in a serving process, and go on where they were broken
-off. Of several on one spool one works. Captures of a GPU are replayed only where `--device` names it.
+`supervisor.replayer_command` starts it, and it runs until its standard input closes. It and the children that replay
+take at most their share of one core, never in a serving process, and go on where they were broken off. Of several on
+one spool one works. Captures of a GPU are replayed only where `--device` names it.
 """
 
 import argparse
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -14,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.machine.parent import end_with_parent
 from taxbreak_vllm.model.baseline import Environment, Floors
 from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.command import accept, is_done
 from taxbreak_vllm.replay.plan import Plan, plans
 from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run
 from taxbreak_vllm.replay.task import Options
-from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
+from taxbreak_vllm.service.processes.claim import StopEvent, claimed, step_back
 from taxbreak_vllm.spool.spool import Spool
 
 logger = logging.getLogger("taxbreak.replayer")
@@ -96,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the process."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    os.umask(0o077)
     end_with_parent()
     step_back(_NICENESS)
     stop = threading.Event()
@@ -112,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.replayer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.processes.replayer", description=__doc__)
     parser.add_argument("--spool", type=Path, required=True)
-    parser.add_argument("--spool-max-bytes", type=int, default=256 * 2**20)
-    parser.add_argument("--spool-max-captures", type=int, default=512)
+    parser.add_argument("--spool-max-bytes", type=int, required=True)
+    parser.add_argument("--spool-max-captures", type=int, required=True)
     parser.add_argument("--baselines", type=Path, required=True)
-    parser.add_argument("--core-ratio", type=float, default=0.02)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--core-ratio", type=float, required=True)
+    parser.add_argument("--device", required=True)
     return parser.parse_args(arguments)
 
 

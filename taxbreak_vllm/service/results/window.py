@@ -47,6 +47,8 @@ def _paths(kind: type, prefix: str = "") -> Iterator[str]:
 
 STEP_SUMS = tuple(_paths(StepBreakdown))
 COVERAGE_SUMS = tuple(_paths(Coverage, "coverage."))
+FAMILY_SUMS = tuple(_paths(FamilyShare))
+TOP_SUMS = tuple(_paths(TopRow))
 
 TIER_SUMS = tuple(f"replay.{tier}_ns" for tier in TIERS)  # orchestration time that rests on each
 
@@ -55,12 +57,12 @@ _step_values = attrgetter(*STEP_SUMS)
 _coverage_values = attrgetter(*COVERAGE_SUMS)
 
 
-def summed_values(breakdown: Breakdown) -> tuple[int | None, ...]:
-    """Return what the one step of a breakdown adds to each of the sums, in the order of `SUMMED`."""
+def summed_values(breakdown: Breakdown) -> dict[str, int | None]:
+    """Return what the one step of a breakdown adds to each of the sums in `SUMMED`."""
     (step,) = breakdown.steps
     shares, weight_ns = breakdown.coverage.replay, step.taxes.orchestration_ns or 0
     tiers_ns = (round(shares[tier] * weight_ns) if tier in shares else None for tier in TIERS)
-    return (*_step_values(step), *_coverage_values(breakdown), *tiers_ns)
+    return dict(zip(SUMMED, (*_step_values(step), *_coverage_values(breakdown), *tiers_ns), strict=True))
 
 
 # What a scrape reads of a step: the balance, over the steps that have one, and the tiers.
@@ -79,18 +81,17 @@ SELECT count(*), max(unique_kernels),
 FROM chosen JOIN steps USING (seq)
 """
 _PHASES = "SELECT DISTINCT phase FROM chosen JOIN steps USING (seq) JOIN series USING (series_id)"
-_FAMILIES = """
-SELECT family, sum(kernels), sum(active_ns), sum(launches) FROM chosen JOIN families USING (seq)
+_FAMILIES = f"""
+SELECT family, {", ".join(f'sum("{path}")' for path in FAMILY_SUMS)} FROM chosen JOIN families USING (seq)
 GROUP BY family ORDER BY family
 """
 _TOP = f"""
-SELECT op, kernel, family, i_lib, count, ft_ns, ct_ns, kt_ns, sums.active_ns, sums.tier
+SELECT op, kernel, family, i_lib, worst, {", ".join(f'sums."{path}"' for path in TOP_SUMS)}
 FROM (
-    SELECT op_id, sum(count) AS count, sum(delta_ft_ns) AS ft_ns, sum(delta_ct_ns) AS ct_ns, sum(delta_kt_ns) AS kt_ns,
-        sum(active_ns) AS active_ns, max(tier) AS tier
+    SELECT op_id, max(tier) AS worst, {", ".join(f'sum("{path}") AS "{path}"' for path in TOP_SUMS)}
     FROM chosen JOIN top USING (seq) GROUP BY op_id
 ) AS sums JOIN ops USING (op_id)
-ORDER BY coalesce(ft_ns, 0) + coalesce(ct_ns, 0) + sums.active_ns DESC, op_id LIMIT {_MAX_TOP}
+ORDER BY coalesce(delta_ft_ns, 0) + coalesce(delta_ct_ns, 0) + active_ns DESC, op_id LIMIT {_MAX_TOP}
 """
 _LISTED = """
 SELECT breakdown FROM chosen JOIN steps USING (seq) JOIN breakdowns USING (seq)
@@ -132,7 +133,7 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
         akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
         unique_kernels=unique_kernels or 0,
         kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
-        families={family: FamilyShare(kernels=k, active_ns=a, launches=n) for family, k, a, n in families},
+        families={family: _family_share(values) for family, *values in families},
         top=tuple(_top_row(*row) for row in db.execute(_TOP)) if with_ops else (),
         notes=_notes(db, "step_notes"),
     )
@@ -148,6 +149,16 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
         notes=notes,
     )
     return Window(num_steps, breakdown, steps)
+
+
+def top_values(row: TopRow) -> dict[str, int | None]:
+    """Return what a row adds to each of the sums of its op and kernel in `TOP_SUMS`."""
+    return {name: getattr(row, name) for name in TOP_SUMS}
+
+
+def family_values(share: FamilyShare) -> dict[str, int]:
+    """Return what the share of a step adds to each of the sums of its family in `FAMILY_SUMS`."""
+    return {name: getattr(share, name) for name in FAMILY_SUMS}
 
 
 def replay_shares(tier_sums: Iterable[int | None]) -> dict[Tier, float]:
@@ -195,20 +206,13 @@ def _notes(db: sqlite3.Connection, column: str) -> tuple[str, ...]:
     return notes
 
 
-def _top_row(op: str, kernel: str, family: str, i_lib: int, count: int, *rest: int) -> TopRow:
-    delta_ft_ns, delta_ct_ns, delta_kt_ns, active_ns, tier = rest
-    return TopRow(
-        op=op,
-        kernel=kernel,
-        family=family,
-        i_lib=bool(i_lib),
-        count=count,
-        delta_ft_ns=delta_ft_ns,
-        delta_ct_ns=delta_ct_ns,
-        delta_kt_ns=delta_kt_ns,
-        active_ns=active_ns,
-        tier=TIERS[tier],
-    )
+def _family_share(values: Sequence[int | None]) -> FamilyShare:
+    return msgspec.convert(_tree(zip(FAMILY_SUMS, values, strict=True)), FamilyShare)
+
+
+def _top_row(op: str, kernel: str, family: str, i_lib: int, tier: int, *values: int) -> TopRow:
+    sums: dict[str, Any] = dict(zip(TOP_SUMS, values, strict=True))
+    return TopRow(op=op, kernel=kernel, family=family, i_lib=bool(i_lib), tier=TIERS[tier], **sums)
 
 
 def _common(kind: type[T], rows: Sequence[T]) -> T:

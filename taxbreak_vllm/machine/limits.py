@@ -1,14 +1,22 @@
-"""The processors a worker of this machine may use, read from /proc and its cgroup: evidence for the advice.
+"""The processors that a process of this machine may use, read from /proc and its cgroup.
 
 In: a worker's process id. Out: `Machine`; None where the process is not to be seen from here, as in another container.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from taxbreak_vllm.model.advice import Machine
-
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The processors a worker may use, and how many threads it computes with; None where it could not be read."""
+
+    cpu_limit: float | None = None
+    omp_threads: int | None = None
+    throttled_ratio: float | None = None
 
 
 def read_machine(pid: int, *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Machine | None:

@@ -1,12 +1,13 @@
 """The analyzer: takes captures from the spool, decomposes each once and stores the outcome, in its own process.
 
-`python -m taxbreak_vllm.service.analyzer --spool DIR --results FILE` runs until its standard input closes, as it does
-with the process that started it, however that ends. Of several on one spool one works and the others wait. It may be
-killed at any instant: a capture is marked only after its result is on disk, and the results count a step once.
+`supervisor.analyzer_command` starts it, and it runs until its standard input closes, as it does with the process that
+started it, however that ends. Of several on one spool one works and the others wait. It may be killed at any instant: a
+capture is marked only after its result is on disk, and the results count a step once.
 """
 
 import argparse
 import logging
+import os
 import signal
 import sqlite3
 import sys
@@ -17,12 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.machine.parent import end_with_parent
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.parent import StopEvent, claimed, end_with_parent, step_back
-from taxbreak_vllm.service.results import Results
+from taxbreak_vllm.service.processes.claim import StopEvent, claimed, step_back
+from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.spool import Spool
 
@@ -201,6 +203,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     """Run the process; `load` imports the analysis, which only the one at work needs in memory."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    os.umask(0o077)
     end_with_parent()
     step_back(_NICENESS)
     stop = threading.Event()
@@ -221,23 +224,23 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.analyzer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.processes.analyzer", description=__doc__)
     parser.add_argument("--spool", type=Path, required=True)
-    parser.add_argument("--spool-max-bytes", type=int, default=256 * 2**20)
-    parser.add_argument("--spool-max-captures", type=int, default=512)
+    parser.add_argument("--spool-max-bytes", type=int, required=True)
+    parser.add_argument("--spool-max-captures", type=int, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--baselines", type=Path, help="floors and replayed baselines, where there are any")
-    parser.add_argument("--results-max-bytes", type=int, default=512 * 2**20)
-    parser.add_argument("--retention-s", type=int, default=7 * 86400)
+    parser.add_argument("--baselines", type=Path, required=True, help="floors and replayed baselines")
+    parser.add_argument("--results-max-bytes", type=int, required=True)
+    parser.add_argument("--retention-s", type=int, required=True)
     parser.add_argument("--limit-s", type=int, default=120, help="an analysis that takes longer has hung")
     return parser.parse_args(arguments)
 
 
-def _load_analysis(baselines: Path | None) -> Analyze:
+def _load_analysis(baselines: Path) -> Analyze:
     from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
     def analyze(capture: Capture) -> Breakdown:
-        if baselines is None or not baselines.is_file():
+        if not baselines.is_file():
             return analyze_path(capture.path)
         try:
             with Baselines(baselines) as store:  # opened anew, since the replayer may have begun it just now

@@ -42,7 +42,7 @@ def _command(module: str, settings: Settings, options: Mapping[str, object]) -> 
         "--baselines": settings.baselines_path,
     }
     words = [str(word) for option in {**shared, **options}.items() for word in option]
-    return [sys.executable, "-m", f"taxbreak_vllm.service.{module}", *words]
+    return [sys.executable, "-m", f"taxbreak_vllm.service.processes.{module}", *words]
 
 
 class Supervisor:

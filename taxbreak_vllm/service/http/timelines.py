@@ -1,7 +1,7 @@
 """The routes that take a step apart for the page: its instants and its chains, read from the capture's trace.
 
-`dissect` reads it in a child, one at a time and for a bounded time, so that neither the event loop nor the sidecar's
-memory sees a trace.
+`processes.trace_reader` reads it in a child, one at a time and for a bounded time, so that neither the event loop nor
+the sidecar's memory sees a trace.
 """
 
 import asyncio
@@ -9,44 +9,31 @@ import sys
 from collections import OrderedDict
 from http import HTTPStatus
 
-from fastapi import APIRouter, Response, Security
-from fastapi.security import HTTPBearer
+from fastapi import APIRouter, Response
 
-from taxbreak_vllm.service.bodies import errors
-from taxbreak_vllm.service.problems import Problem, problem_route
+from taxbreak_vllm.service.http.problems import Problem
+from taxbreak_vllm.service.http.router import new_router
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
-
-PREFIX = "/v1/taxbreak"
 
 _LIMIT_S = 60.0
 _MAX_KEPT = 32  # answers, of at most a few 100 kB
 
 
 def create_timeline_router(settings: Settings) -> APIRouter:
-    """Build the router; it stands beside that of `api`."""
-    key = settings.api_key
-    router = APIRouter(
-        prefix=PREFIX,
-        tags=["taxbreak"],
-        route_class=problem_route(key),
-        dependencies=[Security(HTTPBearer(auto_error=False))] if key else [],
-        responses=errors(
-            *(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
-            *([HTTPStatus.UNAUTHORIZED] if key else []),
-        ),
-    )
+    """Build the router; it stands beside that of `routes`."""
+    router = new_router(settings, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
     one_at_a_time = asyncio.Semaphore(1)
 
-    async def take_apart(what: str, step_id: str) -> Response:
+    async def read_trace(what: str, step_id: str) -> Response:
         async with one_at_a_time:
             if (what, step_id) not in kept:
                 capture = await asyncio.to_thread(spool.find, step_id)
                 if capture is None:
                     raise Problem(HTTPStatus.NOT_FOUND, "no such capture in the spool; the oldest are evicted")
-                kept[what, step_id] = await _run(what, str(capture.path))
+                kept[what, step_id] = await _run(what, str(capture.path), str(settings.baselines_path))
                 while len(kept) > _MAX_KEPT:
                     kept.popitem(last=False)
         return Response(kept[what, step_id], media_type="application/json")
@@ -54,19 +41,19 @@ def create_timeline_router(settings: Settings) -> APIRouter:
     @router.get("/steps/{step_id}/timeline")
     async def timeline(step_id: str) -> Response:
         """One step instant by instant: the host by component, the device at work or idle by cause, its kernels."""
-        return await take_apart("timeline", step_id)
+        return await read_trace("timeline", step_id)
 
     @router.get("/steps/{step_id}/fusion")
     async def fusion(step_id: str) -> Response:
         """The kernels of one step that always run one after another."""
-        return await take_apart("fusion", step_id)
+        return await read_trace("fusion", step_id)
 
     return router
 
 
-async def _run(what: str, path: str) -> bytes:
+async def _run(what: str, path: str, baselines: str) -> bytes:
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "taxbreak_vllm.service.dissect", what, path),
+        *(sys.executable, "-m", "taxbreak_vllm.service.processes.trace_reader", what, path, baselines),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -1,11 +1,9 @@
-"""What the API takes and answers, as dataclasses: msgspec writes them, FastAPI describes them in /openapi.json."""
+"""How /openapi.json describes the answers: an example of each, and the problems (RFC 9457) there may be instead."""
 
-from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
@@ -21,149 +19,22 @@ from taxbreak_vllm.model.breakdown import (
     Tier,
 )
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
-from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl, WorkerState
-from taxbreak_vllm.service.problems import MEDIA_TYPE
-from taxbreak_vllm.service.results import CaptureRow, CaptureStatus, StepRow
-from taxbreak_vllm.spool.layout import NAME
+from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
+from taxbreak_vllm.service.http.problems import MEDIA_TYPE
+from taxbreak_vllm.service.http.responses import (
+    AnalyzerUse,
+    CaptureOutcome,
+    CapturesPage,
+    CaptureView,
+    ResultsUse,
+    SpoolUse,
+    Status,
+    StepsPage,
+    Worker,
+)
+from taxbreak_vllm.service.results.rows import StepRow
 
 _YEAR_2025_NS = 1_750_000_000 * 10**9
-
-
-def _is_number(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("this should be a number")
-    return value
-
-
-NUMBER = BeforeValidator(_is_number)  # 5.0 is an integer in JSON; "5" and true are none
-ServerId = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-
-
-class CaptureBody(BaseModel):
-    """The wish for the next `steps` steps of one server."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"steps": 4, "phase": "decode", "timeout_s": 30}]}
-    )
-
-    steps: Annotated[int, NUMBER] = Field(default=5, ge=1, le=256, description="how many steps to record, on each rank")
-    phase: Phase | None = Field(default=None, description="only steps of this phase; by default any but idle")
-    timeout_s: Annotated[float, NUMBER] = Field(
-        default=60, ge=1, le=3600, description="give up after this many seconds"
-    )
-    stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
-    server_id: ServerId | None = Field(default=None, description="which server, where several are running")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker(WorkerState):
-    """A worker's state, and whether it is running."""
-
-    live: bool
-
-    @classmethod
-    def of(cls, state: WorkerState, *, live: bool) -> "Worker":
-        """Add to a state whether it is of a running worker."""
-        return cls(**{field.name: getattr(state, field.name) for field in fields(state)}, live=live)
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolUse:
-    """How full the spool is; `pending` captures wait for their analysis."""
-
-    captures: int
-    pending: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ResultsUse:
-    """How many analyzed steps are kept."""
-
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class AnalyzerUse:
-    """How often the analyzer had to be started again."""
-
-    restarts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Servers, spool and analysis at a glance."""
-
-    version: str
-    now_unix_ns: int
-    window_s: int
-    servers: list[Worker]
-    spool: SpoolUse
-    results: ResultsUse
-    analyzer: AnalyzerUse
-
-
-@dataclass(frozen=True, slots=True)
-class StepsPage:
-    """Some analyzed steps, newest first; `next` is the cursor of those that follow, null at the end."""
-
-    steps: list[StepRow]
-    next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """A request for steps and how far it came: recorded by the fastest rank, analyzed by the slowest that records."""
-
-    id: str
-    status: CaptureStatus
-    server_id: str
-    steps: int
-    phase: Phase | None
-    stacks: bool
-    recorded: int
-    analyzed: int
-    failed: int
-    created_unix_ns: int
-    expires_unix_ns: int
-
-    @classmethod
-    def of(cls, row: CaptureRow, now_ns: int) -> "Capture":
-        """Describe a request as it stands at this time."""
-        return cls(
-            id=row.capture_id,
-            status=row.status(now_ns),
-            server_id=row.server_id,
-            steps=row.steps,
-            phase=row.phase,
-            stacks=row.stacks,
-            recorded=row.recorded,
-            analyzed=row.analyzed,
-            failed=row.settled - row.analyzed,
-            created_unix_ns=row.created_unix_ns,
-            expires_unix_ns=row.expires_unix_ns,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureOutcome(Capture):
-    """A request for steps; once it has ended and a step was analyzed, with their breakdown.
-
-    `failure` says why one of the failed steps could not be analyzed.
-    """
-
-    failure: str | None = None
-    breakdown: Breakdown | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CapturesPage:
-    """Some requests for steps, newest first; `next` is the cursor of those that follow, null at the end."""
-
-    captures: list[Capture]
-    next: str | None
-
-
 _SERVER = Server(server_id="vllm-a", model_name="tiny-llama", device_type="cuda", device_name="NVIDIA H200")
 _STEP = StepBreakdown(
     name="vllm-a-0-1000",
@@ -201,7 +72,7 @@ _BREAKDOWN = Breakdown(
     steps=(_STEP,),
     total=_STEP,
 )
-_CAPTURE = Capture(
+_CAPTURE = CaptureView(
     id="0f0e6f7d3c3b4f0f9d7c3a5b1e2d4c6f",
     status="running",
     server_id="vllm-a",
@@ -273,7 +144,7 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     Status: msgspec.to_builtins(_STATUS),
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
-    Capture: msgspec.to_builtins(_CAPTURE),
+    CaptureView: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),
     ControlState: msgspec.to_builtins(_CONTROL),
     CapturesPage: msgspec.to_builtins(CapturesPage(captures=[_CAPTURE], next=_CAPTURE.id)),

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from taxbreak_vllm.model.advice import Machine
-from taxbreak_vllm.service.machine import read_machine
+from taxbreak_vllm.machine.limits import Machine, read_machine
 
 
 @pytest.fixture

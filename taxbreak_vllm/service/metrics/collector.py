@@ -30,10 +30,11 @@ from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
 from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.counts import NUM_BUCKETS
-from taxbreak_vllm.service.results import Balance, Results, Series, Total
-from taxbreak_vllm.service.servers import live
-from taxbreak_vllm.service.window import replay_shares
+from taxbreak_vllm.service.results.counts import NUM_BUCKETS
+from taxbreak_vllm.service.results.live import live
+from taxbreak_vllm.service.results.rows import Balance, Series, Total
+from taxbreak_vllm.service.results.store import Results
+from taxbreak_vllm.service.results.window import replay_shares
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.spool.usage import SpoolUsage

@@ -1,0 +1,117 @@
+"""What the API answers, as dataclasses: msgspec writes them, FastAPI describes them in /openapi.json."""
+
+from dataclasses import dataclass, fields
+
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker(WorkerState):
+    """A worker's state, and whether it is running."""
+
+    live: bool
+
+    @classmethod
+    def of(cls, state: WorkerState, *, live: bool) -> "Worker":
+        """Add to a state whether it is of a running worker."""
+        return cls(**{field.name: getattr(state, field.name) for field in fields(state)}, live=live)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolUse:
+    """How full the spool is; `pending` captures wait for their analysis."""
+
+    captures: int
+    pending: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsUse:
+    """How many analyzed steps are kept."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyzerUse:
+    """How often the analyzer had to be started again."""
+
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Servers, spool and analysis at a glance."""
+
+    version: str
+    now_unix_ns: int
+    window_s: int
+    servers: list[Worker]
+    spool: SpoolUse
+    results: ResultsUse
+    analyzer: AnalyzerUse
+
+
+@dataclass(frozen=True, slots=True)
+class StepsPage:
+    """Some analyzed steps, newest first; `next` is the cursor of those that follow, null at the end."""
+
+    steps: list[StepRow]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureView:
+    """A request for steps and how far it came: recorded by the fastest rank, analyzed by the slowest that records."""
+
+    id: str
+    status: CaptureStatus
+    server_id: str
+    steps: int
+    phase: Phase | None
+    stacks: bool
+    recorded: int
+    analyzed: int
+    failed: int
+    created_unix_ns: int
+    expires_unix_ns: int
+
+    @classmethod
+    def of(cls, row: CaptureRow, now_ns: int) -> "CaptureView":
+        """Describe a request as it stands at this time."""
+        return cls(
+            id=row.capture_id,
+            status=row.status(now_ns),
+            server_id=row.server_id,
+            steps=row.steps,
+            phase=row.phase,
+            stacks=row.stacks,
+            recorded=row.recorded,
+            analyzed=row.analyzed,
+            failed=row.settled - row.analyzed,
+            created_unix_ns=row.created_unix_ns,
+            expires_unix_ns=row.expires_unix_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOutcome(CaptureView):
+    """A request for steps; once it has ended and a step was analyzed, with their breakdown.
+
+    `failure` says why one of the failed steps could not be analyzed.
+    """
+
+    failure: str | None = None
+    breakdown: Breakdown | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CapturesPage:
+    """Some requests for steps, newest first; `next` is the cursor of those that follow, null at the end."""
+
+    captures: list[CaptureView]
+    next: str | None

@@ -1,0 +1,39 @@
+"""The routes under /v1/taxbreak, the same on the sidecar and on vLLM's own server: JSON out of the results.
+
+They read SQLite in the thread pool and never analyze; bodies leave as bytes that msgspec wrote, described by `openapi`.
+"""
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+from fastapi import APIRouter
+
+from taxbreak_vllm.service.http.captures import add_capture_routes
+from taxbreak_vllm.service.http.control import add_control_routes
+from taxbreak_vllm.service.http.router import RouteContext, new_router
+from taxbreak_vllm.service.http.status import add_status_route
+from taxbreak_vllm.service.http.steps import add_step_routes
+from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool.spool import Spool
+
+
+def create_router(
+    settings: Settings,
+    *,
+    server_id: Callable[[], str | None] = lambda: None,
+    num_restarts: Callable[[], int] = lambda: 0,
+    now_ns: Callable[[], int] = time.time_ns,
+) -> APIRouter:
+    """Build the router; `server_id` names the server asked for steps where a request names none."""
+    context = RouteContext(
+        settings=settings,
+        spool=Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures),
+        server_id=server_id,
+        num_restarts=num_restarts,
+        now_ns=now_ns,
+    )
+    router = new_router(settings, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
+    for add in (add_status_route, add_step_routes, add_capture_routes, add_control_routes):
+        add(router, context)
+    return router

@@ -1,0 +1,1 @@
+"""The Prometheus metrics: made out of results and spool at each scrape, and put behind those of vLLM."""

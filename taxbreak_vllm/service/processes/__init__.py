@@ -1,0 +1,1 @@
+"""What runs beside a server: analyzer and replayer, the reader of single traces, and what keeps them running."""

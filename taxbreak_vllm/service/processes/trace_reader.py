@@ -1,0 +1,45 @@
+"""The child that reads a capture's trace for the page and prints one JSON object.
+
+`python -m taxbreak_vllm.service.processes.trace_reader WHAT CAPTURE BASELINES`, where WHAT is `timeline` (the step
+instant by instant) or `fusion` (its chains of kernels). BASELINES need not be there; where it is, the step is measured
+on the same terms as its breakdown was.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.insight.fusion import fusion
+from taxbreak_vllm.insight.segments import step_timelines
+from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+
+_NICENESS = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what was asked for; one line on standard error and 1 where the capture cannot be read."""
+    what, path, baselines = sys.argv[1:] if arguments is None else arguments
+    os.nice(_NICENESS)
+    try:
+        with _store(Path(baselines)) as store, Recording.open(path, Terms(baselines=store)) as recording:
+            found = fusion(recording) if what == "fusion" else step_timelines(recording)[0]
+            data = found.to_json()
+    except TaxbreakError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _store(path: Path) -> AbstractContextManager[Baselines | None]:
+    return Baselines(path) if path.is_file() else nullcontext()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
