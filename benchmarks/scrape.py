@@ -31,7 +31,7 @@ from rich.table import Table
 
 from taxbreak_vllm.analysis import analyze_capture
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import Server as Sidecar
+from taxbreak_vllm.demo.servers import RunningServer as Sidecar
 from taxbreak_vllm.demo.servers import start_sidecar
 from taxbreak_vllm.model import STEP_BUCKETS_NS, Batch, Phase, Server, StepHistogram, StepInfo, WorkerState
 from taxbreak_vllm.service.results.store import Results

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import RunningServer, start_sidecar, start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -47,8 +47,8 @@ OUTWARD = (
 class Guarded:
     """A server and a sidecar that ask for a key, on one spool."""
 
-    vllm: Server
-    sidecar: Server
+    vllm: RunningServer
+    sidecar: RunningServer
     spool: Path
 
     @property
