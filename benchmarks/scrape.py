@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import Server as Sidecar
+from taxbreak_vllm.demo.servers import RunningServer as Sidecar
 from taxbreak_vllm.demo.servers import start_sidecar
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState

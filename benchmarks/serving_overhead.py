@@ -31,7 +31,7 @@ from rich.table import Table
 
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, RunningServer, start_sidecar, start_vllm
 from taxbreak_vllm.settings import Settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving_overhead.json"
@@ -118,7 +118,7 @@ class Client:
         self._model = model
         self._folder = folder
 
-    def run(self, server: Server, how: Arrivals, *, num_prompts: int, seed: int) -> dict[str, float]:
+    def run(self, server: RunningServer, how: Arrivals, *, num_prompts: int, seed: int) -> dict[str, float]:
         """Run one round and return its figures; every request of it must have been answered."""
         words = ["--base-url", server.url, "--model", str(self._model), "--served-model-name", self._model.name]
         words += ["--dataset-name", "random", "--random-input-len", "64", "--random-output-len", "32"]
@@ -137,7 +137,7 @@ class Client:
         return {metric.key: float(result[metric.key]) for metric in METRICS} | {"duration": float(result["duration"])}
 
 
-def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar: bool) -> dict[str, Server]:
+def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar: bool) -> dict[str, RunningServer]:
     def settings(name: str, every: int, **others: str) -> dict[str, str]:
         return {"TAXBREAK_SPOOL": str(processes.folder / f"spool-{name}"), "TAXBREAK_SAMPLE_EVERY": str(every)} | others
 
@@ -161,7 +161,7 @@ def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar
     return {name: server.wait() for name, server in servers.items()}
 
 
-def _arrivals(client: Client, server: Server, options: argparse.Namespace) -> dict[str, Arrivals]:
+def _arrivals(client: Client, server: RunningServer, options: argparse.Namespace) -> dict[str, Arrivals]:
     """Measure what the server can do at most, and let requests come at a share of that."""
     client.run(server, Arrivals(None), num_prompts=50, seed=1)  # warm
     num_prompts = 200
@@ -175,7 +175,7 @@ def _arrivals(client: Client, server: Server, options: argparse.Namespace) -> di
 
 
 def _measure(
-    client: Client, servers: Mapping[str, Server], arrivals: Mapping[str, Arrivals], options: argparse.Namespace
+    client: Client, servers: Mapping[str, RunningServer], arrivals: Mapping[str, Arrivals], options: argparse.Namespace
 ) -> Values:
     """Measure every server in every pair; the first round of each server is thrown away."""
     num_prompts = {kind: _num_prompts(how, arrivals, options) for kind, how in arrivals.items()}

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import WORKER_EXTENSION, RunningServer, start_sidecar, start_vllm
 
 RESULTS = Path(__file__).resolve().parent / "results" / "soak.json"
 SPOOL_BYTES, SPOOL_CAPTURES = 4 * 2**20, 64
@@ -191,7 +191,7 @@ def _write_model(folder: Path) -> Path:
     return folder
 
 
-def _choose_prompts(server: Server, model: str) -> tuple[list[Question], float]:
+def _choose_prompts(server: RunningServer, model: str) -> tuple[list[Question], float]:
     """Make up prompts, ask them one at a time, and return those of the widest margins, and the narrowest of these."""
     source = random.Random(0)
     found: list[tuple[float, Question]] = []
@@ -211,7 +211,7 @@ def _choose_prompts(server: Server, model: str) -> tuple[list[Question], float]:
 
 def _soak(
     watch: Watch,
-    servers: dict[str, Server],
+    servers: dict[str, RunningServer],
     model: str,
     answers: Sequence[Question],
     options: argparse.Namespace,
@@ -240,7 +240,7 @@ def _soak(
 
 
 def _ask_all(
-    server: Server,
+    server: RunningServer,
     model: str,
     answers: Sequence[Question],
     *,
@@ -322,7 +322,7 @@ def _slope(seconds: Sequence[float], values: Sequence[float]) -> Slope:
     return Slope(median(slopes) * 3600, low * 3600, high * 3600, median(values), (seconds[-1] - seconds[0]) / 3600)
 
 
-def _metrics(sidecar: Server) -> dict[str, float]:
+def _metrics(sidecar: RunningServer) -> dict[str, float]:
     """Return our own counters at the end, summed over their other labels."""
     text = httpx.get(f"{sidecar.url}/metrics", timeout=60.0).raise_for_status().text
     found: dict[str, float] = {}

@@ -24,7 +24,7 @@ import yaml
 from feed import Feed
 
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import HOST, Server
+from taxbreak_vllm.demo.servers import HOST, RunningServer
 from taxbreak_vllm.model.errors import TaxbreakError
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ class Prometheus:
         command = ["prometheus", f"--config.file={config / 'prometheus.yml'}"]
         command += [f"--storage.tsdb.path={processes.folder / 'tsdb'}", f"--web.listen-address={HOST}:{port}"]
         process = processes.start("prometheus", command, env={"PATH": "/usr/bin:/bin:/usr/local/bin"})
-        self.server = Server(process, f"http://{HOST}:{port}", "/-/ready", 60.0).wait()
+        self.server = RunningServer(process, f"http://{HOST}:{port}", "/-/ready", 60.0).wait()
 
     def ask(self, query: Query) -> Query:
         """Return the query with its values; raises HTTPStatusError where it does not parse."""

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class StoreError(TaxbreakError):
     """A file cannot be opened as a database, is another one, or of a version to come."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Schema:
     """The tables of one kind of file, as CREATE statements.
 
@@ -39,7 +40,7 @@ class Schema:
     known_by: str
     anew: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What tells this schema from every other one."""
         return sha256(f"{self.layout} {self.tables}".encode()).hexdigest()[:16]
@@ -57,8 +58,7 @@ def open_database(path: Path, schema: Schema, *, wait_s: float, one_thread: bool
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{path}: cannot open the {schema.kind}: {error}") from None
     try:
-        _check(db, schema, path)
-        _fit(db, schema)
+        _fit(db, schema, path)
         _configure(db)
     except sqlite3.Error as error:
         db.close()
@@ -82,21 +82,20 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _check(db: sqlite3.Connection, schema: Schema, path: Path) -> None:
-    tables, layout = _statements(db, "table"), _layout(db)
-    is_ours = _fingerprint(db, schema) is not None if _MARK in tables else layout > 0 and schema.known_by in tables
+def _fit(db: sqlite3.Connection, schema: Schema, path: Path) -> None:
+    layout, mark = _layout(db), _mark(db)
+    if (layout, mark) == (schema.layout, (schema.kind, schema.fingerprint)):
+        return
+    tables = _statements(db, "table")
+    is_ours = mark[0] == schema.kind if mark else layout > 0 and schema.known_by in tables
     if tables and not is_ours:
         raise StoreError(f"{path}: a database, but not of {schema.kind}")
     if layout > schema.layout:
         raise StoreError(f"{path}: {schema.kind} of another version of taxbreak ({layout}): upgrade, or use a new file")
-
-
-def _fit(db: sqlite3.Connection, schema: Schema) -> None:
-    if _fingerprint(db, schema) == schema.fingerprint or not _changes(db, schema):
-        return
-    with transaction(db):
-        for statement in _changes(db, schema):  # once more: another process may have been first
-            db.execute(statement)
+    if _changes(db, schema):
+        with transaction(db):
+            for statement in _changes(db, schema):  # once more: another process may have been first
+                db.execute(statement)
 
 
 def _configure(db: sqlite3.Connection) -> None:
@@ -214,9 +213,9 @@ def _layout(db: sqlite3.Connection) -> int:
     return layout
 
 
-def _fingerprint(db: sqlite3.Connection, schema: Schema) -> str | None:
-    """Return the mark that a file of this kind bears."""
-    if _MARK not in _statements(db, "table"):
+def _mark(db: sqlite3.Connection) -> tuple[str, str] | None:
+    """Return of which kind a file says it is, and with which fingerprint."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_MARK,)).fetchone() is None:
         return None
-    found = db.execute(f"SELECT fingerprint FROM {_MARK} WHERE kind = ?", (schema.kind,)).fetchone()
-    return found[0] if found else None
+    mark: tuple[str, str] | None = db.execute(f"SELECT kind, fingerprint FROM {_MARK}").fetchone()
+    return mark

@@ -22,7 +22,7 @@ from rich.console import Console
 from taxbreak_vllm.demo.load import LoadError, send
 from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_moe
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import RunningServer, start_sidecar, start_vllm
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
@@ -70,7 +70,7 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, 
     with _stage(progress, "the sidecar starts"):
         sidecar = start_sidecar(processes, spool, port=PORT).wait()
     breakdowns: dict[str, StepBreakdown] = {}
-    vllm: Server | None = None
+    vllm: RunningServer | None = None
     for name, write_model in models.items():
         if vllm is not None:
             vllm.process.stop()
@@ -85,13 +85,13 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, 
     return 0
 
 
-def _serve(processes: Processes, model: Path, spool: Path) -> Server:
+def _serve(processes: Processes, model: Path, spool: Path) -> RunningServer:
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": str(SAMPLE_EVERY)}
     env["TAXBREAK_OVERHEAD_BUDGET_RATIO"] = "1"
     return start_vllm(processes, model, env=env)
 
 
-def _measure(vllm: Server, sidecar: Server, name: str) -> dict[Phase, Breakdown]:
+def _measure(vllm: RunningServer, sidecar: RunningServer, name: str) -> dict[Phase, Breakdown]:
     """Send rounds until enough steps of each phase are analyzed; return what was measured since, per phase."""
     started_s = time.monotonic()
     seeds = count(1)
@@ -107,14 +107,14 @@ def _measure(vllm: Server, sidecar: Server, name: str) -> dict[Phase, Breakdown]
     return found
 
 
-def _send(vllm: Server, name: str, seed: int) -> None:
+def _send(vllm: RunningServer, name: str, seed: int) -> None:
     try:
         send(vllm.url, name, seed=seed)
     except LoadError as error:
         raise LoadError(f"{error}\n{vllm.process.tail()}") from error
 
 
-def _breakdown(sidecar: Server, phase: Phase, window_s: int) -> Breakdown:
+def _breakdown(sidecar: RunningServer, phase: Phase, window_s: int) -> Breakdown:
     query = {"phase": phase.value, "window_s": window_s}
     response = httpx.get(f"{sidecar.url}/v1/taxbreak/breakdown", params=query, timeout=30.0)
     return Breakdown.from_json(response.raise_for_status().content)
@@ -144,7 +144,7 @@ def _meaning(breakdowns: Mapping[str, StepBreakdown]) -> Iterator[str]:
         yield f"Most host-bound here is {title}: {host} of host work for {device} of the device's."
 
 
-def _stay(vllm: Server, name: str, progress: Console) -> None:
+def _stay(vllm: RunningServer, name: str, progress: Console) -> None:
     progress.print("Requests go on, so the page lives. Ctrl-C ends everything.")
     with suppress(KeyboardInterrupt):
         for seed in count(1):

@@ -38,7 +38,7 @@ _VLLM_FLAGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class RunningServer:
     """One server that is, or will be, listening at `url`."""
 
     process: Process
@@ -54,7 +54,7 @@ class Server:
         except httpx.TransportError:
             return False
 
-    def wait(self) -> "Server":
+    def wait(self) -> "RunningServer":
         """Return once the server is healthy; raises ProcessError with the log's last lines where it will not be."""
         self.process.wait_until(self.is_healthy, "healthy", timeout_s=self.start_s)
         return self
@@ -67,7 +67,7 @@ def start_vllm(
     flags: Sequence[str] = WORKER_EXTENSION,
     env: Mapping[str, str] | None = None,
     name: str | None = None,
-) -> Server:
+) -> RunningServer:
     """Start `vllm serve` on a model folder, served under the folder's name; `env` is added to its environment."""
     port = _free_port()
     command = [
@@ -82,19 +82,19 @@ def start_vllm(
     command += ["--host", HOST, "--port", str(port), *_VLLM_FLAGS, *flags]
     environment = _environment(processes.folder) | dict(env or {})
     process = processes.start(name or f"vllm-{model.name}", command, env=environment)
-    return Server(process, f"http://{HOST}:{port}", "/health", VLLM_START_S)
+    return RunningServer(process, f"http://{HOST}:{port}", "/health", VLLM_START_S)
 
 
 def start_sidecar(
     processes: Processes, spool: Path, *, env: Mapping[str, str] | None = None, name: str = "sidecar", port: int = 0
-) -> Server:
+) -> RunningServer:
     """Start `taxbreak serve` on a spool, at this port if nobody has it."""
     port = _free_port(port)
     command = [sys.executable, "-m", "taxbreak_vllm.cli", "serve", "--spool", str(spool)]
     command += ["--host", HOST, "--port", str(port)]
     environment = _environment(processes.folder) | dict(env or {})
     process = processes.start(name, command, env=environment)
-    return Server(process, f"http://{HOST}:{port}", "/healthz", SIDECAR_START_S)
+    return RunningServer(process, f"http://{HOST}:{port}", "/healthz", SIDECAR_START_S)
 
 
 def plain_environment() -> dict[str, str]:

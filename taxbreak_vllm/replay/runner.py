@@ -166,7 +166,7 @@ class Child:
         return _LostError(Outcome.CRASHED, f"its process ended with {how}" + (f": {said[-1][:200]}" if said else ""))
 
 
-class Crew:
+class Children:
     """The one child at work, replaced when it is lost or has served its batch; a context manager."""
 
     def __init__(self, options: Options, batch: int, open_child: Callable[[Options], Child]) -> None:
@@ -246,18 +246,18 @@ def run(
 
     namespaces = {task.call.op.partition("::")[0] for task in tasks}
     options = replace(options, namespaces=tuple(sorted(namespaces)))
-    with Crew(options, limits.batch, open_child) as crew, _counted(crew, pace):
-        environment = crew.environment
+    with Children(options, limits.batch, open_child) as children, _counted(children, pace):
+        environment = children.environment
         check(environment)
         left = missing(tasks, store, environment)
         done = len(tasks) - len(left)
         for task in left:
             report(ReplayProgress(done=done, total=len(tasks), op=task.call.op))
-            while not is_over() and ((due_s := pace.due_s(crew.cpu_ns)) > 0 or not may_go_on()):
+            while not is_over() and ((due_s := pace.due_s(children.cpu_ns)) > 0 or not may_go_on()):
                 sleep(min(due_s, 1.0) or 1.0)
             if is_over():
                 break
-            entries = crew.serve(task, limits.task_s)
+            entries = children.serve(task, limits.task_s)
             store.put(environment, entries)
             done += 1
             report(ReplayProgress(done=done, total=len(tasks), op=task.call.op, outcome=entries[0].outcome))
@@ -288,8 +288,8 @@ def measure_floors(
 
 
 @contextmanager
-def _counted(crew: Crew, pace: Pace) -> Iterator[None]:
+def _counted(children: Children, pace: Pace) -> Iterator[None]:
     try:
         yield
     finally:
-        pace.spend(crew.cpu_ns)
+        pace.spend(children.cpu_ns)

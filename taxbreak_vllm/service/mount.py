@@ -10,7 +10,7 @@ from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
 
-class Mounted:
+class MountedService:
     """What hangs on an app: its routes and metrics, and an analyzer once it was started."""
 
     def __init__(self, settings: Settings) -> None:
@@ -32,11 +32,11 @@ class Mounted:
         self._supervisor.close()
 
 
-def mount(app: FastAPI, settings: Settings) -> Mounted:
+def mount(app: FastAPI, settings: Settings) -> MountedService:
     """Put routes and metrics on an app, once: a second call returns what the first one did."""
-    mounted: Mounted | None = getattr(app.state, "taxbreak", None)
+    mounted: MountedService | None = getattr(app.state, "taxbreak", None)
     if mounted is None:
-        mounted = app.state.taxbreak = Mounted(settings)
+        mounted = app.state.taxbreak = MountedService(settings)
         app.include_router(mounted.router)
         append_metrics(app, mounted.exposition)
     return mounted

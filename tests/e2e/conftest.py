@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import Server, plain_environment, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import RunningServer, plain_environment, start_sidecar, start_vllm
 from taxbreak_vllm.spool.spool import Spool
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.
@@ -111,7 +111,7 @@ class Watched:
     """A spool, the sidecar that watches it, and what the two have to say."""
 
     spool: Spool
-    sidecar: Server
+    sidecar: RunningServer
     client: httpx.Client
 
     def get(self, path, **query):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from taxbreak_vllm.demo.load import send
-from taxbreak_vllm.demo.servers import Server, start_vllm
+from taxbreak_vllm.demo.servers import RunningServer, start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
@@ -43,7 +43,7 @@ _SEEDS = iter(range(1, 10**6))
 class Breakable:
     """A server whose worker has parts that can be broken, and the sidecar on its spool."""
 
-    server: Server
+    server: RunningServer
     watched: object
     control: Path
 

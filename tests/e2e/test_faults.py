@@ -22,7 +22,7 @@ import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.demo.load import Requests, send
-from taxbreak_vllm.demo.servers import WORKER_EXTENSION, Server, start_vllm
+from taxbreak_vllm.demo.servers import WORKER_EXTENSION, RunningServer, start_vllm
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.spool.layout import ANALYZED, STEP, TRACE
 
@@ -37,7 +37,7 @@ _SEEDS = iter(range(1, 10**6))
 class Victim:
     """A server that is watched, on a disk that can be filled."""
 
-    server: Server
+    server: RunningServer
     server_id: str
     watched: object
     disk: Path

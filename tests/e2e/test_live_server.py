@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from taxbreak_vllm import Breakdown, analyze
 from taxbreak_vllm.cli.client import control_server
 from taxbreak_vllm.demo.load import ROUND, send
-from taxbreak_vllm.demo.servers import Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import RunningServer, start_sidecar, start_vllm
 from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.spool.spool import Spool
@@ -35,8 +35,8 @@ WITHOUT_REPLAY = {"TAXBREAK_REPLAY": "false"}  # so that what a trace alone cann
 class Live:
     """A server with the flag, its spool, and the sidecar that watches it."""
 
-    vllm: Server
-    sidecar: Server
+    vllm: RunningServer
+    sidecar: RunningServer
     spool: Spool
 
     def get(self, path, **query):

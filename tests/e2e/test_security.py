@@ -19,7 +19,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from taxbreak_vllm.demo.servers import ONE_PROCESS, Server, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, start_sidecar, start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -48,8 +48,8 @@ OUTWARD = (
 class Guarded:
     """A server and a sidecar that ask for a key, on one spool."""
 
-    vllm: Server
-    sidecar: Server
+    vllm: RunningServer
+    sidecar: RunningServer
     spool: Path
 
     @property

@@ -176,3 +176,16 @@ def test_it_is_quick_over_many_stored_steps(article, put, turn, analyze, results
 
     assert ">500<" in document
     assert took_s < 0.5  # of this process alone; a tenth of it as a rule
+
+
+def test_a_step_whose_breakdown_another_version_wrote_otherwise_is_left_out_of_the_advice(turn, put, results, article):
+    put("old", 10**6)
+    put("new", 10**6)
+    turn()
+    with_both = article()
+    results._db.execute(
+        "UPDATE breakdowns SET breakdown = ? WHERE seq = (SELECT seq FROM steps WHERE step_id = 'old')", (b"{}",)
+    )
+
+    assert article().num_steps == with_both.num_steps == 2
+    assert article().total == with_both.total

@@ -4,9 +4,11 @@ Rendered on the server by `page.render`; it refreshes itself. Totals are those o
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
@@ -118,9 +120,17 @@ def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerSta
     for row in rows:
         chosen.setdefault(row.phase, []).append(row.step_id)
     ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
-    stored = (results.breakdown(step_id) for step_id in ids)
     machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
-    return advise([Breakdown.from_json(data) for data in stored if data is not None], machine=machine)
+    return advise(list(_read_breakdowns(results, ids)), machine=machine)
+
+
+def _read_breakdowns(results: Results, step_ids: Iterable[str]) -> Iterator[Breakdown]:
+    """Yield those that are kept and that this version can read: another one may have written them."""
+    for step_id in step_ids:
+        data = results.breakdown(step_id)
+        if data is not None:
+            with suppress(msgspec.ValidationError):
+                yield Breakdown.from_json(data)
 
 
 def _point(row: StepRow) -> Point:

@@ -1,0 +1,115 @@
+"""The counters, as the `totals` table has them: they never fall. What is in ns there is in seconds here.
+
+The steps of the window that were recorded are their exemplars.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.samples import Exemplar
+
+from taxbreak_vllm.model.step import STEP_BUCKETS_NS
+from taxbreak_vllm.service.metrics.labels import NS_PER_S, SERVER_LABELS, STEP_LABELS, series_labels
+from taxbreak_vllm.service.results.counts import NUM_BUCKETS
+from taxbreak_vllm.service.results.rows import Balance, Series, Total
+
+_MAX_STEP_ID = 128 - len("step_id")  # OpenMetrics bounds the label set of an exemplar
+
+Exemplars = dict[Series, dict[int, Exemplar]]  # by bucket
+
+
+class _CounterFamily(NamedTuple):
+    counter: str
+    name: str
+    help: str
+    label: str = ""
+    has_phase: bool = True
+
+
+_COUNTERS = (
+    _CounterFamily("steps", "steps", "Engine steps timed without being recorded.", "graph_mode"),
+    _CounterFamily(
+        "sampled_steps", "sampled_steps", "Recorded steps that were analyzed; the sums below are over these."
+    ),
+    _CounterFamily(
+        "dropped", "samples_dropped", "Samples lost before their analysis, by reason.", "reason", has_phase=False
+    ),
+    _CounterFamily(
+        "orchestration_ns",
+        "orchestration_seconds",
+        "Host time of sampled steps by component: ΔFT framework, ΔCT library, ΔKT launch floor (TaxBreak Eq. 1-3).",
+        "component",
+    ),
+    _CounterFamily(
+        "exposed_ns",
+        "exposed_orchestration_seconds",
+        "Host time of sampled steps that the device waited for, by component.",
+        "component",
+    ),
+    _CounterFamily("device_active_ns", "device_active_seconds", "Time the device worked for sampled steps."),
+    _CounterFamily(
+        "device_idle_ns", "device_idle_seconds", "Idle time of the device in sampled steps, by cause.", "cause"
+    ),
+    _CounterFamily("tklqt_ns", "tklqt_seconds", "Launch to start, summed over the kernel launches of sampled steps."),
+    _CounterFamily("launches", "launches", "Launches that produced device work, in sampled steps."),
+    _CounterFamily("kernels", "kernels", "Kernels of sampled steps, by family.", "family"),
+    _CounterFamily("output_tokens", "sampled_output_tokens", "Tokens that the sampled steps produced."),
+)
+
+
+def exemplars(balances: Iterable[Balance]) -> Exemplars:
+    """Return of each series and bucket the recorded step that was analyzed last, newest first."""
+    found: Exemplars = defaultdict(dict)
+    for row in sorted(balances, key=lambda row: row.started_unix_ns, reverse=True):
+        if len(row.step_id) <= _MAX_STEP_ID:
+            labels = {"step_id": row.step_id}
+            found[row.series][row.bucket] = Exemplar(labels, row.window_ns / NS_PER_S, row.started_unix_ns / NS_PER_S)
+    return found
+
+
+def counters(totals: Iterable[Total], of_steps: Exemplars) -> Iterator[Metric]:
+    """Yield the family of every counter."""
+    by_counter: dict[str, list[Total]] = defaultdict(list)
+    for total in totals:
+        by_counter[total.counter].append(total)
+    for counter, name, text, label, has_phase in _COUNTERS:
+        labels = (*(STEP_LABELS if has_phase else SERVER_LABELS), *([label] if label else []))
+        is_time = name.endswith("_seconds")
+        family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
+        for total in by_counter[counter]:
+            series = Series(total.model_name, total.engine, total.rank, total.phase)
+            steps = of_steps.get(series, {}).values() if counter == "sampled_steps" else ()
+            exemplar = next((step._replace(value=1.0) for step in steps), None)
+            values = (*series_labels(series)[: 4 if has_phase else 3], *([total.label] if label else []))
+            family.add_metric(values, total.value / NS_PER_S if is_time else total.value, exemplar=exemplar)
+        yield family
+
+
+def step_seconds(totals: Iterable[Total], of_steps: Exemplars) -> Metric:
+    """Plain steps by duration; the exemplar of a bucket is a recorded step that took as long."""
+    family = HistogramMetricFamily(
+        "taxbreak_step_seconds",
+        "Duration of engine steps timed without being recorded.",
+        labels=STEP_LABELS,
+        unit="seconds",
+    )
+    sums_ns: dict[Series, int] = {}
+    buckets: dict[Series, list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
+    for total in totals:
+        series = Series(total.model_name, total.engine, total.rank, total.phase)
+        if total.counter == "step_ns":
+            sums_ns[series] = total.value
+        elif total.counter == "step_bucket":
+            buckets[series][int(total.label)] = total.value
+    bounds = [*(str(bound_ns / NS_PER_S) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
+    for series, counts in buckets.items():
+        of_series = of_steps.get(series, {})
+        up_to = zip(bounds, accumulate(counts), strict=True)
+        with_exemplars = [
+            (*bucket, of_series[index]) if index in of_series else bucket for index, bucket in enumerate(up_to)
+        ]
+        family.add_metric(series_labels(series), with_exemplars, sums_ns[series] / NS_PER_S)
+    return family

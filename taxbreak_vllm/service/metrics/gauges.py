@@ -1,0 +1,115 @@
+"""The gauges: of the window's recorded steps, and of what the servers that run now say of themselves."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.model.baseline import FloorKind
+from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
+from taxbreak_vllm.model.errors import BaselineError
+from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.service.metrics.labels import NS_PER_S, SERVER_LABELS, STEP_LABELS, series_labels, server_labels
+from taxbreak_vllm.service.results.rows import Balance, Series
+from taxbreak_vllm.service.results.window import replay_shares
+
+
+def window_gauges(
+    balances: Iterable[Balance], dilations: Mapping[Series, list[float]], states: Iterable[WorkerState]
+) -> Iterator[Metric]:
+    """Yield balance, dilation and coverage of the steps of every server that runs."""
+    balance = GaugeMetricFamily(
+        "taxbreak_hdbi",
+        "Device time over device and orchestration time of the window's sampled steps: 0 host-bound, 1 device-bound.",
+        labels=STEP_LABELS,
+    )
+    dilation = GaugeMetricFamily(
+        "taxbreak_profiler_dilation_ratio",
+        "Recorded over plain duration of a step, median of the window's sampled steps.",
+        labels=STEP_LABELS,
+        unit="ratio",
+    )
+    coverage = GaugeMetricFamily(
+        "taxbreak_replay_coverage_ratio",
+        "Share of the window's orchestration time that rests on each tier of baseline.",
+        labels=(*STEP_LABELS, "tier"),
+        unit="ratio",
+    )
+    running = {server_labels(state) for state in states}
+    by_series: dict[Series, list[Balance]] = defaultdict(list)
+    for row in balances:
+        by_series[row.series].append(row)
+    for series, rows in by_series.items():
+        labels = series_labels(series)
+        if labels[:3] not in running:
+            continue
+        value = hdbi(sum(row.active_ns or 0 for row in rows), sum_or_none(row.orchestration_ns for row in rows))
+        if value is not None:
+            balance.add_metric(labels, value)
+        if series in dilations:
+            dilation.add_metric(labels, statistics.median(dilations[series]))
+        tier_sums = map(sum_or_none, zip(*(row.tier_sums for row in rows), strict=True))
+        for tier, share in replay_shares(tier_sums).items():
+            coverage.add_metric((*labels, tier), share)
+    yield from (balance, dilation, coverage)
+
+
+def overhead(states: Iterable[WorkerState]) -> Metric:
+    """Return what recording costs each server."""
+    family = GaugeMetricFamily(
+        "taxbreak_capture_overhead_ratio",
+        "Share of serving time that recording has taken since the server started.",
+        labels=SERVER_LABELS,
+        unit="ratio",
+    )
+    spent: dict[tuple[str, ...], list[WorkerState]] = defaultdict(list)
+    for state in states:
+        if state.serving_ns:
+            spent[server_labels(state)].append(state)
+    for labels, members in spent.items():
+        serving_ns = sum(state.serving_ns for state in members)
+        family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
+    return family
+
+
+def launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
+    """The floors that were measured where a running worker is; none where several places could be meant."""
+    family = GaugeMetricFamily(
+        "taxbreak_launch_floor_seconds",
+        "Least time of a launch, measured with empty kernels: of one, of a graph, and of each node more in a graph.",
+        labels=(*SERVER_LABELS, "kind"),
+        unit="seconds",
+    )
+    if path is None or not path.is_file():
+        return family
+    with suppress(BaselineError), Baselines(path) as baselines:
+        for labels, server in {server_labels(state): state.server for state in states}.items():
+            told = {"device_type": server.device_type, "device_name": server.device_name, "torch": server.torch}
+            view = baselines.view(told)
+            if view is None or view.floors is None:
+                continue
+            graph_ns, node_ns = view.floors.graph_line() or (None, None)
+            floors_ns = {"kernel": view.floors.median_ns(FloorKind.KERNEL), "graph": graph_ns, "graph_node": node_ns}
+            for kind, floor_ns in floors_ns.items():
+                if floor_ns is not None:
+                    family.add_metric((*labels, kind), floor_ns / NS_PER_S)
+    return family
+
+
+def recording(states: Iterable[WorkerState]) -> Metric:
+    """Return whether each server records."""
+    family = GaugeMetricFamily(
+        "taxbreak_recording_enabled",
+        "Whether steps may be recorded: 1, or 0 where recording is off and steps are only timed.",
+        labels=SERVER_LABELS,
+    )
+    by_server: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for state in states:
+        by_server[server_labels(state)].append(state.enabled)
+    for labels, members in by_server.items():
+        family.add_metric(labels, min(members))
+    return family

@@ -1,0 +1,18 @@
+"""The labels of our series: those of a server, and those of its steps of one phase; and ns as seconds."""
+
+from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.service.results.rows import Series
+
+SERVER_LABELS = ("model_name", "engine", "rank")
+STEP_LABELS = (*SERVER_LABELS, "phase")
+NS_PER_S = 1e9
+
+
+def series_labels(series: Series) -> tuple[str, ...]:
+    """Return the values of `STEP_LABELS`."""
+    return (series.model_name, series.engine, str(series.rank), series.phase)
+
+
+def server_labels(state: WorkerState) -> tuple[str, ...]:
+    """Return the values of `SERVER_LABELS`."""
+    return (state.server.model_name, state.server.engine, str(state.server.rank))
