@@ -7,7 +7,7 @@ import pytest
 
 from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
-from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_sidecar, start_vllm
 from taxbreak_vllm.page.render import percent, ratio, time
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -23,7 +23,7 @@ def spool(processes):
 @pytest.fixture(scope="module")
 def vllm(processes, tiny_llama, spool, chromium):
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
-    return start_vllm(processes, tiny_llama, env=env)
+    return start_vllm(processes, tiny_llama, env=env, flags=(*WORKER_EXTENSION, *ONE_PROCESS))
 
 
 @pytest.fixture(scope="module")
