@@ -18,13 +18,19 @@ find_base() {
     git rev-parse --quiet --verify HEAD~1
 }
 
+inside="taxbreak_vllm/serving taxbreak_vllm/plugin.py"
 if ! base=$(find_base 2>/dev/null); then
     say "nothing to compare with: those of every change"
     printf 'not nightly'
-elif changed=$(git diff --name-only "$base" -- taxbreak_vllm/serving 'taxbreak_vllm/**plugin.py' taxbreak_vllm/plugin.py) && [ -z "$changed" ]; then
-    say "those of every change: nothing inside vLLM differs from $(git rev-parse --short "$base")"
+    exit
+fi
+short=$(git rev-parse --short "$base")
+# shellcheck disable=SC2086 # words on purpose
+changed=$(git diff --name-only "$base" -- $inside && git ls-files --others --exclude-standard -- $inside)
+if [ -z "$changed" ]; then
+    say "those of every change: nothing inside vLLM differs from $short"
     printf 'not nightly'
 else
-    say "the nightly ones too, since $(printf '%s\n' "$changed" | head -n 1) and $(($(printf '%s\n' "$changed" | wc -l) - 1)) more differ from $(git rev-parse --short "$base")"
+    say "the nightly ones too: $(printf '%s' "$changed" | tr '\n' ' ') differ from $short"
     printf 'nightly or not nightly'
 fi

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import RunningServer, plain_environment, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, plain_environment, start_sidecar, start_vllm
 from taxbreak_vllm.spool.spool import Spool
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.
@@ -95,7 +95,7 @@ def answers():
 def plain_answers(tiny_llama, answers, forking, tmp_path_factory):
     """The answers of a server without a flag or setting of ours."""
     with forking(tmp_path_factory.mktemp("plain")) as processes:
-        return answers(start_vllm(processes, tiny_llama, flags=()).wait())
+        return answers(start_vllm(processes, tiny_llama, flags=ONE_PROCESS).wait())
 
 
 # Far more than a real server needs, so that a test sees many samples soon.

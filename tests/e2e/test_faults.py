@@ -22,7 +22,7 @@ import pytest
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.demo.load import Requests, send
-from taxbreak_vllm.demo.servers import WORKER_EXTENSION, RunningServer, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, RunningServer, start_vllm
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.spool.layout import ANALYZED, STEP, TRACE
 
@@ -100,7 +100,7 @@ def victim(disk, processes, tiny_llama, answers, sample_often, watch_spool):
     theirs = {"profiler": "torch", "torch_profiler_dir": str(processes.folder / "theirs")}
     # with stacks, or of seconds of steps, vLLM's export alone takes minutes
     theirs |= {"torch_profiler_with_stack": False, "ignore_frontend": True, "max_iterations": 50}
-    flags = (*WORKER_EXTENSION, "--profiler-config", json.dumps(theirs))
+    flags = (*WORKER_EXTENSION, *ONE_PROCESS, "--profiler-config", json.dumps(theirs))
     server = start_vllm(processes, tiny_llama, env=sample_often | {"TAXBREAK_SPOOL": str(root)}, flags=flags).wait()
     first_answers = answers(server)
 
@@ -306,6 +306,7 @@ def test_a_sidecar_killed_in_mid_analysis_counts_each_step_once_when_it_is_back(
     victim.goes_on()
 
 
+@pytest.mark.nightly
 def test_a_clock_that_steps_back_under_the_sidecar_loses_no_step_and_counts_none_twice(
     victim, processes, answers, plain_answers, watch_spool
 ):
@@ -343,6 +344,7 @@ def _their_traces(processes):
     return {path for path in (processes.folder / "theirs").rglob("*.json*") if path.stat().st_size > 0}
 
 
+@pytest.mark.nightly
 def test_vllms_profiler_and_ours_leave_each_other_alone_whichever_starts_first(
     victim, processes, answers, plain_answers, requests_under_way
 ):

@@ -29,7 +29,8 @@ import os, sys, time
 from pathlib import Path
 from forkserver import Fork
 folder = Path(sys.argv[1])
-Fork("mine", [str(folder / "script.py"), "stay"], env=os.environ, log=folder / "mine.log", address=folder / "address")
+command = [str(folder / "script.py"), "stay"]
+mine = Fork("mine", command, env=os.environ, log=folder / "mine.log", address=folder / "address")
 time.sleep(600)
 """
 
@@ -96,8 +97,9 @@ def test_tests_that_are_killed_take_their_forks_along(start, forkserver, tmp_pat
         "PYTHONPATH": os.pathsep.join([str(Path(forkserver.__file__).parent), os.environ.get("PYTHONPATH", "")])
     }
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=env) as killed:
-        pids = _pids(tmp_path / "mine.log")
-
-        killed.send_signal(signal.SIGKILL)
+        try:
+            pids = _pids(tmp_path / "mine.log")
+        finally:
+            killed.send_signal(signal.SIGKILL)
 
     _wait_until_gone(pids)
