@@ -62,7 +62,7 @@ def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from taxbreak_vllm.model.version import package_version
 
-        return version("taxbreak-vllm")
+        return package_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,8 +17,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
-import taxbreak_vllm
 from taxbreak_vllm.model.errors import SettingsError, SpoolError, TaxbreakError
+from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.page import create_page_router
 from taxbreak_vllm.service.http.problems import problem_response
@@ -55,7 +55,7 @@ def create_app(
             await asyncio.gather(*(asyncio.to_thread(process.close) for process in processes))
 
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
-    app = FastAPI(title="taxbreak", version=taxbreak_vllm.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="taxbreak", version=package_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(create_router(settings, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns))
     app.include_router(create_timeline_router(settings))
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-import taxbreak_vllm
+from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.service.http.openapi import answer
 from taxbreak_vllm.service.http.responses import AnalyzerUse, ResultsUse, SpoolUse, Status, Worker
 from taxbreak_vllm.service.http.router import RouteContext, json_response
@@ -27,7 +27,7 @@ def _status(results: Results, context: RouteContext) -> Status:
     alive = live(states, now_ns=now_ns)
     captures = context.spool.captures()
     return Status(
-        version=taxbreak_vllm.__version__,
+        version=package_version(),
         now_unix_ns=now_ns,
         window_s=context.settings.window_s,
         servers=[Worker.of(state, live=state in alive) for state in states],

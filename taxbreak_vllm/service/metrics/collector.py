@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-import taxbreak_vllm
+from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.metrics.counters import counters, exemplars, step_seconds
 from taxbreak_vllm.service.metrics.gauges import launch_floors, overhead, recording, window_gauges
@@ -84,6 +84,4 @@ class TaxbreakCollector(Collector):
             value=0.0 if oldest_unix_ns is None else max(0, now_ns - oldest_unix_ns) / NS_PER_S,
             unit="seconds",
         )
-        yield InfoMetricFamily(
-            "taxbreak_build", "Version of taxbreak-vllm.", value={"version": taxbreak_vllm.__version__}
-        )
+        yield InfoMetricFamily("taxbreak_build", "Version of taxbreak-vllm.", value={"version": package_version()})
