@@ -71,6 +71,20 @@ def test_serving_stands_on_the_two_lowest_floors_and_only_the_plugin_reaches_it(
     assert {found.room for found in OURS if found.target == "serving"} <= {"serving", "plugin"}
 
 
+def test_the_rooms_of_the_service_know_only_its_results():
+    """`app` and `mount` put together what http, metrics and processes are."""
+    may = {room: {"results"} for room in ("http", "metrics", "processes")}
+    may |= {"results": set(), **{door: {"results", *may} for door in ("app", "mount")}}
+    inner = [
+        (found.importer, found.imported.split(".")[2])
+        for found in OURS
+        if found.room == found.target == "service" and found.importer.split(".")[2] != found.imported.split(".")[2]
+    ]
+
+    assert inner
+    assert [(importer, room) for importer, room in inner if room not in may[importer.split(".")[2]]] == []
+
+
 @pytest.mark.parametrize("package", OUTSIDE)
 def test_what_only_a_serving_process_has_is_imported_only_there(package):
     importers = {found.room for found in IMPORTS if found.imported.partition(".")[0] == package}

@@ -98,6 +98,9 @@ class CaptureView:
         )
 
 
+CaptureView.__name__ = CaptureView.__qualname__ = "Capture"  # in /openapi.json, where `capture_id` leads to it
+
+
 @dataclass(frozen=True, slots=True)
 class CaptureOutcome(CaptureView):
     """A request for steps; once it has ended and a step was analyzed, with their breakdown.
