@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.errors import SettingsError
 
 PREFIX = "TAXBREAK_"
@@ -35,9 +36,9 @@ def _checked_secret(key: SecretStr) -> SecretStr:
 
 
 # What a request may change or choose is bounded as the setting is.
-SampleEvery = Annotated[int, Field(ge=2, le=2**31)]
+SampleEvery = Annotated[int, Field(ge=defaults.MIN_SAMPLE_EVERY, le=defaults.MAX_SAMPLE_EVERY)]
 OverheadBudget = Annotated[float, Field(gt=0, le=1)]
-CaptureSteps = Annotated[int, Field(ge=1, le=256)]
+CaptureSteps = Annotated[int, Field(ge=1, le=defaults.MAX_CAPTURE_STEPS)]
 WindowS = Annotated[int, Field(ge=1, le=YEAR_S)]
 
 
@@ -64,7 +65,9 @@ class Settings(BaseSettings):
     record_all_ranks: bool = Field(
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
-    max_capture_steps: CaptureSteps = Field(default=256, description="bound of one request for steps (steps)")
+    max_capture_steps: CaptureSteps = Field(
+        default=defaults.MAX_CAPTURE_STEPS, description="bound of one request for steps (steps)"
+    )
     max_step_s: float = Field(
         default=10, gt=0, le=YEAR_S, description="a step that takes longer is not recorded (seconds)"
     )
@@ -72,8 +75,10 @@ class Settings(BaseSettings):
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
     )
 
-    host: str = Field(default="127.0.0.1", description="address the sidecar binds to")
-    port: int = Field(default=9797, ge=0, le=65535, description="port the sidecar binds to; 0 takes a free one")
+    host: str = Field(default=defaults.HOST, description="address the sidecar binds to")
+    port: int = Field(
+        default=defaults.PORT, ge=0, le=65535, description="port the sidecar binds to; 0 takes a free one"
+    )
     results: Path | None = Field(default=None, description="SQLite file of results; by default in the spool")
     results_max_bytes: int = Field(
         default=512 * 2**20, ge=2**22, description="bound of the results in bytes; oldest steps go first, counters stay"

@@ -10,6 +10,7 @@ from typing import TypeVar
 import httpx
 import msgspec
 
+from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model.worker import ControlState
@@ -68,7 +69,7 @@ def capture_steps(
     *,
     steps: int,
     phase: str | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = defaults.CAPTURE_TIMEOUT_S,
     stacks: bool = False,
     server_id: str | None = None,
     api_key: str | None = None,
@@ -144,7 +145,7 @@ def _connected(url: str, api_key: str | None) -> Iterator[httpx.Client]:
                 raise httpx.InvalidURL("it names no host")
             yield client
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # the last from a host's name
-        raise SettingsError(f"{url!r}: not the URL of a server, as http://127.0.0.1:9797 is: {error}") from error
+        raise SettingsError(f"{url!r}: not the URL of a server, as {defaults.URL} is: {error}") from error
     except httpx.HTTPError as error:
         raise CaptureError(f"{url}: cannot be reached ({error})") from error
 

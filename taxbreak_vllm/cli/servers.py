@@ -1,15 +1,15 @@
 """Commands that run servers or speak to running ones: serve, capture, control, demo."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from taxbreak_vllm.cli.printing import TOP_ROWS, Json, print_breakdown, print_json, print_text, say, with_advice
+from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.step import Phase
 
-if TYPE_CHECKING:
-    pass
+Url = Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")]
 
 
 def serve(
@@ -38,12 +38,12 @@ def serve(
 
 def capture(
     *,
-    url: Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")] = (
-        "http://127.0.0.1:9797"
-    ),
-    steps: Annotated[int, typer.Option(min=1, help="how many steps to record")] = 4,
+    url: Url = defaults.URL,
+    steps: Annotated[int, typer.Option(min=1, help="how many steps to record")] = defaults.CAPTURE_STEPS,
     phase: Annotated[Phase | None, typer.Option(help="only steps of this phase")] = None,
-    timeout_s: Annotated[float, typer.Option(min=1, max=3600, help="give up after this long (seconds)")] = 60.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=1, max=defaults.MAX_CAPTURE_TIMEOUT_S, help="give up after this long (seconds)")
+    ] = defaults.CAPTURE_TIMEOUT_S,
     stacks: Annotated[bool, typer.Option("--stacks", help="record Python stacks too (slower)")] = False,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
@@ -69,14 +69,17 @@ def capture(
 
 def control(
     *,
-    url: Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")] = (
-        "http://127.0.0.1:9797"
-    ),
+    url: Url = defaults.URL,
     enable: Annotated[
         bool | None, typer.Option("--enable/--disable", help="record steps; steps are timed in any case")
     ] = None,
     sample_every: Annotated[
-        int | None, typer.Option(min=2, max=2**31, help="record one step in this many of each kind")
+        int | None,
+        typer.Option(
+            min=defaults.MIN_SAMPLE_EVERY,
+            max=defaults.MAX_SAMPLE_EVERY,
+            help="record one step in this many of each kind",
+        ),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(min=1e-9, max=1, help="share of the time with steps that recording may take")

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 
 from taxbreak_vllm.demo.processes import Process, Processes
+from taxbreak_vllm.model.defaults import HOST
 
-HOST = "127.0.0.1"
 WORKER_EXTENSION = ("--worker-extension-cls", "taxbreak_vllm.WorkerExtension")
 # The engine and its worker in one process, as on one GPU; by its short name, `uni`, the CPU build makes it two.
 ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")

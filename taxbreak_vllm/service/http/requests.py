@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
+from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.settings import CaptureSteps, OverheadBudget, SampleEvery
 from taxbreak_vllm.spool.layout import NAME
@@ -26,10 +27,15 @@ class CaptureBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"steps": 4, "phase": "decode", "timeout_s": 30}]}
     )
 
-    steps: Annotated[CaptureSteps, NUMBER] = Field(default=5, description="how many steps to record, on each rank")
+    steps: Annotated[CaptureSteps, NUMBER] = Field(
+        default=defaults.CAPTURE_STEPS, description="how many steps to record, on each rank"
+    )
     phase: Phase | None = Field(default=None, description="only steps of this phase; by default any but idle")
     timeout_s: Annotated[float, NUMBER] = Field(
-        default=60, ge=1, le=3600, description="give up after this many seconds"
+        default=defaults.CAPTURE_TIMEOUT_S,
+        ge=1,
+        le=defaults.MAX_CAPTURE_TIMEOUT_S,
+        description="give up after this many seconds",
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
     server_id: ServerId | None = Field(default=None, description="which server, where several are running")
