@@ -1,6 +1,7 @@
 """Add steps of separate captures into one total."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from taxbreak_vllm.model.breakdown import (
@@ -44,11 +45,10 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         family: add(FamilyShare, (s.families[family] for s in parts if family in s.families))
         for family in sorted({family for s in parts for family in s.families})
     }
-    kernels = sum(s.kernels for s in parts)
     phases = {s.phase for s in parts}
     modes = {s.graph_mode for s in parts}
     valid = [s for s in parts if s.hdbi is not None]
-    return StepBreakdown(
+    total = StepBreakdown(
         phase=phases.pop() if len(phases) == 1 else None,
         graph_mode=modes.pop() if len(modes) == 1 else None,
         batch=batch,
@@ -57,18 +57,31 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         device=device,
         taxes=taxes,
         exposed=add(ExposedTax, (s.exposed for s in parts)),
-        hdbi=hdbi(sum(s.device.active_ns for s in valid), sum_or_none(s.taxes.orchestration_ns for s in valid)),
         tklqt_ns=sum_or_none(s.tklqt_ns for s in parts),
         tklqt_per_kernel_ns=sum_or_none(s.tklqt_per_kernel_ns for s in parts),
-        akd_ns=device.kernel_sum_ns // kernels if kernels else None,
         inference_latency_ns=sum_or_none(s.inference_latency_ns for s in parts),
         launches=sum_or_none(s.launches for s in parts),
-        kernels=kernels,
+        kernels=sum(s.kernels for s in parts),
         unique_kernels=max((s.unique_kernels for s in parts), default=0),
-        kernels_per_output_token=kernels / batch.output_tokens if batch.output_tokens else None,
         families=families,
         top=_merge_top(parts),
         notes=tuple(dict.fromkeys(note for s in parts for note in s.notes)),
+    )
+    return derived(
+        total,
+        active_ns=sum(s.device.active_ns for s in valid),
+        orchestration_ns=sum_or_none(s.taxes.orchestration_ns for s in valid),
+    )
+
+
+def derived(total: StepBreakdown, *, active_ns: int, orchestration_ns: int | None) -> StepBreakdown:
+    """Fill in what follows from sums; `active_ns` and `orchestration_ns` are of the steps that have an HDBI."""
+    output_tokens = total.batch.output_tokens
+    return replace(
+        total,
+        hdbi=hdbi(active_ns, orchestration_ns),
+        akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
+        kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
     )
 
 

@@ -22,9 +22,9 @@ from taxbreak_vllm.model.breakdown import (
     StepBreakdown,
     Tier,
     TopRow,
-    hdbi,
 )
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.taxes.add import derived
 
 MAX_STEPS = 10_000  # some tenths of a second of one core
 MAX_LISTED_STEPS = 200
@@ -122,17 +122,13 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
     coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
     total = msgspec.convert(tree, StepBreakdown)
-    output_tokens = total.batch.output_tokens
     phases = db.execute(_PHASES).fetchall()
     families = db.execute(_FAMILIES) if with_ops else ()
     total = replace(
-        total,
+        derived(total, active_ns=active_ns or 0, orchestration_ns=orchestration_ns),
         phase=Phase(phases[0][0]) if len(phases) == 1 else None,
         graph_mode=graph_mode,
-        hdbi=hdbi(active_ns or 0, orchestration_ns),
-        akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
         unique_kernels=unique_kernels or 0,
-        kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
         families={family: _family_share(values) for family, *values in families},
         top=tuple(_top_row(*row) for row in db.execute(_TOP)) if with_ops else (),
         notes=_notes(db, "step_notes"),
