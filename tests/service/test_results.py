@@ -305,22 +305,23 @@ WIDER_TAXES = """
 import json, sys
 from dataclasses import make_dataclass, replace
 from pathlib import Path
-from taxbreak_vllm import model
+from taxbreak_vllm.model import breakdown
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 
 Wider = make_dataclass(
-    "Wider", [("delta_xt_ns", int | None, None)], bases=(model.Taxes,), frozen=True, slots=True, kw_only=True
+    "Wider", [("delta_xt_ns", int | None, None)], bases=(breakdown.Taxes,), frozen=True, slots=True, kw_only=True
 )
-model.StepBreakdown.__annotations__["taxes"] = Wider  # as where `Taxes` had one integer more
+breakdown.StepBreakdown.__annotations__["taxes"] = Wider  # as where `Taxes` had one integer more
 from taxbreak_vllm.service.results.store import Results
 
-server = model.Server(server_id="s", model_name="tiny")
-step = model.StepBreakdown(taxes=Wider(delta_ft_ns=60, delta_xt_ns=5))
-info = model.StepInfo(
-    step_id="wide", step_index=0, server=server, phase=model.Phase.DECODE, batch=model.Batch(), graph_mode="",
+server = Server(server_id="s", model_name="tiny")
+step = breakdown.StepBreakdown(taxes=Wider(delta_ft_ns=60, delta_xt_ns=5))
+info = StepInfo(
+    step_id="wide", step_index=0, server=server, phase=Phase.DECODE, batch=Batch(), graph_mode=GraphMode.NONE,
     started_unix_ns=1, window_ns=1,
 )
 with Results(Path(sys.argv[1])) as results:
-    results.add_step("wide", info, model.Breakdown(source=model.Source(), steps=(step,)), now_ns=1)
+    results.add_step("wide", info, breakdown.Breakdown(source=breakdown.Source(), steps=(step,)), now_ns=1)
     taxes = results.window().breakdown.total.taxes
     sampled = sum(total.value for total in results.totals() if total.counter == "sampled_steps")
 print(json.dumps([taxes.delta_ft_ns, taxes.delta_xt_ns, sampled]))
