@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.server import MAIN, Activity, Run, Span
-from rig.truth import Figures, truth
+from rig.truth import Figures, iteration
 
 DEVICE = "NVIDIA H100 80GB HBM3"
 _ORIGIN_NS = 7_431_902_118_000  # of the run on the trace's clock
@@ -54,7 +54,7 @@ def bracket(run: Run, first: int, last: int, *, is_drained: bool = True) -> Trac
 
 def middle_of_three(run: Run, middle: int) -> tuple[Trace, Figures]:
     """Return the bracket of the three steps around step `middle`, and what was true of that one's iteration."""
-    return bracket(run, middle - 1, middle + 1), truth(run).iterations[middle]
+    return bracket(run, middle - 1, middle + 1), iteration(run, middle)
 
 
 def write(trace: Trace, path: Path) -> Path:
