@@ -105,11 +105,16 @@ Item = Work | Op | Kernel | Graph | Copy | Record | Wait | Synchronize | Call
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One engine step: `execute_model`, `gap_ns` in which the worker waits for the engine, `sample_tokens`."""
+    """One engine step: `execute_model`, `gap_ns` in which the worker waits for the engine, `sample_tokens`.
+
+    Around it a recorder may start a profiler, for `before_ns`, and stop it (`after`).
+    """
 
     execute: tuple[Item, ...]
     sample: tuple[Item, ...] = ()
     gap_ns: int = 0
+    before_ns: int = 0
+    after: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +181,7 @@ class Activity:
 class Segment:
     """A stretch of the worker's thread: what it was (a field of HostTime without `_ns`), and where.
 
-    `place` is execute, gap or sample within a step, get_output, engine or waiting (for work) between two.
+    `place` is execute, gap or sample within a step; get_output, engine, waiting (for work) or profiler between two.
     """
 
     start_ns: int
@@ -268,12 +273,15 @@ class _Machine:
         """Do one step; return its start and end."""
         self.number += 1
         self.orchestration.append(Orchestration())
+        self.work(step.before_ns, "profiler")
         self._step_ns, self._python_ns = self.now_ns, 0
         self._all(step.execute, "execute")
         self.wait_until(self.now_ns + step.gap_ns, "gap")
         self._all(step.sample, "sample")
-        self.spans.append(Span("step", f"taxbreak.step:{self.number}", self._step_ns, self.now_ns))
-        return self._step_ns, self.now_ns
+        window = self._step_ns, self.now_ns
+        self.spans.append(Span("step", f"taxbreak.step:{self.number}", *window))
+        self._all(step.after, "profiler")
+        return window
 
     def output(self, number: int) -> int:
         """Wait for a step's tokens on the output thread and make lists of them; return when that is done."""

@@ -1,6 +1,7 @@
 """Servers to run: some made by hand, whose figures can be checked by eye, and random ones, one for each seed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from rig.server import (
@@ -64,6 +65,17 @@ def full_queue(steps: int = 4) -> Server:
     """Return a server whose launch calls wait for the device, 1,100 kernels of 20 µs a step launched in 6 µs each."""
     step = Step((Work(1_000), Op("aten::add", (Work(2_000), Kernel(20_000, 3_000)))) * 1_100, tokens_later())
     return Server(steps=(step,) * steps)
+
+
+def profiled(server: Server, first: int, last: int, *, start_ns: int = 1_000_000, stop_ns: int = 3_000_000) -> Server:
+    """Return the server with a profiler started before step `first` and stopped after `last`, which take that long.
+
+    Stopping it waits for the device.
+    """
+    steps = list(server.steps)
+    steps[first] = replace(steps[first], before_ns=start_ns)
+    steps[last] = replace(steps[last], after=(Synchronize(2_000), Work(stop_ns)))
+    return replace(server, steps=tuple(steps))
 
 
 def random_server(seed: int) -> Server:
