@@ -7,7 +7,7 @@ nodes of replayed graphs, links between launches and kernels, times.
 from collections.abc import Callable, Container
 from dataclasses import replace
 
-from rig.server import Activity
+from rig.records import Activity
 from rig.trace import Trace
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
-from rig.server import (
+from rig.program import (
     COPIES,
     TOKENS,
     Call,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rig import loss
-from rig.server import COPIES, MAIN, OUTPUT, Call, Graph, Kernel, Op, Server, Step, Synchronize, Work, run
+from rig.program import COPIES, MAIN, OUTPUT, Call, Graph, Kernel, Op, Server, Step, Synchronize, Work
+from rig.server import run
 from rig.servers import device_bound, full_queue, host_bound, profiled, random_server, tokens_later, tokens_now
 from rig.trace import bracket, middle_of_three, to_json, whole
 from rig.truth import Figures, iteration, truth
@@ -104,10 +105,17 @@ class TestByHand:
         assert (total.taxes.delta_ft_ns, total.taxes.delta_ct_ns, total.taxes.delta_kt_ns) == (20 + 3 + 20, 14, 16)
         assert total.hdbi == 200 / (200 + 43 + 14 + 16)
 
-    def test_a_step_waits_for_the_engine_between_its_two_calls(self):
-        it = run(Server(steps=(Step((Work(10),), (Work(20),), gap_ns=50),)))
+    def test_a_step_waits_for_the_engine_between_its_two_calls_which_is_no_tax(self):
+        step = Step((Work(10), Kernel(100, 5)), (Work(20), Kernel(100, 5)), gap_ns=500)
+        it = run(Server(steps=(step,), latency_ns=3, gap_ns=0))
 
-        assert truth(it).total.places_ns == {"execute": 10, "gap": 50, "sample": 20}
+        total = truth(it).total
+        assert total.places_ns == {"execute": 15, "gap": 500, "sample": 25}
+        assert total.taxes.delta_ft_ns == 10 + 20
+        # The first kernel ends at 118, 397 before the gap does.
+        assert total.idle_by_cause == {"engine": 397, "host": 20, "queue": 8, "edge": 18}
+        assert total.exposed_in_step == ExposedTax(delta_ft_ns=20)
+        assert [(s.start_ns, s.end_ns) for s in it.spans if s.name == "taxbreak.engine"] == [(15, 515)]
 
     @pytest.mark.parametrize("has_output_thread", [True, False])
     def test_without_async_scheduling_the_device_is_empty_when_a_step_begins(self, has_output_thread):
@@ -171,6 +179,19 @@ class TestBracket:
         assert len(still_running) > 100
         assert not set(still_running) & set(trace.activities)
 
+    def test_calls_the_steps_around_the_middle_one_neighbours(self):
+        trace, _ = middle_of_three(run(device_bound()), 4)
+
+        names = ["taxbreak.neighbour:before", "taxbreak.step:4", "taxbreak.neighbour:after"]
+        assert [span.name for span in trace.spans if span.kind == "step"] == names
+
+    def test_may_end_when_its_last_step_has_begun(self):
+        it = run(device_bound())
+        trace, figures = middle_of_three(it, 4, is_whole=False)
+
+        assert [(s.start_ns, s.end_ns) for s in trace.spans if s.kind == "step"][-1] == (figures.end_ns, figures.end_ns)
+        assert {activity.step for activity in trace.activities} == {3, 4}
+
     def test_ends_with_the_wait_for_the_device(self):
         trace = bracket(run(device_bound()), 3, 5)
 
@@ -216,6 +237,8 @@ def test_the_parts_of_every_window_sum_to_it(seed):
         assert device.active_ns + device.other_active_ns + device.idle_ns == device.window_ns
         assert sum(astuple(device.idle)) == device.idle_ns
         assert sum(astuple(figures.exposed)) == device.idle.host_ns
+        assert sum(figures.idle_by_cause.values()) == device.idle_ns
+        assert sum(astuple(figures.exposed_in_step)) == figures.idle_by_cause.get("host", 0)
         assert sum(figures.idle_places_ns.values()) == device.idle.host_ns + device.idle.blocked_ns
         assert min(*astuple(figures.host), *astuple(device.idle), *astuple(figures.exposed)) >= 0
     assert all(figures.device.window_ns == figures.window_ns for figures in found.iterations)
@@ -238,6 +261,7 @@ def test_no_stream_does_two_things_at_once_and_nothing_runs_before_it_was_launch
 @given(seeds)
 def test_the_analysis_of_a_whole_trace_says_what_is_true(analyze, seed):
     server = random_server(seed)
+    server = replace(server, steps=tuple(replace(step, gap_ns=0) for step in server.steps))
     it = run(server)
     found, told = truth(it), analyze(whole(it), server)
 

@@ -5,15 +5,17 @@ out of a `Trace` by `loss`.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rig.server import MAIN, Activity, Run, Span
+from rig.program import MAIN
+from rig.records import STEP, Activity, Run, Span
 from rig.truth import Figures, iteration
 
 DEVICE = "NVIDIA H100 80GB HBM3"
+NEIGHBOUR = "taxbreak.neighbour:"
 _ORIGIN_NS = 7_431_902_118_000  # of the run on the trace's clock
-_CATEGORY = {"op": "cpu_op", "call": "cuda_runtime", "step": "user_annotation"}
+_CATEGORY = {"op": "cpu_op", "call": "cuda_runtime", "step": "user_annotation", "engine": "user_annotation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +31,37 @@ def whole(run: Run) -> Trace:
     return Trace(run.spans, run.activities)
 
 
-def bracket(run: Run, first: int, last: int, *, is_drained: bool = True) -> Trace:
+def bracket(run: Run, first: int, last: int, *, is_drained: bool = True, is_whole: bool = True) -> Trace:
     """Return what a profiler sees that is on from the start of step `first` to the end of step `last`.
 
     It has what the host begins in it, and the device's part of what was launched in it: of work launched before there
     is no record, though it may still run. Stopping waits for the device, a call that is seen too; without that
-    (`is_drained`) there is no record of what still ran at the stop.
+    (`is_drained`) there is no record of what still ran at the stop. If the last step is not `is_whole`, the profiler
+    stops when that has begun.
     """
-    start_ns, stop_ns = run.windows[first][0], run.windows[last][1]
-    spans = tuple(span for span in run.spans if start_ns <= span.start_ns < stop_ns)
+    start_ns, stop_ns = run.windows[first][0], run.windows[last][is_whole]
+    spans = [span for span in run.spans if start_ns <= span.start_ns < stop_ns]
+    if not is_whole:
+        spans.append(Span("step", f"{STEP}{last}", stop_ns, stop_ns))
     launched = [a for a in run.activities if start_ns <= a.launch_ns < stop_ns]
     if not is_drained:
-        return Trace(spans, tuple(a for a in launched if a.end_ns <= stop_ns))
+        return Trace(tuple(spans), tuple(a for a in launched if a.end_ns <= stop_ns))
     busy_until = max((a.end_ns for a in run.activities if a.launch_ns < stop_ns), default=stop_ns)
-    stop_span = Span(
-        kind="call",
-        name="cudaDeviceSynchronize",
-        start_ns=stop_ns,
-        end_ns=max(stop_ns + run.server.wait_call_ns, busy_until + run.server.return_ns),
-        correlation=max(span.correlation for span in run.spans) + 1,
-    )
-    return Trace((*spans, stop_span), tuple(launched))
+    done_ns = max(stop_ns + run.server.wait_call_ns, busy_until + run.server.return_ns)
+    correlation = max(span.correlation for span in run.spans) + 1
+    spans.append(Span("call", "cudaDeviceSynchronize", stop_ns, done_ns, correlation=correlation))
+    return Trace(tuple(spans), tuple(launched))
 
 
-def middle_of_three(run: Run, middle: int) -> tuple[Trace, Figures]:
-    """Return the bracket of the three steps around step `middle`, and what was true of that one's iteration."""
-    return bracket(run, middle - 1, middle + 1), iteration(run, middle)
+def middle_of_three(run: Run, middle: int, *, is_drained: bool = True, is_whole: bool = True) -> tuple[Trace, Figures]:
+    """Return the bracket of the three steps around step `middle`, and what was true of that one's iteration.
+
+    As the recorder does it, the other two are called neighbours.
+    """
+    trace = bracket(run, middle - 1, middle + 1, is_drained=is_drained, is_whole=is_whole)
+    names = {f"{STEP}{middle - 1}": NEIGHBOUR + "before", f"{STEP}{middle + 1}": NEIGHBOUR + "after"}
+    spans = (replace(span, name=names[span.name]) if span.name in names else span for span in trace.spans)
+    return replace(trace, spans=tuple(spans)), iteration(run, middle)
 
 
 def write(trace: Trace, path: Path) -> Path:

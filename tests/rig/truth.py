@@ -12,7 +12,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import TypeVar
 
-from rig.server import Activity, Run, Segment
+from rig.records import Activity, Run, Segment
 from taxbreak_vllm.model.breakdown import DeviceTime, ExposedTax, HostTime, IdleTime, Taxes
 
 _EXPOSED = {
@@ -22,6 +22,7 @@ _EXPOSED = {
     "launch": "delta_kt_ns",
     "runtime": "other_ns",
 }
+_IN_STEP = ("execute", "sample")  # the places where the worker's thread works for a step; the others are the engine's
 
 _START, _END = attrgetter("start_ns"), attrgetter("end_ns")
 
@@ -30,19 +31,20 @@ _START, _END = attrgetter("start_ns"), attrgetter("end_ns")
 class Figures:
     """What was true of [start_ns, end_ns).
 
-    `host` and `places_ns` (by Segment.place) divide the worker's thread. `device` divides the device's time: of an
-    iteration exactly [start_ns, end_ns), of a step or the whole up to the end of its last activity. `idle_places_ns`
-    divides the idle time that the host caused, blocked or not, by where the worker's thread was. `device_ns` is all
-    device time of what was launched here, whenever it ran, and `hdbi` is by it.
+    `host_ns` divides the worker's thread by (place, class), the words of a Segment. Active, other_active and `idle_ns`
+    divide the device's time: of an iteration exactly [start_ns, end_ns), of a step or the whole up to the end of its
+    last activity. `idle_ns` goes by (cause, place, class); causes are those of IdleTime, and place and class are empty
+    unless it is host or blocked. `device_ns` is all device time of what was launched here, whenever it ran, and `hdbi`
+    is by it.
     """
 
     start_ns: int
     end_ns: int
-    host: HostTime
-    places_ns: dict[str, int]
-    device: DeviceTime
-    exposed: ExposedTax
-    idle_places_ns: dict[str, int]
+    host_ns: dict[tuple[str, str], int]
+    active_ns: int
+    other_active_ns: int
+    idle_ns: dict[tuple[str, str, str], int]
+    kernel_sum_ns: int
     taxes: Taxes
     device_ns: int
     launches: int
@@ -57,6 +59,65 @@ class Figures:
         if not self.device_ns:
             return None
         return self.device_ns / (self.device_ns + (self.taxes.orchestration_ns or 0))
+
+    @property
+    def host(self) -> HostTime:
+        """The worker's thread by class, wherever it was."""
+        return HostTime(**_sums((f"{cls}_ns", ns) for (_, cls), ns in self.host_ns.items()))
+
+    @property
+    def host_in_step(self) -> HostTime:
+        """The worker's thread by class, as far as it worked for the step."""
+        return HostTime(**_sums((f"{cls}_ns", ns) for (place, cls), ns in self.host_ns.items() if place in _IN_STEP))
+
+    @property
+    def places_ns(self) -> dict[str, int]:
+        """The worker's thread by place."""
+        return _sums((place, ns) for (place, _), ns in self.host_ns.items())
+
+    @property
+    def device(self) -> DeviceTime:
+        """The device's time, idle by cause (methodology section 4)."""
+        idle = _sums((f"{cause}_ns", ns) for (cause, _, _), ns in self.idle_ns.items())
+        return DeviceTime(
+            window_ns=self.active_ns + self.other_active_ns + sum(idle.values()),
+            active_ns=self.active_ns,
+            other_active_ns=self.other_active_ns,
+            kernel_sum_ns=self.kernel_sum_ns,
+            idle_ns=sum(idle.values()),
+            idle=IdleTime(**idle),
+        )
+
+    @property
+    def exposed(self) -> ExposedTax:
+        """What the host cost the device, wherever it was; sums to `device.idle.host_ns`."""
+        return ExposedTax(**_sums((_EXPOSED[c], ns) for (cause, _, c), ns in self.idle_ns.items() if cause == "host"))
+
+    @property
+    def exposed_in_step(self) -> ExposedTax:
+        """What the host cost the device by working for the step; sums to the host's part of `idle_by_cause`."""
+        parts = ((cls, ns) for (cause, place, cls), ns in self.idle_ns.items() if cause == "host" and place in _IN_STEP)
+        return ExposedTax(**_sums((_EXPOSED[cls], ns) for cls, ns in parts))
+
+    @property
+    def idle_by_cause(self) -> dict[str, int]:
+        """Idle time by cause, where the thread did not work for a step: engine."""
+        return _sums(
+            ("engine" if place and place not in _IN_STEP else cause, ns)
+            for (cause, place, _), ns in self.idle_ns.items()
+        )
+
+    @property
+    def idle_places_ns(self) -> dict[str, int]:
+        """The idle time that the host caused, blocked or not, by place."""
+        return _sums((place, ns) for (_, place, _), ns in self.idle_ns.items() if place)
+
+
+def _sums(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    sums: Counter[str] = Counter()
+    for name, ns in parts:
+        sums[name] += ns
+    return dict(sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +195,9 @@ class _Scene:
         device_end = end_ns if is_iteration else max([end_ns, *map(_END, activities)])
         own = _union(activities)
         busy_ns, active_ns = _length(self.busy, start_ns, device_end), _length(own, start_ns, device_end)
-        idle_ns = device_end - start_ns - busy_ns
         gaps = (start_ns, device_end) if is_iteration else self._between_activities(start_ns, device_end)
-        by_cause, by_tax, by_place = self._divide_idle(*gaps)
-        by_class, places = self._divide_host(start_ns, end_ns)
+        idle_ns = self._divide_idle(*gaps)
+        idle_ns["edge", "", ""] = device_end - start_ns - busy_ns - idle_ns.total()
         costs = [self.run.orchestration[step] for step in steps]
         ft, ct = sum(c.ft_ns for c in costs), sum(c.ct_ns for c in costs)
         kernel_launches = sum(c.kernel_launches for c in costs)
@@ -145,18 +205,11 @@ class _Scene:
         return Figures(
             start_ns=start_ns,
             end_ns=end_ns,
-            host=HostTime(**by_class),
-            places_ns=dict(places),
-            device=DeviceTime(
-                window_ns=device_end - start_ns,
-                active_ns=active_ns,
-                other_active_ns=busy_ns - active_ns,
-                kernel_sum_ns=sum(a.end_ns - a.start_ns for a in activities if a.is_kernel),
-                idle_ns=idle_ns,
-                idle=IdleTime(**by_cause, edge_ns=idle_ns - by_cause.total()),
-            ),
-            exposed=ExposedTax(**by_tax),
-            idle_places_ns=dict(by_place),
+            host_ns=self._divide_host(start_ns, end_ns),
+            active_ns=active_ns,
+            other_active_ns=busy_ns - active_ns,
+            idle_ns=idle_ns,
+            kernel_sum_ns=sum(a.end_ns - a.start_ns for a in activities if a.is_kernel),
             taxes=Taxes(delta_ft_ns=ft, delta_ct_ns=ct, delta_kt_ns=kt, orchestration_ns=ft + ct + kt),
             device_ns=sum(stretch.end_ns - stretch.start_ns for stretch in own),
             launches=sum(c.launches for c in costs),
@@ -168,24 +221,17 @@ class _Scene:
         inside = _between(self.busy, start_ns, end_ns)
         return (inside[0].end_ns, inside[-1].start_ns) if inside else (end_ns, end_ns)
 
-    def _divide_host(self, start_ns: int, end_ns: int) -> tuple[Counter[str], Counter[str]]:
-        by_class, by_place = Counter[str](), Counter[str]()
+    def _divide_host(self, start_ns: int, end_ns: int) -> Counter[tuple[str, str]]:
+        sums: Counter[tuple[str, str]] = Counter()
         for segment in _between(self.run.segments, start_ns, end_ns):
-            ns = min(segment.end_ns, end_ns) - max(segment.start_ns, start_ns)
-            by_class[f"{segment.cls}_ns"] += ns
-            by_place[segment.place] += ns
-        return by_class, by_place
+            sums[segment.place, segment.cls] += min(segment.end_ns, end_ns) - max(segment.start_ns, start_ns)
+        return sums
 
-    def _divide_idle(self, start_ns: int, end_ns: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
-        by_cause, by_tax, by_place = Counter[str](), Counter[str](), Counter[str]()
+    def _divide_idle(self, start_ns: int, end_ns: int) -> Counter[tuple[str, str, str]]:
+        sums: Counter[tuple[str, str, str]] = Counter()
         for piece in _between(self.idle, start_ns, end_ns):
-            ns = min(piece.end_ns, end_ns) - max(piece.start_ns, start_ns)
-            by_cause[f"{piece.cause}_ns"] += ns
-            if piece.cause == "host":
-                by_tax[_EXPOSED[piece.cls]] += ns
-            if piece.place:
-                by_place[piece.place] += ns
-        return by_cause, by_tax, by_place
+            sums[piece.cause, piece.place, piece.cls] += min(piece.end_ns, end_ns) - max(piece.start_ns, start_ns)
+        return sums
 
 
 def _causes(segments: Sequence[Segment], fell_idle: int, opener: Activity) -> Iterator[_Idle]:
