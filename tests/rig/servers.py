@@ -97,6 +97,7 @@ class _Draw:
         self._has_peers = random.random() < 0.3
         self._has_side_stream = random.random() < 0.3
         self._has_gap = random.random() < 0.3
+        self._has_waits = random.random() < 0.2
 
     def server(self) -> Server:
         random = self._random
@@ -120,7 +121,7 @@ class _Draw:
             latency_ns=latency_ns,
             gap_ns=random.randint(0, 2_000),
             node_gap_ns=random.randint(0, 1_500),
-            return_ns=random.randint(1_000, 10_000),
+            return_ns=self._about(1_000, 40_000),
             floor_ns=self._call_ns + latency_ns,
         )
 
@@ -164,6 +165,9 @@ class _Draw:
             yield self._op("aten::add", self._kernel())
             yield Record("join", 1_500, COPIES + 1)
             yield Wait("join", 1_500)
+        elif self._has_waits and number % 4 == 2:
+            copy = Copy(random.randint(1_000, 3_000), self._call_ns, to_host=True, blocks=True)
+            yield Op("aten::item", (Work(self._dispatch_ns), copy)) if random.random() < 0.5 else Synchronize(1_500)
         elif kind == "mm":
             inner = (Work(self._dispatch_ns), Work(self._library_ns, is_library=True), self._kernel(GEMM))
             yield Op("aten::linear", (Op("aten::mm", inner), self._work()))
