@@ -49,7 +49,10 @@ def main(model: str, folder: Path) -> None:
     said["asked"] = status()
 
     llm.start_profile()
+    deadline = time.monotonic() + 30
     generate()
+    while "vllm_profiler" not in status()["dropped"] and time.monotonic() < deadline:
+        generate()  # while the last recording is still being stored, its successor is dropped for that
     llm.stop_profile()
     said["beside_theirs"] = status()
     generate()

@@ -95,11 +95,11 @@ def test_a_child_that_cannot_start_is_one_line_with_its_last_word(slow_ops):
 
 @pytest.fixture
 def trace(slow_ops, tmp_path):
-    """A trace of 20 signatures that each take about a fifth of a second to replay."""
+    """A trace of 10 signatures that each take about a fifth of a second to replay."""
     import torch
 
     x = torch.ones(64)
-    steps = [(str(n), lambda n=n: torch.ops.slow.wait(x, 2000 + n)) for n in range(20)]
+    steps = [(str(n), lambda n=n: torch.ops.slow.wait(x, 2000 + n)) for n in range(10)]
     return slow_ops.record(tmp_path / "trace.json", steps)
 
 
@@ -147,7 +147,7 @@ def test_a_parent_killed_in_mid_run_loses_one_task_and_the_next_run_does_only_th
         second = entries()
 
     assert len(children) == 1
-    assert 3 <= len(first) < len(keys) == 20
+    assert 3 <= len(first) < len(keys) == 10
     assert again.returncode == 0, said
     assert {entry.outcome for entry in second.values()} == {Outcome.MEASURED}
     assert second.keys() == set(keys)
