@@ -99,6 +99,7 @@ class Recording:
             num_activities=self.survey.num_activities,
             metadata=self.head.metadata,
             told=self.info.server.device_type if self.info else "",
+            unread=self.head.oddities.unread,
         )
 
     @property
@@ -138,7 +139,7 @@ class Recording:
             parts = iter([(Part.all_of(trace, self.windows), *self._measurement)])
         else:
             parts = measure_large(trace, survey, self.terms, self.backend, self.op_cost_ns)
-        found = add_up(parts, self.head, survey.whole, self._source())
+        found = add_up(parts, self.head, survey, self._source())
         found = replace(found, notes=(*found.notes, *self._baseline_notes()))
         if self.info is None:
             return found

@@ -266,8 +266,9 @@ def nearest_call(wanted: Int64, at_ns: Int64, ids: Int64, start_ns: Int64, enque
 
     Where several calls carry one id, those that enqueue by their name go before the others, then the one nearest in
     time (ids begin anew where recordings are joined), of two as near the earlier, of two at once the last in the file.
+    Runtimes count from 1: 0 is what an activity or call without an id is written with, unless a launch bears it.
     """
-    calls = np.flatnonzero(ids >= 0)
+    calls = np.flatnonzero((ids > 0) | ((ids == 0) & enqueues))
     calls = calls[np.argsort(ids[calls], kind="stable")]
     if not len(calls):
         return np.full(len(wanted), -1, dtype=np.intp)
