@@ -7,6 +7,7 @@ from rich.text import Text
 
 from taxbreak_vllm.insight.diff import Change, Diff, Figure, Quartiles, Section
 from taxbreak_vllm.model.fusion import FusionReport
+from taxbreak_vllm.output.text.names import visible
 
 MAX_CHAINS = 12
 MAX_ROWS = 12
@@ -178,4 +179,5 @@ def _times(ratio: float | None) -> str:
 
 
 def _short(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 1] + "…"
