@@ -156,8 +156,8 @@ def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> st
     """Say why no step of a file can be told; None where they can."""
     if evidence.processes > 1:
         return (
-            f"{evidence.processes} processes launched work in this file and their ids do not tell them apart, "
-            "so taxes, idle time and HDBI are null"
+            f"{evidence.processes} processes launched work in this file and ids begin anew in each, so taxes, idle "
+            f"time and HDBI are null: choose one with --rank 0 to {evidence.processes - 1}"
         )
     if not has_launches or evidence.launches:
         return None

@@ -27,6 +27,7 @@ from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, r
 from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
 from taxbreak_vllm.trace.parts import Part
+from taxbreak_vllm.trace.processes import of_process
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
 from taxbreak_vllm.trace.steps import StepWindow
@@ -65,7 +66,8 @@ class Recording:
             info = capture.read_info()
             yield cls(read_events(capture.trace_path, with_calls=with_calls), terms, info=info, path=str(path))
         elif with_calls or terms.needs_whole:
-            yield cls(read_events(path, with_calls=with_calls), terms)
+            events = read_events(path, with_calls=with_calls)
+            yield cls(events if terms.rank is None else of_process(events, terms.rank), terms)
         else:
             with open_trace(path) as trace:
                 yield cls(trace, terms)
@@ -179,6 +181,7 @@ class Recording:
             path=self.path,
             device_name=self.head.device_name,
             vllm=version if isinstance(version, str) else "",
+            rank=self.terms.rank,
         )
         if self.info is None:
             return source

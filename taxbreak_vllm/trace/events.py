@@ -88,6 +88,14 @@ class Events:
         """Return some of the events, without their calls."""
         return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS}, calls=None)
 
+    def kept(self, rows: NDArray[np.bool_]) -> "Events":
+        """Return some of the events as if the file held no others; at least one."""
+        calls = self.calls
+        if calls is not None:
+            calls = calls.kept(rows[self.rows(EventKind.OP)], rows[self.rows(EventKind.KERNEL)])
+        some = self.chosen(rows)
+        return replace(some, calls=calls, first_ns=int(some.start_ns.min()), last_ns=int(some.end_ns.max()))
+
     def chunks(self) -> Iterator["Events"]:
         """Return all events at once, as a spilled trace returns some at a time."""
         yield self

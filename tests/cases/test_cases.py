@@ -85,6 +85,16 @@ def test_a_device_that_is_not_understood_is_never_the_cpu(case, name, device_typ
     assert case(name).source.device_type == device_type
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_of_a_joined_file_can_be_told_alone(case, rank):
+    found = analyze(case("d01_merged_two_ranks_two_devices").source.path, rank=rank)
+
+    assert (found.coverage.launches, found.coverage.linked, found.coverage.unlinked) == (5, 5, 0)
+    assert found.coverage.launches_without_activity == 0
+    assert found.devices[0].device == rank
+    assert found.total.hdbi is not None
+
+
 def test_waits_of_an_xpu_are_blocked_time(case):
     assert case("d03_xpu5284").total.host.blocked_ns == 40_000
 

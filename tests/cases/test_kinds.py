@@ -192,17 +192,43 @@ def test_events_of_a_device_nobody_here_knows_are_named(tmp_path, reference, cat
     assert f"1 {category or 'without one'}" in said(found)
 
 
-def test_two_processes_that_launch_are_told_apart_by_nobody(tmp_path, reference):
-    trace = json.loads(reference.to_json(list(launches(reference, 4))))
-    second = [event | {"pid": 5000} for event in trace["traceEvents"] if event["cat"] in ("cpu_op", "cuda_runtime")]
-    trace["traceEvents"] += second
-    path = tmp_path / "trace.json"
-    path.write_text(json.dumps(trace))
+def joined(r, path, pids, device_pids, counts, *, first=1):
+    """Write one file of processes on one device, each with so many launches; ids begin anew but for `first` more."""
+    events = []
+    for number, (pid, device_pid, count) in enumerate(zip(pids, device_pids, counts, strict=True)):
+        own = json.loads(r.to_json(list(launches(r, count, at=number * 7 * US, first=1 + number * first))))[
+            "traceEvents"
+        ]
+        events += [event | {"pid": device_pid if event["cat"] == "kernel" else pid} for event in own]
+    path.write_text(json.dumps({"traceEvents": events}))
+    return path
 
-    found = analyze_file(path)
 
-    assert "2 processes" in said(found)
-    assert (found.total.hdbi, found.total.taxes.orchestration_ns) == (None, None)
+@pytest.mark.parametrize(
+    ("pids", "device_pids"),
+    [((900, 1000), (0, 0)), (("[TP00] 7", "[TP01] 5"), ("[TP00] 0", "[TP01] 0"))],
+    ids=["by id", "by mark"],
+)
+def test_processes_on_one_device_are_told_apart_or_have_no_verdict(tmp_path, reference, pids, device_pids):
+    first = 0 if isinstance(pids[0], str) else 100
+    path = joined(reference, tmp_path / "trace.json", pids, device_pids, (4, 6), first=first)
+
+    both, first, second = analyze_file(path), analyze_file(path, rank=0), analyze_file(path, rank=1)
+
+    assert "2 processes launched work in this file" in said(both)
+    assert "--rank 0 to 1" in said(both)
+    assert (both.total.hdbi, both.total.taxes.orchestration_ns) == (None, None)
+    assert [found.coverage.launches for found in (first, second)] == [4, 6]
+    assert [found.coverage.unlinked for found in (first, second)] == [0, 0]
+    with pytest.raises(TraceFormatError, match="no rank 2 among its 2 processes"):
+        analyze_file(path, rank=2)
+
+
+def test_processes_that_share_a_device_and_their_ids_are_refused_by_name(tmp_path, reference):
+    path = joined(reference, tmp_path / "trace.json", (900, 1000), (0, 0), (4, 6), first=0)
+
+    with pytest.raises(TraceFormatError, match="2 processes launched with the same ids on 1 devices"):
+        analyze_file(path, rank=1)
 
 
 def test_a_floor_of_a_tenth_of_a_millisecond_is_none_unless_it_was_measured(analyze, reference):

@@ -281,13 +281,8 @@ def _plausible(events: Events) -> Events:
     is_within = (events.start_ns >= events.first_ns) & (events.start_ns <= events.last_ns)
     is_within[is_within] = ~ends_too_late(events.start_ns[is_within], events.end_ns[is_within])
     if not is_within.all():
-        calls = events.calls
-        if calls is not None:
-            ops, kernels = events.rows(EventKind.OP), events.rows(EventKind.KERNEL)
-            calls = calls.kept(is_within[ops], is_within[kernels])
         strays = int(np.count_nonzero(~is_within))
-        events = replace(events.chosen(is_within), calls=calls, oddities=replace(events.oddities, out_of_range=strays))
-        events = replace(events, last_ns=int(events.end_ns.max()))
+        events = replace(events.kept(is_within), oddities=replace(events.oddities, out_of_range=strays))
     rows = np.flatnonzero(_is_device(events.kind))
     ends_ns = clipped_ends(events.start_ns[rows], events.end_ns[rows], events.device[rows], events.stream[rows])
     clipped = np.flatnonzero(ends_ns != events.end_ns[rows])
