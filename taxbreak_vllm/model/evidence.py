@@ -22,9 +22,10 @@ class Evidence:
     have, in `poor_replays` of them.
 
     Of a trace only: `out_of_range` records lie far from all others in time and were set aside, `clipped` ones ran over
-    what came after them on their stream and were cut there; `outside_steps` launches lie in no step, `folded_steps` ran
-    beside another on a second thread and count as part of that; `processes` launched work; `overhead_ns` is what the
-    profiler recorded of its own work; `unread` counts events by a category that is not understood.
+    what came after them on their stream and were cut there, `set_aside` names some of both; `outside_steps` launches
+    lie in no step, `folded_steps` ran beside another on a second thread and count as part of that; `processes` launched
+    work; `overhead_ns` is what the profiler recorded of its own work; `unread` counts events by a category that is not
+    understood.
     """
 
     launches: int = 0
@@ -36,6 +37,7 @@ class Evidence:
     missing_nodes: int = 0
     out_of_range: int = 0
     clipped: int = 0
+    set_aside: tuple[str, ...] = ()
     outside_steps: int = 0
     folded_steps: int = 0
     processes: int = 0

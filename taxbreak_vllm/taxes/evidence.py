@@ -144,6 +144,7 @@ def evidence_of(own: Evidence, head: Events, survey: TraceSurvey, steps: Sequenc
         own,
         out_of_range=odd.out_of_range,
         clipped=odd.clipped,
+        set_aside=odd.names,
         outside_steps=own.launches - in_steps if survey.windows and in_steps else 0,
         folded_steps=survey.num_folded,
         processes=len(survey.processes),
@@ -187,6 +188,10 @@ def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     return replace(step, hdbi=None, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
 
 
+def _named(e: Evidence) -> str:
+    return f" ({', '.join(e.set_aside)})" if e.set_aside else ""
+
+
 def _poor_replays(e: Evidence) -> str:
     return f"{e.missing_nodes} graph nodes that other replays of the same graph have are missing in {e.poor_replays}"
 
@@ -195,9 +200,10 @@ def notes_on(e: Evidence, window_ns: int) -> Iterable[str]:
     """Say what was withheld of the trace as a whole, and what was set aside without harm."""
     yield from dict.fromkeys(e.withheld.values())
     if e.out_of_range:
-        yield f"records set aside because they lie far from all others in time: {e.out_of_range}"
+        yield f"records set aside because they lie far from all others in time: {e.out_of_range}{_named(e)}"
     if e.clipped:
-        yield f"device records cut where the next of their stream begins, having run over it and others: {e.clipped}"
+        what = "device records cut where the next of their stream begins, having run over it and others"
+        yield f"{what}: {e.clipped}{_named(e)}"
     if e.missing_nodes and Figure.HDBI not in e.withheld:
         yield _poor_replays(e)
     if e.unlinked and Figure.HDBI not in e.withheld:

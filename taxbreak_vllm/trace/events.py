@@ -29,13 +29,15 @@ class Oddities:
     """What a reader found besides events that make sense.
 
     `out_of_range` records lay far from all others in time and were set aside, `clipped` ones ended later than their
-    stream allows; `overhead_ns` is the profiler's time for its own work as it recorded that; `unread` counts events by
-    a category that is not understood; `missing_nodes` has, by the correlation id of a graph launch, how many nodes
-    fewer it left than another launch of the same graph. `has_more` where the file goes on after what was read of it.
+    stream allows, `names` are those of some of them; `overhead_ns` is the profiler's time for its own work as it
+    recorded that; `unread` counts events by a category that is not understood; `missing_nodes` has, by the correlation
+    id of a graph launch, how many nodes fewer it left than another launch of the same graph. `has_more` where the file
+    goes on after what was read of it.
     """
 
     out_of_range: int = 0
     clipped: int = 0
+    names: tuple[str, ...] = ()
     overhead_ns: int = 0
     unread: Mapping[str, int] = field(default_factory=dict)
     missing_nodes: Mapping[int, int] = field(default_factory=dict)

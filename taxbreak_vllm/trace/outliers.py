@@ -29,27 +29,31 @@ _MAX_COVERED = 8
 
 
 class Seconds:
-    """How many records began in each second of a trace, and the first and last instant of those."""
+    """How many records began in each second of a trace, the first and last instant of those, and the name of one."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, list[int]] = {}
 
-    def add(self, start_ns: Int64, end_ns: Int64) -> None:
+    def add(self, start_ns: Int64, end_ns: Int64, name: NDArray[np.int32]) -> None:
         """Count more records, at least one."""
         second = start_ns // SECOND_NS
         first, last = int(second.min()), int(second.max())
         if first == last:
-            self._add(first, len(second), int(start_ns.min()), int(end_ns.max()))
+            self._add(first, len(second), int(start_ns.min()), int(end_ns.max()), int(name[0]))
             return
         for number in np.unique(second).tolist():
             own = second == number
-            self._add(number, int(own.sum()), int(start_ns[own].min()), int(end_ns[own].max()))
+            self._add(number, int(own.sum()), int(start_ns[own].min()), int(end_ns[own].max()), int(name[own][0]))
 
-    def _add(self, second: int, count: int, start_ns: int, end_ns: int) -> None:
-        known = self._seconds.setdefault(second, [0, start_ns, end_ns])
+    def _add(self, second: int, count: int, start_ns: int, end_ns: int, name: int) -> None:
+        known = self._seconds.setdefault(second, [0, start_ns, end_ns, name])
         known[0] += count
         known[1] = min(known[1], start_ns)
         known[2] = max(known[2], end_ns)
+
+    def names_beyond(self, first_ns: int, last_ns: int) -> list[int]:
+        """Return the name of one record of each second outside."""
+        return [name for _, start_ns, _, name in self._seconds.values() if not first_ns <= start_ns <= last_ns]
 
     def extent(self) -> tuple[int, int, int]:
         """Return the first start and last end of the records, those aside that lie far from most, and their number."""
@@ -79,7 +83,7 @@ class Seconds:
 def _groups(seconds: Iterable[tuple[int, list[int]]]) -> Iterable[tuple[int, int, int, int]]:
     """Join seconds that lie close: (records, first start, last start at most, last end) of each group."""
     group: tuple[int, int, int, int] | None = None
-    for second, (count, start_ns, end_ns) in seconds:
+    for second, (count, start_ns, end_ns, _) in seconds:
         last_start_ns = min((second + 1) * SECOND_NS - 1, max(end_ns, start_ns))
         if group is None or start_ns - group[2] > _FAR_NS:
             if group is not None:

@@ -45,6 +45,21 @@ def test_a_twentieth_of_the_launches_may_be_lost_and_no_more(analyze, reference)
     assert "3 of 40 launches left no activity" in said(lost)
 
 
+def test_launches_that_a_stream_captures_are_no_loss(analyze, reference):
+    r = reference
+    captured = without(list(launches(r, 30, first=100, at=1000 * US)), "kernel", *range(30))
+    around = [
+        r.call("cudaStreamBeginCapture_v10000", 999 * US, 1000 * US),
+        r.call("cudaStreamEndCapture", 1600 * US, 1601 * US),
+    ]
+    events = list(launches(r, 30))
+
+    assert analyze([*events, *captured]).total.hdbi is None
+    assert analyze([*events, *captured, *around]).total.hdbi is not None
+    assert analyze([*events, *captured, *around]).coverage.launches_without_activity == 0
+    assert analyze([*without(events, "kernel", 7, 8, 9), *captured, *around]).total.hdbi is None
+
+
 def test_a_loss_in_one_step_takes_the_figures_of_that_step_alone(analyze, reference):
     r = reference
     events = [*launches(r, 20), *launches(r, 20, first=21, at=500 * US), *launches(r, 20, first=41, at=1000 * US)]

@@ -8,7 +8,7 @@ file.
 import gc
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +58,7 @@ _KIND_BY_CATEGORY = {
 }
 
 _OVERHEAD = "overhead"
+_MAX_NAMES, _NAME_CHARS = 3, 80  # of records that are set aside
 
 # What tells nothing that a decomposition needs; any other category may be the work of a device not understood here.
 _KNOWN_CATEGORIES = frozenset(_KIND_BY_CATEGORY) | {
@@ -203,7 +204,7 @@ class _Columns:
                     self._calls.add_kernel(event)
         end_ns = np.maximum(start_ns + dur_ns, start_ns)
         self._last_ns = max(self._last_ns, int(end_ns.max()))
-        self._seconds.add(start_ns, end_ns)
+        self._seconds.add(start_ns, end_ns, name)
         self._nodes.update([(a.graph, a.correlation) for a in args if a.graph > 0])
         parts: Columns = (
             kind,
@@ -237,6 +238,7 @@ class _Columns:
         """Join the blocks."""
         kind, start_ns, end_ns, name, thread, correlation, external, stream, device = self._take()
         first_ns, last_ns, num_strays = self._seconds.extent()
+        names = tuple(self._name_ids)
         events = Events(
             path=path,
             kind=kind,
@@ -248,7 +250,7 @@ class _Columns:
             external=external,
             stream=stream,
             device=device,
-            names=tuple(self._name_ids),
+            names=names,
             threads=tuple(self._thread_ids.texts),
             metadata=around.metadata,
             first_ns=first_ns,
@@ -260,6 +262,7 @@ class _Columns:
             calls=self._calls.finish() if self._calls else None,
             oddities=Oddities(
                 out_of_range=num_strays,
+                names=_some(names[number] for number in self._seconds.names_beyond(first_ns, last_ns)),
                 overhead_ns=round(self._overhead_us * 1000),
                 unread=dict(self._unread),
                 missing_nodes=_missing_nodes(self._nodes),
@@ -276,13 +279,23 @@ def _missing_nodes(nodes: Counter[tuple[int, int]]) -> dict[int, int]:
     return {launch: most[graph] - count for (graph, launch), count in nodes.items() if count < most[graph]}
 
 
+def _names_of(events: Events, rows: NDArray[Any]) -> Iterator[str]:
+    return (events.names[number] for number in events.name[rows][:_MAX_NAMES].tolist())
+
+
+def _some(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name[:_NAME_CHARS] for name in itertools.islice(dict.fromkeys(names), _MAX_NAMES))
+
+
 def _plausible(events: Events) -> Events:
     """Set aside the records that lie far from all others, and clip those that their stream contradicts."""
     is_within = (events.start_ns >= events.first_ns) & (events.start_ns <= events.last_ns)
     is_within[is_within] = ~ends_too_late(events.start_ns[is_within], events.end_ns[is_within])
     if not is_within.all():
         strays = int(np.count_nonzero(~is_within))
-        events = replace(events.kept(is_within), oddities=replace(events.oddities, out_of_range=strays))
+        named = _some((*events.oddities.names, *_names_of(events, ~is_within)))
+        oddities = replace(events.oddities, out_of_range=strays, names=named)
+        events = replace(events.kept(is_within), oddities=oddities)
     rows = np.flatnonzero(_is_device(events.kind))
     ends_ns = clipped_ends(events.start_ns[rows], events.end_ns[rows], events.device[rows], events.stream[rows])
     clipped = np.flatnonzero(ends_ns != events.end_ns[rows])
@@ -294,7 +307,11 @@ def _plausible(events: Events) -> Events:
         events,
         end_ns=end_ns,
         last_ns=int(end_ns.max()),
-        oddities=replace(events.oddities, clipped=len(clipped)),
+        oddities=replace(
+            events.oddities,
+            clipped=len(clipped),
+            names=_some((*events.oddities.names, *_names_of(events, rows[clipped]))),
+        ),
     )
 
 
