@@ -324,7 +324,8 @@ def _figures(trace, window, dispatches, activities, unanswered):
     unlinked, all_kernels = (
         sum(1 for a in activities if a["kind"] == "kernel" and not (a["dispatch"] and skip)) for skip in (True, False)
     )
-    is_incomplete = len(unanswered) > 0.05 * (len(dispatches) + len(unanswered)) or not trace.dispatches
+    are_lost = len(unanswered) > 0.05 * (len(dispatches) + len(unanswered))
+    is_incomplete = are_lost or not trace.dispatches
     is_known = not (lost or is_incomplete or unlinked > 0.25 * all_kernels) and active_ns and orchestration is not None
     roots = [r[0] for r in trace.roots.get(thread, []) if start <= r[0] < end]
     last = max((a["end"] for a in own), default=None)
@@ -361,8 +362,10 @@ def _figures(trace, window, dispatches, activities, unanswered):
         "families": _families(own, dispatches),
         "top": _top(trace, own, dispatches),
     }
+    if lost or are_lost or not trace.activities:
+        figures["device"]["idle_ns"] = None
     if lost or is_incomplete:
-        figures["device"] |= {"idle_ns": None, "idle": dict.fromkeys(figures["device"]["idle"])}
+        figures["device"]["idle"] = dict.fromkeys(figures["device"]["idle"])
         figures["exposed"] = dict.fromkeys(exposed)
     if is_incomplete:
         figures["taxes"] = dict.fromkeys(figures["taxes"])

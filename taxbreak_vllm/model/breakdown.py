@@ -64,7 +64,7 @@ class IdleTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTime:
-    """`active_ns + other_active_ns + idle_ns == window_ns`; the parts of `idle` sum to `idle_ns`, or all are None."""
+    """`active_ns + other_active_ns + idle_ns == window_ns`; the parts of `idle` sum to `idle_ns`, or are all None."""
 
     window_ns: int = 0
     active_ns: int = 0

@@ -6,11 +6,15 @@ from enum import StrEnum
 
 
 class Figure(StrEnum):
-    """What is withheld where too much is missing: a group of figures that one loss makes wrong together."""
+    """What is withheld where too much is missing: a group of figures that one loss makes wrong together.
+
+    `causes` are the parts of idle time and the exposed tax.
+    """
 
     HDBI = "hdbi"
     TAXES = "taxes"
     IDLE = "idle"
+    CAUSES = "causes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

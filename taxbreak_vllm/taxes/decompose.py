@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from taxbreak_vllm.model.breakdown import Breakdown, Source, StepBreakdown
-from taxbreak_vllm.model.evidence import Figure
 from taxbreak_vllm.taxes import cpu, gpu
 from taxbreak_vllm.taxes.evidence import evidence_of, judged, notes_on, spoiled_by, without
 from taxbreak_vllm.taxes.figures import summarize
@@ -67,7 +66,7 @@ def add_up(parts: Parts, head: Events, survey: TraceSurvey, source: Source) -> B
     evidence = evidence_of(totals.evidence(), head, survey, steps)
     spoiled = spoiled_by(evidence, coverage.activities, has_launches=has_launches)
     if spoiled:
-        evidence = replace(evidence, withheld=dict.fromkeys(Figure, spoiled))
+        evidence = replace(evidence, withheld=spoiled)
         steps, total, notes = [without(step, evidence) for step in steps], without(total, evidence), []
     else:
         evidence = judged(evidence, has_launches=has_launches)

@@ -112,7 +112,7 @@ def _reasons(e: Evidence, *, has_launches: bool) -> Iterable[tuple[tuple[Figure,
         return
     if e.lost_graphs:
         yield (
-            (Figure.HDBI, Figure.IDLE),
+            (Figure.HDBI, Figure.IDLE, Figure.CAUSES),
             f"{e.lost_graphs} graph launches left no recorded node (profiler buffer overflow?): "
             "device time is incomplete, so HDBI is null",
         )
@@ -125,7 +125,7 @@ def _reasons(e: Evidence, *, has_launches: bool) -> Iterable[tuple[tuple[Figure,
         )
     if e.missing_nodes > MAX_LOST_RATIO * (e.kernels + e.missing_nodes):
         yield (
-            (Figure.HDBI, Figure.IDLE),
+            (Figure.HDBI, Figure.IDLE, Figure.CAUSES),
             f"{_poor_replays(e)}: device time is incomplete, so HDBI is null",
         )
     if e.unlinked > MAX_UNLINKED_RATIO * e.kernels:
@@ -153,15 +153,16 @@ def evidence_of(own: Evidence, head: Events, survey: TraceSurvey, steps: Sequenc
     )
 
 
-def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> str | None:
-    """Say why no step of a file can be told; None where they can."""
+def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> dict[Figure, str]:
+    """Return what is withheld of every step of a file, and why; empty where each can be judged by itself."""
     if evidence.processes > 1:
-        return (
+        reason = (
             f"{evidence.processes} processes launched work in this file and ids begin anew in each, so taxes, idle "
             f"time and HDBI are null: choose one with --rank 0 to {evidence.processes - 1}"
         )
+        return dict.fromkeys(Figure, reason)
     if not has_launches or evidence.launches:
-        return None
+        return {}
     if activities:
         what = f"none of {activities} device activities could be joined to a launch"
     elif evidence.unread:
@@ -171,7 +172,9 @@ def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> st
         what = f"the device's half is missing: {evidence.unanswered} launches left no activity"
     else:
         what = "the device's half is missing: no activity of it was recorded"
-    return f"{what}, so taxes, TKLQT and HDBI are null"
+    reason = f"{what}, so taxes, TKLQT and HDBI are null"
+    figures = [figure for figure in Figure if not (activities and figure is Figure.IDLE)]
+    return dict.fromkeys(figures, reason)
 
 
 def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
@@ -182,9 +185,11 @@ def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     if Figure.TAXES in withheld:
         step = replace(step, taxes=Taxes(), tklqt_ns=None, tklqt_per_kernel_ns=None)
     if Figure.IDLE in withheld:
+        step = replace(step, device=replace(step.device, idle_ns=None))
+    if Figure.CAUSES in withheld:
         unknown = IdleTime(host_ns=None, blocked_ns=None, queue_ns=None, edge_ns=None)
         nobody = ExposedTax(delta_ft_ns=None, delta_ct_ns=None, delta_kt_ns=None, other_ns=None)
-        step = replace(step, device=replace(step.device, idle_ns=None, idle=unknown), exposed=nobody)
+        step = replace(step, device=replace(step.device, idle=unknown), exposed=nobody)
     return replace(step, hdbi=None, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
 
 

@@ -132,11 +132,12 @@ def assert_conserved(step):
     device, idle = step.device, step.device.idle
     assert sum(vars_of(step.host)) == step.window_ns
     assert min(*vars_of(step.host), device.active_ns, device.other_active_ns) >= 0
-    if device.idle_ns is None:
+    if device.idle_ns is not None:
+        assert device.active_ns + device.other_active_ns + device.idle_ns == device.window_ns
+    if idle.host_ns is None:
         assert {*vars_of(idle), *vars_of(step.exposed), step.hdbi} == {None}
         assert step.notes
         return
-    assert device.active_ns + device.other_active_ns + device.idle_ns == device.window_ns
     assert sum(vars_of(idle)) == device.idle_ns
     assert sum(vars_of(step.exposed)) == idle.host_ns
     assert min(vars_of(idle)) >= 0
