@@ -92,14 +92,14 @@ def _us(ns):
 def breakdown(events, classify, floor_ns=None):
     """Decompose as `taxes.decompose` should: {"coverage", "steps", "total", "devices", "threads"}."""
     trace = _Trace(events, classify, floor_ns)
-    total = _figures(trace, trace.whole, trace.dispatches, trace.activities, trace.lost)
+    total = _figures(trace, trace.whole, trace.dispatches, trace.activities, trace.without_activity)
     steps = [
         _figures(
             trace,
             window,
             [d for d in trace.dispatches if window["start"] <= d["start"] < window["end"]],
             [a for a in trace.activities if window["start"] <= (a["dispatch"] or a)["start"] < window["end"]],
-            [c for c in trace.lost if window["start"] <= c["start"] < window["end"]],
+            [c for c in trace.without_activity if window["start"] <= c["start"] < window["end"]],
         )
         for window in trace.steps
     ]
@@ -299,7 +299,7 @@ class _Trace:
         return max(counts, key=lambda device: (counts[device], -device)) if counts else None
 
 
-def _figures(trace, window, dispatches, activities, lost):
+def _figures(trace, window, dispatches, activities, unanswered):
     start, end = window["start"], window["end"]
     own = [a for a in activities if a["device"] == trace.device]
     kernels = [a for a in own if a["kind"] == "kernel"]
@@ -320,10 +320,16 @@ def _figures(trace, window, dispatches, activities, lost):
     ct = None if trace.t_base is None else sum(d["ct"] for d in dispatches)
     kt = None if trace.t_sys is None else sum(d["kt"] for d in dispatches)
     orchestration = None if kt is None else ft + (ct or 0) + kt
-    is_known = not lost and active_ns and orchestration is not None
+    lost = [c for c in unanswered if c in trace.lost]
+    unlinked, all_kernels = (
+        sum(1 for a in activities if a["kind"] == "kernel" and not (a["dispatch"] and skip)) for skip in (True, False)
+    )
+    are_lost = len(unanswered) > 0.05 * (len(dispatches) + len(unanswered))
+    is_incomplete = are_lost or not trace.dispatches
+    is_known = not (lost or is_incomplete or unlinked > 0.25 * all_kernels) and active_ns and orchestration is not None
     roots = [r[0] for r in trace.roots.get(thread, []) if start <= r[0] < end]
     last = max((a["end"] for a in own), default=None)
-    return {
+    figures = {
         "name": window["name"],
         "window_ns": end - start,
         "host": {f"{name}_ns": host[name] for name in ("python", *PRIORITY)},
@@ -356,6 +362,15 @@ def _figures(trace, window, dispatches, activities, lost):
         "families": _families(own, dispatches),
         "top": _top(trace, own, dispatches),
     }
+    if lost or are_lost or not trace.activities:
+        figures["device"]["idle_ns"] = None
+    if lost or is_incomplete:
+        figures["device"]["idle"] = dict.fromkeys(figures["device"]["idle"])
+        figures["exposed"] = dict.fromkeys(exposed)
+    if is_incomplete:
+        figures["taxes"] = dict.fromkeys(figures["taxes"])
+        figures |= {"tklqt_ns": None, "tklqt_per_kernel_ns": None}
+    return figures
 
 
 def _idle(trace, on_device, start, end):

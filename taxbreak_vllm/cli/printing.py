@@ -18,7 +18,9 @@ TOP_ROWS = 12
 
 def say(message: str) -> None:
     """Tell how it goes, in one line on stderr."""
-    sys.stderr.write(f"taxbreak: {' '.join(message.split())}\n")
+    from taxbreak_vllm.output.text.names import visible
+
+    sys.stderr.write(f"taxbreak: {visible(' '.join(message.split()))}\n")
 
 
 def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
@@ -47,8 +49,10 @@ def print_text(*shown: "str | Table") -> None:
     """Print lines and tables; a table piped into a file is not cut at 80 columns."""
     from rich.console import Console  # a sixth of the start-up, which --json need not pay
 
+    from taxbreak_vllm.output.text.names import visible
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     for each in shown:
-        console.print(each, highlight=False, markup=False)
+        console.print(visible(each) if isinstance(each, str) else each, highlight=False, markup=False)

@@ -31,6 +31,9 @@ def analyze(
     ] = Attribution.EXCLUSIVE,
     phase: Annotated[Phase | None, typer.Option(help="only the steps of this phase")] = None,
     step: Annotated[str | None, typer.Option(help="only the step of this name or number, from 0 on")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="only this process, from 0 on, of a file that joins several")
+    ] = None,
     baselines: Annotated[
         Path | None, typer.Option(help="floors and replayed baselines of the place the traces were made in")
     ] = None,
@@ -53,7 +56,7 @@ def analyze(
     exports = _exports(html=html, speedscope=speedscope, parquet=parquet)
     found: list[tuple[Breakdown, AdviceReport]] = []
     with _opened(baselines) as store:
-        terms = Terms(floor_ns=_floor_ns(floor_us), attribution=attribution, baselines=store)
+        terms = Terms(floor_ns=_floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank)
         for path in paths:
             with Recording.open(path, terms) as recording:
                 shown = choose(recording.breakdown, phase=phase, step=step)

@@ -14,15 +14,12 @@ from taxbreak_vllm.model.advice import Advice, Component
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps
+from taxbreak_vllm.taxes.evidence import MAX_UNREADABLE_RATIO, MIN_LINKED_RATIO
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport
 
 WORTH_RATIO = 0.10  # a smaller share of the step is not worth a restart
-
-MIN_LINKED_RATIO = 0.95  # of the kernels
-
-MAX_UNREADABLE_RATIO = 0.01  # of the events
 
 GRAPHS = frozenset({GraphMode.FULL, GraphMode.PIECEWISE})
 
@@ -61,12 +58,13 @@ class Evidence:
     @property
     def framework_ns(self) -> int:
         """What the device waited for Python and op dispatch."""
-        return self.total.exposed.delta_ft_ns if self.is_gpu else self.total.taxes.delta_ft_ns or 0
+        return (self.total.exposed.delta_ft_ns if self.is_gpu else self.total.taxes.delta_ft_ns) or 0
 
     @property
     def host_ns(self) -> int:
         """What the device waited for the host's Python, dispatch, library front-ends and launch calls."""
-        return self.framework_ns + self.total.exposed.delta_ct_ns + self.total.exposed.delta_kt_ns
+        exposed = self.total.exposed
+        return self.framework_ns + (exposed.delta_ct_ns or 0) + (exposed.delta_kt_ns or 0)
 
     @property
     def has_graphs(self) -> bool:
@@ -126,7 +124,9 @@ def with_plain_step(breakdown: Breakdown, plain_ns: int) -> Breakdown:
 
 def distrust(breakdown: Breakdown) -> str | None:
     """Say why nothing can be advised on a breakdown; None where it can."""
-    coverage, calibration = breakdown.coverage, breakdown.calibration
+    coverage, calibration, withheld = breakdown.coverage, breakdown.calibration, breakdown.evidence.withheld
+    if withheld:
+        return f"coverage: {next(iter(withheld.values()))}"
     if coverage.kernels and coverage.linked < MIN_LINKED_RATIO * coverage.kernels:
         return (
             f"coverage: {coverage.unlinked / coverage.kernels:.0%} of the kernels have no launch event,"
@@ -135,7 +135,7 @@ def distrust(breakdown: Breakdown) -> str | None:
     if coverage.dropped_events > MAX_UNREADABLE_RATIO * coverage.events:
         return f"coverage: {coverage.dropped_events / coverage.events:.0%} of the events are unreadable"
     if any(step.notes for step in breakdown.steps):
-        return "coverage: device time is incomplete"
+        return "coverage: " + next(note for step in breakdown.steps for note in step.notes)
     if not any(step.kernels for step in breakdown.steps):
         return "coverage: no device work was recorded"
     if calibration.state != "calibrated" or not calibration.dilation:

@@ -34,14 +34,18 @@ class Shares:
         if not device.window_ns:
             return cls()
         busy_ns = device.active_ns + device.other_active_ns
-        inner_ns = device.window_ns - idle.edge_ns
+        inner_ns = None if idle.edge_ns is None else device.window_ns - idle.edge_ns
         is_gpu = step.tklqt_ns is not None  # where ops run on the host there is no launch to wait for
         return cls(
             utilization_ratio=busy_ns / device.window_ns if is_gpu else None,
             active_ratio=device.active_ns / device.window_ns,
-            waits_for_host_ratio=idle.host_ns / device.window_ns,
-            blocked_ratio=idle.blocked_ns / device.window_ns,
-            queue_ratio=idle.queue_ns / device.window_ns,
-            edge_ratio=idle.edge_ns / device.window_ns,
+            waits_for_host_ratio=_ratio(idle.host_ns, device.window_ns),
+            blocked_ratio=_ratio(idle.blocked_ns, device.window_ns),
+            queue_ratio=_ratio(idle.queue_ns, device.window_ns),
+            edge_ratio=_ratio(idle.edge_ns, device.window_ns),
             between_activities_ratio=busy_ns / inner_ns if inner_ns else None,
         )
+
+
+def _ratio(amount_ns: int | None, window_ns: int) -> float | None:
+    return None if amount_ns is None else amount_ns / window_ns

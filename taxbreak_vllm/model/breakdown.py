@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from taxbreak_vllm.model.evidence import Evidence
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
 if TYPE_CHECKING:
@@ -53,23 +54,23 @@ class HostTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdleTime:
-    """Idle time of the device by cause (methodology section 4)."""
+    """Idle time of the device by cause (methodology section 4); None where the device's records are incomplete."""
 
-    host_ns: int = 0
-    blocked_ns: int = 0
-    queue_ns: int = 0
-    edge_ns: int = 0
+    host_ns: int | None = 0
+    blocked_ns: int | None = 0
+    queue_ns: int | None = 0
+    edge_ns: int | None = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTime:
-    """`active_ns + other_active_ns + idle_ns == window_ns`; the parts of `idle` sum to `idle_ns`."""
+    """`active_ns + other_active_ns + idle_ns == window_ns`; the parts of `idle` sum to `idle_ns`, or are all None."""
 
     window_ns: int = 0
     active_ns: int = 0
     other_active_ns: int = 0
     kernel_sum_ns: int = 0
-    idle_ns: int = 0
+    idle_ns: int | None = 0
     idle: IdleTime = field(default_factory=IdleTime)
 
 
@@ -88,10 +89,10 @@ class Taxes:
 class ExposedTax:
     """The taxes the device actually waited for; they sum to `device.idle.host_ns` (methodology section 4)."""
 
-    delta_ft_ns: int = 0
-    delta_ct_ns: int = 0
-    delta_kt_ns: int = 0
-    other_ns: int = 0
+    delta_ft_ns: int | None = 0
+    delta_ct_ns: int | None = 0
+    delta_kt_ns: int | None = 0
+    other_ns: int | None = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +231,7 @@ class Breakdown:
     attribution: Attribution = Attribution.EXCLUSIVE
     calibration: Calibration = field(default_factory=Calibration)
     coverage: Coverage = field(default_factory=Coverage)
+    evidence: Evidence = field(default_factory=Evidence)
     steps: tuple[StepBreakdown, ...] = ()
     total: StepBreakdown = field(default_factory=StepBreakdown)
     devices: tuple[DeviceShare, ...] = ()

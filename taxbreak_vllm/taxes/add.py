@@ -23,19 +23,21 @@ from taxbreak_vllm.model.step import Batch
 def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
     """Add steps of separate captures into one total: sums of parts, HDBI of the sums, families added, top rows merged.
 
-    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum. Not for the steps of one trace,
+    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum, and idle and exposed time, which
+    are read beside the windows' length, are None where one step's are. Not for the steps of one trace,
     whose device windows may overlap: a trace's own `total` is taken over the whole trace.
     """
     parts = list(steps)
 
     def add(cls: type, values: Iterable[Any]) -> Any:  # noqa: ANN401 - any of the all-integer dataclasses above
         rows = list(values)
-        return cls(**{name: sum(getattr(row, name) for row in rows) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+        names = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        return cls(**{name: _sum_of_all(getattr(row, name) for row in rows) for name in names})
 
     taxes = Taxes(**{name: sum_or_none(getattr(s.taxes, name) for s in parts) for name in Taxes.__dataclass_fields__})
     device = DeviceTime(
         **{
-            name: sum(getattr(s.device, name) for s in parts)
+            name: _sum_of_all(getattr(s.device, name) for s in parts)
             for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns", "idle_ns")
         },
         idle=add(IdleTime, (s.device.idle for s in parts)),
@@ -83,6 +85,11 @@ def derived(total: StepBreakdown, *, active_ns: int, orchestration_ns: int | Non
         akd_ns=total.device.kernel_sum_ns // total.kernels if total.kernels else None,
         kernels_per_output_token=total.kernels / output_tokens if output_tokens else None,
     )
+
+
+def _sum_of_all(values: Iterable[int | None]) -> Any:  # noqa: ANN401 - None only where one of the values is
+    known = list(values)
+    return None if None in known else sum(value or 0 for value in known)
 
 
 def _merge_top(steps: list[StepBreakdown], limit: int = 50) -> tuple[TopRow, ...]:

@@ -24,16 +24,19 @@ def analyze(
     phase: Phase | None = None,
     step: str | None = None,
     baselines: "Baselines | None" = None,
+    rank: int | None = None,
 ) -> Breakdown:
     """Decompose a recorded trace (.json, .json.gz, .json.zst) or a capture (its folder).
 
     `floor_ns` is a measured T_sys in ns; without it the trace's own quickest launches stand for it. `phase` and `step`
     (a name or, from 0 on, a number) choose the steps to show; total and estimates stay those of the whole trace.
-    `baselines` holds what `taxbreak replay` and `taxbreak floor` measured where the trace was made.
-    Raises TraceFormatError for a file that is missing, damaged, not a trace or without such a step, SpoolError for a
-    capture without its StepInfo.
+    `rank` chooses one process, from 0 on, of a file that joins several. `baselines` holds what `taxbreak replay` and
+    `taxbreak floor` measured where the trace was made.
+    Raises TraceFormatError for a file that is missing, damaged, not a trace or without such a step or rank, SpoolError
+    for a capture without its StepInfo.
     """
-    terms = Terms(rules=rules or KernelRules.load(), floor_ns=floor_ns, attribution=attribution, baselines=baselines)
+    rules = rules or KernelRules.load()
+    terms = Terms(rules=rules, floor_ns=floor_ns, attribution=attribution, baselines=baselines, rank=rank)
     with Recording.open(path, terms) as recording:
         return choose(recording.breakdown, phase=phase, step=step)
 

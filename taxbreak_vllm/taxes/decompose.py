@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from taxbreak_vllm.model.breakdown import Breakdown, Coverage, Source, StepBreakdown, Taxes
+from taxbreak_vllm.model.breakdown import Breakdown, Source, StepBreakdown
 from taxbreak_vllm.taxes import cpu, gpu
+from taxbreak_vllm.taxes.evidence import evidence_of, judged, notes_on, spoiled_by, without
 from taxbreak_vllm.taxes.figures import summarize
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.taxes.parts import measure_parts
@@ -19,7 +20,6 @@ from taxbreak_vllm.trace.backend import Backend
 from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.large.spill import SpilledEvents
 from taxbreak_vllm.trace.parts import Part
-from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.survey import TraceSurvey
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def measure_large(trace: SpilledEvents, survey: TraceSurvey, terms: Terms, backe
     )
 
 
-def add_up(parts: Parts, head: Events, whole: StepWindow, source: Source) -> Breakdown:
+def add_up(parts: Parts, head: Events, survey: TraceSurvey, source: Source) -> Breakdown:
     """Sum measured parts over their steps and over the trace as a whole."""
-    totals, notes, basis = Totals(whole, head.threads), [], None
+    totals, notes, basis = Totals(survey.whole, head.threads), [], None
     steps: list[StepBreakdown] = []
     for part, measured, part_notes in parts:
         totals.add(measured, part)
@@ -62,36 +62,27 @@ def add_up(parts: Parts, head: Events, whole: StepWindow, source: Source) -> Bre
     assert basis is not None
     total = totals.total()
     coverage = totals.coverage(head.num_events, head.num_dropped)
-    if basis.backend.has_launches and not coverage.launches:
-        steps, total = [_host_alone(step) for step in steps], _host_alone(total)
-        notes = [_no_device_half(coverage)]
-    if totals.num_lost_graphs:
-        notes.append(
-            f"{totals.num_lost_graphs} graph launches left no recorded node (profiler buffer overflow?): "
-            "device time is incomplete, so HDBI is null there"
-        )
+    has_launches = basis.backend.has_launches
+    evidence = evidence_of(totals.evidence(), head, survey, steps)
+    spoiled = spoiled_by(evidence, coverage.activities, has_launches=has_launches)
+    if spoiled:
+        evidence = replace(evidence, withheld=spoiled)
+        steps, total, notes = [without(step, evidence) for step in steps], without(total, evidence), []
+    else:
+        evidence = judged(evidence, has_launches=has_launches)
+    notes = [*notes, *notes_on(evidence, total.window_ns)]
+    if head.oddities.has_more:
+        notes.append("the file goes on after its end: what stands there was not read")
     if head.is_truncated:
         notes.append("the file ends in the middle: read up to its last whole event")
     return Breakdown(
         source=replace(source, device_type=source.device_type or basis.backend.device_type),
         attribution=basis.attribution,
         coverage=coverage,
+        evidence=evidence,
         steps=tuple(steps or [total]),
         total=replace(total, name=None, number=None),
         devices=totals.devices(),
         threads=totals.threads(),
         notes=tuple(notes),
     )
-
-
-def _host_alone(step: StepBreakdown) -> StepBreakdown:
-    """Leave of a step what needs no device: a launch of which nothing is known has no tax."""
-    return replace(step, taxes=Taxes(), hdbi=None, tklqt_ns=None, tklqt_per_kernel_ns=None)
-
-
-def _no_device_half(coverage: Coverage) -> str:
-    if coverage.activities:
-        what = f"none of {coverage.activities} device activities could be joined to a launch"
-    else:
-        what = f"the device's half is missing: {coverage.launches_without_activity} launches left no activity"
-    return f"{what}, so taxes, TKLQT and HDBI are null"

@@ -22,14 +22,13 @@ from taxbreak_vllm.model.breakdown import (
     hdbi,
 )
 from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.evidence import Losses, judged, without
 from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Basis, Measured, group_by_time
 from taxbreak_vllm.taxes.sums import Sums
 from taxbreak_vllm.trace.dispatches import Host
 from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import DeviceWindow, HostClass, main_thread
-
-_LOST_GRAPH = "a graph launch left no recorded node, so device time is incomplete and HDBI null"
 
 
 def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> list[StepBreakdown]:
@@ -52,7 +51,7 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
     device_end = np.maximum(end, sums.last_end_ns)
     thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
     begin, finish = m.host.key(thread, start), m.host.key(thread, end)
-    lost = group_by_time(windows, m.host.lost_graph_ns)
+    unanswered, lost = (group_by_time(windows, at_ns) for at_ns in (m.host.unanswered_ns, m.host.lost_graph_ns))
     return build(
         windows,
         sums,
@@ -61,7 +60,7 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
         first_root_ns=first_root(m.host, thread, start, end),
         device=m.timeline.windows(start, device_end),
         device_end_ns=device_end,
-        lost_graphs=np.bincount(lost[lost >= 0], minlength=count),
+        losses=Losses.of(m, group, owner, unanswered, lost, count),
         basis=m.basis,
         first=first,
     )
@@ -84,7 +83,7 @@ def build(
     first_root_ns: Int64,
     device: DeviceWindow,
     device_end_ns: Int64,
-    lost_graphs: Int64,
+    losses: Losses,
     basis: Basis,
     first: int = 0,
 ) -> list[StepBreakdown]:
@@ -102,6 +101,7 @@ def build(
         active, kernels, last = int(sums.active_ns[i]), int(sums.kernels[i]), int(sums.last_end_ns[i])
         has_latency = first_root_ns[i] != NONE and last >= step.start_ns
         tokens = step.batch.output_tokens
+        evidence = judged(losses.evidence(i, _at(sums.launches, i)), has_launches=basis.backend.has_launches)
         steps.append(
             StepBreakdown(
                 name=step.name,
@@ -113,7 +113,7 @@ def build(
                 device=_device_time(device, i, sums, int(device_end_ns[i] - step.start_ns)),
                 taxes=Taxes(**tax, orchestration_ns=orchestration),
                 exposed=_exposed(device, i),
-                hdbi=None if lost_graphs[i] or not active else hdbi(int(t_device[i]), orchestration),
+                hdbi=hdbi(int(t_device[i]), orchestration) if active else None,
                 tklqt_ns=_at(sums.launch_delay_ns, i),
                 tklqt_per_kernel_ns=_at(sums.kernel_delay_ns, i),
                 akd_ns=int(sums.kernel_sum_ns[i]) // kernels if kernels else None,
@@ -124,9 +124,9 @@ def build(
                 kernels_per_output_token=kernels / tokens if tokens else None,
                 families=_family_shares(sums.families[:, i]),
                 top=tuple(sorted(sums.top[i], key=_by_cost)),
-                notes=(_LOST_GRAPH,) if lost_graphs[i] else (),
             )
         )
+        steps[-1] = without(steps[-1], evidence)
     return steps
 
 

@@ -12,6 +12,7 @@ from taxbreak_vllm.model.baseline import FloorKind, Floors
 from taxbreak_vllm.model.breakdown import Attribution, Tier
 from taxbreak_vllm.taxes import equations
 from taxbreak_vllm.taxes.equations import Spans
+from taxbreak_vllm.taxes.evidence import is_floor
 from taxbreak_vllm.taxes.kinds import are_library, classify, family_numbers, ops_of
 from taxbreak_vllm.taxes.measured import Basis, Measured, TaxColumns
 from taxbreak_vllm.taxes.surroundings import Surroundings
@@ -53,9 +54,10 @@ def measure(
     measured_ns = terms.floor_ns
     if measured_ns is None and floors:
         measured_ns = floors.median_ns(FloorKind.KERNEL, 1)
-    sys_ns = measured_ns
+    sys_ns = quickest_ns = measured_ns
     if sys_ns is None:
-        sys_ns = around.t_sys(lambda: equations.t_sys(activities, dispatches))
+        quickest_ns = around.t_sys(lambda: equations.t_sys(activities, dispatches))
+        sys_ns = quickest_ns if is_floor(quickest_ns) else None
     device = around.device(activities)
     measured = Measured(
         events=events,
@@ -81,7 +83,7 @@ def measure(
         tier=replayed.tier,
         is_denied=replayed.is_denied,
     )
-    notes = list(_notes(base_ns, sys_ns, measured_ns, has_view=view is not None))
+    notes = list(_notes(base_ns, sys_ns, quickest_ns, measured_ns, has_view=view is not None))
     if terms.attribution is Attribution.PAPER:
         from taxbreak_vllm.taxes import published
 
@@ -146,14 +148,21 @@ def _has_kernels_of_an_op(dispatches: Dispatches) -> Bool:
     return np.asarray((dispatches.num_kernels > 0) & ~dispatches.is_graph & (dispatches.root >= 0))
 
 
-def _notes(base_ns: int | None, sys_ns: int | None, measured_ns: int | None, *, has_view: bool) -> Iterable[str]:
+def _notes(
+    base_ns: int | None, sys_ns: int | None, quickest_ns: int | None, measured_ns: int | None, *, has_view: bool
+) -> Iterable[str]:
     if base_ns is None:
         yield "no framework-native kernel under an op, so T_base and ΔCT cannot be read from this trace"
     elif has_view:
         yield f"T_base {base_ns} ns is the median replayed dispatch of framework-native kernels, if any was"
     else:
         yield f"T_base {base_ns} ns is the median dispatch of this trace's framework-native kernels, not replayed"
-    if sys_ns is None:
+    if sys_ns is None and quickest_ns is not None:
+        yield (
+            f"this trace's quickest launches took {quickest_ns / 1000:.0f} µs, which is no floor of a launch, "
+            "so T_sys, ΔKT and HDBI are null: give --floor-us"
+        )
+    elif sys_ns is None:
         yield "no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us"
     elif measured_ns is None:
         yield f"T_sys {sys_ns} ns is read from this trace's quickest launches, not measured: give --floor-us"

@@ -27,6 +27,7 @@ from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, r
 from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
 from taxbreak_vllm.trace.parts import Part
+from taxbreak_vllm.trace.processes import of_process
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
 from taxbreak_vllm.trace.steps import StepWindow
@@ -65,7 +66,8 @@ class Recording:
             info = capture.read_info()
             yield cls(read_events(capture.trace_path, with_calls=with_calls), terms, info=info, path=str(path))
         elif with_calls or terms.needs_whole:
-            yield cls(read_events(path, with_calls=with_calls), terms)
+            events = read_events(path, with_calls=with_calls)
+            yield cls(events if terms.rank is None else of_process(events, terms.rank), terms)
         else:
             with open_trace(path) as trace:
                 yield cls(trace, terms)
@@ -99,6 +101,7 @@ class Recording:
             num_activities=self.survey.num_activities,
             metadata=self.head.metadata,
             told=self.info.server.device_type if self.info else "",
+            unread=self.head.oddities.unread,
         )
 
     @property
@@ -138,7 +141,7 @@ class Recording:
             parts = iter([(Part.all_of(trace, self.windows), *self._measurement)])
         else:
             parts = measure_large(trace, survey, self.terms, self.backend, self.op_cost_ns)
-        found = add_up(parts, self.head, survey.whole, self._source())
+        found = add_up(parts, self.head, survey, self._source())
         found = replace(found, notes=(*found.notes, *self._baseline_notes()))
         if self.info is None:
             return found
@@ -178,6 +181,7 @@ class Recording:
             path=self.path,
             device_name=self.head.device_name,
             vllm=version if isinstance(version, str) else "",
+            rank=self.terms.rank,
         )
         if self.info is None:
             return source

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from taxbreak_vllm.model.breakdown import Coverage, DeviceShare, StepBreakdown, ThreadShare, TopRow, sum_or_none
+from taxbreak_vllm.model.evidence import Evidence
 from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.evidence import Losses
 from taxbreak_vllm.taxes.figures import build, first_root
 from taxbreak_vllm.taxes.measured import NONE, Basis, Measured
 from taxbreak_vllm.taxes.sums import Sums, sum_by
@@ -41,7 +43,7 @@ class Totals:
         self._sums: Sums | None = None
         self._basis: Basis | None = None
         self._gaps = _Gaps(len(threads), whole.start_ns)
-        self._num_lost_graphs = 0
+        self._losses: Losses | None = None
         self._devices: Counter[int] = Counter()
         self._device_ns: Counter[int] = Counter()
         self._counts: Counter[str] = Counter()
@@ -85,11 +87,12 @@ class Totals:
     def _add_coverage(self, m: Measured, part: Part, is_own: Bool, is_own_dispatch: Bool) -> None:
         a, d = m.activities, m.dispatches
         is_kernel = a.is_kernel & is_own
-        lost, unanswered = (
-            int(((at_ns >= part.start_ns) & (at_ns < part.end_ns)).sum())
-            for at_ns in (m.host.lost_graph_ns, m.host.unanswered_ns)
+        unanswered, lost = (
+            np.where((at_ns >= part.start_ns) & (at_ns < part.end_ns), 0, -1)
+            for at_ns in (m.host.unanswered_ns, m.host.lost_graph_ns)
         )
-        self._num_lost_graphs += lost
+        losses = Losses.of(m, np.where(is_own_dispatch, 0, -1), np.where(is_own, 0, -1), unanswered, lost, 1)
+        self._losses = losses if self._losses is None else self._losses.plus(losses)
         self._counts.update(
             activities=int(is_own.sum()),
             kernels=int(is_kernel.sum()),
@@ -97,21 +100,22 @@ class Totals:
             unlinked=int((is_kernel & (a.dispatch < 0)).sum()),
             launches=int(is_own_dispatch.sum()),
             kernel_launches=int((is_own_dispatch & (d.num_kernels > 0)).sum()),
-            graph_launches=int((is_own_dispatch & d.is_graph).sum()) + lost,
-            launches_without_activity=unanswered,
+            graph_launches=int((is_own_dispatch & d.is_graph).sum() + losses.lost_graphs[0]),
+            launches_without_activity=int(losses.unanswered[0]),
             denied_ns=int(m.orchestration_ns[is_own_dispatch & m.is_denied].sum()),
         )
         np.add.at(self._tier_ns, m.tier[is_own_dispatch], m.orchestration_ns[is_own_dispatch])
 
-    @property
-    def num_lost_graphs(self) -> int:
-        """Graph launches that left no recorded node."""
-        return self._num_lost_graphs
+    def evidence(self) -> Evidence:
+        """Return what the trace as a whole stands on, as far as its columns tell."""
+        assert self._losses is not None
+        return self._losses.evidence(0, int(self._launches.sum()))
 
     def total(self) -> StepBreakdown:
         """Return the whole trace as one step."""
         assert self._sums is not None
         assert self._basis is not None
+        assert self._losses is not None
         # The thread with most launches, of several the last seen first: as `timeline.main_thread` has it.
         busiest = len(self._launches) - 1 - int(self._launches[::-1].argmax()) if self._launches.any() else -1
         thread = busiest if busiest >= 0 else self._whole.thread
@@ -126,7 +130,7 @@ class Totals:
             first_root_ns=self._first_root_ns[one],
             device=DeviceWindow.of(length, self._sums.active_ns, self._gaps.until(int(device_end[0]))[:, None]),
             device_end_ns=device_end,
-            lost_graphs=np.array([self._num_lost_graphs]),
+            losses=self._losses,
             basis=self._basis,
         )[0]
 

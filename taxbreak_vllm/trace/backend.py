@@ -5,8 +5,10 @@ teach the analysis another device, add a row to `BACKENDS` (and its categories t
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+UNKNOWN = "unknown"  # the type of a device that is not understood
 
 _NEVER = r"(?!)"
 
@@ -106,17 +108,28 @@ def copies_to_host(name: str) -> bool:
     return _DEVICE_TO_HOST.search(name) is not None
 
 
-def backend_of(*, calls: Iterable[str], num_activities: int, metadata: Mapping[str, object], told: str = "") -> Backend:
+def backend_of(
+    *,
+    calls: Iterable[str],
+    num_activities: int,
+    metadata: Mapping[str, object],
+    told: str = "",
+    unread: Collection[str] = (),
+) -> Backend:
     """Return the backend of a trace with these runtime `calls`, by name, and so many device activities.
 
     `told` is the device type that the worker gave for its own ("": nobody did). torch calls an AMD GPU "cuda", so the
-    trace decides between the two. Ops alone, without a sign of any device, are the CPU backend's: a device that is not
-    understood, or of which the trace holds nothing, is still a device.
+    trace decides between the two. `unread` are categories of events that nobody here understands. Ops alone, without
+    a sign of any device, are the CPU backend's: a device that is not understood, or of which the trace holds nothing,
+    is still a device.
     """
     names = tuple(calls)
     seen = next((b for b in BACKENDS if _is_seen(b, names, metadata)), None)
     has_device = bool(num_activities or metadata.get("deviceProperties"))
     has_device |= any(does_enqueue(name) or not _CALL.search(name) for name in names)
+    is_foreign = bool(unread) or (bool(names) and not any(does_enqueue(name) or _CALL.search(name) for name in names))
+    if told == "" and is_foreign and not seen and not num_activities:
+        return Backend(device_type=UNKNOWN)
     if told in ("", CPU.device_type):
         return seen or CUDA if has_device else CPU
     if told == CUDA.device_type:

@@ -74,3 +74,11 @@ class Calls:
     kernels: tuple[Kernel, ...]
     call_of_op: NDArray[np.int32]
     configuration_of_kernel: NDArray[np.int32]
+
+    def kept(self, ops: NDArray[np.bool_], kernels: NDArray[np.bool_]) -> "Calls":
+        """Return the calls of some of the ops and the configurations of some of the kernels."""
+        return replace(
+            self,
+            call_of_op=self.call_of_op[ops],
+            configuration_of_kernel=self.configuration_of_kernel[kernels],
+        )

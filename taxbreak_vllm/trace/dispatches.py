@@ -37,8 +37,9 @@ class Host:
     (`call_*`), as keys: positions on the shared time line; `*_row` index Events. `call_is_launch` marks kernel and
     graph launches, `call_is_blocking` what made the host wait, `call_dispatch` indexes Dispatches (-1: no activity came
     of the call).
-    `unanswered_ns` are the starts of launch calls that left no trace on the device, calls nested in another launch call
-    aside; `lost_graph_ns` of those among them that replayed a graph.
+    `unanswered_ns` are the starts of launch calls that left no trace on the device, aside from calls nested in another
+    launch call and from those that a stream captured instead of running them; `lost_graph_ns` of those among them that
+    replayed a graph.
     """
 
     stride_ns: int
@@ -141,7 +142,8 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
 
     answered = num_activities > 0
     is_told = _is_nested(call_start, call_end, answered) | _is_around(call_start, call_end, answered & is_launch_name)
-    missing = is_launch_name & ~answered & ~is_told
+    is_captured = _is_captured(events, calls, call_start, stride)
+    missing = is_launch_name & ~answered & ~is_told & ~is_captured
     chosen = np.flatnonzero(num_activities > 0)
     chosen = chosen[np.argsort(call_start[chosen], kind="stable")]
     dispatch_of_call = np.full(len(calls) + 1, -1, dtype=np.intp)
@@ -266,8 +268,9 @@ def nearest_call(wanted: Int64, at_ns: Int64, ids: Int64, start_ns: Int64, enque
 
     Where several calls carry one id, those that enqueue by their name go before the others, then the one nearest in
     time (ids begin anew where recordings are joined), of two as near the earlier, of two at once the last in the file.
+    Runtimes count from 1: 0 is what an activity or call without an id is written with, unless a launch bears it.
     """
-    calls = np.flatnonzero(ids >= 0)
+    calls = np.flatnonzero((ids > 0) | ((ids == 0) & enqueues))
     calls = calls[np.argsort(ids[calls], kind="stable")]
     if not len(calls):
         return np.full(len(wanted), -1, dtype=np.intp)
@@ -327,6 +330,20 @@ def _is_around(start: Int64, end: Int64, inner: Bool) -> Bool:
     """Mark the calls in which another call of the `inner` ones began, as a runtime's call has those of the driver."""
     begins = np.sort(start[inner])
     return np.asarray(np.searchsorted(begins, end) - np.searchsorted(begins, start) - inner > 0)
+
+
+def _is_captured(events: Events, calls: Index, start: Int64, stride_ns: int) -> Bool:
+    """Mark the calls between the begin and the end of a stream's capture on their thread: they run nothing."""
+    begins = np.sort(start[_by_name(events, calls, lambda name: "BeginCapture" in name)])
+    ends = np.sort(start[_by_name(events, calls, lambda name: "EndCapture" in name)])
+    if not len(begins) or not len(ends):
+        return np.zeros(len(calls), dtype=bool)
+    index = np.searchsorted(begins, start, side="right") - 1
+    until = np.searchsorted(ends, start, side="left")
+    begin, end = begins[np.maximum(index, 0)], ends[np.minimum(until, len(ends) - 1)]
+    has_both = (index >= 0) & (until < len(ends)) & (begin // stride_ns == end // stride_ns)
+    is_open = np.searchsorted(ends, begin, side="left") == until  # no end in between
+    return np.asarray(has_both & is_open & (begin // stride_ns == start // stride_ns))
 
 
 def _names_at(events: Events, rows: Index, index: Index) -> NDArray[np.int32]:

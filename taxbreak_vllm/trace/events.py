@@ -1,7 +1,7 @@
 """The events of a trace as numpy columns: what reading a file gives, and all that follows works on."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -22,6 +22,26 @@ class EventKind(IntEnum):
     MEMCPY = 3
     MEMSET = 4
     ANNOTATION = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oddities:
+    """What a reader found besides events that make sense.
+
+    `out_of_range` records lay far from all others in time and were set aside, `clipped` ones ended later than their
+    stream allows, `names` are those of some of them; `overhead_ns` is the profiler's time for its own work as it
+    recorded that; `unread` counts events by a category that is not understood; `missing_nodes` has, by the correlation
+    id of a graph launch, how many nodes fewer it left than another launch of the same graph. `has_more` where the file
+    goes on after what was read of it.
+    """
+
+    out_of_range: int = 0
+    clipped: int = 0
+    names: tuple[str, ...] = ()
+    overhead_ns: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
+    missing_nodes: Mapping[int, int] = field(default_factory=dict)
+    has_more: bool = False
 
 
 COLUMNS = ("kind", "start_ns", "end_ns", "name", "thread", "correlation", "external", "stream", "device")
@@ -58,6 +78,7 @@ class Events:
     raw_bytes: int
     is_truncated: bool
     calls: Calls | None = None
+    oddities: Oddities = field(default_factory=Oddities)
 
     def rows(self, *kinds: EventKind) -> NDArray[np.intp]:
         """Return the indices of all events of these kinds, in file order."""
@@ -68,6 +89,14 @@ class Events:
     def chosen(self, rows: NDArray[np.bool_]) -> "Events":
         """Return some of the events, without their calls."""
         return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS}, calls=None)
+
+    def kept(self, rows: NDArray[np.bool_]) -> "Events":
+        """Return some of the events as if the file held no others; at least one."""
+        calls = self.calls
+        if calls is not None:
+            calls = calls.kept(rows[self.rows(EventKind.OP)], rows[self.rows(EventKind.KERNEL)])
+        some = self.chosen(rows)
+        return replace(some, calls=calls, first_ns=int(some.start_ns.min()), last_ns=int(some.end_ns.max()))
 
     def chunks(self) -> Iterator["Events"]:
         """Return all events at once, as a spilled trace returns some at a time."""

@@ -49,30 +49,37 @@ def find_steps(events: Events) -> list[StepWindow]:
 
     One that begins less than a µs before the end of the one before on its thread, which is rounding, begins there.
     """
+    return find_steps_and_folded(events)[0]
+
+
+def find_steps_and_folded(events: Events) -> tuple[list[StepWindow], int]:
+    """Return the steps, and how many of another thread are part of them."""
     rows = events.rows(EventKind.ANNOTATION)
     for reads in _READERS:
         read = {name: reads(events.names[name]) for name in np.unique(events.name[rows]).tolist()}
         chosen = [row for row in rows.tolist() if read[int(events.name[row])] is not None]
         if chosen:
             return _disjoint(events, chosen, read)
-    return []
+    return [], 0
 
 
 def _disjoint(
     events: Events, rows: list[int], meaning: Mapping[int, tuple[Phase | None, Batch] | None]
-) -> list[StepWindow]:
+) -> tuple[list[StepWindow], int]:
     steps: list[StepWindow] = []
+    num_folded = 0
     for row in sorted(rows, key=lambda row: (events.start_ns[row], -events.end_ns[row])):
         start_ns, end_ns, name = int(events.start_ns[row]), int(events.end_ns[row]), int(events.name[row])
         thread = int(events.thread[row])
         if steps and start_ns < steps[-1].end_ns:
             if thread != steps[-1].thread or steps[-1].end_ns - start_ns > _ROUNDED_NS or end_ns <= steps[-1].end_ns:
+                num_folded += thread != steps[-1].thread
                 continue
             start_ns = steps[-1].end_ns
         phase, batch = meaning[name] or (None, Batch())
         label = events.names[name].removeprefix(OWN_PREFIX)
         steps.append(StepWindow(label, thread, start_ns, end_ns, phase, batch))
-    return steps
+    return steps, num_folded
 
 
 def _read_own(name: str) -> tuple[Phase | None, Batch] | None:

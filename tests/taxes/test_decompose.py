@@ -131,10 +131,16 @@ def path(tmp_path_factory):
 def assert_conserved(step):
     device, idle = step.device, step.device.idle
     assert sum(vars_of(step.host)) == step.window_ns
-    assert device.active_ns + device.other_active_ns + device.idle_ns == device.window_ns
+    assert min(*vars_of(step.host), device.active_ns, device.other_active_ns) >= 0
+    if device.idle_ns is not None:
+        assert device.active_ns + device.other_active_ns + device.idle_ns == device.window_ns
+    if idle.host_ns is None:
+        assert {*vars_of(idle), *vars_of(step.exposed), step.hdbi} == {None}
+        assert step.notes
+        return
     assert sum(vars_of(idle)) == device.idle_ns
     assert sum(vars_of(step.exposed)) == idle.host_ns
-    assert min(*vars_of(step.host), device.active_ns, device.other_active_ns, *vars_of(idle)) >= 0
+    assert min(vars_of(idle)) >= 0
     assert min(vars_of(step.exposed)) >= 0
 
 
@@ -674,5 +680,7 @@ def test_a_gpu_is_conserved_whatever_replay_says(replay, events, costs):
 def assert_shares(breakdown):
     shares, taxes = breakdown.coverage.replay, breakdown.total.taxes
     assert sum(shares.values()) == pytest.approx(1) or not shares
+    if "taxes" in breakdown.evidence.withheld:
+        return
     assert 0 <= breakdown.coverage.denied_ns <= (taxes.orchestration_ns or 0)
     assert shares or not taxes.orchestration_ns or breakdown.source.device_type == "cpu"

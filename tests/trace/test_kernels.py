@@ -201,6 +201,11 @@ other         my_kernel
 """
 
 OP_TABLE = """
+embedding     fbgemm::permute_2D_sparse_data
+embedding     fbgemm::asynchronous_complete_cumsum
+gemm          fbgemm::jagged_dense_bmm
+gemm          fbgemm::f8f8bf16_rowwise
+quantization  fbgemm::quantize_fp8_per_row
 elementwise   aten::upsample_nearest2d
 rope          _C::rotary_embedding
 collective    c10d::allreduce_

@@ -113,4 +113,4 @@ def test_a_trace_of_a_device_alone_has_no_host_time(analyze, reference):
     total = analyze([reference.kernel("a", 10, 20), reference.kernel("b", 30, 40)]).total
 
     assert total.window_ns == 0
-    assert (total.device.window_ns, total.device.active_ns, total.device.idle.queue_ns) == (30, 20, 10)
+    assert (total.device.window_ns, total.device.active_ns, total.device.idle_ns) == (30, 20, 10)

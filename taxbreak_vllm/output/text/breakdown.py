@@ -8,6 +8,7 @@ from rich.text import Text
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.worker import ControlState, WorkerControl
+from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.words import UNKNOWN, duration, ratio
 
 MAX_STEPS = 40
@@ -34,7 +35,7 @@ def _balance_table(rows: Iterable[tuple[str, StepBreakdown]]) -> Table:
         table.add_column(title, justify="left" if title == "phase" else "right", no_wrap=True)
     for title, step in rows:
         table.add_row(
-            Text(title),
+            Text(visible(title)),
             step.phase or UNKNOWN,
             duration(step.window_ns),
             ratio(step.hdbi),
@@ -114,7 +115,7 @@ def _calibration(calibration: Calibration) -> str:
 
 
 def _name(name: str) -> Text:
-    return Text(name.removeprefix("void ")[:_NAME_CHARS].replace(" ", "\u00a0"))
+    return Text(visible(name.removeprefix("void "))[:_NAME_CHARS].replace(" ", "\u00a0"))
 
 
 def control_lines(state: ControlState) -> list[str]:

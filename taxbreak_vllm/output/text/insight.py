@@ -7,6 +7,7 @@ from rich.text import Text
 
 from taxbreak_vllm.insight.diff import Change, Diff, Figure, Quartiles, Section
 from taxbreak_vllm.model.fusion import FusionReport
+from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.words import UNKNOWN, duration, percent, times
 
 MAX_CHAINS = 12
@@ -166,4 +167,5 @@ def _value(value: float | None, is_time: bool, sign: str = "") -> str:
 
 
 def _short(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 1] + "…"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors
+from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.replay.command import Account
 from taxbreak_vllm.replay.runner import ReplayProgress
 
@@ -65,7 +66,7 @@ def progress_bar() -> Iterator[Callable[[ReplayProgress], None]]:
         task = bar.add_task("starting torch", total=None)
 
         def report(progress: ReplayProgress) -> None:
-            bar.update(task, description=progress.op, completed=progress.done, total=progress.total)
+            bar.update(task, description=visible(progress.op), completed=progress.done, total=progress.total)
 
         yield report
 
@@ -87,7 +88,7 @@ def trouble_table(account: Account) -> Table:
     for name in ("op", "outcome", "signatures", "why"):
         table.add_column(name, justify="right" if name == "signatures" else "left", overflow="fold")
     for (op, outcome, reason), count in counts.items():
-        table.add_row(op, outcome, str(count), reason)
+        table.add_row(visible(op), outcome, str(count), visible(reason))
     return table
 
 

@@ -26,7 +26,7 @@ class StepRow:
     capture_id: str | None
     window_ns: int
     active_ns: int
-    exposed_ns: int
+    exposed_ns: int | None
     delta_ft_ns: int | None
     delta_ct_ns: int | None
     delta_kt_ns: int | None

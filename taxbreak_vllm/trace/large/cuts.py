@@ -131,7 +131,7 @@ def _owners(trace: SpilledEvents) -> Bins:
     firsts = [0]
     num_bins = 1 + trace.rows.num_rows // _ROWS_PER_JOIN
     with Bins(_END, num_bins) as ends:
-        for rows in trace.rows.additions():
+        for rows in trace.additions():
             is_end = _is_on_device(rows) | ((rows["kind"] == EventKind.RUNTIME) & ~waits[rows["name"]])
             chosen = np.flatnonzero((rows["correlation"] >= 0) & is_end)
             added = np.empty(len(chosen), dtype=_END)
@@ -164,7 +164,7 @@ def _join(ends: Rows) -> Rows:
 def _owned_rows(trace: SpilledEvents, owners: Bins) -> Iterator[tuple[int, Rows, Int64, Bool]]:
     """Return chunks: the number of the first row, the rows, when each or its launch began, which are joined."""
     first = 0
-    for number, rows in enumerate(trace.rows.additions()):
+    for number, rows in enumerate(trace.additions()):
         joined = owners.read(number)
         owner_ns, is_joined = rows["start_ns"].copy(), np.zeros(len(rows), dtype=bool)
         owner_ns[joined["row"] - first] = joined["owner_ns"]
@@ -216,7 +216,7 @@ def _candidates(trace: SpilledEvents, survey: TraceSurvey) -> Int64:
     """Return instants that are worth a look: where steps begin, and a sample of where ops and calls do."""
     steps = np.array([window.start_ns for window in survey.windows], dtype=np.int64)
     every, sample = 1 + trace.rows_per_part // _CANDIDATES_PER_PART, steps[:0]
-    for rows in trace.rows.additions():
+    for rows in trace.additions():
         sample = np.concatenate((sample, rows["start_ns"][_is_host(rows)][::every]))
         if len(sample) > _MAX_CANDIDATES:
             every, sample = every * 2, sample[::2]

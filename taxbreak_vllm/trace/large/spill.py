@@ -40,11 +40,20 @@ class SpilledEvents:
 
     def chunks(self) -> Iterator[Events]:
         """Return all events, some at a time, in file order."""
-        return (self.events(rows) for rows in self.rows.additions())
+        return map(self.events, self.additions())
+
+    def additions(self) -> Iterator[Rows]:
+        """Return all rows, some at a time, those aside that lie far from all others in time."""
+        return map(self._within, self.rows.additions())
 
     def load(self) -> Events:
         """Return all of it, in memory."""
-        return self.events(self.rows.read(0))
+        return self.events(self._within(self.rows.read(0)))
+
+    def _within(self, rows: Rows) -> Rows:
+        head = self.head
+        is_within = (rows["start_ns"] >= head.first_ns) & (rows["start_ns"] <= head.last_ns)
+        return np.asarray(rows if is_within.all() else rows[is_within])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, TypeVar, cast
@@ -42,11 +42,15 @@ _NOT_A_NUMBER = re.compile(rb'(?<=")(\s*:\s*)-?(?:nan|inf(?:inity)?)(?=\s*[,}])'
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What a file holds beside its events; `is_truncated` where its text breaks off."""
+    """What a file holds beside its events.
+
+    `is_truncated` where its text breaks off, `has_more` where it goes on after its end.
+    """
 
     metadata: dict[str, object]
     is_truncated: bool
     raw_bytes: int
+    has_more: bool = False
 
 
 def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = BLOCK_BYTES) -> Envelope:
@@ -57,7 +61,8 @@ def read_blocks(path: Path, add: Callable[[bytes], None], *, block_bytes: int = 
     _check_parser()
     try:
         with open(path, "rb") as file, _decompressed(file, path) as text:
-            return _read(text, add, path, block_bytes)
+            envelope = _read(text, add, path, block_bytes)
+            return replace(envelope, has_more=True) if isinstance(text, _Members) and text.has_more else envelope
     except OSError as error:
         raise TraceFormatError(f"{path}: {error.strerror or error}") from None
     except _damage() as error:
@@ -86,7 +91,7 @@ def _check_parser(decode: Callable[[bytes], object] = _RAW_EVENTS.decode) -> Non
 def _decompressed(file: io.BufferedReader, path: Path) -> IO[bytes]:
     magic = file.peek(4)[:4]
     if magic[:2] == b"\x1f\x8b":
-        return cast(IO[bytes], gzip.open(file))
+        return cast(IO[bytes], _Members(gzip.GzipFile(fileobj=file)))
     if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):  # a frame, or one to skip
         try:
             import zstandard
@@ -96,6 +101,37 @@ def _decompressed(file: io.BufferedReader, path: Path) -> IO[bytes]:
             ) from None
         return cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
     return file
+
+
+class _Members:
+    """The members of a gzip file as one stream; `has_more` once something else was found behind the last of them."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file = file
+        self.has_more = False
+
+    def __enter__(self) -> "_Members":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        """Read like a file; what is no member ends it, as it does for gzip(1)."""
+        pieces, left = [], size if size >= 0 else sys.maxsize
+        while left and not self.has_more:
+            try:
+                piece = self._file.read1(min(left, BLOCK_BYTES))
+            except gzip.BadGzipFile as error:
+                if "Not a gzipped file" not in str(error):
+                    raise
+                self.has_more = True
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
 
 
 def _damage() -> tuple[type[Exception], ...]:
@@ -129,7 +165,8 @@ def _read(file: IO[bytes], add: Callable[[bytes], None], path: Path, block_bytes
         add(text[:end])
         rest = text[end:] + file.read()
         metadata, is_whole = _metadata(head, rest)
-        return Envelope(metadata, not is_whole, raw_bytes + len(rest) - len(text) + end)
+        has_more = not is_whole and _goes_on(head + b"]" + rest)
+        return Envelope(metadata, not is_whole and not has_more, raw_bytes + len(rest) - len(text) + end, has_more)
     comma = _last_comma(buffer)
     add(_before(comma, buffer))
     with suppress(msgspec.DecodeError):  # what stands after the last comma may be a whole event
@@ -214,6 +251,15 @@ def _metadata(head: bytes, rest: bytes) -> tuple[dict[str, object], bool]:
             tree.pop("traceEvents", None)
             return tree, is_whole
     return {}, not head
+
+
+def _goes_on(text: bytes) -> bool:
+    """Tell whether a whole JSON object has something behind it."""
+    try:
+        decode(_METADATA, text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return _HAS_MORE in str(error)
+    return False
 
 
 def decode(decoder: msgspec.json.Decoder[_T], text: bytes) -> _T:

@@ -28,7 +28,10 @@ _LENGTH_LIMIT = msgspec.Meta(ge=-_MAX_LENGTH_US, le=_MAX_LENGTH_US)
 
 
 class EventArgs(
-    msgspec.Struct, gc=False, frozen=True, rename={"external": "External id", "external_old": "external id"}
+    msgspec.Struct,
+    gc=False,
+    frozen=True,
+    rename={"external": "External id", "external_old": "external id", "graph": "graph id"},
 ):
     """The arguments of an event that joins need."""
 
@@ -37,6 +40,7 @@ class EventArgs(
     external_old: _Id = -1
     stream: _Id = -1
     device: _Id = -1
+    graph: _Id = -1
 
 
 class Event(msgspec.Struct, gc=False):

@@ -7,9 +7,10 @@ file.
 
 import gc
 import itertools
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.trace.events import EventKind, Events
+from taxbreak_vllm.trace.events import EventKind, Events, Oddities
+from taxbreak_vllm.trace.outliers import Seconds, clipped_ends, ends_too_late
 from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES, Envelope, decode, read_blocks
 from taxbreak_vllm.trace.read.calls import CallCollector, CallEvent
 from taxbreak_vllm.trace.read.event import Event, ExactEvent, exact_ns, is_exact, read_leniently, to_ns
@@ -53,6 +55,24 @@ _KIND_BY_CATEGORY = {
     "gpu_memset": EventKind.MEMSET,
     "Memset": EventKind.MEMSET,
     "user_annotation": EventKind.ANNOTATION,
+}
+
+_OVERHEAD = "overhead"
+_MAX_NAMES, _NAME_CHARS = 3, 80  # of records that are set aside
+
+# What tells nothing that a decomposition needs; any other category may be the work of a device not understood here.
+_KNOWN_CATEGORIES = frozenset(_KIND_BY_CATEGORY) | {
+    "ac2g",
+    "async_cpu_to_gpu",
+    "collective_comm",
+    "cpu_instant_event",
+    "cuda_event",
+    "cuda_profiler_range",
+    "cuda_sync",
+    "fwdbwd",
+    "gpu_user_annotation",
+    "python_function",
+    "Trace",
 }
 
 _EVENT = msgspec.json.Decoder(Event)
@@ -118,7 +138,11 @@ class _Columns:
         self._name_ids: defaultdict[str, int] = _interner()
         self._thread_ids = _ThreadIds()
         self._old_steps: list[int] = []
-        self._first_ns, self._last_ns = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+        self._last_ns = np.iinfo(np.int64).min
+        self._seconds = Seconds()
+        self._overhead_us = 0.0
+        self._unread: Counter[str] = Counter()
+        self._nodes: Counter[tuple[int, int]] = Counter()  # of each (graph, launch)
         # Bytes that grow in place: joining blocks at the end would hold every column twice.
         self._bytes = [bytearray() for _ in TYPES]
 
@@ -144,6 +168,7 @@ class _Columns:
 
     def _append(self, events: Sequence[Event], decode_exactly: Callable[[], Sequence[ExactEvent]]) -> None:
         self.num_events += len(events)
+        self._count_others([e for e in events if e.cat not in _KNOWN_CATEGORIES])
         rows = [e for e in events if e.ph == "X" and e.cat in _KIND_BY_CATEGORY]
         if any(e.ts is None for e in rows):
             self.num_dropped += sum(e.ts is None for e in rows)
@@ -178,8 +203,9 @@ class _Columns:
                 elif own == EventKind.KERNEL:
                     self._calls.add_kernel(event)
         end_ns = np.maximum(start_ns + dur_ns, start_ns)
-        self._first_ns = min(self._first_ns, int(start_ns.min()))
         self._last_ns = max(self._last_ns, int(end_ns.max()))
+        self._seconds.add(start_ns, end_ns, name)
+        self._nodes.update([(a.graph, a.correlation) for a in args if a.graph > 0])
         parts: Columns = (
             kind,
             start_ns,
@@ -194,6 +220,15 @@ class _Columns:
         for column, part in zip(self._bytes, parts, strict=True):
             column += part.tobytes()
 
+    def _count_others(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.ph != "X":
+                continue
+            if event.cat == _OVERHEAD:
+                self._overhead_us += event.dur
+            else:
+                self._unread[event.cat] += 1
+
     def _take(self) -> Columns:
         columns = tuple(np.frombuffer(part, dtype) for part, dtype in zip(self._bytes, TYPES, strict=True))
         self._bytes = [bytearray() for _ in TYPES]
@@ -201,9 +236,10 @@ class _Columns:
 
     def finish(self, path: str, around: Envelope) -> Events:
         """Join the blocks."""
-        has_rows = self._first_ns <= self._last_ns
         kind, start_ns, end_ns, name, thread, correlation, external, stream, device = self._take()
-        return Events(
+        first_ns, last_ns, num_strays = self._seconds.extent()
+        names = tuple(self._name_ids)
+        events = Events(
             path=path,
             kind=kind,
             start_ns=start_ns,
@@ -214,17 +250,69 @@ class _Columns:
             external=external,
             stream=stream,
             device=device,
-            names=tuple(self._name_ids),
+            names=names,
             threads=tuple(self._thread_ids.texts),
             metadata=around.metadata,
-            first_ns=self._first_ns if has_rows else 0,
-            last_ns=self._last_ns if has_rows else 0,
+            first_ns=first_ns,
+            last_ns=last_ns,
             num_events=self.num_events,
             num_dropped=self.num_dropped,
             raw_bytes=around.raw_bytes,
             is_truncated=around.is_truncated,
             calls=self._calls.finish() if self._calls else None,
+            oddities=Oddities(
+                out_of_range=num_strays,
+                names=_some(names[number] for number in self._seconds.names_beyond(first_ns, last_ns)),
+                overhead_ns=round(self._overhead_us * 1000),
+                unread=dict(self._unread),
+                missing_nodes=_missing_nodes(self._nodes),
+                has_more=around.has_more,
+            ),
         )
+        return _plausible(events) if len(kind) else events
+
+
+def _missing_nodes(nodes: Counter[tuple[int, int]]) -> dict[int, int]:
+    most: dict[int, int] = {}
+    for (graph, _), count in nodes.items():
+        most[graph] = max(most.get(graph, 0), count)
+    return {launch: most[graph] - count for (graph, launch), count in nodes.items() if count < most[graph]}
+
+
+def _names_of(events: Events, rows: NDArray[Any]) -> Iterator[str]:
+    return (events.names[number] for number in events.name[rows][:_MAX_NAMES].tolist())
+
+
+def _some(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name[:_NAME_CHARS] for name in itertools.islice(dict.fromkeys(names), _MAX_NAMES))
+
+
+def _plausible(events: Events) -> Events:
+    """Set aside the records that lie far from all others, and clip those that their stream contradicts."""
+    is_within = (events.start_ns >= events.first_ns) & (events.start_ns <= events.last_ns)
+    is_within[is_within] = ~ends_too_late(events.start_ns[is_within], events.end_ns[is_within])
+    if not is_within.all():
+        strays = int(np.count_nonzero(~is_within))
+        named = _some((*events.oddities.names, *_names_of(events, ~is_within)))
+        oddities = replace(events.oddities, out_of_range=strays, names=named)
+        events = replace(events.kept(is_within), oddities=oddities)
+    rows = np.flatnonzero(_is_device(events.kind))
+    ends_ns = clipped_ends(events.start_ns[rows], events.end_ns[rows], events.device[rows], events.stream[rows])
+    clipped = np.flatnonzero(ends_ns != events.end_ns[rows])
+    if not len(clipped):
+        return events
+    end_ns = events.end_ns.copy()
+    end_ns[rows] = ends_ns
+    return replace(
+        events,
+        end_ns=end_ns,
+        last_ns=int(end_ns.max()),
+        oddities=replace(
+            events.oddities,
+            clipped=len(clipped),
+            names=_some((*events.oddities.names, *_names_of(events, rows[clipped]))),
+        ),
+    )
 
 
 class _ThreadIds(dict[tuple[int | str, int | str], int]):

@@ -1,0 +1,50 @@
+"""What a breakdown stands on: how much of the truth a recording holds, and which figures it is not enough for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Figure(StrEnum):
+    """What is withheld where too much is missing: a group of figures that one loss makes wrong together.
+
+    `causes` are the parts of idle time and the exposed tax.
+    """
+
+    HDBI = "hdbi"
+    TAXES = "taxes"
+    IDLE = "idle"
+    CAUSES = "causes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Counts of what was lost, set aside or not understood, and for each figure withheld the reason in one sentence.
+
+    Of a step or a trace: `launches` left an activity, `unanswered` ones none, and of those `lost_graphs` replayed a
+    graph; `unlinked` of the `kernels` have no launch; `missing_nodes` are nodes that other replays of the same graph
+    have, in `poor_replays` of them.
+
+    Of a trace only: `out_of_range` records lie far from all others in time and were set aside, `clipped` ones ran over
+    what came after them on their stream and were cut there, `set_aside` names some of both; `outside_steps` launches
+    lie in no step, `folded_steps` ran beside another on a second thread and count as part of that; `processes` launched
+    work; `overhead_ns` is what the profiler recorded of its own work; `unread` counts events by a category that is not
+    understood.
+    """
+
+    launches: int = 0
+    unanswered: int = 0
+    lost_graphs: int = 0
+    kernels: int = 0
+    unlinked: int = 0
+    poor_replays: int = 0
+    missing_nodes: int = 0
+    out_of_range: int = 0
+    clipped: int = 0
+    set_aside: tuple[str, ...] = ()
+    outside_steps: int = 0
+    folded_steps: int = 0
+    processes: int = 0
+    overhead_ns: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
+    withheld: Mapping[Figure, str] = field(default_factory=dict)
