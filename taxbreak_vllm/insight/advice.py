@@ -83,9 +83,9 @@ def cuda_graphs(e: Evidence) -> Advice | None:
         settings += (f"--max-cudagraph-capture-size {tokens} or more",)
     exposed = e.total.exposed
     parts = {
-        Component.FRAMEWORK: exposed.delta_ft_ns,
-        Component.LIBRARY: exposed.delta_ct_ns,
-        Component.LAUNCH_PATH: exposed.delta_kt_ns,
+        Component.FRAMEWORK: exposed.delta_ft_ns or 0,
+        Component.LIBRARY: exposed.delta_ct_ns or 0,
+        Component.LAUNCH_PATH: exposed.delta_kt_ns or 0,
     }
     return e.advise(
         "cuda-graphs",
@@ -123,7 +123,7 @@ def capture_sizes(e: Evidence) -> Advice | None:
     if not outside or not any(step.graph_mode in GRAPHS for step in e.steps):
         return None
     lost = add_steps(outside).exposed
-    amount_ns = lost.delta_ft_ns + lost.delta_ct_ns + lost.delta_kt_ns
+    amount_ns = (lost.delta_ft_ns or 0) + (lost.delta_ct_ns or 0) + (lost.delta_kt_ns or 0)
     if not e.weighs(amount_ns):
         return None
     sizes = sorted({step.batch.requests for step in outside if step.batch.requests})
@@ -161,7 +161,7 @@ def compilation(e: Evidence) -> Advice | None:
 
 def library_front_end(e: Evidence) -> Advice | None:
     """The device waits while cuBLAS or its like makes up its mind."""
-    amount_ns = e.total.exposed.delta_ct_ns
+    amount_ns = e.total.exposed.delta_ct_ns or 0
     if not e.weighs(amount_ns):
         return None
     return e.advise(
@@ -177,7 +177,7 @@ def library_front_end(e: Evidence) -> Advice | None:
 
 def async_scheduling(e: Evidence) -> Advice | None:
     """The device idles while the host is inside a blocking call."""
-    amount_ns = e.total.device.idle.blocked_ns
+    amount_ns = e.total.device.idle.blocked_ns or 0
     if not e.is_gpu or not e.weighs(amount_ns):
         return None
     return e.advise(

@@ -60,12 +60,12 @@ class Evidence:
     @property
     def framework_ns(self) -> int:
         """What the device waited for Python and op dispatch."""
-        return self.total.exposed.delta_ft_ns if self.is_gpu else self.total.taxes.delta_ft_ns or 0
+        return (self.total.exposed.delta_ft_ns if self.is_gpu else self.total.taxes.delta_ft_ns) or 0
 
     @property
     def host_ns(self) -> int:
         """What the device waited for the host's Python, dispatch, library front-ends and launch calls."""
-        return self.framework_ns + self.total.exposed.delta_ct_ns + self.total.exposed.delta_kt_ns
+        return self.framework_ns + (self.total.exposed.delta_ct_ns or 0) + (self.total.exposed.delta_kt_ns or 0)
 
     @property
     def has_graphs(self) -> bool:

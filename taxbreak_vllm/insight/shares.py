@@ -34,14 +34,19 @@ class Shares:
         if not device.window_ns:
             return cls()
         busy_ns = device.active_ns + device.other_active_ns
-        inner_ns = device.window_ns - idle.edge_ns
+        inner_ns = device.window_ns - (idle.edge_ns or 0)
+
+        def share(amount_ns: int | None) -> float | None:
+            return None if amount_ns is None else amount_ns / device.window_ns
+
+        has_idle = idle.edge_ns is not None
         is_gpu = step.tklqt_ns is not None  # where ops run on the host there is no launch to wait for
         return cls(
-            utilization_ratio=busy_ns / device.window_ns if is_gpu else None,
-            active_ratio=device.active_ns / device.window_ns,
-            waits_for_host_ratio=idle.host_ns / device.window_ns,
-            blocked_ratio=idle.blocked_ns / device.window_ns,
-            queue_ratio=idle.queue_ns / device.window_ns,
-            edge_ratio=idle.edge_ns / device.window_ns,
-            between_activities_ratio=busy_ns / inner_ns if inner_ns else None,
+            utilization_ratio=share(busy_ns) if is_gpu and has_idle else None,
+            active_ratio=share(device.active_ns) if has_idle else None,
+            waits_for_host_ratio=share(idle.host_ns),
+            blocked_ratio=share(idle.blocked_ns),
+            queue_ratio=share(idle.queue_ns),
+            edge_ratio=share(idle.edge_ns),
+            between_activities_ratio=busy_ns / inner_ns if inner_ns and has_idle else None,
         )

@@ -39,14 +39,17 @@ def step_counts(step: StepBreakdown) -> Iterator[Count]:
     yield Count("sampled_steps", "", 1)
     yield Count("device_active_ns", "", step.device.active_ns)
     for cause in _CAUSES:
-        yield Count("device_idle_ns", cause, getattr(step.device.idle, f"{cause}_ns"))
+        idle_ns = getattr(step.device.idle, f"{cause}_ns")
+        if idle_ns is not None:
+            yield Count("device_idle_ns", cause, idle_ns)
     for component in _COMPONENTS:
         tax_ns, exposed_ns = getattr(step.taxes, f"{component}_ns"), getattr(step.exposed, f"{component}_ns")
         if tax_ns is not None:
             yield Count("orchestration_ns", component, tax_ns)
-        if tax_ns is not None or exposed_ns:
+        if exposed_ns is not None and (tax_ns is not None or exposed_ns):
             yield Count("exposed_ns", component, exposed_ns)  # of an unknown tax, an exposed 0 is no 0
-    yield Count("exposed_ns", "other", step.exposed.other_ns)
+    if step.exposed.other_ns is not None:
+        yield Count("exposed_ns", "other", step.exposed.other_ns)
     for family, share in step.families.items():
         yield Count("kernels", family, share.kernels)
     for counter, value in (

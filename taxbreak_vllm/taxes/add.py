@@ -5,10 +5,12 @@ from typing import Any
 
 from taxbreak_vllm.model.breakdown import (
     DeviceTime,
+    EnginePart,
     ExposedTax,
     FamilyShare,
     HostTime,
     IdleTime,
+    Iteration,
     StepBreakdown,
     Taxes,
     Tier,
@@ -27,16 +29,20 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
     """
     parts = list(steps)
 
+    def sum_known(values: Iterable[int | None]) -> int | None:
+        return sum_or_none(values) if parts else 0
+
     def add(cls: type, values: Iterable[Any]) -> Any:  # noqa: ANN401 - any of the all-integer dataclasses above
         rows = list(values)
-        return cls(**{name: sum(getattr(row, name) for row in rows) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
+        return cls(**{name: sum_known(getattr(row, name) for row in rows) for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
 
     taxes = Taxes(**{name: sum_or_none(getattr(s.taxes, name) for s in parts) for name in Taxes.__dataclass_fields__})
     device = DeviceTime(
         **{
             name: sum(getattr(s.device, name) for s in parts)
-            for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns", "idle_ns")
+            for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns")
         },
+        idle_ns=sum_known(s.device.idle_ns for s in parts),
         idle=add(IdleTime, (s.device.idle for s in parts)),
     )
     batch = Batch(**{name: sum_or_none(getattr(s.batch, name) for s in parts) for name in Batch.__dataclass_fields__})
@@ -57,6 +63,7 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         device=device,
         taxes=taxes,
         exposed=add(ExposedTax, (s.exposed for s in parts)),
+        iteration=_add_iterations([s.iteration for s in parts]),
         hdbi=hdbi(sum(s.device.active_ns for s in valid), sum_or_none(s.taxes.orchestration_ns for s in valid)),
         tklqt_ns=sum_or_none(s.tklqt_ns for s in parts),
         tklqt_per_kernel_ns=sum_or_none(s.tklqt_per_kernel_ns for s in parts),
@@ -69,6 +76,29 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         families=families,
         top=_merge_top(parts),
         notes=tuple(dict.fromkeys(note for s in parts for note in s.notes)),
+    )
+
+
+def _add_iterations(found: list[Iteration | None]) -> Iteration | None:
+    """Add iterations; None unless every step has one."""
+    parts = [iteration for iteration in found if iteration is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    causes = dict.fromkeys(cause for part in parts for cause in part.idle)
+    names = dict.fromkeys(name for part in parts for name in part.engine)
+    return Iteration(
+        window_ns=sum(part.window_ns for part in parts),
+        active_ns=sum(part.active_ns for part in parts),
+        other_active_ns=sum(part.other_active_ns for part in parts),
+        idle_ns=sum(part.idle_ns for part in parts),
+        idle={cause: sum(part.idle.get(cause, 0) for part in parts) for cause in causes},
+        engine={
+            name: EnginePart(
+                busy_ns=sum(part.engine[name].busy_ns for part in parts if name in part.engine),
+                exposed_ns=sum(part.engine[name].exposed_ns for part in parts if name in part.engine),
+            )
+            for name in names
+        },
     )
 
 

@@ -81,7 +81,7 @@ def measure(
         tier=replayed.tier,
         is_denied=replayed.is_denied,
     )
-    notes = list(_notes(base_ns, sys_ns, measured_ns, has_view=view is not None))
+    notes = list(_notes(base_ns, sys_ns, measured_ns, has_view=view is not None, is_live=around.is_live))
     if terms.attribution is Attribution.PAPER:
         from taxbreak_vllm.taxes import published
 
@@ -146,14 +146,21 @@ def _has_kernels_of_an_op(dispatches: Dispatches) -> Bool:
     return np.asarray((dispatches.num_kernels > 0) & ~dispatches.is_graph & (dispatches.root >= 0))
 
 
-def _notes(base_ns: int | None, sys_ns: int | None, measured_ns: int | None, *, has_view: bool) -> Iterable[str]:
+def _notes(
+    base_ns: int | None, sys_ns: int | None, measured_ns: int | None, *, has_view: bool, is_live: bool
+) -> Iterable[str]:
     if base_ns is None:
         yield "no framework-native kernel under an op, so T_base and ΔCT cannot be read from this trace"
     elif has_view:
         yield f"T_base {base_ns} ns is the median replayed dispatch of framework-native kernels, if any was"
     else:
         yield f"T_base {base_ns} ns is the median dispatch of this trace's framework-native kernels, not replayed"
-    if sys_ns is None:
+    if sys_ns is None and is_live:
+        yield (
+            "launches of a live server queue behind others, so T_sys is not read from them: without a measured floor"
+            " (taxbreak floor, --floor-us) ΔKT and HDBI are null"
+        )
+    elif sys_ns is None:
         yield "no launch found its stream idle, so T_sys cannot be read from this trace: give --floor-us"
     elif measured_ns is None:
         yield f"T_sys {sys_ns} ns is read from this trace's quickest launches, not measured: give --floor-us"

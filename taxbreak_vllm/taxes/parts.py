@@ -85,6 +85,7 @@ class PartOfTrace:
     backend: Backend
     estimates: Estimates
     carry: Carry
+    is_live: bool = False
 
     def device(self, activities: Activities) -> int:
         return self.survey.device

@@ -24,6 +24,11 @@ class Surroundings(Protocol):
 
     @property
     def backend(self) -> Backend: ...
+    @property
+    def is_live(self) -> bool:
+        """Whether the trace was recorded on a live server, whose launches queue behind work that was not recorded."""
+        ...
+
     def starts(self, host: Host, dispatches: Dispatches) -> Int64:
         """Return where T_py begins anew beside ops and calls: the starts of steps, as keys."""
         ...
@@ -43,13 +48,18 @@ class Surroundings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeTrace:
-    """Nothing surrounds a whole trace; `windows` are its steps, or the one it is."""
+    """Nothing surrounds a whole trace; `windows` are its steps, or the one it is.
+
+    `resumptions` are instants on a step's thread from which on it is at work again, after some of the engine's.
+    """
 
     backend: Backend
     windows: Sequence[StepWindow]
+    resumptions: Sequence[StepWindow] = ()
+    is_live: bool = False
 
     def starts(self, host: Host, dispatches: Dispatches) -> Int64:
-        return equations.step_starts(host, dispatches, self.windows)
+        return equations.step_starts(host, dispatches, (*self.windows, *self.resumptions))
 
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
         return spans
@@ -61,7 +71,7 @@ class WholeTrace:
         return here()
 
     def t_sys(self, here: Estimate) -> int | None:
-        return here()
+        return None if self.is_live else here()
 
     def free_dispatch(self, here: Estimate) -> int | None:
         return here()

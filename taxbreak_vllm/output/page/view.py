@@ -32,7 +32,7 @@ class Point:
     delta_ct_ns: int | None
     delta_kt_ns: int | None
     orchestration_ns: int | None
-    exposed_ns: int
+    exposed_ns: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class StepLine:
     window_ns: int
     hdbi: float | None
     orchestration_ns: int | None
-    exposed_ns: int
+    exposed_ns: int | None
     active_ns: int
     href: str = ""
 
