@@ -64,6 +64,7 @@ class FakeWatch:
     """Notes what the hooks tell it."""
 
     is_recording = True
+    is_paused = False
 
     def __init__(self):
         self.told = []
@@ -74,8 +75,13 @@ class FakeWatch:
     def begin(self, worker, scheduled):
         self.told.append("idle" if scheduled is None else "begin")
 
-    def between(self):
-        self.told.append("between")
+    def pause(self):
+        self.told.append("pause")
+        self.is_paused = True
+
+    def resume(self):
+        self.told.append("resume")
+        self.is_paused = False
 
     def end(self, output, *, has_sampled):
         self.told.append(("end", output, has_sampled))
@@ -135,7 +141,7 @@ def test_a_worker_is_hooked_once(worker, watch, decode):
 
     worker.execute_model(decode)
 
-    assert watch.told == ["arm", "begin", "between"]
+    assert watch.told == ["arm", "begin", "pause"]
 
 
 def test_an_object_that_is_no_worker_is_left_alone(caplog):
@@ -159,7 +165,7 @@ def test_hooks_sleep_until_the_first_real_request(worker, watch, decode, schedul
     assert watch.told == []
 
     worker.execute_model(decode)
-    assert watch.told == ["arm", "begin", "between"]
+    assert watch.told == ["arm", "begin", "pause"]
     assert [name for name, *_ in worker.calls] == [
         "compile_or_warm_up_model",
         "execute_model",
@@ -177,7 +183,7 @@ def test_a_step_is_framed_from_the_first_call_to_the_return_of_the_second(worker
     assert worker.execute_model(decode) is None
     assert worker.sample_tokens("grammar") == "tokens"
 
-    assert watch.told == ["arm", "begin", "between", ("end", "tokens", True)]
+    assert watch.told == ["arm", "begin", "pause", "resume", ("end", "tokens", True)]
     assert worker.calls == [("execute_model", decode), ("sample_tokens", "grammar")]
 
 
@@ -229,7 +235,7 @@ def test_vllms_profiler_starts_and_stops_only_after_ours_has_ended(watch, decode
         ("profile", False, {}),
         "arm",
         "begin",
-        "between",
+        "pause",
         ("abandon", "vllm_profiler"),
         ("profile", True, {"profile_prefix": "p"}),
     ]
