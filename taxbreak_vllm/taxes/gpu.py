@@ -40,7 +40,7 @@ def measure(
     is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
-    spans = equations.spans(host, dispatches, partition, around.starts(host, dispatches))
+    spans = equations.spans(host, dispatches, partition, around.starts(host, dispatches), around.pauses(host))
     spans = around.completed(spans, host, dispatches)
     replayed = _look_up(events, host, activities, dispatches, kinds, kind, terms, view)
     base_ns = around.t_base(lambda: _t_base(dispatches, spans, i_lib, replayed))

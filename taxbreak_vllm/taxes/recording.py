@@ -202,13 +202,13 @@ class Recording:
 
     @cached_property
     def _measurement(self) -> tuple[Measured, list[str]]:
-        resumptions = [
-            replace(window, start_ns=end_ns)
+        engine = [
+            (window.thread, *span)
             for window in self.windows
             if self.is_live
-            for _, end_ns in engine_spans(self.events, window)
+            for span in engine_spans(self.events, window)
         ]
-        around = WholeTrace(self.backend, self.shown_windows, resumptions, self.is_live)
+        around = WholeTrace(self.backend, self.shown_windows, engine, self.is_live)
         return measure(self.events, self.terms, around, view=self.view, op_cost_ns=self.op_cost_ns)
 
     def _source(self) -> Source:

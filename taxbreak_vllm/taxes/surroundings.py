@@ -33,6 +33,10 @@ class Surroundings(Protocol):
         """Return where T_py begins anew beside ops and calls: the starts of steps, as keys."""
         ...
 
+    def pauses(self, host: Host) -> Sequence[tuple[int, int]]:
+        """Return when steps paused for their engine, as keys: that is no T_py."""
+        ...
+
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
         """Add to the first spans what passed before the part."""
         ...
@@ -50,16 +54,22 @@ class Surroundings(Protocol):
 class WholeTrace:
     """Nothing surrounds a whole trace; `windows` are its steps, or the one it is.
 
-    `resumptions` are instants on a step's thread from which on it is at work again, after some of the engine's.
+    `engine` is what of the steps was the engine's: thread, start and end.
     """
 
     backend: Backend
     windows: Sequence[StepWindow]
-    resumptions: Sequence[StepWindow] = ()
+    engine: Sequence[tuple[int, int, int]] = ()
     is_live: bool = False
 
     def starts(self, host: Host, dispatches: Dispatches) -> Int64:
-        return equations.step_starts(host, dispatches, (*self.windows, *self.resumptions))
+        return equations.step_starts(host, dispatches, self.windows)
+
+    def pauses(self, host: Host) -> Sequence[tuple[int, int]]:
+        return [
+            (thread * host.stride_ns + start_ns - host.origin_ns, thread * host.stride_ns + end_ns - host.origin_ns)
+            for thread, start_ns, end_ns in self.engine
+        ]
 
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
         return spans

@@ -508,3 +508,28 @@ def test_what_stands_for_vllms_worker_here_has_nothing_that_vllms_has_not(vllm_s
     assert vars(config).keys() <= vllm_source.fields("config/vllm.py", "VllmConfig")
     assert vars(config.parallel_config).keys() <= vllm_source.fields("config/parallel.py", "ParallelConfig")
     assert vars(config.model_config).keys() <= vllm_source.fields("config/model.py", "ModelConfig")
+
+
+def test_a_step_that_waits_for_its_grammar_pauses_though_it_is_not_recorded(worker, watch, schedule):
+    watch.is_recording = False
+    plain, deferred = (schedule({"a": 1}, cached=[("a", 3)]) for _ in range(2))
+    deferred.pending_structured_output_tokens = True
+
+    for step in (plain, deferred):
+        worker.execute_model(step)
+        worker.sample_tokens("grammar")
+
+    told = [what if isinstance(what, str) else what[0] for what in watch.told]
+    assert told == ["arm", "begin", "end", "begin", "pause", "resume", "end"]
+
+
+@pytest.mark.parametrize(
+    ("is_async", "device", "ahead"), [(True, "cuda", True), (False, "cuda", False), (True, "cpu", False)]
+)
+def test_a_server_works_ahead_where_it_schedules_asynchronously_for_a_device_of_its_own(is_async, device, ahead):
+    worker = SimpleNamespace(
+        device=SimpleNamespace(type=device),
+        vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=is_async)),
+    )
+
+    assert works_ahead(worker) is ahead

@@ -180,8 +180,8 @@ def test_the_pause_of_a_step_for_its_grammar_is_the_engines_and_no_tax(reference
     assert step.window_ns == 40 * US
     assert sum(getattr(step.host, name) for name in step.host.__dataclass_fields__) == 40 * US
     assert step.iteration.engine["loop"] == EnginePart(busy_ns=70 * US, exposed_ns=70 * US)
-    # 5 µs of Python before each op, 8 and 3 of dispatch
-    assert step.taxes.delta_ft_ns == (5 + 8 + 5 + 3) * US
+    # 5 µs of Python before each op and before the pause, 8 and 3 of dispatch
+    assert step.taxes.delta_ft_ns == (5 + 8 + 5 + 5 + 3) * US
 
 
 @st.composite
