@@ -9,7 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, is_passed_by, may_record, server_id
+from taxbreak_vllm.serving.worker import (
+    WorkerExtension,
+    describe,
+    install,
+    is_passed_by,
+    may_record,
+    server_id,
+    works_ahead,
+)
 from taxbreak_vllm.spool.spool import Spool
 
 
