@@ -142,16 +142,14 @@ class Watch:
                 self._is_quiet = not self.outbox.is_busy
             if self._bracket is not None:
                 self._goes_on(worker, scheduled, kind)
-                self._begun_ns = self._now_ns()
-            elif kind.num_steps < kind.due and not self._num_passed:
-                begun_ns = self._now_ns()
-                plain = self._plain
-                if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
-                    plain.iterations.add(begun_ns - self._begun_ns, self._is_quiet)
-                self._begun_ns = begun_ns
-            elif not self._open_if_picked(worker, scheduled, kind):
+            elif (kind.num_steps >= kind.due or self._num_passed) and not self._open_if_picked(worker, scheduled, kind):
                 self._plain = None
                 return
+            begun_ns = self._now_ns()
+            plain = self._plain
+            if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
+                plain.iterations.add(begun_ns - self._begun_ns, self._is_quiet)
+            self._begun_ns = begun_ns
             self._kind = kind
         except Exception as error:
             self._break(error)
@@ -261,9 +259,8 @@ class Watch:
             self._num_passed = int(self._works_ahead)
             return False
         elif self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._is_quiet):
+            self._plain = None
             self._open(worker, scheduled, sample, kind)
-        self._plain = None
-        self._begun_ns = self._now_ns()
         return True
 
     def _plain_ns(self, kind: StepKind) -> int | None:

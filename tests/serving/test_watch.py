@@ -770,8 +770,15 @@ def test_ranks_that_only_time_leave_out_the_steps_of_a_recording(open_watch, dec
     assert [h.num_steps for w in (recording, timing) for h in w.state().steps] == [3, 3]
 
 
-def test_iterations_of_plain_steps_are_counted_where_the_server_had_work_for_the_next(open_watch, decode):
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_iterations_of_plain_steps_are_counted_where_the_server_had_work_for_the_next(
+    open_watch, decode, is_asked, tmp_path
+):
     watch = open_watch(sample_every=1000)
+    if is_asked:  # for a phase that does not come
+        spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+        spool.put_request("server", CaptureRequest(capture_id="c", steps=1, phase=Phase.MIXED))
+        watch.outbox.turn(wait_s=0)
 
     for _ in range(3):
         _step(watch, decode)
