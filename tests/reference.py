@@ -47,6 +47,16 @@ def step(name, start, end, *, thread=1):
     return _event("step", "taxbreak.step:" + name, start, end, thread=thread)
 
 
+def neighbour(where, start, end, *, thread=1):
+    """A step recorded `before` or `after` the one that counts."""
+    return _event("step", f"taxbreak.neighbour:{where}", start, end, thread=thread)
+
+
+def engine(start, end, *, thread=1):
+    """What of a step is the engine's time."""
+    return _event("step", "taxbreak.engine", start, end, thread=thread)
+
+
 def _event(kind, name, start, end, *, thread, correlation=None, device=None, stream=None):
     return {
         "kind": kind,

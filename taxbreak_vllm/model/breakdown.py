@@ -54,17 +54,26 @@ class HostTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdleTime:
-    """Idle time of the device by cause (methodology section 4); None where the device's records are incomplete."""
+    """Idle time of the device by cause (methodology section 4); None where it cannot be told (`notes` say why)."""
 
     host_ns: int | None = 0
     blocked_ns: int | None = 0
     queue_ns: int | None = 0
     edge_ns: int | None = 0
 
+    @classmethod
+    def unknown(cls) -> "IdleTime":
+        """Return idle time of which nothing is known."""
+        return cls(host_ns=None, blocked_ns=None, queue_ns=None, edge_ns=None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTime:
-    """`active_ns + other_active_ns + idle_ns == window_ns`; the parts of `idle` sum to `idle_ns`, or are all None."""
+    """`active_ns + other_active_ns + idle_ns == window_ns`; the parts of `idle` sum to `idle_ns`, or are all None.
+
+    Of a step with an `iteration` it is the step's own work, however late it ran, and the idle time of its iteration:
+    over consecutive steps the two add up to the wall time. `idle.edge_ns` is then what the engine's part took.
+    """
 
     window_ns: int = 0
     active_ns: int = 0
@@ -93,6 +102,36 @@ class ExposedTax:
     delta_ct_ns: int | None = 0
     delta_kt_ns: int | None = 0
     other_ns: int | None = 0
+
+    @classmethod
+    def unknown(cls) -> "ExposedTax":
+        """Return exposed taxes of which nothing is known."""
+        return cls(delta_ft_ns=None, delta_ct_ns=None, delta_kt_ns=None, other_ns=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePart:
+    """What the thread of a worker did between its steps: how long, and how much of it the device stood idle for."""
+
+    busy_ns: int = 0
+    exposed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """A recorded step from its start to the start of the next one on its worker (methodology section 3).
+
+    The device: `active_ns` (launched by the step) + `other_active_ns` + `idle_ns` = `window_ns`, all cut to the
+    iteration; `idle` by cause (host, blocked, queue, engine) sums to `idle_ns`. The thread: the step's `host` and the
+    `busy_ns` of `engine` sum to `window_ns`. Engine parts: `output` waits for a step's tokens, `loop` is the rest.
+    """
+
+    window_ns: int
+    active_ns: int
+    other_active_ns: int
+    idle_ns: int
+    idle: Mapping[str, int]
+    engine: Mapping[str, EnginePart]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +176,7 @@ class StepBreakdown:
     device: DeviceTime = field(default_factory=DeviceTime)
     taxes: Taxes = field(default_factory=Taxes)
     exposed: ExposedTax = field(default_factory=ExposedTax)
+    iteration: Iteration | None = None
     hdbi: float | None = None
     tklqt_ns: int | None = None
     tklqt_per_kernel_ns: int | None = None

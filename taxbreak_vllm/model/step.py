@@ -80,6 +80,9 @@ class StepInfo:
     `plain_window_ns` the median of the last `num_plain` unrecorded steps of the same phase, token bucket and graph mode
     (None while there are none). `overhead_ns` is what recording cost the step besides its dilation (profiler start and
     stop); `op_cost_ns` is what the profiler adds to each op it records, calibrated once in this process with empty ops.
+    `num_bracketed` is how many consecutive steps its recording tells of: itself, the one before it, and the one after,
+    of which it is enough to know when it began. `iteration_ns` is the time from its start to that (None: there was
+    none, or the server had no work for it), `plain_iteration_ns` the median of plain ones of its kind.
     No prompt, token or request id is ever stored.
     """
 
@@ -97,6 +100,20 @@ class StepInfo:
     op_cost_ns: Int64 | None = None
     async_output: bool = False
     capture_id: str | None = None
+    num_bracketed: Int64 = 1
+    iteration_ns: Int64 | None = None
+    plain_iteration_ns: Int64 | None = None
+
+    @property
+    def compared_ns(self) -> tuple[int, int | None]:
+        """Return how long it took and how long plain ones like it take.
+
+        Where outputs are asynchronous a step's own time is that of enqueueing: there the iterations are compared, if
+        they are known.
+        """
+        if self.async_output and self.iteration_ns is not None and self.plain_iteration_ns:
+            return self.iteration_ns, self.plain_iteration_ns
+        return self.window_ns, self.plain_window_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,14 @@ from taxbreak_vllm.model.step import Int64, Phase, Server, StepHistogram
 class WorkerState:
     """What a worker publishes about itself about once a second; `state.json` beside its captures.
 
-    Counters start at zero with the process. `overhead_ns` is all time recording has taken from serving: profiler start
-    and stop, dilation, and what storing takes, counted as if steps had waited for all of it. `serving_ns` is the time
-    since the hooks were armed. `records` is False for a rank that only times its steps; `max_capture_steps` bounds a
-    request (None: it did not say). `enabled` tells whether steps may be recorded now, `off_reason` why not ("disabled",
-    "overhead", "hook"). `sample_every` and `overhead_budget_ratio` are in force since the control `control_id` (None:
-    since the start); to stay within the budget one step in `sample_every` · `slowdown` is recorded.
+    Counters start at zero with the process. `iterations` are the times from the starts of plain steps to the starts of
+    the next ones, those left out in which the server had no work. `overhead_ns` is all time recording has taken from
+    serving: profiler start and stop, dilation, and what storing takes, counted as if steps had waited for all of it.
+    `serving_ns` is the time since the hooks were armed. `records` is False for a rank that only times its steps;
+    `max_capture_steps` bounds a request (None: it did not say). `enabled` tells whether steps may be recorded now,
+    `off_reason` why not ("disabled", "overhead", "hook"). `sample_every` and `overhead_budget_ratio` are in force since
+    the control `control_id` (None: since the start); to stay within the budget one step in `sample_every` · `slowdown`
+    is recorded.
     """
 
     server: Server
@@ -25,6 +27,7 @@ class WorkerState:
     records: bool = True
     max_capture_steps: int | None = None
     steps: tuple[StepHistogram, ...] = ()
+    iterations: tuple[StepHistogram, ...] = ()
     num_samples: Int64 = 0
     dropped: Mapping[str, Int64] = field(default_factory=dict)
     overhead_ns: Int64 = 0

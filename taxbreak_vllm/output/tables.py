@@ -5,7 +5,7 @@ figures; integer ns, missing values as NA.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
@@ -106,10 +106,17 @@ def dispatch_table(m: Measured, windows: Sequence[StepWindow]) -> pd.DataFrame:
 def step_table(breakdown: Breakdown) -> pd.DataFrame:
     """Return one row per step with all its figures, in ns; nested names are joined by dots, `name` is `step`."""
     types = column_types(StepBreakdown)
-    readers = {name: attrgetter(name) for name in types}
+    readers = {name: _reader(name) for name in types}
     rows = [{name: read(step) for name, read in readers.items()} for step in breakdown.steps]
     table = pd.DataFrame(rows, columns=list(types)).astype(types).rename(columns={"name": "step"})
     return table.assign(notes=pd.Series(["; ".join(step.notes) for step in breakdown.steps], dtype="string"))
+
+
+def _reader(path: str) -> Callable[[StepBreakdown], Any]:
+    """Return what reads a figure by its path; of a part that is None all figures are."""
+    read = attrgetter(path)
+    parent = attrgetter(path.rpartition(".")[0]) if "." in path else None
+    return lambda step: None if parent is not None and parent(step) is None else read(step)
 
 
 def column_types(cls: type, prefix: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One profiler bracket at a time around a step, on the step's own thread.
+"""One profiler bracket at a time around a step and its neighbours, on the steps' own thread.
 
 A step to record comes in, a `RecordedStep` goes out: a stopped profile not yet exported, for the outbox
 to store. Whatever fails here is counted by reason, logged the first time, and leaves the step as it would have been.
@@ -7,6 +7,7 @@ to store. Whatever fails here is counted by reason, logged the first time, and l
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,19 @@ from taxbreak_vllm.serving.sampling.sampler import CaptureProgress
 from taxbreak_vllm.serving.tokens import SampledTokens
 
 STEP_ANNOTATION = "taxbreak.step:"
+BEFORE_ANNOTATION = "taxbreak.neighbour:before"
+AFTER_ANNOTATION = "taxbreak.neighbour:after"
+ENGINE_ANNOTATION = "taxbreak.engine"
 
 _ACTIVITIES = {"cuda": "CUDA", "xpu": "XPU"}  # torch calls AMD's devices cuda too
 
 
 class Profile(Protocol):
-    """One profiler run: begun and ended on one thread, exported once on any."""
+    """One profiler run: begun and ended on one thread, exported once on any; spans nest, and it begins with one."""
 
     def start(self) -> None: ...
+    def enter(self, name: str) -> None: ...
+    def leave(self) -> None: ...
     def stop(self) -> None: ...
     def export(self, path: Path) -> None: ...
 
@@ -41,28 +47,40 @@ class RecordedStep:
 
 
 class TorchProfile:
-    """torch.profiler around one step; the window itself is an annotation in the trace, `taxbreak.step:<step id>`.
+    """torch.profiler; its spans are annotations in the trace, that of the step recorded `taxbreak.step:<step id>`.
 
     `device_type` is torch's word for the device that the worker computes on; what that runs is recorded where this
     torch can.
     """
 
-    def __init__(self, step_id: str, *, stacks: bool, device_type: str = "cpu") -> None:
-        from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
+    def __init__(self, span: str, *, stacks: bool, device_type: str = "cpu") -> None:
+        from torch.profiler import ProfilerActivity, profile, supported_activities
 
         activities = {ProfilerActivity.CPU}
         if (name := _ACTIVITIES.get(device_type)) is not None:
             activities |= {getattr(ProfilerActivity, name)} & supported_activities()
         self._profile = profile(activities=activities, record_shapes=True, with_stack=stacks)
-        self._window = record_function(STEP_ANNOTATION + step_id)
+        self._first_span = span
+        self._spans: list[AbstractContextManager[object]] = []
 
     def start(self) -> None:
         self._profile.start()
-        self._window.__enter__()
+        self.enter(self._first_span)
+
+    def enter(self, name: str) -> None:
+        from torch.profiler import record_function
+
+        span = record_function(name)
+        span.__enter__()
+        self._spans.append(span)
+
+    def leave(self) -> None:
+        self._spans.pop().__exit__(None, None, None)
 
     def stop(self) -> None:
         try:
-            self._window.__exit__(None, None, None)
+            while self._spans:
+                self.leave()
         finally:
             self._profile.stop()
 
@@ -166,20 +184,37 @@ class Recorder:
             logger.debug("taxbreak: the profiler's cost per op is unknown: %r", error)
             self._close()
 
-    def start(self, worker: Any, step_id: str, *, stacks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
-        """Open the bracket; False where the profiler is taken or fails."""
+    def start(self, worker: Any, span: str, *, stacks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
+        """Open the bracket and its first span; False where the profiler is taken or fails."""
         try:
             if self._injected or self._is_taken(worker):
                 why = f"as {self._injected} names another" if self._injected else "while another runs in this process"
                 self._drops.add("vllm_profiler", f"{why}, and there is room for one profiler")
                 return False
-            self._profile = self._open_profile(step_id, stacks=stacks, device_type=device_type(worker))
+            self._profile = self._open_profile(span, stacks=stacks, device_type=device_type(worker))
             self._profile.start()
         except Exception as error:
             self._drops.add("profiler", repr(error))
             self._close()
             return False
         return True
+
+    def enter(self, name: str) -> None:
+        """Begin a span of what is being recorded; does nothing outside a bracket."""
+        self._mark(lambda profile: profile.enter(name))
+
+    def leave(self) -> None:
+        """End the span begun last."""
+        self._mark(lambda profile: profile.leave())
+
+    def _mark(self, act: Callable[[Profile], None]) -> None:
+        if self._profile is None:
+            return
+        try:
+            act(self._profile)
+        except Exception as error:
+            self._drops.add("profiler", repr(error))
+            self._close()
 
     def stop(self) -> Profile | None:
         """Close the bracket and return what it held; None where the profiler fails."""

@@ -5,15 +5,23 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
-from taxbreak_vllm.model.step import Phase, Server, StepInfo
+from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
+from taxbreak_vllm.serving.bracket import MAX_BEFORE, MAX_WAIT_NS, Bracket, Step
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.outbox import Outbox
-from taxbreak_vllm.serving.recorder import RecordedStep, Recorder
+from taxbreak_vllm.serving.recorder import (
+    AFTER_ANNOTATION,
+    BEFORE_ANNOTATION,
+    ENGINE_ANNOTATION,
+    STEP_ANNOTATION,
+    RecordedStep,
+    Recorder,
+)
 from taxbreak_vllm.serving.sampling.kinds import StepKind, StepKinds
 from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
@@ -27,24 +35,12 @@ from taxbreak_vllm.spool.spool import Spool
 _DUMMY_BATCH = Work(Phase.IDLE, 1)
 
 
-@dataclass(slots=True)
-class _Bracket:
-    """A step being recorded."""
-
-    index: int
-    sample: Sample
-    work: Work
-    drafted: tuple[str, ...]
-    opening_ns: int
-    started_unix_ns: int
-    graph_mode: GraphModeNote | None
-
-
 class Watch:
     """Times every step of a worker and records some. It never holds the worker, whose memory must go when vLLM's does.
 
     `records` is False on the ranks that only time: they leave out the steps that another rank may record, as those
     take longer everywhere. With an `off_reason` no rank records the steps of this engine, and none is left out.
+    `works_ahead` tells a server whose device is still at work on one step when the next one begins.
     """
 
     def __init__(
@@ -55,6 +51,7 @@ class Watch:
         graph_modes: GraphModes,
         records: bool = True,
         off_reason: str | None = None,
+        works_ahead: bool = False,
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -64,6 +61,7 @@ class Watch:
         self._server = server
         self._graph_modes = graph_modes
         self._records = records
+        self._works_ahead = works_ahead
         self._max_capture_steps = settings.max_capture_steps
         self._now_ns = now_ns
         self._unix_ns = unix_ns
@@ -76,6 +74,7 @@ class Watch:
             seed=server.engine,  # all that the ranks of an engine surely share, on whatever nodes they are
             adapts=records,
             off_reason=off_reason,
+            looks_ahead=works_ahead,
             now_ns=now_ns,
             draw=draw,
         )
@@ -100,11 +99,16 @@ class Watch:
         self._is_quiet = True
         self._kind: StepKind | None = None
         self._begun_ns = 0
-        self._bracket: _Bracket | None = None
+        self._ended_ns = 0
+        self._paused_ns = 0
+        self._plain: StepKind | None = None  # of the step before this one, unless that was recorded
+        self._num_passed = 0
+        self._bracket: Bracket | None = None
+        self.is_paused = False
 
     @property
     def is_recording(self) -> bool:
-        """Whether the open step is being recorded."""
+        """Whether the profiler is on."""
         return self._bracket is not None
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
@@ -120,6 +124,8 @@ class Watch:
 
     def close(self) -> None:
         """Store what was recorded, and end."""
+        if self._bracket is not None and self._bracket.thread == get_ident():
+            self.abandon("unfinished")
         self.outbox.close()
 
     def begin(self, worker: Any, scheduled: ScheduledStep | None) -> None:  # noqa: ANN401 - a vLLM worker
@@ -134,16 +140,40 @@ class Watch:
             kind.num_steps += 1
             if not self._is_quiet:
                 self._is_quiet = not self.outbox.is_busy
-            if kind.num_steps < kind.due or self._record_if_picked(worker, scheduled, kind):
-                self._kind = kind
-                self._begun_ns = self._now_ns()
+            if self._bracket is not None:
+                self._goes_on(worker, scheduled, kind)
+            elif (kind.num_steps >= kind.due or self._num_passed) and not self._open_if_picked(worker, scheduled, kind):
+                self._plain = None
+                return
+            begun_ns = self._now_ns()
+            plain = self._plain
+            if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
+                plain.iterations.add(begun_ns - self._begun_ns, self._is_quiet)
+            self._begun_ns = begun_ns
+            self._kind = kind
         except Exception as error:
             self._break(error)
 
-    def between(self) -> None:
-        """Read the graph mode of a step being recorded, which vLLM only knows between the two calls of a step."""
-        if self._bracket is not None and self._bracket.graph_mode is not None:
-            self._bracket.graph_mode.read()
+    def pause(self) -> None:
+        """Between the two calls of a step the engine has the thread, if it likes; read what vLLM tells only then."""
+        if self._kind is None:
+            return
+        try:
+            self._read_graph_mode()
+            self._recorder.enter(ENGINE_ANNOTATION)
+            self.is_paused = True
+            self._ended_ns = self._now_ns()
+        except Exception as error:
+            self._break(error)
+
+    def resume(self) -> None:
+        """Go on with a step: the second of its calls begins."""
+        self.is_paused = False
+        try:
+            self._paused_ns += self._now_ns() - self._ended_ns
+            self._recorder.leave()
+        except Exception as error:
+            self._break(error)
 
     def end(self, output: object, *, has_sampled: bool) -> None:
         """Close the step's window; `has_sampled` tells a step that sampled tokens from one that does not."""
@@ -152,24 +182,38 @@ class Watch:
         if kind is None:
             return
         self._kind = None
+        self._ended_ns = ended_ns
         try:
+            window_ns = ended_ns - self._begun_ns
+            if self._paused_ns:
+                window_ns, self._paused_ns = window_ns - self._paused_ns, 0
             if self._bracket is None:
-                kind.add(ended_ns - self._begun_ns, self._is_quiet)
+                kind.add(window_ns, self._is_quiet)
+                self._plain = kind
             else:
-                self._finish(self._bracket, kind, output, ended_ns, has_sampled=has_sampled)
+                self._end_recorded(self._bracket, window_ns, output, has_sampled=has_sampled)
         except Exception as error:
             self._break(error)
 
     def abandon(self, reason: str = "step_failed") -> None:
-        """Forget the open step: vLLM raised, never ended it, or starts a profiler of its own."""
-        self._kind = None
-        if self._bracket is None:
+        """Forget the open step: vLLM raised, never ended it, or starts a profiler of its own.
+
+        A sample that has ended is kept, without the start of the step after it.
+        """
+        self._kind = self._plain = None
+        self.is_paused = False
+        self._paused_ns = 0
+        bracket = self._bracket
+        if bracket is None:
             return
         try:
+            if bracket.step is not None and bracket.step.has_ended:
+                self._close(bracket, None)
+                return
             closing_ns = self._now_ns()
             self._recorder.discard(reason)
-            self._charge(self._bracket, self._begun_ns - self._bracket.opening_ns + self._now_ns() - closing_ns)
-            self._forget_bracket()
+            bracket.overhead_ns += self._now_ns() - closing_ns
+            self._give_up(bracket)
         except Exception as error:
             self._break(error)
 
@@ -185,6 +229,7 @@ class Watch:
             records=self._records,
             max_capture_steps=self._max_capture_steps,
             steps=self._kinds.histograms(),
+            iterations=self._kinds.iteration_histograms(),
             num_samples=self.outbox.num_stored,
             dropped=self._drops.counts(),
             overhead_ns=self._overhead_ns + self.outbox.cost_ns - self._cost_before_ns,
@@ -198,86 +243,132 @@ class Watch:
             control_id=policy.control_id,
         )
 
-    def _record_if_picked(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
-        """Have a step recorded, if it is picked and that is possible; False for one that another rank may record."""
+    def _open_if_picked(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
+        """Begin a step and have it recorded, if it is picked and that is possible.
+
+        False for one that another rank may record, or may be recording still.
+        """
+        if self._num_passed:
+            self._num_passed -= 1
+            return False
         sample = self._policy.sampler.decide(kind)
         if sample is None:
-            return True
-        if not self._records:
+            pass
+        elif not self._records:
             sample.take(1)
+            self._num_passed = int(self._works_ahead)
             return False
-        if self._policy.allows(sample, kind, is_quiet=self._is_quiet):
-            self._open(worker, scheduled, sample)
+        elif self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._is_quiet):
+            self._plain = None
+            self._open(worker, scheduled, sample, kind)
         return True
 
-    def _open(self, worker: Any, scheduled: ScheduledStep | None, sample: Sample) -> None:  # noqa: ANN401
+    def _plain_ns(self, kind: StepKind) -> int | None:
+        return (kind.iterations if self._works_ahead else kind).median()[0]
+
+    def _open(self, worker: Any, scheduled: ScheduledStep | None, sample: Sample, kind: StepKind) -> None:  # noqa: ANN401
         # all of it before the profiler starts, as what comes after is in the recorded window
         sample.take(1)
         opening_ns = self._now_ns()
         self._recorder.warm(worker)
-        self._bracket = _Bracket(
+        bracket = self._bracket = Bracket(sample, kind, get_ident())
+        if not self._works_ahead:
+            bracket.step = self._step(worker, scheduled)
+        is_on = self._recorder.start(worker, self._span(bracket), stacks=sample.stacks)
+        bracket.overhead_ns = self._now_ns() - opening_ns
+        if not is_on:
+            self._give_up(bracket)
+
+    def _step(self, worker: Any, scheduled: ScheduledStep | None) -> Step:  # noqa: ANN401 - a vLLM worker
+        return Step(
             index=self._kinds.num_steps(),
-            sample=sample,
             work=_DUMMY_BATCH if scheduled is None else classify(scheduled),
             drafted=() if scheduled is None else tuple(scheduled.scheduled_spec_decode_tokens),
-            opening_ns=opening_ns,
             started_unix_ns=self._unix_ns(),
             graph_mode=GraphModeNote(worker) if self._graph_modes.has_graphs else None,
         )
-        if not self._recorder.start(worker, self._step_id(self._bracket), stacks=sample.stacks):
-            self._charge(self._bracket, self._now_ns() - opening_ns)
-            self._forget_bracket()
 
-    def _finish(self, bracket: _Bracket, kind: StepKind, output: object, ended_ns: int, *, has_sampled: bool) -> None:
+    def _span(self, bracket: Bracket) -> str:
+        return BEFORE_ANNOTATION if bracket.step is None else STEP_ANNOTATION + self._step_id(bracket.step)
+
+    def _goes_on(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> None:  # noqa: ANN401
+        """Begin a step that follows a recorded one."""
+        bracket, now_ns = self._bracket, self._now_ns()
+        assert bracket is not None
+        had_work = now_ns - self._ended_ns < MAX_WAIT_NS
+        iteration_ns = now_ns - self._begun_ns if had_work else None
+        if bracket.step is not None:
+            self._close(bracket, iteration_ns)
+            return
+        self._charge(bracket, bracket.added_ns(iteration_ns if self._works_ahead else None))
+        if bracket.num_before == MAX_BEFORE:
+            self._recorder.stop()
+            self._give_up(bracket)
+            return
+        if bracket.sample.suits(kind.phase) and had_work:
+            bracket.step = self._step(worker, scheduled)
+        bracket.kind = kind
+        self._recorder.enter(self._span(bracket))
+
+    def _end_recorded(self, bracket: Bracket, window_ns: int, output: object, *, has_sampled: bool) -> None:
+        self._recorder.leave()
+        bracket.window_ns = window_ns
+        step = bracket.step
+        if step is None:
+            bracket.num_before += 1
+            return
+        self._read_graph_mode()
+        step.has_ended = True
+        if has_sampled:
+            step.tokens = SampledTokens(drafted=step.drafted)
+            step.tokens.follow(output)
+        else:
+            step.tokens = SampledTokens.none(output)
+
+    def _close(self, bracket: Bracket, iteration_ns: int | None) -> None:
+        """Hand over a recording whose sample has ended; `iteration_ns` is None where no step follows it closely."""
+        closing_ns = self._now_ns()
+        if iteration_ns is not None:
+            self._recorder.enter(AFTER_ANNOTATION)
         profile = self._recorder.stop()
-        closed_ns = self._now_ns()
-        self.between()
         self._bracket = None
-        plain_window_ns, num_plain = kind.median()
-        window_ns = ended_ns - self._begun_ns
-        overhead_ns = closed_ns - bracket.opening_ns - window_ns
-        # without a plain step to compare with, all of it may be dilation
-        self._charge(bracket, overhead_ns + max(0, window_ns - (plain_window_ns or 0)))
-        if profile is None or not self._policy.allows_length(window_ns):
+        bracket.overhead_ns += self._now_ns() - closing_ns
+        self._charge(bracket, bracket.overhead_ns + bracket.added_ns(iteration_ns if self._works_ahead else None))
+        step = bracket.step
+        assert step is not None
+        if profile is None or not self._policy.allows_length(bracket.window_ns):
             bracket.sample.take(-1)
             return
-        if has_sampled:
-            tokens = SampledTokens(drafted=bracket.drafted)
-            tokens.follow(output)
-        else:
-            tokens = SampledTokens.none(output)
-        info = StepInfo(
-            step_id=self._step_id(bracket),
-            step_index=bracket.index,
-            server=self._server,
-            phase=bracket.work.phase,
-            batch=bracket.work.batch(),
-            graph_mode=(bracket.graph_mode and bracket.graph_mode.mode) or kind.graph_mode,
-            started_unix_ns=bracket.started_unix_ns,
-            window_ns=window_ns,
-            plain_window_ns=plain_window_ns,
-            num_plain=num_plain,
-            overhead_ns=overhead_ns,
+        info = bracket.describe(
+            step,
+            self._server,
+            step_id=self._step_id(step),
+            iteration_ns=iteration_ns,
             op_cost_ns=self._recorder.op_cost_ns,
-            async_output=tokens.is_async,
-            capture_id=bracket.sample.capture_id,
         )
         self._is_quiet = False
-        self.outbox.offer(RecordedStep(info, profile, bracket.sample.progress, tokens))
+        self.outbox.offer(RecordedStep(info, profile, bracket.sample.progress, step.tokens))
 
-    def _charge(self, bracket: _Bracket, cost_ns: int) -> None:
+    def _charge(self, bracket: Bracket, cost_ns: int) -> None:
         self._overhead_ns += cost_ns
         if bracket.sample.progress is not None:
             self._asked_overhead_ns += cost_ns
 
-    def _step_id(self, bracket: _Bracket) -> str:
-        return f"{self._server.server_id}.r{self._server.rank}.s{bracket.index}"
+    def _step_id(self, step: Step) -> str:
+        return f"{self._server.server_id}.r{self._server.rank}.s{step.index}"
 
-    def _forget_bracket(self) -> None:
-        self.between()
-        bracket, self._bracket = self._bracket, None
-        if bracket is not None:
-            bracket.sample.take(-1)
+    def _read_graph_mode(self) -> None:
+        """Read the graph mode of a step being recorded, and have vLLM note no more of them."""
+        step = self._bracket.step if self._bracket is not None else None
+        if step is not None and step.graph_mode is not None:
+            step.graph_mode.read()
+
+    def _give_up(self, bracket: Bracket) -> None:
+        """Let go of a recording that is off, for what it cost."""
+        self._charge(bracket, bracket.overhead_ns)
+        self._read_graph_mode()
+        self._bracket = None
+        bracket.sample.take(-1)
 
     def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
         """Settle the account and take what the spool says, on the storing thread; True for news to be told at once."""
@@ -295,7 +386,8 @@ class Watch:
 
     def _break(self, error: Exception) -> None:
         self._is_broken = True
-        self.between()
+        self.is_paused = False
+        self._read_graph_mode()
         self._kind = self._bracket = None
         self._drops.add("hook", repr(error))
         self._policy.turn_off("hook")

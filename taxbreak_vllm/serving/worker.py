@@ -51,6 +51,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
             graph_modes=GraphModes.from_config(worker.vllm_config.compilation_config),
             records=records,
             off_reason=off_reason,
+            works_ahead=works_ahead(worker),
         )
         watch.start(worker)
     except SettingsError as error:
@@ -120,6 +121,12 @@ def may_record(worker: Any, *, all_ranks: bool) -> bool:  # noqa: ANN401 - a vLL
     num_stages = parallel.pipeline_parallel_size
     stage, place = divmod(worker.rank, parallel.world_size // num_stages)
     return bool(stage == num_stages - 1 and (all_ranks or place == 0))
+
+
+def works_ahead(worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
+    """Tell whether a step may begin while the device is still at work on the one before (asynchronous scheduling)."""
+    scheduler = getattr(worker.vllm_config, "scheduler_config", None)
+    return bool(getattr(scheduler, "async_scheduling", False)) and device_type(worker) != "cpu"
 
 
 def server_id(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig
@@ -216,8 +223,9 @@ class _Hooks:
             watch.abandon()
             raise
         if output is None:
-            if watch.is_recording:
-                watch.between()
+            # a step may wait here for the tokens of the one before, which its grammar needs (v1/engine/core.py)
+            if watch.is_recording or getattr(scheduler_output, "pending_structured_output_tokens", False):
+                watch.pause()
         else:
             watch.end(output, has_sampled=False)
         return output
@@ -226,6 +234,8 @@ class _Hooks:
         watch = self._armed
         if watch is None:
             return self._sample_tokens(*args, **kwargs)
+        if watch.is_paused:
+            watch.resume()
         try:
             output = self._sample_tokens(*args, **kwargs)
         except BaseException:

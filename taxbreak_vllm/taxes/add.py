@@ -6,10 +6,12 @@ from typing import Any
 
 from taxbreak_vllm.model.breakdown import (
     DeviceTime,
+    EnginePart,
     ExposedTax,
     FamilyShare,
     HostTime,
     IdleTime,
+    Iteration,
     StepBreakdown,
     Taxes,
     Tier,
@@ -23,23 +25,27 @@ from taxbreak_vllm.model.step import Batch
 def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
     """Add steps of separate captures into one total: sums of parts, HDBI of the sums, families added, top rows merged.
 
-    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum, and idle and exposed time, which
-    are read beside the windows' length, are None where one step's are. Not for the steps of one trace,
+    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum, idle and exposed time are of the
+    steps that know theirs. Not for the steps of one trace,
     whose device windows may overlap: a trace's own `total` is taken over the whole trace.
     """
     parts = list(steps)
 
+    def sum_known(values: Iterable[int | None]) -> int | None:
+        return sum_or_none(values) if parts else 0
+
     def add(cls: type, values: Iterable[Any]) -> Any:  # noqa: ANN401 - any of the all-integer dataclasses above
         rows = list(values)
         names = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        return cls(**{name: _sum_of_all(getattr(row, name) for row in rows) for name in names})
+        return cls(**{name: sum_known(getattr(row, name) for row in rows) for name in names})
 
     taxes = Taxes(**{name: sum_or_none(getattr(s.taxes, name) for s in parts) for name in Taxes.__dataclass_fields__})
     device = DeviceTime(
         **{
-            name: _sum_of_all(getattr(s.device, name) for s in parts)
-            for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns", "idle_ns")
+            name: sum(getattr(s.device, name) for s in parts)
+            for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns")
         },
+        idle_ns=sum_known(s.device.idle_ns for s in parts),
         idle=add(IdleTime, (s.device.idle for s in parts)),
     )
     batch = Batch(**{name: sum_or_none(getattr(s.batch, name) for s in parts) for name in Batch.__dataclass_fields__})
@@ -59,6 +65,7 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         device=device,
         taxes=taxes,
         exposed=add(ExposedTax, (s.exposed for s in parts)),
+        iteration=_add_iterations([s.iteration for s in parts]),
         tklqt_ns=sum_or_none(s.tklqt_ns for s in parts),
         tklqt_per_kernel_ns=sum_or_none(s.tklqt_per_kernel_ns for s in parts),
         inference_latency_ns=sum_or_none(s.inference_latency_ns for s in parts),
@@ -87,9 +94,27 @@ def derived(total: StepBreakdown, *, active_ns: int, orchestration_ns: int | Non
     )
 
 
-def _sum_of_all(values: Iterable[int | None]) -> Any:  # noqa: ANN401 - None only where one of the values is
-    known = list(values)
-    return None if None in known else sum(value or 0 for value in known)
+def _add_iterations(found: list[Iteration | None]) -> Iteration | None:
+    """Add iterations; None unless every step has one."""
+    parts = [iteration for iteration in found if iteration is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    causes = dict.fromkeys(cause for part in parts for cause in part.idle)
+    names = dict.fromkeys(name for part in parts for name in part.engine)
+    return Iteration(
+        window_ns=sum(part.window_ns for part in parts),
+        active_ns=sum(part.active_ns for part in parts),
+        other_active_ns=sum(part.other_active_ns for part in parts),
+        idle_ns=sum(part.idle_ns for part in parts),
+        idle={cause: sum(part.idle.get(cause, 0) for part in parts) for cause in causes},
+        engine={
+            name: EnginePart(
+                busy_ns=sum(part.engine[name].busy_ns for part in parts if name in part.engine),
+                exposed_ns=sum(part.engine[name].exposed_ns for part in parts if name in part.engine),
+            )
+            for name in names
+        },
+    )
 
 
 def _merge_top(steps: list[StepBreakdown], limit: int = 50) -> tuple[TopRow, ...]:

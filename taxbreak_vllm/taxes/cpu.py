@@ -45,7 +45,7 @@ def measure(
     replayed = of_op.of(np.searchsorted(events.rows(EventKind.OP), dispatches.row))
     ct_ns = front.library_end - front.library_start if np.any(of_op.library_ns >= 0) else None
     partition = partition_host(host, (front.library_start, front.library_end))
-    spans = equations.cpu_spans(host, dispatches, partition, around.starts(host, dispatches))
+    spans = equations.cpu_spans(host, dispatches, partition, around.starts(host, dispatches), around.pauses(host))
     spans = around.completed(spans, host, dispatches)
     device = main_device(activities)
     measured = Measured(

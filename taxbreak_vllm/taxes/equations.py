@@ -28,11 +28,18 @@ class Spans:
     num_ops: Int64
 
 
-def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
+def spans(
+    host: Host,
+    dispatches: Dispatches,
+    partition: Partition,
+    step_start: Int64,
+    pauses: Sequence[tuple[int, int]] = (),
+) -> Spans:
     """Measure the raw host spans of every dispatch, exclusively: no instant counts for two of them.
 
     `step_start` (of `step_starts`) are boundaries of T_py like the end of a root op, of a launch or of a blocking call;
-    before a thread's first event or own step nothing is known of it.
+    before a thread's first event or own step nothing is known of it. What passes in `pauses` (start and end as keys) is
+    the engine's and in no span.
     """
     has_root = dispatches.root >= 0
     previous = np.concatenate(([-1], dispatches.root[:-1])) if len(dispatches) else dispatches.root
@@ -51,12 +58,20 @@ def spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: 
     # A launch is a boundary for those after it, never for itself, though its call may have no length.
     returned = np.concatenate(([0], np.maximum.accumulate(dispatches.return_key)))[: len(dispatches)]
     t_boundary = np.maximum(t_boundary, np.minimum(returned, t_root))
-    t_py = np.where(is_first, partition.between(t_boundary, t_root)[HostClass.PYTHON], 0)
+    python = partition.between(t_boundary, t_root)[HostClass.PYTHON]
+    python -= _python_within(partition, pauses, t_boundary, t_root)
+    t_py = np.where(is_first, python, 0)
     num_ops = np.where(has_root, ops_between(host, t_from, dispatches.launch_key), 0)
     return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0), num_ops=num_ops)
 
 
-def cpu_spans(host: Host, dispatches: Dispatches, partition: Partition, step_start: Int64) -> Spans:
+def cpu_spans(
+    host: Host,
+    dispatches: Dispatches,
+    partition: Partition,
+    step_start: Int64,
+    pauses: Sequence[tuple[int, int]] = (),
+) -> Spans:
     """Share all Python and dispatch time among the computing ops of the CPU backend (methodology section 7).
 
     Each gets what passed since the last one computed on its thread, or the step began: ops that compute nothing too.
@@ -66,7 +81,19 @@ def cpu_spans(host: Host, dispatches: Dispatches, partition: Partition, step_sta
     since = boundary[np.searchsorted(boundary, dispatches.launch_key, side="right") - 1]
     shares = partition.between(since, dispatches.launch_key)
     num_ops = ops_between(host, since, dispatches.launch_key)
-    return Spans(t_py=shares[HostClass.PYTHON], t_dispatch=shares[HostClass.DISPATCH], num_ops=num_ops)
+    t_py = shares[HostClass.PYTHON] - _python_within(partition, pauses, since, dispatches.launch_key)
+    return Spans(t_py=t_py, t_dispatch=shares[HostClass.DISPATCH], num_ops=num_ops)
+
+
+def _python_within(
+    partition: Partition, pauses: Sequence[tuple[int, int]], start: Int64, end: Int64
+) -> NDArray[np.int64]:
+    """Return how much Python of each [start, end) ran in pauses, all given as keys: that was the engine's."""
+    total = np.zeros_like(start)
+    for pause_start, pause_end in pauses:
+        begin = np.maximum(start, pause_start)
+        total += partition.between(begin, np.minimum(end, pause_end))[HostClass.PYTHON]
+    return total
 
 
 def ops_between(host: Host, start: Int64, end: Int64) -> Int64:

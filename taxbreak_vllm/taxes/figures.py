@@ -23,6 +23,7 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.taxes import equations
 from taxbreak_vllm.taxes.evidence import Losses, judged, without
+from taxbreak_vllm.taxes.iteration import MeasuredIteration, host_without_engine, measure_iteration
 from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Basis, Measured, group_by_time
 from taxbreak_vllm.taxes.sums import Sums
 from taxbreak_vllm.trace.dispatches import Host
@@ -52,10 +53,10 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
     thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
     begin, finish = m.host.key(thread, start), m.host.key(thread, end)
     unanswered, lost = (group_by_time(windows, at_ns) for at_ns in (m.host.unanswered_ns, m.host.lost_graph_ns))
-    return build(
+    steps = build(
         windows,
         sums,
-        host_ns=m.partition.between(begin, finish),
+        host_ns=host_without_engine(m, windows, thread, m.partition.between(begin, finish)),
         num_ops=equations.ops_between(m.host, begin, finish),
         first_root_ns=first_root(m.host, thread, start, end),
         device=m.timeline.windows(start, device_end),
@@ -64,6 +65,25 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
         basis=m.basis,
         first=first,
     )
+    return [
+        step
+        if window.next_ns is None or None in (step.device.idle_ns, step.device.idle.host_ns)
+        else _within(step, measure_iteration(m, window, int(on_thread), owner == index))
+        for index, (step, window, on_thread) in enumerate(zip(steps, windows, thread, strict=True))
+    ]
+
+
+def _within(step: StepBreakdown, found: MeasuredIteration) -> StepBreakdown:
+    """Give a step the idle time of its iteration: that of its own device window lies in part in the next one."""
+    idle_ns = found.iteration.idle_ns
+    device = replace(
+        step.device,
+        window_ns=step.device.active_ns + idle_ns,
+        other_active_ns=0,
+        idle_ns=idle_ns,
+        idle=found.idle,
+    )
+    return replace(step, device=device, exposed=found.exposed, iteration=found.iteration)
 
 
 def first_root(host: Host, thread: NDArray[np.int32], start_ns: Int64, end_ns: Int64) -> Int64:
@@ -108,7 +128,7 @@ def build(
                 number=first + i,
                 phase=step.phase,
                 batch=step.batch,
-                window_ns=step.end_ns - step.start_ns,
+                window_ns=int(host_ns[:, i].sum()),
                 host=HostTime(**{f"{cls.name.lower()}_ns": int(host_ns[cls, i]) for cls in HostClass}),
                 device=_device_time(device, i, sums, int(device_end_ns[i] - step.start_ns)),
                 taxes=Taxes(**tax, orchestration_ns=orchestration),

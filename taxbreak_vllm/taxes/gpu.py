@@ -41,7 +41,7 @@ def measure(
     is_kernel_launch = dispatches.num_kernels > 0
 
     partition = partition_host(host)
-    spans = equations.spans(host, dispatches, partition, around.starts(host, dispatches))
+    spans = equations.spans(host, dispatches, partition, around.starts(host, dispatches), around.pauses(host))
     spans = around.completed(spans, host, dispatches)
     replayed = _look_up(events, host, activities, dispatches, kinds, kind, terms, view)
     base_ns = around.t_base(lambda: _t_base(dispatches, spans, i_lib, replayed))
@@ -83,7 +83,7 @@ def measure(
         tier=replayed.tier,
         is_denied=replayed.is_denied,
     )
-    notes = list(_notes(base_ns, sys_ns, quickest_ns, measured_ns, has_view=view is not None))
+    notes = list(_notes(base_ns, sys_ns, quickest_ns, measured_ns, has_view=view is not None, is_live=around.is_live))
     if terms.attribution is Attribution.PAPER:
         from taxbreak_vllm.taxes import published
 
@@ -149,7 +149,13 @@ def _has_kernels_of_an_op(dispatches: Dispatches) -> Bool:
 
 
 def _notes(
-    base_ns: int | None, sys_ns: int | None, quickest_ns: int | None, measured_ns: int | None, *, has_view: bool
+    base_ns: int | None,
+    sys_ns: int | None,
+    quickest_ns: int | None,
+    measured_ns: int | None,
+    *,
+    has_view: bool,
+    is_live: bool,
 ) -> Iterable[str]:
     if base_ns is None:
         yield "no framework-native kernel under an op, so T_base and ΔCT cannot be read from this trace"
@@ -157,7 +163,12 @@ def _notes(
         yield f"T_base {base_ns} ns is the median replayed dispatch of framework-native kernels, if any was"
     else:
         yield f"T_base {base_ns} ns is the median dispatch of this trace's framework-native kernels, not replayed"
-    if sys_ns is None and quickest_ns is not None:
+    if sys_ns is None and is_live:
+        yield (
+            "launches of a live server queue behind others, so T_sys is not read from them: without a measured floor"
+            " (taxbreak floor, --floor-us) ΔKT and HDBI are null"
+        )
+    elif sys_ns is None and quickest_ns is not None:
         yield (
             f"this trace's quickest launches took {quickest_ns / 1000:.0f} µs, which is no floor of a launch, "
             "so T_sys, ΔKT and HDBI are null: give --floor-us"

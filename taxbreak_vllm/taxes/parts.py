@@ -5,7 +5,7 @@ T_sys, the dispatch of an op) is read in the first and used in the second, where
 did between its last boundary before the part and the part's start (`Carry`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,7 @@ class PartOfTrace:
     backend: Backend
     estimates: Estimates
     carry: Carry
+    is_live: bool = False
 
     def device(self, activities: Activities) -> int:
         return self.survey.device
@@ -101,6 +102,9 @@ class PartOfTrace:
     def starts(self, host: Host, dispatches: Dispatches) -> Int64:
         """Place the starts of the part and of its steps on the threads known by then: boundaries of T_py, as keys."""
         return np.concatenate((self._step_starts(host), self._part_start(host)[self._is_known(self.part.start_ns)]))
+
+    def pauses(self, host: Host) -> Sequence[tuple[int, int]]:
+        return ()
 
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
         """Add what was carried over to the launches that no boundary of the part's own precedes on their thread."""

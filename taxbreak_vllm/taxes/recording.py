@@ -13,30 +13,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Source, StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, ExposedTax, IdleTime, Source, StepBreakdown
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.taxes.decompose import add_up, measure, measure_large
-from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.taxes.surroundings import WholeTrace
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.backend import Backend, backend_of
 from taxbreak_vllm.trace.cpu import link_cpu
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, require
-from taxbreak_vllm.trace.events import Events
+from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
 from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.processes import of_process
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
-from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.steps import StepWindow, engine_spans
 from taxbreak_vllm.trace.survey import TraceSurvey
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import View
 
 MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
+
+_ALONE = (
+    "recorded without the step before it or the start of the one after, on a server whose device works behind its"
+    " host: what the device did meanwhile is not known, so idle time, exposed tax and HDBI are null"
+)
 
 
 class Recording:
@@ -86,7 +91,23 @@ class Recording:
     def windows(self) -> tuple[StepWindow, ...]:
         """The steps; none where the trace names none."""
         windows, info = self.survey.windows, self.info
+        if self._needs_before:
+            windows = tuple(w if w.has_before else replace(w, next_ns=None) for w in windows)
         return tuple(replace(w, phase=info.phase, batch=info.batch) for w in windows) if info else windows
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a worker recorded it beside its work."""
+        return self.info is not None or any(w.has_before or w.next_ns is not None for w in self.survey.windows)
+
+    @property
+    def _needs_before(self) -> bool:
+        """Whether the device may still be busy with a step before the sample, so that this must be in the recording.
+
+        A step of a server without asynchronous output ends with its tokens, and where ops compute on the host nothing
+        runs behind it.
+        """
+        return self.is_live and self.backend.has_launches and (self.info is None or self.info.async_output)
 
     @property
     def shown_windows(self) -> tuple[StepWindow, ...]:
@@ -143,14 +164,26 @@ class Recording:
             parts = measure_large(trace, survey, self.terms, self.backend, self.op_cost_ns)
         found = add_up(parts, self.head, survey, self._source())
         found = replace(found, notes=(*found.notes, *self._baseline_notes()))
+        if self._needs_before:
+            found = replace(found, steps=tuple(_as_far_as_known(step) for step in found.steps))
+        if any(w.has_before or w.next_ns is not None for w in survey.windows) and len(found.steps) == 1:
+            found = replace(found, total=replace(found.steps[0], name=None, number=None))
+        elif self._needs_before:
+            found = replace(found, total=_as_far_as_known(found.total))
         if self.info is None:
             return found
         return replace(
             found,
             steps=tuple(_labelled(step, self.info) for step in found.steps),
             total=_labelled(found.total, self.info),
-            calibration=_calibration(self.info, survey.num_ops),
+            calibration=_calibration(self.info, self._num_ops),
         )
+
+    @property
+    def _num_ops(self) -> int:
+        """How many ops began in the steps, those recorded beside them left out."""
+        start_ns = self.events.start_ns[self.events.rows(EventKind.OP)]
+        return int((group_by_time(self.windows, start_ns) >= 0).sum()) if self.windows else len(start_ns)
 
     @property
     def linked(self) -> tuple[Host, Activities, Dispatches]:
@@ -172,7 +205,13 @@ class Recording:
 
     @cached_property
     def _measurement(self) -> tuple[Measured, list[str]]:
-        around = WholeTrace(self.backend, self.shown_windows)
+        engine = [
+            (window.thread, *span)
+            for window in self.windows
+            if self.is_live
+            for span in engine_spans(self.events, window)
+        ]
+        around = WholeTrace(self.backend, self.shown_windows, engine, self.is_live)
         return measure(self.events, self.terms, around, view=self.view, op_cost_ns=self.op_cost_ns)
 
     def _source(self) -> Source:
@@ -221,6 +260,14 @@ def opened(source: "Recording | str | Path", terms: Terms | None = None) -> Iter
             yield recording
 
 
+def _as_far_as_known(step: StepBreakdown) -> StepBreakdown:
+    """Leave out what a step alone does not tell of a device that works behind its host."""
+    if step.iteration is not None:
+        return step
+    device = replace(step.device, idle_ns=None, idle=IdleTime.unknown())
+    return replace(step, device=device, exposed=ExposedTax.unknown(), hdbi=None, notes=(*step.notes, _ALONE))
+
+
 def _labelled(step: StepBreakdown, info: StepInfo) -> StepBreakdown:
     tokens = info.batch.output_tokens
     return replace(
@@ -233,14 +280,15 @@ def _labelled(step: StepBreakdown, info: StepInfo) -> StepBreakdown:
 
 
 def _is_calibrated(info: StepInfo) -> bool:
-    return info.op_cost_ns is not None and bool(info.plain_window_ns) and info.num_plain >= MIN_PLAIN_STEPS
+    return info.op_cost_ns is not None and bool(info.compared_ns[1]) and info.num_plain >= MIN_PLAIN_STEPS
 
 
 def _calibration(info: StepInfo, num_ops: int) -> Calibration:
-    if not info.plain_window_ns:
+    recorded_ns, plain_ns = info.compared_ns
+    if not plain_ns:
         return Calibration(op_cost_ns=info.op_cost_ns)
-    dilation = info.window_ns / info.plain_window_ns
+    dilation = recorded_ns / plain_ns
     if info.op_cost_ns is None or not _is_calibrated(info):
         return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns)
-    residual = (info.window_ns - num_ops * info.op_cost_ns) / info.plain_window_ns - 1
+    residual = (recorded_ns - num_ops * info.op_cost_ns) / plain_ns - 1
     return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated")

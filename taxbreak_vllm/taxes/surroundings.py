@@ -24,8 +24,17 @@ class Surroundings(Protocol):
 
     @property
     def backend(self) -> Backend: ...
+    @property
+    def is_live(self) -> bool:
+        """Whether the trace was recorded on a live server, whose launches queue behind work that was not recorded."""
+        ...
+
     def starts(self, host: Host, dispatches: Dispatches) -> Int64:
         """Return where T_py begins anew beside ops and calls: the starts of steps, as keys."""
+        ...
+
+    def pauses(self, host: Host) -> Sequence[tuple[int, int]]:
+        """Return when steps paused for their engine, as keys: that is no T_py."""
         ...
 
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
@@ -43,13 +52,24 @@ class Surroundings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeTrace:
-    """Nothing surrounds a whole trace; `windows` are its steps, or the one it is."""
+    """Nothing surrounds a whole trace; `windows` are its steps, or the one it is.
+
+    `engine` is what of the steps was the engine's: thread, start and end.
+    """
 
     backend: Backend
     windows: Sequence[StepWindow]
+    engine: Sequence[tuple[int, int, int]] = ()
+    is_live: bool = False
 
     def starts(self, host: Host, dispatches: Dispatches) -> Int64:
         return equations.step_starts(host, dispatches, self.windows)
+
+    def pauses(self, host: Host) -> Sequence[tuple[int, int]]:
+        return [
+            (thread * host.stride_ns + start_ns - host.origin_ns, thread * host.stride_ns + end_ns - host.origin_ns)
+            for thread, start_ns, end_ns in self.engine
+        ]
 
     def completed(self, spans: Spans, host: Host, dispatches: Dispatches) -> Spans:
         return spans
@@ -61,7 +81,7 @@ class WholeTrace:
         return here()
 
     def t_sys(self, here: Estimate) -> int | None:
-        return here()
+        return None if self.is_live else here()
 
     def free_dispatch(self, here: Estimate) -> int | None:
         return here()

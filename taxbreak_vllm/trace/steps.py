@@ -4,11 +4,14 @@ Known forms, tried in this order: our own captures (`taxbreak.step:<id>`), vLLM
 (`execute_context_1(888)_generation_0(0)` and `execute_8192_context_9(sq…)_generation_37(sq…)`; `execute_new_1_cached_0`
 before them), SGLang (`step[DECODE bs=16]`, `step[EXTEND bs=1 toks=512]`), the profiler's own `ProfilerStep#n`. A trace
 without any is one step.
+
+A live recording holds the steps beside its sample too (`taxbreak.neighbour:before` and `:after`), or of the one after
+only that it began, and marks what is the engine's time within a step (`taxbreak.engine`).
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,9 @@ from taxbreak_vllm.model.step import Batch, Phase
 from taxbreak_vllm.trace.events import EventKind, Events
 
 OWN_PREFIX = "taxbreak.step:"
+BEFORE = "taxbreak.neighbour:before"
+AFTER = "taxbreak.neighbour:after"
+ENGINE = "taxbreak.engine"
 _ROUNDED_NS = 1000  # what times written as whole µs are off by
 
 _VLLM = re.compile(r"execute(?:_\d+)?_context_(\d+)\((?:sq)?(\d+)[^)]*\)_generation_(\d+)\((?:sq)?(\d+)[^)]*\)")
@@ -34,7 +40,11 @@ _SGLANG_PHASES = {
 
 @dataclass(frozen=True, slots=True)
 class StepWindow:
-    """One step on the host: [start_ns, end_ns) in trace time, on the thread (into Events.threads) of its annotation."""
+    """One step on the host: [start_ns, end_ns) in trace time, on the thread (into Events.threads) of its annotation.
+
+    `next_ns` is the start of the step after it, `has_before` tells whether the one before was recorded too; of a live
+    recording alone.
+    """
 
     name: str
     thread: int
@@ -42,6 +52,8 @@ class StepWindow:
     end_ns: int
     phase: Phase | None
     batch: Batch
+    next_ns: int | None = None
+    has_before: bool = False
 
 
 def find_steps(events: Events) -> list[StepWindow]:
@@ -59,8 +71,45 @@ def find_steps_and_folded(events: Events) -> tuple[list[StepWindow], int]:
         read = {name: reads(events.names[name]) for name in np.unique(events.name[rows]).tolist()}
         chosen = [row for row in rows.tolist() if read[int(events.name[row])] is not None]
         if chosen:
-            return _disjoint(events, chosen, read)
+            steps, num_folded = _disjoint(events, chosen, read)
+            return _among_neighbours(events, rows.tolist(), steps), num_folded
     return [], 0
+
+
+def engine_spans(events: Events, window: StepWindow) -> list[tuple[int, int]]:
+    """Return what of a step's window is the engine's, disjoint and by time."""
+    rows = [row for row in events.rows(EventKind.ANNOTATION).tolist() if events.names[events.name[row]] == ENGINE]
+    spans = [
+        (max(int(events.start_ns[row]), window.start_ns), min(int(events.end_ns[row]), window.end_ns))
+        for row in rows
+        if events.thread[row] == window.thread
+    ]
+    return sorted(span for span in spans if span[0] < span[1])
+
+
+def _among_neighbours(events: Events, rows: list[int], steps: list[StepWindow]) -> list[StepWindow]:
+    """Tell each step what was recorded beside it."""
+    before = [row for row in rows if events.names[events.name[row]] == BEFORE]
+    after = [row for row in rows if events.names[events.name[row]] == AFTER]
+    if not before and not after:
+        return steps
+    return [
+        replace(
+            step,
+            next_ns=min(
+                (
+                    start_ns
+                    for row in after
+                    if events.thread[row] == step.thread and (start_ns := int(events.start_ns[row])) >= step.end_ns
+                ),
+                default=None,
+            ),
+            has_before=any(
+                events.thread[row] == step.thread and events.start_ns[row] < step.start_ns for row in before
+            ),
+        )
+        for step in steps
+    ]
 
 
 def _disjoint(
@@ -152,8 +201,8 @@ def whole_window(first_ns: int, host_end_ns: int, by_thread: NDArray[np.int64]) 
 
 
 def is_step_name(name: str) -> bool:
-    """Tell whether an annotation of this name can be a step."""
-    return any(reads(name) is not None for reads in _READERS)
+    """Tell whether an annotation of this name can be a step, or a neighbour of one."""
+    return name in (BEFORE, AFTER) or any(reads(name) is not None for reads in _READERS)
 
 
 _READERS = (_read_own, _read_vllm, _read_sglang, _read_profiler)

@@ -164,9 +164,18 @@ class FakeProfile:
         self.device_type = device_type
         self.fails_at = fails_at
         self.calls = []
+        self.spans = [step_id]
 
     def start(self):
         self._call("start")
+
+    def enter(self, name):
+        self.spans.append(name)
+        if "enter" in self.fails_at:
+            raise RuntimeError("enter failed")
+
+    def leave(self):
+        pass
 
     def stop(self):
         self._call("stop")
@@ -234,6 +243,7 @@ def open_watch(tmp_path, open_recorder):
         is_taken=lambda worker: False,
         records=True,
         off_reason=None,
+        works_ahead=False,
         modes=("none", "none"),
         turn_ns=0,
         **settings,
@@ -245,6 +255,7 @@ def open_watch(tmp_path, open_recorder):
             graph_modes=GraphModes(decode=GraphMode(modes[0]), mixed=GraphMode(modes[1]), max_tokens=64),
             records=records,
             off_reason=off_reason,
+            works_ahead=works_ahead,
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
             now_ns=Clock(1000),
             unix_ns=Clock(),

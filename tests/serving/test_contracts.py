@@ -205,6 +205,7 @@ def _record(watch, step, output):
     for its_output in (None, output):
         watch.begin(None, step)
         watch.end(its_output, has_sampled=its_output is not None)
+    watch.abandon()  # no step follows: a sample that has ended is kept
 
 
 def _recorded(watch, tmp_path):
@@ -497,3 +498,13 @@ def test_vllms_profiler_is_seen_from_its_start_or_the_wait_for_it_to_its_stop(vl
             seen.append(is_profiler_running(SimpleNamespace(profiler=profiler)))
 
         assert seen == [False, True, False]
+
+
+def test_the_engine_defers_a_step_whose_grammar_needs_tokens_and_says_so_in_its_schedule(vllm_source):
+    assert "pending_structured_output_tokens" in vllm_source.fields("v1/core/sched/output.py", "SchedulerOutput")
+    assert "scheduler_output.pending_structured_output_tokens" in vllm_source.text("v1/engine/core.py")
+
+
+def test_asynchronous_scheduling_is_named_by_the_configuration(vllm_source):
+    assert "async_scheduling" in vllm_source.fields("config/scheduler.py", "SchedulerConfig")
+    assert "scheduler_config.async_scheduling" in vllm_source.text("config/vllm.py")

@@ -138,7 +138,7 @@ def test_a_real_profile_holds_the_window_as_an_annotation(drops, tmp_path):
     torch = pytest.importorskip("torch")
     recorder = Recorder(drops)
 
-    assert recorder.start(_Worker(), "step-7", stacks=False)
+    assert recorder.start(_Worker(), "taxbreak.step:step-7", stacks=False)
     torch.ones(3) + 1
     profile = recorder.stop()
     profile.export(tmp_path / "trace.json")

@@ -28,8 +28,15 @@ class _AsyncOutput:
 
 
 def _run(watch, step, output=None, *, worker=None, has_sampled=True):
+    _step(watch, step, output, worker=worker, has_sampled=has_sampled)
+    watch.abandon()  # no step follows: a sample that has ended is kept
+
+
+def _step(watch, step, output=None, *, worker=None, has_sampled=True):
     watch.begin(worker, step)
-    watch.between()
+    if watch.is_recording:
+        watch.pause()
+        watch.resume()
     watch.end(output or _Output([1], [2]), has_sampled=has_sampled)
 
 
@@ -67,7 +74,7 @@ def test_a_picked_step_becomes_a_capture_beside_its_plain_twin(open_watch, decod
         Phase.DECODE,
         Batch(requests=2, prompt_tokens=0, output_tokens=2, draft_tokens=0, accepted_tokens=0),
     )
-    assert (info.window_ns, info.plain_window_ns, info.num_plain) == (1000, 1000, 3)
+    assert (info.window_ns, info.plain_window_ns, info.num_plain) == (2000, 1000, 3)  # one reading as it pauses
     assert info.overhead_ns == 2000  # the readings before the profiler starts and after it stopped
     assert (info.graph_mode, info.async_output, info.capture_id) == ("none", False, None)
     assert b"server.r0.s4" in gzip.decompress(capture.trace_path.read_bytes())
@@ -259,7 +266,8 @@ def test_the_graph_mode_of_a_recorded_step_is_asked_for_and_only_then(open_watch
     for _ in range(3):
         watch.begin(worker, decode)
         asked.append(worker.vllm_config.observability_config.cudagraph_metrics)
-        watch.between()
+        watch.pause()
+        watch.resume()
         watch.end(_Output([1], [2]), has_sampled=True)
 
     assert asked == [False, True, False]
@@ -646,3 +654,166 @@ def test_what_stands_for_vllm_here_has_nothing_that_vllm_has_not(vllm_source):
         kind: {name for name in names if not name.startswith("__") and name != "get_output"} - theirs[kind]
         for kind, names in ours.items()
     } == {kind: set() for kind in theirs}
+
+
+def _spans(profile):
+    return [span.removeprefix("taxbreak.") for span in profile.spans]
+
+
+def test_a_recording_of_a_server_that_works_ahead_begins_a_step_early_and_ends_as_the_next_one_begins(
+    open_watch, decode, schedule, profiles, tmp_path
+):
+    watch = open_watch(sample_every=3, works_ahead=True)
+
+    for _ in range(3):
+        _step(watch, decode, _AsyncOutput([1], [2]))
+    _step(watch, schedule({"a": 5}, new=[("a", 5, 0)]), _AsyncOutput([1], ids="a"))
+    assert watch.is_recording
+    watch.begin(None, decode)
+    assert not watch.is_recording
+
+    (capture,) = _captures(watch, tmp_path)
+    info = capture.read_info()
+    (profile,) = profiles
+    assert _spans(profile) == [
+        "neighbour:before",
+        "engine",
+        "step:server.r0.s4",
+        "engine",
+        "neighbour:after",
+    ]
+    assert (info.phase, info.num_bracketed, info.step_index) == (Phase.PREFILL, 3, 4)
+    # from the reading as it begins to that as the next one does: pause, resume, end and the one between are 4
+    assert (info.iteration_ns, info.window_ns) == (4000, 2000)
+
+
+def test_a_recording_of_a_server_that_waits_for_its_tokens_needs_no_step_before(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2)
+
+    for _ in range(3):
+        _step(watch, decode)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert _spans(profiles[0]) == ["step:server.r0.s2", "engine", "neighbour:after"]
+    assert capture.read_info().num_bracketed == 2
+
+
+def test_a_server_that_has_no_work_after_its_sample_leaves_it_without_an_iteration(
+    open_watch, decode, profiles, tmp_path
+):
+    watch = open_watch(sample_every=2)
+
+    for _ in range(2):
+        _step(watch, decode)
+    watch._now_ns.now_ns += 10**9
+    _step(watch, decode)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert _spans(profiles[0]) == ["step:server.r0.s2", "engine"]
+    assert (capture.read_info().num_bracketed, capture.read_info().iteration_ns) == (1, None)
+
+
+def test_vllms_profiler_ends_a_recording_that_waits_for_the_next_step_and_keeps_its_sample(
+    open_watch, decode, profiles, tmp_path
+):
+    watch = open_watch(sample_every=2)
+    for _ in range(2):
+        _step(watch, decode)
+
+    watch.abandon("vllm_profiler")
+
+    assert profiles[0].calls[:2] == ["start", "stop"]
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().num_bracketed == 1
+    assert watch.state().dropped == {}
+
+
+def test_vllms_profiler_ends_a_recording_that_has_no_sample_yet(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=2, works_ahead=True)
+    for _ in range(2):
+        _step(watch, decode)
+
+    watch.abandon("vllm_profiler")
+
+    assert profiles[0].calls == ["start", "stop"]
+    assert (_captures(watch, tmp_path), watch.state().dropped) == ([], {"vllm_profiler": 1})
+
+
+def test_a_request_for_a_phase_waits_for_it_in_one_recording_and_begins_anew_when_that_grows_long(
+    open_watch, decode, schedule, profiles, tmp_path
+):
+    watch = open_watch(sample_every=1000, works_ahead=True)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=1, phase=Phase.PREFILL))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(11):
+        _step(watch, decode)
+    _step(watch, schedule({"a": 5}, new=[("a", 5, 0)]), _Output([1], ids="a"))
+    _step(watch, decode)
+    watch.outbox.turn(wait_s=0)
+
+    assert [len(_spans(profile)) // 2 for profile in profiles] == [8, 3]
+    (capture,) = spool.captures()
+    assert (capture.read_info().phase, capture.read_info().num_bracketed) == (Phase.PREFILL, 3)
+    assert watch.state().capture_recorded == 1
+
+
+def test_ranks_that_only_time_leave_out_the_steps_of_a_recording(open_watch, decode):
+    recording = open_watch(sample_every=3, works_ahead=True)
+    timing = open_watch(sample_every=3, works_ahead=True, records=False)
+
+    for watch in (recording, timing):
+        for _ in range(5):
+            _step(watch, decode)
+
+    assert [h.num_steps for w in (recording, timing) for h in w.state().steps] == [3, 3]
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_iterations_of_plain_steps_are_counted_where_the_server_had_work_for_the_next(
+    open_watch, decode, is_asked, tmp_path
+):
+    watch = open_watch(sample_every=1000)
+    if is_asked:  # for a phase that does not come
+        spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+        spool.put_request("server", CaptureRequest(capture_id="c", steps=1, phase=Phase.MIXED))
+        watch.outbox.turn(wait_s=0)
+
+    for _ in range(3):
+        _step(watch, decode)
+    watch._now_ns.now_ns += 10**9
+    _step(watch, decode)
+
+    (histogram,) = watch.state().iterations
+    assert (histogram.num_steps, histogram.sum_ns) == (2, 4000)
+
+
+def test_what_a_server_that_works_ahead_pays_for_a_recording_is_told_by_its_iterations(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=10, works_ahead=True)
+    for _ in range(9):
+        _step(watch, decode)
+        watch._now_ns.now_ns += 50_000  # of waiting for tokens, recorded or not
+    before_ns = watch.state().overhead_ns
+    for _ in range(3):
+        _step(watch, decode, _AsyncOutput([1], [2]))
+        watch._now_ns.now_ns += 60_000
+
+    added_ns = watch.state().overhead_ns - before_ns
+    assert 20_000 <= added_ns < 40_000
+    (capture,) = _captures(watch, tmp_path)
+    info = capture.read_info()
+    assert info.plain_iteration_ns == 52_000
+    assert info.compared_ns == (info.iteration_ns, 52_000)
+
+
+def test_the_time_for_which_a_step_waits_for_its_grammar_is_not_its_own(open_watch, decode):
+    watch = open_watch(sample_every=1000)
+
+    watch.begin(None, decode)
+    watch.pause()
+    watch._now_ns.now_ns += 10**6
+    watch.resume()
+    watch.end(_Output([1], [2]), has_sampled=True)
+
+    assert watch.state().steps[0].sum_ns == 2000

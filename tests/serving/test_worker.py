@@ -9,7 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving.worker import WorkerExtension, describe, install, is_passed_by, may_record, server_id
+from taxbreak_vllm.serving.worker import (
+    WorkerExtension,
+    describe,
+    install,
+    is_passed_by,
+    may_record,
+    server_id,
+    works_ahead,
+)
 from taxbreak_vllm.spool.spool import Spool
 
 
@@ -64,6 +72,7 @@ class FakeWatch:
     """Notes what the hooks tell it."""
 
     is_recording = True
+    is_paused = False
 
     def __init__(self):
         self.told = []
@@ -74,8 +83,13 @@ class FakeWatch:
     def begin(self, worker, scheduled):
         self.told.append("idle" if scheduled is None else "begin")
 
-    def between(self):
-        self.told.append("between")
+    def pause(self):
+        self.told.append("pause")
+        self.is_paused = True
+
+    def resume(self):
+        self.told.append("resume")
+        self.is_paused = False
 
     def end(self, output, *, has_sampled):
         self.told.append(("end", output, has_sampled))
@@ -135,7 +149,7 @@ def test_a_worker_is_hooked_once(worker, watch, decode):
 
     worker.execute_model(decode)
 
-    assert watch.told == ["arm", "begin", "between"]
+    assert watch.told == ["arm", "begin", "pause"]
 
 
 def test_an_object_that_is_no_worker_is_left_alone(caplog):
@@ -159,7 +173,7 @@ def test_hooks_sleep_until_the_first_real_request(worker, watch, decode, schedul
     assert watch.told == []
 
     worker.execute_model(decode)
-    assert watch.told == ["arm", "begin", "between"]
+    assert watch.told == ["arm", "begin", "pause"]
     assert [name for name, *_ in worker.calls] == [
         "compile_or_warm_up_model",
         "execute_model",
@@ -177,7 +191,7 @@ def test_a_step_is_framed_from_the_first_call_to_the_return_of_the_second(worker
     assert worker.execute_model(decode) is None
     assert worker.sample_tokens("grammar") == "tokens"
 
-    assert watch.told == ["arm", "begin", "between", ("end", "tokens", True)]
+    assert watch.told == ["arm", "begin", "pause", "resume", ("end", "tokens", True)]
     assert worker.calls == [("execute_model", decode), ("sample_tokens", "grammar")]
 
 
@@ -229,7 +243,7 @@ def test_vllms_profiler_starts_and_stops_only_after_ours_has_ended(watch, decode
         ("profile", False, {}),
         "arm",
         "begin",
-        "between",
+        "pause",
         ("abandon", "vllm_profiler"),
         ("profile", True, {"profile_prefix": "p"}),
     ]
@@ -502,3 +516,28 @@ def test_what_stands_for_vllms_worker_here_has_nothing_that_vllms_has_not(vllm_s
     assert vars(config).keys() <= vllm_source.fields("config/vllm.py", "VllmConfig")
     assert vars(config.parallel_config).keys() <= vllm_source.fields("config/parallel.py", "ParallelConfig")
     assert vars(config.model_config).keys() <= vllm_source.fields("config/model.py", "ModelConfig")
+
+
+def test_a_step_that_waits_for_its_grammar_pauses_though_it_is_not_recorded(worker, watch, schedule):
+    watch.is_recording = False
+    plain, deferred = (schedule({"a": 1}, cached=[("a", 3)]) for _ in range(2))
+    deferred.pending_structured_output_tokens = True
+
+    for step in (plain, deferred):
+        worker.execute_model(step)
+        worker.sample_tokens("grammar")
+
+    told = [what if isinstance(what, str) else what[0] for what in watch.told]
+    assert told == ["arm", "begin", "end", "begin", "pause", "resume", "end"]
+
+
+@pytest.mark.parametrize(
+    ("is_async", "device", "ahead"), [(True, "cuda", True), (False, "cuda", False), (True, "cpu", False)]
+)
+def test_a_server_works_ahead_where_it_schedules_asynchronously_for_a_device_of_its_own(is_async, device, ahead):
+    worker = SimpleNamespace(
+        device=SimpleNamespace(type=device),
+        vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=is_async)),
+    )
+
+    assert works_ahead(worker) is ahead

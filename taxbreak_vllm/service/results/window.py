@@ -65,6 +65,8 @@ def summed_values(breakdown: Breakdown) -> dict[str, int | None]:
     return dict(zip(SUMMED, (*_step_values(step), *_coverage_values(breakdown), *tiers_ns), strict=True))
 
 
+_MAY_BE_UNKNOWN = ("device.idle", "exposed.")  # of all of the steps; without a step they are 0
+
 # What a scrape reads of a step: the balance, over the steps that have one, and the tiers.
 BALANCE_SUMS = ", ".join(
     (
@@ -119,7 +121,8 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     """
     row = db.execute(_TOTALS).fetchone()
     num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
-    tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True))
+    unknown = _MAY_BE_UNKNOWN if num_steps else ()
+    tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True), unknown)
     coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
     total = msgspec.convert(tree, StepBreakdown)
     phases = db.execute(_PHASES).fetchall()
@@ -170,11 +173,11 @@ def median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _tree(values: Iterable[tuple[str, int | None]]) -> dict[str, Any]:
-    """Put values back where their paths say; what is None is left to the default of its dataclass."""
+def _tree(values: Iterable[tuple[str, int | None]], unknown: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Put values back where their paths say; what is None is left to the default of its dataclass, or is `unknown`."""
     tree: dict[str, Any] = {}
     for path, value in values:
-        if value is not None:
+        if value is not None or path.startswith(unknown):
             *parents, name = path.split(".")
             branch = tree
             for parent in parents:

@@ -5,7 +5,7 @@ that is counted there: what runs on every step of a serving process is a few int
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import median_low
 
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, GraphMode, Phase, StepHistogram
@@ -27,42 +27,18 @@ class _Times:
         self.sum_ns = 0
 
 
-class StepKind:
-    """One kind of step: how many there were, when to look whether one is to be recorded, how long the plain ones took.
+class PlainTimes:
+    """How long the latest of a kind took; what it adds up in `times` is shared by all kinds of the same label."""
 
-    `due` is the number of steps from which on the sampler is asked, `pick` the one it will record. One thread writes,
-    except that any may set `due` to 0.
-    """
+    __slots__ = ("num_added", "times", "times_ns")
 
-    __slots__ = (
-        "due",
-        "graph_mode",
-        "name",
-        "num_added",
-        "num_steps",
-        "num_weighed",
-        "phase",
-        "pick",
-        "times",
-        "times_ns",
-        "weight",
-    )
-
-    def __init__(self, phase: Phase, graph_mode: GraphMode, size: int, times: _Times) -> None:
-        self.phase = phase
-        self.graph_mode = graph_mode
-        self.name = f"{phase}/{graph_mode}/{size}"
+    def __init__(self, times: _Times) -> None:
         self.times = times
         self.times_ns = [0] * _RING_SIZE
         self.num_added = 0
-        self.num_steps = 0
-        self.due = 0
-        self.pick = 0
-        self.weight = 0
-        self.num_weighed = 0
 
     def add(self, elapsed_ns: int, is_quiet: bool = True) -> None:
-        """Count one plain step; one beside which an earlier recording was being stored is not compared with."""
+        """Count one that was not recorded; one beside which a recording was being stored is not compared with."""
         times = self.times
         times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
         times.sum_ns += elapsed_ns
@@ -71,9 +47,44 @@ class StepKind:
             self.num_added += 1
 
     def median(self) -> tuple[int | None, int]:
-        """Return the median (ns) of the latest plain steps of this kind and how many it is taken over."""
+        """Return the median (ns) of the latest plain ones of this kind and how many it is taken over."""
         num_kept = min(self.num_added, _RING_SIZE)
         return (median_low(self.times_ns[:num_kept]), num_kept) if num_kept else (None, 0)
+
+
+class StepKind(PlainTimes):
+    """One kind of step: how many there were, when to look whether one is to be recorded, how long the plain ones took.
+
+    `due` is the number of steps from which on the sampler is asked, `pick` the one it will record. `iterations` are the
+    times from the starts of such steps to the starts of the next ones. One thread writes, except that any may set `due`
+    to 0.
+    """
+
+    __slots__ = (
+        "due",
+        "graph_mode",
+        "iterations",
+        "name",
+        "num_steps",
+        "num_weighed",
+        "phase",
+        "pick",
+        "weight",
+    )
+
+    def __init__(
+        self, phase: Phase, graph_mode: GraphMode, size: int, *, times: _Times, iteration_times: _Times
+    ) -> None:
+        super().__init__(times)
+        self.iterations = PlainTimes(iteration_times)
+        self.phase = phase
+        self.graph_mode = graph_mode
+        self.name = f"{phase}/{graph_mode}/{size}"
+        self.num_steps = 0
+        self.due = 0
+        self.pick = 0
+        self.weight = 0
+        self.num_weighed = 0
 
 
 class StepKinds:
@@ -85,6 +96,7 @@ class StepKinds:
     def __init__(self, graph_modes: GraphModes) -> None:
         self._graph_modes = graph_modes
         self._times_by_label: dict[tuple[Phase, GraphMode], _Times] = {}
+        self._iterations_by_label: dict[tuple[Phase, GraphMode], _Times] = {}
         self._kind_by_label: dict[tuple[Phase, GraphMode, int], StepKind] = {}
         self._decode_by_tokens: dict[int, StepKind] = {}
         self._verify_by_tokens: dict[int, StepKind] = {}
@@ -97,8 +109,11 @@ class StepKinds:
         label = (phase, self._graph_modes.of(phase, num_tokens), num_tokens.bit_length())
         kind = self._kind_by_label.get(label)
         if kind is None:
-            times = self._times_by_label.setdefault(label[:2], _Times())
-            kind = self._kind_by_label[label] = StepKind(*label, times)
+            kind = self._kind_by_label[label] = StepKind(
+                *label,
+                times=self._times_by_label.setdefault(label[:2], _Times()),
+                iteration_times=self._iterations_by_label.setdefault(label[:2], _Times()),
+            )
         return kind
 
     def of_step(self, scheduled: ScheduledStep) -> StepKind:
@@ -120,15 +135,23 @@ class StepKinds:
         return sum(kind.num_steps for kind in self._kind_by_label.values())
 
     def histograms(self) -> tuple[StepHistogram, ...]:
-        """Return the counts so far; a step being added meanwhile is in or out, never half counted."""
-        return tuple(
-            StepHistogram(
-                phase=phase,
-                graph_mode=graph_mode,
-                num_steps=sum(counts),
-                sum_ns=times.sum_ns,
-                bucket_counts=counts,
-            )
-            for (phase, graph_mode), times in list(self._times_by_label.items())
-            for counts in [tuple(times.bucket_counts)]
+        """Return the steps counted so far; one being added meanwhile is in or out, never half counted."""
+        return _histograms(self._times_by_label)
+
+    def iteration_histograms(self) -> tuple[StepHistogram, ...]:
+        """Return the same of their iterations."""
+        return _histograms(self._iterations_by_label)
+
+
+def _histograms(times_by_label: Mapping[tuple[Phase, GraphMode], _Times]) -> tuple[StepHistogram, ...]:
+    return tuple(
+        StepHistogram(
+            phase=phase,
+            graph_mode=graph_mode,
+            num_steps=sum(counts),
+            sum_ns=times.sum_ns,
+            bucket_counts=counts,
         )
+        for (phase, graph_mode), times in list(times_by_label.items())
+        for counts in [tuple(times.bucket_counts)]
+    )

@@ -35,6 +35,7 @@ class Policy:
         seed: str,
         adapts: bool,
         off_reason: str | None = None,
+        looks_ahead: bool = False,
         now_ns: Callable[[], int],
         draw: Callable[[str, int], Draws],
     ) -> None:
@@ -50,6 +51,7 @@ class Policy:
             sample_every=settings.sample_every,
             max_steps=settings.max_capture_steps,
             is_on=off_reason is None and settings.enabled,
+            looks_ahead=looks_ahead,
             draw=draw,
         )
         self.off_reason = off_reason or (None if settings.enabled else DISABLED)
@@ -59,15 +61,18 @@ class Policy:
     def budget_ratio(self) -> float:
         return self._budget.ratio
 
-    def allows(self, sample: Sample, kind: StepKind, *, is_quiet: bool) -> bool:
-        """Tell whether a picked step may be recorded now; one that may not is counted by its reason."""
+    def allows(self, sample: Sample, plain_ns: int | None, *, is_quiet: bool) -> bool:
+        """Tell whether a picked step may be recorded now; one that may not is counted by its reason.
+
+        `plain_ns` is what steps like it take.
+        """
         if not is_quiet:
             if sample.progress is None:
                 self._drops.add("backlog", "as the one before is still being stored")
         elif sample.progress is None and not self._budget.is_open:
             self._budget.refuse()
             self._drops.add("budget", f"to keep to {self.budget_ratio:.3%} of the time")
-        elif not self.allows_length(kind.median()[0] or 0):
+        elif not self.allows_length(plain_ns or 0):
             pass
         else:
             return True

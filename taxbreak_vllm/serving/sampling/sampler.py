@@ -33,10 +33,13 @@ class CaptureProgress:
         self.num_recorded = 0
         self.num_lost = 0
 
-    def wants(self, phase: Phase) -> bool:
-        """Tell whether a step of this phase is asked for; an empty step only by name."""
-        if self.num_started - self.num_lost >= self.num_steps:
-            return False
+    @property
+    def has_room(self) -> bool:
+        """Whether more steps are asked for than were begun."""
+        return self.num_started - self.num_lost < self.num_steps
+
+    def asks_for(self, phase: Phase) -> bool:
+        """Tell whether steps of this phase are asked for; an empty step only by name."""
         return phase is self.request.phase if self.request.phase is not None else phase is not Phase.IDLE
 
 
@@ -54,6 +57,10 @@ class Sample(NamedTuple):
     def capture_id(self) -> str | None:
         """The request's id."""
         return None if self.progress is None else self.progress.request.capture_id
+
+    def suits(self, phase: Phase) -> bool:
+        """Tell whether a step of this phase is what is to be recorded."""
+        return phase is not Phase.IDLE if self.progress is None else self.progress.asks_for(phase)
 
     def take(self, num_steps: int) -> None:
         """Count a step as begun for the request (1), or as not recorded after all (-1)."""
@@ -76,7 +83,8 @@ class _Rule(NamedTuple):
 class Sampler:
     """Picks steps to record; `plan` says from when on `decide` must be asked, so that other steps cost nothing.
 
-    `kinds` are those of the worker. The thread of the steps decides, any other may set the rule or bring a request.
+    `kinds` are those of the worker. One that `looks_ahead` decides on the step before the one to be recorded, of which
+    nothing is known yet. The thread of the steps decides, any other may set the rule or bring a request.
     """
 
     def __init__(
@@ -87,12 +95,14 @@ class Sampler:
         sample_every: int,
         max_steps: int,
         is_on: bool = True,
+        looks_ahead: bool = False,
         draw: Callable[[str, int], Draws] = Picks,
     ) -> None:
         self._seed = seed
         self._draw = draw
         self._max_steps = max_steps
         self._kinds = kinds
+        self._looks_ahead = looks_ahead
         self._rule = _Rule(sample_every, is_on=is_on)
         self._planned: _Rule | None = None
         self.progress: CaptureProgress | None = None
@@ -151,7 +161,7 @@ class Sampler:
         if not self._rule.is_on:
             return None
         standing = self._rule.standing
-        if standing is not None and standing.wants(kind.phase):
+        if standing is not None and standing.has_room and (self._looks_ahead or standing.asks_for(kind.phase)):
             return Sample(standing)
         return _PERIODIC if is_picked else None
 

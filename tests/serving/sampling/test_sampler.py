@@ -15,9 +15,11 @@ DECODE, PREFILL, MIXED, IDLE = Phase.DECODE, Phase.PREFILL, Phase.MIXED, Phase.I
 class Worker:
     """Counts steps as a watch does, and asks the sampler only when it is due."""
 
-    def __init__(self, sample_every, *, seed="seed", max_steps=256, is_on=True):
+    def __init__(self, sample_every, *, seed="seed", max_steps=256, is_on=True, looks_ahead=False):
         self.kinds = StepKinds(GraphModes(decode=GraphMode.NONE, mixed=GraphMode.NONE, max_tokens=0))
-        self.sampler = Sampler(seed, self.kinds, sample_every=sample_every, max_steps=max_steps, is_on=is_on)
+        self.sampler = Sampler(
+            seed, self.kinds, sample_every=sample_every, max_steps=max_steps, is_on=is_on, looks_ahead=looks_ahead
+        )
         self.num_asked = 0
 
     def step(self, phase=DECODE, num_tokens=4):
@@ -212,3 +214,14 @@ def test_a_request_does_not_change_the_regular_picks():
     worker.follow(steps=4)
 
     assert worker.run([(DECODE, 4)] * 30) == sorted({0, 1, 2, 3, *regular})
+
+
+def test_one_that_looks_ahead_has_any_step_recorded_before_the_one_asked_for():
+    worker = Worker(10_000, looks_ahead=True)
+    worker.follow(steps=1, phase=PREFILL)
+
+    sample = worker.step(DECODE)
+
+    assert sample is not None
+    assert (sample.suits(DECODE), sample.suits(PREFILL)) == (False, True)
+    assert worker.step(PREFILL, 500) is None  # one is asked for, and one begun

@@ -1,0 +1,119 @@
+"""What is said of a step from the recording of three, against what was true of its iteration."""
+
+from dataclasses import astuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rig.server import run
+from rig.servers import device_bound, host_bound, random_server
+from rig.trace import bracket, middle_of_three, to_json
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
+from taxbreak_vllm.model.step import Server as Labels
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.read.kineto import read_events
+
+TOLERANCE = 0.02
+seeds = st.integers(0, 2**32)
+
+
+@pytest.fixture(scope="module")
+def sample(rules, tmp_path_factory):
+    """Write the recording of a sample and decompose it with the server's own floor, as the sidecar would."""
+    path = tmp_path_factory.mktemp("rig") / "trace.json"
+
+    def sample(trace, server):
+        info = StepInfo(
+            step_id="sample",
+            step_index=1,
+            server=Labels(server_id="rig", device_type="cuda"),
+            phase=Phase.DECODE,
+            batch=Batch(),
+            graph_mode=GraphMode.NONE,
+            started_unix_ns=0,
+            window_ns=1,
+            async_output=server.steps_ahead > 0,
+        )
+        path.write_text(to_json(trace))
+        (step,) = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info).breakdown.steps
+        return step
+
+    return sample
+
+
+def errors_of(step, true):
+    """How far each figure is from the truth, as shares of the iteration; of HDBI as it is."""
+    found = step.iteration
+    true_engine = true.window_ns - sum(astuple(true.host_in_step))
+    figures = {
+        "window": (found.window_ns, true.window_ns),
+        "active": (found.active_ns, true.active_ns),
+        "other": (found.other_active_ns, true.other_active_ns),
+        "own": (step.device.active_ns, true.device_ns),
+        "engine": (sum(part.busy_ns for part in found.engine.values()), true_engine),
+        "orchestration": (step.taxes.orchestration_ns, true.taxes.orchestration_ns),
+    }
+    figures |= {f"idle {c}": (found.idle.get(c, 0), true.idle_by_cause.get(c, 0)) for c in (*found.idle, "edge")}
+    true_exposed, true_host = true.exposed_in_step, true.host_in_step
+    figures |= {f"exposed {n}": (getattr(step.exposed, n), getattr(true_exposed, n)) for n in _fields(true_exposed)}
+    figures |= {f"host {n}": (getattr(step.host, n), getattr(true_host, n)) for n in _fields(true_host)}
+    errors = {name: (said - real) / true.window_ns for name, (said, real) in figures.items()}
+    return errors | {"hdbi": (step.hdbi or 0) - (true.hdbi or 0)}
+
+
+def _fields(value):
+    return value.__dataclass_fields__
+
+
+def wrong(errors):
+    return {name: error for name, error in errors.items() if abs(error) > TOLERANCE}
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["three whole steps", "the third has but begun"])
+@settings(max_examples=200)
+@given(seed=seeds)
+def test_the_sample_of_any_server_is_true_of_its_iteration(sample, is_whole, seed):
+    server = random_server(seed)
+    it = run(server)
+    for middle in range(1, len(it.windows) - 1):
+        trace, true = middle_of_three(it, middle, is_whole=is_whole)
+
+        assert wrong(errors_of(sample(trace, server), true)) == {}
+
+
+def test_the_device_bound_server_is_that_in_its_sample(sample):
+    it = run(device_bound())
+    trace, true = middle_of_three(it, 4)
+
+    step = sample(trace, it.server)
+
+    assert step.hdbi == pytest.approx(0.85, abs=0.02) == true.hdbi
+    assert step.device.idle_ns == 0
+
+
+def test_the_host_bound_server_shows_the_4_ms_for_which_its_device_waits(sample):
+    it = run(host_bound())
+    trace, true = middle_of_three(it, 4)
+
+    step = sample(trace, it.server)
+
+    waits_ns = step.iteration.idle["host"] + step.iteration.idle["engine"]
+    assert waits_ns == pytest.approx(4_040_000, rel=0.02) == sum(astuple(true.exposed))
+
+
+@settings(max_examples=50)
+@given(seed=seeds)
+def test_a_sample_without_the_step_before_it_is_true_or_says_that_it_cannot_tell(sample, seed):
+    server = random_server(seed)
+    it = run(server)
+    for middle in range(1, len(it.windows) - 1):
+        _, true = middle_of_three(it, middle)
+        step = sample(bracket(it, middle, middle), server)
+
+        if server.steps_ahead:
+            assert (step.iteration, step.hdbi, step.device.idle_ns) == (None, None, None)
+            assert "idle time, exposed tax and HDBI are null" in step.notes[0]
+        else:
+            assert abs((step.hdbi or 0) - (true.hdbi or 0)) <= TOLERANCE
