@@ -22,7 +22,7 @@ from taxbreak_vllm.serving.recorder import (
     RecordedStep,
     Recorder,
 )
-from taxbreak_vllm.serving.sampling.kinds import StepKind, StepKinds
+from taxbreak_vllm.serving.sampling.kinds import PlainTimes, StepKind, StepKinds
 from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
 from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
@@ -101,7 +101,7 @@ class Watch:
         self._begun_ns = 0
         self._ended_ns = 0
         self._paused_ns = 0
-        self._plain: StepKind | None = None  # of the step before this one, unless that was recorded
+        self._plain: PlainTimes | None = None  # for the iteration of the step before this one, unless that was recorded
         self._num_passed = 0
         self._bracket: Bracket | None = None
         self.is_paused = False
@@ -146,9 +146,8 @@ class Watch:
                 self._plain = None
                 return
             begun_ns = self._now_ns()
-            plain = self._plain
-            if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
-                plain.iterations.add(begun_ns - self._begun_ns, self._is_quiet)
+            if self._plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
+                self._plain.add(begun_ns - self._begun_ns, self._is_quiet)
             self._begun_ns = begun_ns
             self._kind = kind
         except Exception as error:
@@ -189,7 +188,7 @@ class Watch:
                 window_ns, self._paused_ns = window_ns - self._paused_ns, 0
             if self._bracket is None:
                 kind.add(window_ns, self._is_quiet)
-                self._plain = kind
+                self._plain = kind.iterations
             else:
                 self._end_recorded(self._bracket, window_ns, output, has_sampled=has_sampled)
         except Exception as error:
