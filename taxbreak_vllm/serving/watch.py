@@ -104,12 +104,8 @@ class Watch:
         self._plain: PlainTimes | None = None  # for the iteration of the step before this one, unless that was recorded
         self._num_passed = 0
         self._bracket: Bracket | None = None
+        self.is_recording = False  # whether the profiler is on; read on every step, like the next one
         self.is_paused = False
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether the profiler is on."""
-        return self._bracket is not None
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
@@ -271,6 +267,7 @@ class Watch:
         opening_ns = self._now_ns()
         self._recorder.warm(worker)
         bracket = self._bracket = Bracket(sample, kind, get_ident())
+        self.is_recording = True
         if not self._works_ahead:
             bracket.step = self._step(worker, scheduled)
         is_on = self._recorder.start(worker, self._span(bracket), stacks=sample.stacks)
@@ -331,6 +328,7 @@ class Watch:
             self._recorder.enter(AFTER_ANNOTATION)
         profile = self._recorder.stop()
         self._bracket = None
+        self.is_recording = False
         bracket.overhead_ns += self._now_ns() - closing_ns
         self._charge(bracket, bracket.overhead_ns + bracket.added_ns(iteration_ns if self._works_ahead else None))
         step = bracket.step
@@ -367,6 +365,7 @@ class Watch:
         self._charge(bracket, bracket.overhead_ns)
         self._read_graph_mode()
         self._bracket = None
+        self.is_recording = False
         bracket.sample.take(-1)
 
     def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
@@ -388,6 +387,7 @@ class Watch:
         self.is_paused = False
         self._read_graph_mode()
         self._kind = self._bracket = None
+        self.is_recording = False
         self._drops.add("hook", repr(error))
         self._policy.turn_off("hook")
         self._recorder.discard("hook")
