@@ -50,6 +50,7 @@ class NoWatch:
     """What empty wrappers call."""
 
     is_recording = False
+    is_paused = False
 
     def arm(self) -> None: ...
     def begin(self, worker: object, scheduled: object) -> None: ...

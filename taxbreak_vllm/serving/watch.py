@@ -22,7 +22,7 @@ from taxbreak_vllm.serving.recorder import (
     RecordedStep,
     Recorder,
 )
-from taxbreak_vllm.serving.sampling.kinds import StepKind, StepKinds
+from taxbreak_vllm.serving.sampling.kinds import PlainTimes, StepKind, StepKinds
 from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
 from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
@@ -101,15 +101,11 @@ class Watch:
         self._begun_ns = 0
         self._ended_ns = 0
         self._paused_ns = 0
-        self._plain: StepKind | None = None  # of the step before this one, unless that was recorded
+        self._plain: PlainTimes | None = None  # for the iteration of the step before this one, unless that was recorded
         self._num_passed = 0
         self._bracket: Bracket | None = None
+        self.is_recording = False  # whether the profiler is on; read on every step, like the next one
         self.is_paused = False
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether the profiler is on."""
-        return self._bracket is not None
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
@@ -146,9 +142,8 @@ class Watch:
                 self._plain = None
                 return
             begun_ns = self._now_ns()
-            plain = self._plain
-            if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
-                plain.iterations.add(begun_ns - self._begun_ns, self._is_quiet)
+            if self._plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
+                self._plain.add(begun_ns - self._begun_ns, self._is_quiet)
             self._begun_ns = begun_ns
             self._kind = kind
         except Exception as error:
@@ -189,7 +184,7 @@ class Watch:
                 window_ns, self._paused_ns = window_ns - self._paused_ns, 0
             if self._bracket is None:
                 kind.add(window_ns, self._is_quiet)
-                self._plain = kind
+                self._plain = kind.iterations
             else:
                 self._end_recorded(self._bracket, window_ns, output, has_sampled=has_sampled)
         except Exception as error:
@@ -272,6 +267,7 @@ class Watch:
         opening_ns = self._now_ns()
         self._recorder.warm(worker)
         bracket = self._bracket = Bracket(sample, kind, get_ident())
+        self.is_recording = True
         if not self._works_ahead:
             bracket.step = self._step(worker, scheduled)
         is_on = self._recorder.start(worker, self._span(bracket), stacks=sample.stacks)
@@ -332,6 +328,7 @@ class Watch:
             self._recorder.enter(AFTER_ANNOTATION)
         profile = self._recorder.stop()
         self._bracket = None
+        self.is_recording = False
         bracket.overhead_ns += self._now_ns() - closing_ns
         self._charge(bracket, bracket.overhead_ns + bracket.added_ns(iteration_ns if self._works_ahead else None))
         step = bracket.step
@@ -368,6 +365,7 @@ class Watch:
         self._charge(bracket, bracket.overhead_ns)
         self._read_graph_mode()
         self._bracket = None
+        self.is_recording = False
         bracket.sample.take(-1)
 
     def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
@@ -389,6 +387,7 @@ class Watch:
         self.is_paused = False
         self._read_graph_mode()
         self._kind = self._bracket = None
+        self.is_recording = False
         self._drops.add("hook", repr(error))
         self._policy.turn_off("hook")
         self._recorder.discard("hook")

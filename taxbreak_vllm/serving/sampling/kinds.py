@@ -14,6 +14,7 @@ from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_
 NEVER = 2**62
 
 _RING_SIZE = 64
+_RING_MASK = _RING_SIZE - 1
 _MAX_CACHED = 4096  # tokens; a step that only generates has about as many as requests, and vLLM bounds those lower
 
 
@@ -43,7 +44,7 @@ class PlainTimes:
         times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
         times.sum_ns += elapsed_ns
         if is_quiet:
-            self.times_ns[self.num_added % _RING_SIZE] = elapsed_ns
+            self.times_ns[self.num_added & _RING_MASK] = elapsed_ns
             self.num_added += 1
 
     def median(self) -> tuple[int | None, int]:
