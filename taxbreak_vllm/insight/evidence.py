@@ -12,9 +12,9 @@ from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.machine.limits import Machine
 from taxbreak_vllm.model.advice import Advice, Component
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
+from taxbreak_vllm.model.evidence import MAX_UNREADABLE_RATIO, MIN_LINKED_RATIO
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps
-from taxbreak_vllm.taxes.evidence import MAX_UNREADABLE_RATIO, MIN_LINKED_RATIO
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+# Advice names one change as the best, so it needs more.
+MIN_LINKED_RATIO = 0.95  # of the kernels
+MAX_UNREADABLE_RATIO = 0.01  # of the events
+
 
 class Figure(StrEnum):
     """What is withheld where too much is missing: a group of figures that one loss makes wrong together.

@@ -22,10 +22,6 @@ MAX_LOST_RATIO = 0.05  # of the launches, or of the nodes of replayed graphs
 # missing beside the kernels they belong to, HDBI is off by 0.07 at most.
 MAX_UNLINKED_RATIO = 0.25  # of the kernels
 
-# Advice names one change as the best, so it needs more.
-MIN_LINKED_RATIO = 0.95  # of the kernels
-MAX_UNREADABLE_RATIO = 0.01  # of the events
-
 # An empty kernel starts 3 to 10 µs after its launch, on slow hosts 30; where none was faster than this, the launches
 # had to load their code first (a cold process takes ms) or waited for something that was not recorded.
 MAX_FLOOR_NS = 100_000

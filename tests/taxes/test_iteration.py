@@ -239,6 +239,9 @@ def test_an_iteration_is_tiled_to_the_nanosecond_by_its_device_and_by_its_thread
     (step,) = Recording(read_events(path), Terms(rules=rules, floor_ns=1), info=INFO).breakdown.steps
 
     i = step.iteration
+    if step.device.idle_ns is None:  # too much of what was launched left no record
+        assert i is None
+        return
     assert i.window_ns == windows[2][0] - windows[1][0]
     assert i.active_ns + i.other_active_ns + i.idle_ns == i.window_ns
     assert sum(i.idle.values()) == i.idle_ns
