@@ -183,9 +183,8 @@ def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     if Figure.IDLE in withheld:
         step = replace(step, device=replace(step.device, idle_ns=None))
     if Figure.CAUSES in withheld:
-        unknown = IdleTime(host_ns=None, blocked_ns=None, queue_ns=None, edge_ns=None)
-        nobody = ExposedTax(delta_ft_ns=None, delta_ct_ns=None, delta_kt_ns=None, other_ns=None)
-        step = replace(step, device=replace(step.device, idle=unknown), exposed=nobody)
+        device = replace(step.device, idle=IdleTime.unknown())
+        step = replace(step, device=device, exposed=ExposedTax.unknown(), iteration=None)
     return replace(step, hdbi=None, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
 
 
