@@ -16,7 +16,7 @@ from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.taxes.recording import Recording, opened
 from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Busy, Int64, Partition
-from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.trace.steps import StepWindow, engine_spans
 from taxbreak_vllm.trace.timeline import HostClass, class_name, main_thread
 
 MAX_SEGMENTS = 6000  # of a lane: about 150 kB of JSON, and more than a screen has pixels
@@ -119,7 +119,23 @@ def _host_lane(m: Measured, window: StepWindow, thread: int) -> _Columns:
     if len(call_start):
         name[in_call] = call_name[np.searchsorted(call_start, begin[in_call], side="right") - 1]
     kinds = tuple(class_name(cls, m.backend) for cls in HostClass)
-    return _Columns("host by component", kinds, edges[:-1] - base, edges[1:] - base, kind, name)
+    lane = _Columns("host by component", kinds, edges[:-1] - base, edges[1:] - base, kind, name)
+    spans = engine_spans(m.events, window)
+    return _with_engine(lane, spans) if spans else lane
+
+
+def _with_engine(lane: _Columns, spans: list[tuple[int, int]]) -> _Columns:
+    """Give the engine what of a step's window was its own, which is no host time of the step."""
+    bounds = np.array(spans, dtype=np.int64)
+    edges = np.unique(np.concatenate((lane.start_ns, lane.end_ns, bounds.ravel())))
+    start_ns = edges[:-1]
+    index = np.searchsorted(lane.start_ns, start_ns, side="right") - 1
+    inside = np.searchsorted(bounds[:, 0], start_ns, side="right") > np.searchsorted(
+        bounds[:, 1], start_ns, side="right"
+    )
+    kind = np.where(inside, len(lane.kinds), lane.kind[index])
+    name = np.where(inside, -1, lane.name[index])
+    return _Columns(lane.title, (*lane.kinds, "engine"), start_ns, edges[1:], kind, name)
 
 
 def _segments(partition: Partition, start: int, end: int) -> tuple[Int64, Int64]:

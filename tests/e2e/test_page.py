@@ -113,7 +113,15 @@ def test_a_step_is_shown_instant_by_instant(sidecar, visit):
         page.get_by_text("there is nothing to fuse").wait_for()
 
         assert page.locator("[data-steps]").input_value() == newest["step_id"]
-        whole = duration(newest["window_ns"])
+        timeline = get(sidecar, f"steps/{newest['step_id']}/timeline").json()
+        host = next(lane for lane in timeline["lanes"] if lane["title"] == "host by component")
+        own_ns = [
+            length
+            for length, kind in zip(host["length_ns"], host["kind"], strict=True)
+            if host["kinds"][kind] != "engine"
+        ]
+        assert sum(own_ns) == newest["window_ns"]  # the rest is the engine's, between its two calls
+        whole = duration(timeline["window_ns"])
         assert page.locator("[data-range]").inner_text() == f"0.0 µs to {whole} of {whole}"
         assert "compute" in page.locator("[data-timeline-legend]").inner_text()
 

@@ -75,6 +75,17 @@ def test_plain_steps_make_counters_and_a_histogram(spool, make_state, turn, valu
     assert value("step_seconds_bucket", le="+Inf") == 10
 
 
+def test_the_times_from_step_to_step_make_a_histogram_of_their_own(spool, make_state, turn, value):
+    state = make_state(num_steps=10, step_ns=300_000)
+    (steps,) = state.steps
+    spool.put_state(replace(state, iterations=(replace(steps, num_steps=4, sum_ns=8_000_000),)))
+    turn()
+
+    assert value("iteration_seconds_sum") == pytest.approx(0.008)
+    assert value("iteration_seconds_bucket", le="+Inf") == sum(steps.bucket_counts)
+    assert value("steps_total", graph_mode=GraphMode.FULL) == 10
+
+
 def test_on_cpu_the_unknown_is_absent_and_the_true_zero_present(put, turn, value):
     put("a", is_cpu=True)
     turn()
@@ -198,14 +209,15 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     spool, results, make_state, make_info, make_step, registry
 ):
     """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
-    num_per_phase, num_per_worker = 59, 6 * 59 + 30
+    num_per_phase, num_per_worker = 78, 6 * 78 + 30
     (plain,) = make_state().steps
     plain_steps = [
         replace(plain, phase=phase, graph_mode=mode)
         for phase in Phase
         for mode in (GraphMode.NONE, GraphMode.FULL, GraphMode.PIECEWISE)
     ]
-    spool.put_state(make_state(steps=tuple(plain_steps), overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
+    times = {"steps": tuple(plain_steps), "iterations": tuple(plain_steps)}
+    spool.put_state(make_state(**times, overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
     results.put_states(spool.states())
     for phase in Phase:
         step = replace(make_step(phase=phase), families={family: FamilyShare(kernels=1) for family in Family})
@@ -256,6 +268,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "kernels": {"family"},
         "replay_coverage_ratio": {"tier"},
         "step_seconds": {"le"},
+        "iteration_seconds": {"le"},
     }
     without_phase = {
         "samples_dropped": {*TINY, "reason"},

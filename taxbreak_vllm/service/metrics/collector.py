@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.metrics.counters import counters, exemplars, step_seconds
+from taxbreak_vllm.service.metrics.counters import counters, exemplars, iteration_seconds, step_seconds
 from taxbreak_vllm.service.metrics.gauges import launch_floors, overhead, recording, window_gauges
 from taxbreak_vllm.service.metrics.labels import NS_PER_S
 from taxbreak_vllm.service.results.live import live
@@ -65,6 +65,7 @@ class TaxbreakCollector(Collector):
         families = (
             *counters(totals, of_steps),
             step_seconds(totals, of_steps),
+            iteration_seconds(totals),
             *window_gauges(balances, dilations, states),
             *self._gauges(states, now_ns),
         )

@@ -90,19 +90,28 @@ def counters(totals: Iterable[Total], of_steps: Exemplars) -> Iterator[Metric]:
 
 def step_seconds(totals: Iterable[Total], of_steps: Exemplars) -> Metric:
     """Plain steps by duration; the exemplar of a bucket is a recorded step that took as long."""
-    family = HistogramMetricFamily(
-        "taxbreak_step_seconds",
-        "Duration of engine steps timed without being recorded.",
-        labels=STEP_LABELS,
-        unit="seconds",
-    )
+    help_text = "Duration of engine steps timed without being recorded."
+    return _histogram("taxbreak_step_seconds", help_text, totals, ("step_ns", "step_bucket"), of_steps)
+
+
+def iteration_seconds(totals: Iterable[Total]) -> Metric:
+    """Plain steps by the time to the start of the next: a server's cadence, where it works a step ahead."""
+    help_text = "From the start of an engine step to the start of the next, of steps that were not recorded."
+    return _histogram("taxbreak_iteration_seconds", help_text, totals, ("iteration_ns", "iteration_bucket"), {})
+
+
+def _histogram(
+    name: str, help_text: str, totals: Iterable[Total], counters: tuple[str, str], of_steps: Exemplars
+) -> Metric:
+    sum_counter, bucket_counter = counters
+    family = HistogramMetricFamily(name, help_text, labels=STEP_LABELS, unit="seconds")
     sums_ns: dict[Series, int] = {}
     buckets: dict[Series, list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
     for total in totals:
         series = Series(total.model_name, total.engine, total.rank, total.phase)
-        if total.counter == "step_ns":
+        if total.counter == sum_counter:
             sums_ns[series] = total.value
-        elif total.counter == "step_bucket":
+        elif total.counter == bucket_counter:
             buckets[series][int(total.label)] = total.value
     bounds = [*(str(bound_ns / NS_PER_S) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
     for series, counts in buckets.items():

@@ -64,13 +64,15 @@ def step_counts(step: StepBreakdown) -> Iterator[Count]:
 def worker_counts(state: WorkerState) -> Counter[Key]:
     """Return all counters of a worker since its start; buckets of a histogram are labelled by their index."""
     counts: Counter[Key] = Counter()
-    for histogram in state.steps:
-        if len(histogram.bucket_counts) != NUM_BUCKETS:
-            continue  # of another version of the worker: its buckets mean something else
-        counts[Key(histogram.phase, "steps", histogram.graph_mode)] += histogram.num_steps
-        counts[Key(histogram.phase, "step_ns", "")] += histogram.sum_ns
-        for index, num_steps in enumerate(histogram.bucket_counts):
-            counts[Key(histogram.phase, "step_bucket", str(index))] += num_steps
+    for counter, histograms in (("step", state.steps), ("iteration", state.iterations)):
+        for histogram in histograms:
+            if len(histogram.bucket_counts) != NUM_BUCKETS:
+                continue  # of another version of the worker: its buckets mean something else
+            if counter == "step":
+                counts[Key(histogram.phase, "steps", histogram.graph_mode)] += histogram.num_steps
+            counts[Key(histogram.phase, f"{counter}_ns", "")] += histogram.sum_ns
+            for index, num_steps in enumerate(histogram.bucket_counts):
+                counts[Key(histogram.phase, f"{counter}_bucket", str(index))] += num_steps
     for reason, num_samples in state.dropped.items():
         counts[Key("", "dropped", reason)] += num_samples
     return counts
