@@ -8,8 +8,6 @@ from functools import cached_property
 
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.evidence import distrust
-from taxbreak_vllm.insight.fusion import fusion
-from taxbreak_vllm.insight.segments import step_timelines
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.fusion import FusionReport
@@ -27,6 +25,8 @@ class Findings:
     @cached_property
     def chains(self) -> FusionReport:
         """The kernels that always run one after another."""
+        from taxbreak_vllm.insight.fusion import fusion  # what most commands need not load
+
         return fusion(self.recording)
 
     @cached_property
@@ -37,4 +37,6 @@ class Findings:
 
     def timelines(self, numbers: Sequence[int]) -> list[StepTimeline]:
         """The steps of these numbers, instant by instant."""
+        from taxbreak_vllm.insight.segments import step_timelines
+
         return step_timelines(self.recording, numbers=numbers)

@@ -12,7 +12,6 @@ from taxbreak_vllm.taxes import cpu, gpu
 from taxbreak_vllm.taxes.evidence import evidence_of, judged, notes_on, spoiled_by, without
 from taxbreak_vllm.taxes.figures import summarize
 from taxbreak_vllm.taxes.measured import Measured
-from taxbreak_vllm.taxes.parts import measure_parts
 from taxbreak_vllm.taxes.surroundings import Surroundings
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.taxes.total import Totals
@@ -41,6 +40,8 @@ def measure(
 
 def measure_large(trace: SpilledEvents, survey: TraceSurvey, terms: Terms, backend: Backend, op_cost_ns: int) -> Parts:
     """Measure a trace larger than memory, part by part."""
+    from taxbreak_vllm.taxes.parts import measure_parts  # what a small trace need not load
+
     sample = gpu.sample if backend.has_launches else cpu.sample
     return measure_parts(
         trace,

@@ -22,19 +22,18 @@ from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.taxes.surroundings import WholeTrace
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.backend import Backend, backend_of
-from taxbreak_vllm.trace.cpu import link_cpu
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, require
 from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
 from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.processes import of_process
 from taxbreak_vllm.trace.read.kineto import read_events
-from taxbreak_vllm.trace.signatures import Signature, sign, sign_ops
 from taxbreak_vllm.trace.steps import StepWindow, engine_spans
 from taxbreak_vllm.trace.survey import TraceSurvey
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import View
+    from taxbreak_vllm.trace.signatures import Signature
 
 MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
@@ -192,8 +191,11 @@ class Recording:
             return self.measured.host, self.measured.activities, self.measured.dispatches
         return link(self.events)
 
-    def signatures(self) -> list[tuple[Signature, int]]:
+    def signatures(self) -> "list[tuple[Signature, int]]":
         """Return the distinct signatures and how many dispatches have each; it must have been opened with calls."""
+        from taxbreak_vllm.trace.cpu import link_cpu
+        from taxbreak_vllm.trace.signatures import sign, sign_ops
+
         if self.backend.has_launches:
             host, activities, dispatches = self.linked
             signed = sign(self.events, host, activities, dispatches)
