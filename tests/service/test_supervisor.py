@@ -26,7 +26,7 @@ def analyzer_pid(supervisor):
 
 def test_an_analyzer_that_is_killed_is_started_again(supervisor, put, spool, until):
     supervisor.start()
-    until(lambda: not is_claim_free(spool))
+    until(lambda: supervisor._process is not None and not is_claim_free(spool))
 
     os.kill(analyzer_pid(supervisor), signal.SIGKILL)
 
@@ -48,7 +48,7 @@ def test_closing_ends_the_analyzer_soon_even_if_it_hangs(supervisor, put, begun,
 
 def test_starting_twice_starts_one(supervisor, spool, until):
     supervisor.start()
-    until(lambda: not is_claim_free(spool))
+    until(lambda: supervisor._process is not None and not is_claim_free(spool))
     pid = analyzer_pid(supervisor)
 
     supervisor.start()
