@@ -56,7 +56,8 @@ def test_one_step_in_five_of_each_phase_is_recorded_and_the_others_are_timed(sai
     assert plain["num_steps"] < num_steps or said["sampled"]["dropped"]["backlog"]  # storing takes as long as the steps
     assert sum(plain["bucket_counts"]) == plain["num_steps"]
     assert len(plain["bucket_counts"]) == len(STEP_BUCKETS_NS) + 1
-    assert 0 < len(periodic) <= num_steps // 5 + 10  # fewer where the one before was still being stored
+    assert len(periodic) <= num_steps // 5 + 10  # fewer where the one before was still being stored
+    assert periodic or said["sampled"]["dropped"]["backlog"]
 
 
 def _info(capture):
