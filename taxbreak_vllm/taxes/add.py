@@ -117,26 +117,27 @@ def _add_iterations(found: list[Iteration | None]) -> Iteration | None:
     )
 
 
-def _merge_top(steps: list[StepBreakdown], limit: int = 50) -> tuple[TopRow, ...]:
-    by_key: dict[tuple[str, str], list[TopRow]] = {}
-    for step in steps:
-        for row in step.top:
-            by_key.setdefault((row.op, row.kernel), []).append(row)
+def merged_rows(rows: Iterable[TopRow]) -> list[TopRow]:
+    """Add the rows of each (op, kernel) pair, in the order in which pairs come; of several tiers the least stands."""
+    by_pair: dict[tuple[str, str], list[TopRow]] = {}
+    for row in rows:
+        by_pair.setdefault((row.op, row.kernel), []).append(row)
     order = list(Tier)
-    merged = [
-        TopRow(
-            op=op,
-            kernel=kernel,
-            family=rows[0].family,
-            i_lib=rows[0].i_lib,
-            count=sum(row.count for row in rows),
-            delta_ft_ns=sum_or_none(row.delta_ft_ns for row in rows),
-            delta_ct_ns=sum_or_none(row.delta_ct_ns for row in rows),
-            delta_kt_ns=sum_or_none(row.delta_kt_ns for row in rows),
-            active_ns=sum(row.active_ns for row in rows),
-            tier=max((row.tier for row in rows), key=order.index),
+    return [
+        replace(
+            own[0],
+            count=sum(row.count for row in own),
+            delta_ft_ns=sum_or_none(row.delta_ft_ns for row in own),
+            delta_ct_ns=sum_or_none(row.delta_ct_ns for row in own),
+            delta_kt_ns=sum_or_none(row.delta_kt_ns for row in own),
+            active_ns=sum(row.active_ns for row in own),
+            tier=max((row.tier for row in own), key=order.index),
         )
-        for (op, kernel), rows in by_key.items()
+        for own in by_pair.values()
     ]
+
+
+def _merge_top(steps: list[StepBreakdown], limit: int = 50) -> tuple[TopRow, ...]:
+    merged = merged_rows(row for step in steps for row in step.top)
     merged.sort(key=lambda row: (row.delta_ft_ns or 0) + (row.delta_ct_ns or 0) + row.active_ns, reverse=True)
     return tuple(merged[:limit])

@@ -6,14 +6,14 @@ devices and threads. The total is no sum of steps: device time of two parts may 
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from taxbreak_vllm.model.breakdown import Coverage, DeviceShare, StepBreakdown, ThreadShare, TopRow, sum_or_none
+from taxbreak_vllm.model.breakdown import Coverage, DeviceShare, StepBreakdown, ThreadShare
 from taxbreak_vllm.model.evidence import Evidence
 from taxbreak_vllm.taxes import equations
+from taxbreak_vllm.taxes.add import merged_rows
 from taxbreak_vllm.taxes.evidence import Losses
 from taxbreak_vllm.taxes.figures import build, first_root
 from taxbreak_vllm.taxes.measured import NONE, Basis, Measured
@@ -234,29 +234,9 @@ def _added(a: Sums, b: Sums) -> Sums:
         last_end_ns=np.maximum(a.last_end_ns, b.last_end_ns),
         unique_kernels=np.array([len(names)]),
         kernel_cells=names,
-        top=[_merged([*a.top[0], *b.top[0]])],
+        top=[merged_rows([*a.top[0], *b.top[0]])],
     )
 
 
 def _plus(a: Int64 | None, b: Int64 | None) -> Int64 | None:
     return None if a is None or b is None else a + b
-
-
-def _merged(rows: Iterable[TopRow]) -> list[TopRow]:
-    by_pair: dict[tuple[str, str], TopRow] = {}
-    for row in rows:
-        known = by_pair.get((row.op, row.kernel))
-        by_pair[row.op, row.kernel] = row if known is None else _sum_of(known, row)
-    return list(by_pair.values())
-
-
-def _sum_of(a: TopRow, b: TopRow) -> TopRow:
-    return dataclasses.replace(
-        a,
-        count=a.count + b.count,
-        delta_ft_ns=sum_or_none((a.delta_ft_ns, b.delta_ft_ns)),
-        delta_ct_ns=sum_or_none((a.delta_ct_ns, b.delta_ct_ns)),
-        delta_kt_ns=sum_or_none((a.delta_kt_ns, b.delta_kt_ns)),
-        active_ns=a.active_ns + b.active_ns,
-        tier=max(a.tier, b.tier, key=TIERS.index),
-    )
