@@ -18,11 +18,12 @@ def main() -> None:
     words = sys.argv[1:]
     try:
         _check_text(words)
+        if words[:1] == ["analyze"]:
+            gc.disable()  # a twentieth of a short run, and what it could find the end of the process frees
         if paths := _paths_alone(words):
             from taxbreak_vllm.cli.analyses import analyses, print_analyses
             from taxbreak_vllm.taxes.terms import Terms
 
-            gc.disable()  # a twentieth of a short run, and what it could find the end of the process frees
             print_analyses(analyses(paths, Terms()), json=True)
         else:
             from taxbreak_vllm.cli.app import app

@@ -103,7 +103,7 @@ def _arrow_table(columns: Columns, source: str) -> "pa.Table":
 
 
 def _arrow_array(column: Column) -> "pa.Array":
-    # from buffers: pa.array of a numpy array loads pandas, which takes longer than all that is written here
+    # from buffers, as what takes numpy arrays or other types loads pandas and more, which takes longer than all of this
     import pyarrow as pa
 
     length = len(column.values)
@@ -113,12 +113,12 @@ def _arrow_array(column: Column) -> "pa.Array":
     if column.kind != "string":
         kind = pa.type_for_alias(_ARROW_BY_KIND[column.kind])
         return pa.Array.from_buffers(kind, length, [validity, pa.py_buffer(np.ascontiguousarray(column.values))])
-    index = pa.Array.from_buffers(pa.int32(), length, [validity, pa.py_buffer(column.values.astype(np.int32))])
-    texts = [text.encode() for text in column.texts]
-    ends = pa.py_buffer(np.cumsum([0, *map(len, texts)], dtype=np.int64))
-    kind = pa.large_string()
-    dictionary = pa.Array.from_buffers(kind, len(texts), [None, ends, pa.py_buffer(b"".join(texts))])
-    return pa.DictionaryArray.from_arrays(index, dictionary).cast(kind)
+    texts = [text.encode() for text in column.texts] or [b""]
+    places = column.values if column.known is None else np.where(column.known, column.values, 0)
+    ends = np.zeros(length + 1, dtype=np.int64)
+    np.cumsum(np.array([*map(len, texts)])[places], out=ends[1:])
+    data = b"".join([texts[place] for place in places.tolist()])
+    return pa.Array.from_buffers(pa.large_string(), length, [validity, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 def _bits(flags: Bool) -> "pa.Buffer":
