@@ -118,10 +118,10 @@ def backend_of(
 ) -> Backend:
     """Return the backend of a trace with these runtime `calls`, by name, and so many device activities.
 
-    `device_type` is the device type that the worker gave for its own ("": nobody did). torch calls an AMD GPU "cuda", so the
-    trace decides between the two. `unread` are categories of events that nobody here understands. Ops alone, without
-    a sign of any device, are the CPU backend's: a device that is not understood, or of which the trace holds nothing,
-    is still a device.
+    `device_type` is that which the worker gave for its own ("": nobody did). torch calls an AMD GPU "cuda", so the
+    trace decides between the two. `unread` are categories of events that nobody here understands. Ops alone, without a
+    sign of any device, are the CPU backend's: a device that is not understood, or of which the trace holds nothing, is
+    still a device.
     """
     names = tuple(calls)
     seen = next((b for b in BACKENDS if _is_seen(b, names, metadata)), None)
