@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.engine.install import hook_engines
 from taxbreak_vllm.serving.worker import WorkerExtension, server_id
 from taxbreak_vllm.settings import load_settings
 
@@ -33,6 +34,7 @@ def register() -> None:
     `object`. With the extension named too, a worker is hooked once all the same.
     """
     try:
+        hook_engines()
         if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
             return
         from vllm.v1.worker.worker_base import WorkerBase

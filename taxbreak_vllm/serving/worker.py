@@ -11,6 +11,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Any, Self
 
 import msgspec
@@ -23,6 +24,7 @@ from taxbreak_vllm.serving.recorder import device_type
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
 from taxbreak_vllm.serving.watch import Watch
+from taxbreak_vllm.serving.worker_times import NUMBER, answer
 from taxbreak_vllm.settings import load_settings
 
 
@@ -176,6 +178,7 @@ class _Hooks:
         self._is_open = False
         self._opened: Watch | None = None
         self._armed: Watch | None = None
+        self._times: tuple[int, int, int] | None = None  # of the step that is between its calls
 
     def attach(self) -> None:
         """Replace the calls on this one worker, and add the status for `collective_rpc`."""
@@ -217,11 +220,17 @@ class _Hooks:
         if watch is None:
             return self._execute_model(scheduler_output, *args, **kwargs)
         watch.begin(self._worker, scheduler_output)
+        number = getattr(scheduler_output, NUMBER, 0)
+        begun_ns = monotonic_ns() if number else 0
         try:
             output = self._execute_model(scheduler_output, *args, **kwargs)
         except BaseException:
             watch.abandon()
             raise
+        if number:
+            self._times = (number, begun_ns, monotonic_ns())
+            if output is not None:
+                self._answer(output, self._times[2])
         if output is None:
             # a step may wait here for the tokens of the one before, which its grammar needs (v1/engine/core.py)
             if watch.is_recording or getattr(scheduler_output, "pending_structured_output_tokens", False):
@@ -236,11 +245,14 @@ class _Hooks:
             return self._sample_tokens(*args, **kwargs)
         if watch.is_paused:
             watch.resume()
+        begun_ns = monotonic_ns() if self._times else 0
         try:
             output = self._sample_tokens(*args, **kwargs)
         except BaseException:
             watch.abandon()
             raise
+        if self._times:
+            self._answer(output, begun_ns)
         watch.end(output, has_sampled=True)
         return output
 
@@ -256,6 +268,15 @@ class _Hooks:
             raise
         watch.end(output, has_sampled=False)
         return output
+
+    def _answer(self, output: Any, begun_ns: int) -> None:  # noqa: ANN401 - what a worker returns
+        """Send the times of a step back to its engine, which asked for them."""
+        times, self._times = self._times, None
+        try:
+            if times is not None:
+                answer(output, (*times, begun_ns, monotonic_ns()))
+        except Exception as error:
+            logger.debug("taxbreak: the times of a step do not go back to its engine: %r", error)
 
     def _arm(self, scheduled: ScheduledStep) -> Watch | None:
         try:

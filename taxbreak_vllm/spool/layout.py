@@ -19,6 +19,7 @@ MARKER = ".taxbreak-spool"
 TRACE = "trace.json.gz"
 STEP = "step.json"
 STATE = "state.json"
+ENGINE = "engine-"  # and its number: the folder of an engine beside those of its ranks
 REQUEST = "capture.json"
 CONTROL = "control.json"
 ANALYZED = "analyzed"
@@ -37,7 +38,7 @@ _FILES = (
     re.compile(rf"{REQUEST}|{CONTROL}|{_LEFTOVER.pattern}"),
     re.compile(rf"{STATE}|{_LEFTOVER.pattern}"),
 )
-_FOLDERS = (NAME, re.compile(r"[0-9]{1,9}"), NAME)
+_FOLDERS = (NAME, re.compile(rf"({ENGINE})?[0-9]{{1,9}}"), NAME)
 
 
 def take(root: Path) -> None:
@@ -88,7 +89,12 @@ def server_dirs(root: Path) -> list[str]:
 
 def rank_dirs(root: Path) -> list[str]:
     """List the folders of all ranks of all servers."""
-    return [rank for server in server_dirs(root) for rank in _folders(server, _SERVER)]
+    return [folder for folder in _server_parts(root) if not os.path.basename(folder).startswith(ENGINE)]
+
+
+def engine_dirs(root: Path) -> list[str]:
+    """List the folders of all engines of all servers."""
+    return [folder for folder in _server_parts(root) if os.path.basename(folder).startswith(ENGINE)]
 
 
 def capture_dirs(rank_dir: str) -> list[str]:
@@ -152,6 +158,10 @@ def _say_shared(root: str, name: str) -> None:  # once
 @cache
 def _say_unreadable(folder: str) -> None:  # once
     logger.warning("%s: may not be read by this user and is left out", folder)
+
+
+def _server_parts(root: Path) -> list[str]:
+    return [part for server in server_dirs(root) for part in _folders(server, _SERVER)]
 
 
 def _folders(folder: Path | str, level: int) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
@@ -22,12 +23,14 @@ from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import (
     ANALYZED,
     CONTROL,
+    ENGINE,
     NAME,
     REQUEST,
     STATE,
     STEP,
     TRACE,
     capture_dirs,
+    engine_dirs,
     is_capture,
     is_marked,
     is_own,
@@ -94,6 +97,23 @@ class Spool:
             write_value(rank_dir / STATE, state)
         except OSError as error:
             raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
+
+    def put_engine_state(self, state: EngineState) -> None:
+        """Publish an engine's state; raises SpoolError where the disk refuses."""
+        folder = self.root / _checked(state.server_id) / f"{ENGINE}{_checked(state.engine)}"
+        try:
+            self._make(folder)
+            write_value(folder / STATE, state)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot publish the engine's state: {error.strerror or error}") from error
+
+    def engine_states(self) -> list[EngineState]:
+        """Read the state of every engine that ever published one here; unreadable ones are left out."""
+        found = []
+        for folder in engine_dirs(self.root):
+            with suppress(SpoolError):
+                found.append(read_value(Path(folder, STATE), EngineState))
+        return found
 
     def messages_stamp(self, server_id: str) -> tuple[tuple[int, int] | None, ...]:
         """Return what changes when a request or a control message comes, goes or is replaced; cheaper than reading."""
@@ -224,7 +244,7 @@ class Spool:
         """
         if not is_marked(self.root):
             return 0
-        ranks = rank_dirs(self.root)
+        ranks = [*rank_dirs(self.root), *engine_dirs(self.root)]
         num_left = sum(remove_leftovers(rank, older_than_ns=older_than_ns) for rank in ranks)
         num_ranks = sum(remove_rank(rank, older_than_ns=older_than_ns) for rank in ranks)
         return num_left + num_ranks + sum(remove_server(s, older_than_ns=older_than_ns) for s in server_dirs(self.root))

@@ -1,0 +1,165 @@
+"""Where the time of iterations went: rows of an engine's loop in, for each pair of consecutive steps its parts out.
+
+An iteration is the time from the start of a step's first call on a worker to that of the next step. Within the calls it
+is the worker's. Outside, an instant takes the first label that fits: the engine had sent the call that the worker waits
+for (`ipc_dispatch`); what the engine's thread was doing; that it waited for a result (`ipc_return`) or for requests
+(`no_work`); else `loop`. The parts sum to the iteration, to the nanosecond.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.iterations.rows import Column
+from taxbreak_vllm.model.engine import Between, EnginePart
+
+Int64 = NDArray[np.int64]
+
+Label = EnginePart | Between
+
+_SPANS: tuple[tuple[Label, Column, Column], ...] = (
+    (EnginePart.INPUT, Column.INPUT0, Column.INPUT1),  # less the wait for requests in it
+    (Between.NO_WORK, Column.IDLE0, Column.IDLE1),
+    (EnginePart.SCHEDULE, Column.SCHEDULE0, Column.SCHEDULE1),
+    (EnginePart.DISPATCH, Column.EXECUTE0, Column.EXECUTE1),  # less a worker in this thread
+    (EnginePart.GRAMMAR, Column.GRAMMAR0, Column.GRAMMAR1),
+    (EnginePart.DISPATCH, Column.SAMPLE0, Column.SAMPLE1),
+    (Between.IPC_RETURN, Column.WAIT0, Column.WAIT1),
+    (Between.IPC_RETURN, Column.WAIT_AGAIN0, Column.WAIT_AGAIN1),
+    (EnginePart.UPDATE, Column.UPDATE0, Column.UPDATE1),
+    (EnginePart.POST, Column.STEP1, Column.END),
+)
+
+
+_MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's taking in of what it returned
+
+
+@dataclass(frozen=True, slots=True)
+class Iterations:
+    """Consecutive steps: the number of each, its iteration and the parts of that, ns, one entry a step."""
+
+    step: Int64
+    total_ns: Int64
+    worker_ns: Int64
+    parts_ns: Mapping[Label, Int64]
+
+
+def account(rows: Int64) -> Iterations:
+    """Cut the iterations of all steps in `rows` (turns, columns) whose next step is in them too.
+
+    Steps whose numbers are apart count as consecutive only where the turns of those between are here (steps without
+    tokens have no worker's times).
+    """
+    labels = _labels(rows)
+    done = _done(rows)
+    scheduled = rows[rows[:, Column.SCHEDULED] > 0]
+    scheduled = scheduled[np.argsort(scheduled[:, Column.SCHEDULED], kind="stable")]
+    here, following = done[:-1], done[1:]
+    place = np.searchsorted(scheduled[:, Column.SCHEDULED], done[:, Column.UPDATED])
+    is_known = place < len(scheduled)
+    is_known[is_known] = scheduled[place[is_known], Column.SCHEDULED] == done[is_known, Column.UPDATED]
+    are_all_here = np.diff(place) == np.diff(done[:, Column.UPDATED])
+    kept = is_known[:-1] & is_known[1:] & are_all_here
+    here, following = here[kept], following[kept]
+    sent, sent_next = scheduled[place[:-1][kept]], scheduled[place[1:][kept]]
+    start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
+    sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
+    end = following[:, Column.WORKER_EXECUTE0]
+    parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
+    for begin, finish, sent_ns in (
+        (execute_end, sample_start, sent[:, Column.SAMPLE_SENT]),
+        (sample_end, end, sent_next[:, Column.EXECUTE_SENT]),
+    ):
+        arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, np.maximum(finish, begin)), np.maximum(finish, begin))
+        rest = arrives - begin
+        for label, (starts, ends) in labels.items():
+            own = _covered(starts, ends, arrives) - _covered(starts, ends, begin)
+            parts[label] += own
+            rest = rest - own
+        parts[EnginePart.LOOP] += rest
+        parts[Between.IPC_DISPATCH] += np.maximum(finish, begin) - arrives
+    return Iterations(
+        step=here[:, Column.UPDATED],
+        total_ns=end - start,
+        worker_ns=(execute_end - start) + (sample_end - sample_start),
+        parts_ns=parts,
+    )
+
+
+def busy_ns(rows: Int64, from_ns: int, to_ns: int) -> dict[EnginePart, int]:
+    """Return what the engine's thread took for each part between two instants that `rows` cover."""
+    ends = np.array([from_ns, to_ns])
+    spent = {label: int(np.diff(_covered(*spans, ends))[0]) for label, spans in _labels(rows).items()}
+    calls = int(np.diff(_covered(*_joined(_in_thread(rows)), ends))[0])
+    parts = {part: spent.get(part, 0) for part in EnginePart}
+    return parts | {EnginePart.LOOP: to_ns - from_ns - sum(spent.values()) - calls}
+
+
+def _labels(rows: Int64) -> dict[Label, tuple[Int64, Int64]]:
+    """Return for each label the spans in which the engine's thread has it, in order, none over another."""
+    spans: dict[Label, list[tuple[Int64, Int64]]] = {}
+    for label, first, last in _SPANS:
+        has = (rows[:, first] > 0) & (rows[:, last] > rows[:, first])
+        spans.setdefault(label, []).append((rows[has, first], rows[has, last]))
+    labels = {label: _joined(parts) for label, parts in spans.items()}
+    labels[EnginePart.INPUT] = _without(labels[EnginePart.INPUT], labels[Between.NO_WORK])
+    for holes in (labels[Between.IPC_RETURN], _joined(_in_thread(rows))):
+        labels[EnginePart.DISPATCH] = _without(labels[EnginePart.DISPATCH], holes)
+    return labels
+
+
+def _in_thread(rows: Int64) -> list[tuple[Int64, Int64]]:
+    """Return the calls of a worker that shares the engine's thread; none where it has one of its own."""
+    done = _done(rows)
+    if not len(done):
+        return [(done[:, Column.UPDATED], done[:, Column.UPDATED])]
+    place = np.minimum(np.searchsorted(done[:, Column.UPDATED], rows[:, Column.SCHEDULED]), len(done) - 1)
+    of_scheduled = done[place]
+    has_times = of_scheduled[:, Column.UPDATED] == rows[:, Column.SCHEDULED]
+    spans = []
+    for call0, call1, sent, worker0, worker1 in (
+        (Column.EXECUTE0, Column.EXECUTE1, Column.EXECUTE_SENT, Column.WORKER_EXECUTE0, Column.WORKER_EXECUTE1),
+        (Column.SAMPLE0, Column.SAMPLE1, Column.SAMPLE_SENT, Column.WORKER_SAMPLE0, Column.WORKER_SAMPLE1),
+    ):
+        begin, end = of_scheduled[:, worker0], of_scheduled[:, worker1]
+        is_inside = has_times & (rows[:, sent] == 0) & (rows[:, call0] > 0)
+        is_inside &= (begin >= rows[:, call0]) & (end <= rows[:, call1]) & (end > begin)
+        spans.append((begin[is_inside], end[is_inside]))
+    return spans
+
+
+def _done(rows: Int64) -> Int64:
+    """Return the turns with a worker's times, by step; times of another machine's clock are none."""
+    before_ns = rows[:, Column.UPDATE0] - rows[:, Column.WORKER_SAMPLE1]
+    done = rows[(rows[:, Column.WORKER_EXECUTE0] > 0) & (before_ns >= 0) & (before_ns < _MAX_BEFORE_NS)]
+    return done[np.argsort(done[:, Column.UPDATED], kind="stable")]
+
+
+def _joined(parts: list[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+    starts = np.concatenate([starts for starts, _ in parts])
+    ends = np.concatenate([ends for _, ends in parts])
+    order = np.argsort(starts, kind="stable")
+    return starts[order], ends[order]
+
+
+def _without(spans: tuple[Int64, Int64], holes: tuple[Int64, Int64]) -> tuple[Int64, Int64]:
+    """Cut the holes that lie within a span out of it."""
+    starts, ends = spans
+    if not len(starts):
+        return spans
+    within = np.maximum(np.searchsorted(starts, holes[0], side="right") - 1, 0)
+    is_within = (starts[within] <= holes[0]) & (holes[1] <= ends[within])
+    holes = holes[0][is_within], holes[1][is_within]
+    return np.sort(np.concatenate((starts, holes[1]))), np.sort(np.concatenate((ends, holes[0])))
+
+
+def _covered(starts: Int64, ends: Int64, at: Int64) -> Int64:
+    """Return how much of the time up to `at` the spans cover."""
+    if not len(starts):
+        return np.zeros(len(at), dtype=np.int64)
+    before = np.concatenate(([0], np.cumsum(ends - starts)))
+    index = np.searchsorted(starts, at, side="right") - 1
+    last = np.maximum(index, 0)
+    return np.where(index < 0, 0, before[last] + np.minimum(at, ends[last]) - starts[last])

@@ -1,0 +1,61 @@
+"""What an engine publishes about its own loop: `engine-E/state.json` in the spool.
+
+An iteration is the time from one step of a worker to its next. What of it lies outside the worker's calls is cut by
+what everybody else was doing (methodology section 4, "between steps").
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from taxbreak_vllm.model.step import Int64
+
+
+class EnginePart(StrEnum):
+    """What the thread of an engine does; `loop` is what none of the others explains."""
+
+    INPUT = "input"
+    SCHEDULE = "schedule"
+    GRAMMAR = "grammar"
+    DISPATCH = "dispatch"
+    UPDATE = "update"
+    POST = "post"
+    LOOP = "loop"
+
+
+class Between(StrEnum):
+    """Why a worker stood between two of its calls, where the engine's thread did nothing itself.
+
+    `ipc_dispatch`: the engine had sent the call. `ipc_return`: it waited for a result. `no_work`: it had no request;
+    this also holds the time in which one was on its way to it.
+    """
+
+    IPC_DISPATCH = "ipc_dispatch"
+    IPC_RETURN = "ipc_return"
+    NO_WORK = "no_work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """The loop of one engine since its start, summed over its iterations; all durations in ns.
+
+    `worker_ns` + Σ `exposed_ns` + Σ `between_ns` = `iterations_ns`, to the nanosecond. `busy_ns` is what the thread
+    took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
+    back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
+    """
+
+    server_id: str
+    engine: str
+    model_name: str = ""
+    pid: int = 0
+    started_unix_ns: Int64 = 0
+    updated_unix_ns: Int64 = 0
+    num_iterations: Int64 = 0
+    iterations_ns: Int64 = 0
+    worker_ns: Int64 = 0
+    busy_ns: Mapping[EnginePart, Int64] = field(default_factory=dict)
+    exposed_ns: Mapping[EnginePart, Int64] = field(default_factory=dict)
+    between_ns: Mapping[Between, Int64] = field(default_factory=dict)
+    num_unjoined: Int64 = 0
+    num_lost: Int64 = 0
+    off_reason: str | None = None

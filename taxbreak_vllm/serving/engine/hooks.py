@@ -1,0 +1,200 @@
+"""Hooks on the objects of one engine: each turn of its loop leaves a row of stamps.
+
+Every hook stands on an instance, calls the original exactly once and returns its result, or lets its exception pass,
+unchanged. What an engine lacks is not stamped: its time is `loop` then. Read in vllm/v1/engine/core.py
+(`run_busy_loop`, `step`, `step_with_batch_queue`) and vllm/v1/executor/{uniproc,multiproc}_executor.py of 0.26 to 0.33.
+"""
+
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
+from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.worker_times import NUMBER, TIMES
+
+_ZEROS = [0] * NUM_COLUMNS
+
+
+class LoopHooks:
+    """The stamps of one engine's thread; `write` takes each turn's row."""
+
+    def __init__(self, engine: Any, write: Callable[[list[int]], None]) -> None:  # noqa: ANN401 - an EngineCoreProc
+        self._engine = engine
+        self._write = write
+        self._row = list(_ZEROS)
+        self._num_scheduled = 0
+        self.fault: str | None = None
+
+    def attach(self) -> None:
+        """Put the hooks on the engine, its scheduler and its executor."""
+        engine, scheduler, executor = self._engine, self._engine.scheduler, self._engine.model_executor
+        process_step = engine._process_engine_step
+        _put(engine, "_process_input_queue", self._turn_of(engine._process_input_queue))
+        _put(engine.input_queue, "get", self._waiting(engine.input_queue.get))
+        _put(scheduler, "schedule", self._numbering(self._timed(scheduler.schedule, Column.SCHEDULE0)))
+        _put(scheduler, "get_grammar_bitmask", self._timed(scheduler.get_grammar_bitmask, Column.GRAMMAR0))
+        _put(scheduler, "update_from_output", self._joining(self._timed(scheduler.update_from_output, Column.UPDATE0)))
+        _put(executor, "execute_model", self._timed(executor.execute_model, Column.EXECUTE0, Column.EXECUTE1))
+        _put(
+            executor,
+            "sample_tokens",
+            self._sampling(self._timed(executor.sample_tokens, Column.SAMPLE0, Column.SAMPLE1)),
+        )
+        self._attach_queues(executor)
+        _put(engine, "step_fn", self._ending(engine.step_fn, Column.STEP1))
+        _put(engine, "_process_engine_step", self._finishing(process_step))
+
+    def _attach_queues(self, executor: Any) -> None:  # noqa: ANN401 - an executor, with workers of its own or without
+        calls = getattr(executor, "rpc_broadcast_mq", None)
+        if calls is None:
+            return
+        _put(calls, "enqueue", self._sending(calls.enqueue))
+        results = executor.response_mqs[getattr(executor, "output_rank", 0) or 0]
+        _put(results, "dequeue", self._receiving(results.dequeue))
+
+    def _timed(self, call: Callable[..., Any], begin: Column, end: Column | None = None) -> Callable[..., Any]:
+        first, last = int(begin), int(begin + 1 if end is None else end)
+        row = self._row
+
+        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            row[first] = monotonic_ns()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                row[last] = monotonic_ns()
+
+        return timed
+
+    def _ending(self, call: Callable[..., Any], end: Column) -> Callable[..., Any]:
+        last, row = int(end), self._row
+
+        def ending(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            try:
+                return call(*args, **kwargs)
+            finally:
+                row[last] = monotonic_ns()
+
+        return ending
+
+    def _turn_of(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, begin, end = self._row, int(Column.INPUT0), int(Column.INPUT1)
+
+        def turn(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            row[:] = _ZEROS
+            row[begin] = monotonic_ns()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                row[end] = monotonic_ns()
+
+        return turn
+
+    def _waiting(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, begin, end = self._row, int(Column.IDLE0), int(Column.IDLE1)
+
+        def get(block: bool = True, timeout: float | None = None) -> Any:  # noqa: ANN401 - queue.Queue.get
+            if not block:
+                return call(block, timeout)
+            row[begin] = row[begin] or monotonic_ns()
+            try:
+                return call(block, timeout)
+            finally:
+                row[end] = monotonic_ns()
+
+        return get
+
+    def _numbering(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            scheduled = call(*args, **kwargs)
+            try:
+                self._num_scheduled += 1
+                setattr(scheduled, NUMBER, self._num_scheduled)
+                self._row[Column.SCHEDULED] = self._num_scheduled
+            except Exception as error:
+                self._fail(error)
+            return scheduled
+
+        return schedule
+
+    def _joining(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, first = self._row, int(Column.WORKER_EXECUTE0)
+
+        def update_from_output(scheduled: Any, output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            result = call(scheduled, output, *args, **kwargs)
+            try:
+                number = getattr(scheduled, NUMBER, 0)
+                times = getattr(output, TIMES, None)
+                row[Column.UPDATED] = number
+                if times is not None and times[0] == number:
+                    row[first : first + 4] = times[1:]
+            except Exception as error:
+                self._fail(error)
+            return result
+
+        return update_from_output
+
+    def _sampling(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def sample_tokens(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            future = call(*args, **kwargs)
+            try:
+                # a worker in this process: its tokens are waited for in the future's own result
+                output = getattr(future, "async_output", None)
+                if output is not None:
+                    _put(output, "get_output", self._timed(output.get_output, Column.WAIT0))
+            except Exception as error:
+                self._fail(error)
+            return future
+
+        return sample_tokens
+
+    def _sending(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row = self._row
+        columns = {"execute_model": int(Column.EXECUTE_SENT), "sample_tokens": int(Column.SAMPLE_SENT)}
+
+        def enqueue(message: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            try:
+                return call(message, *args, **kwargs)
+            finally:
+                column = columns.get(message[0]) if type(message) is tuple and type(message[0]) is str else None
+                if column is not None:
+                    row[column] = monotonic_ns()
+
+        return enqueue
+
+    def _receiving(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, first, again = self._row, int(Column.WAIT0), int(Column.WAIT_AGAIN0)
+
+        def dequeue(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            begin = again if row[first] else first
+            row[begin] = row[begin] or monotonic_ns()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                row[begin + 1] = monotonic_ns()
+
+        return dequeue
+
+    def _finishing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, end = self._row, int(Column.END)
+
+        def process_engine_step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            result = call(*args, **kwargs)
+            try:
+                if self.fault is None:
+                    row[end] = monotonic_ns()
+                    self._write(row)
+            except Exception as error:
+                self._fail(error)
+            return result
+
+        return process_engine_step
+
+    def _fail(self, error: Exception) -> None:
+        if self.fault is None:
+            self.fault = repr(error)
+            logger.warning("taxbreak: an engine's loop is no longer timed: %r", error)
+
+
+def _put(holder: Any, name: str, call: Callable[..., Any]) -> None:  # noqa: ANN401 - an object of vLLM
+    setattr(holder, name, call)

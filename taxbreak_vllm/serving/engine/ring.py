@@ -1,0 +1,39 @@
+"""Rows of integers on their way from the thread of the engine to the one that counts them, which waits for nothing."""
+
+import struct
+
+import numpy as np
+
+from taxbreak_vllm.iterations.account import Int64
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS
+
+_CAPACITY = 4096
+
+
+class Ring:
+    """One thread writes, one other takes; where that is too late, rows are lost and counted."""
+
+    def __init__(self, capacity: int = _CAPACITY) -> None:
+        layout = struct.Struct(f"={NUM_COLUMNS}q")
+        self._pack, self._size, self._capacity = layout.pack_into, layout.size, capacity
+        self._bytes = bytearray(layout.size * capacity)
+        self._num_written = 0
+        self._num_taken = 0
+        self.num_lost = 0
+
+    def write(self, row: list[int]) -> None:
+        """Keep a row; its integers are copied."""
+        written = self._num_written
+        if written - self._num_taken >= self._capacity:
+            self.num_lost += 1
+            return
+        self._pack(self._bytes, written % self._capacity * self._size, *row)
+        self._num_written = written + 1
+
+    def take(self) -> Int64:
+        """Return the rows written since the last time (rows, columns), oldest first."""
+        begin, end = self._num_taken, self._num_written
+        all_rows = np.frombuffer(self._bytes, dtype=np.int64).reshape(self._capacity, NUM_COLUMNS)
+        rows: Int64 = all_rows[np.arange(begin, end) % self._capacity]
+        self._num_taken = end
+        return rows

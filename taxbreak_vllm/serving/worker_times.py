@@ -1,0 +1,27 @@
+"""What travels between an engine and its worker, as attributes on what vLLM sends anyway: a step's number and times.
+
+The number goes out on a `SchedulerOutput`; the worker's times of that step come back on its `ModelRunnerOutput`, never
+on the one that all empty steps share. Both survive pickling. Times are `time.monotonic_ns` of the worker's machine.
+"""
+
+from typing import Any
+
+NUMBER = "taxbreak_number"
+TIMES = "taxbreak_times"  # number, execute_model begun and ended, sample_tokens begun and ended
+
+
+def answer(output: Any, times: tuple[int, int, int, int, int]) -> None:  # noqa: ANN401 - what a worker returns
+    """Put a step's times on its output, or on what its output will be; raises what vLLM's objects raise."""
+    fetch = getattr(output, "get_output", None)
+    if fetch is None:
+        if getattr(output, "req_ids", None):
+            setattr(output, TIMES, times)
+        return
+
+    def get_output(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+        fetched = fetch(*args, **kwargs)
+        if getattr(fetched, "req_ids", None):
+            setattr(fetched, TIMES, times)
+        return fetched
+
+    output.get_output = get_output
