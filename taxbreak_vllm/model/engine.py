@@ -44,7 +44,7 @@ class EngineState:
     back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
     """
 
-    server_id: str
+    server_id: str = ""
     engine: str
     model_name: str = ""
     pid: int = 0

@@ -59,6 +59,7 @@ class Watch:
         draw: Callable[[str, int], Draws] = Picks,
     ) -> None:
         self._server = server
+        self.server_id = server.server_id
         self._graph_modes = graph_modes
         self._records = records
         self._works_ahead = works_ahead

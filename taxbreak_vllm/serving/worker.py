@@ -178,7 +178,7 @@ class _Hooks:
         self._is_open = False
         self._opened: Watch | None = None
         self._armed: Watch | None = None
-        self._times: tuple[int, int, int] | None = None  # of the step that is between its calls
+        self._times: tuple[str, int, int, int] | None = None  # of the step that is between its calls
 
     def attach(self) -> None:
         """Replace the calls on this one worker, and add the status for `collective_rpc`."""
@@ -228,9 +228,9 @@ class _Hooks:
             watch.abandon()
             raise
         if number:
-            self._times = (number, begun_ns, monotonic_ns())
+            self._times = (watch.server_id, number, begun_ns, monotonic_ns())
             if output is not None:
-                self._answer(output, self._times[2])
+                self._answer(output, self._times[-1])
         if output is None:
             # a step may wait here for the tokens of the one before, which its grammar needs (v1/engine/core.py)
             if watch.is_recording or getattr(scheduler_output, "pending_structured_output_tokens", False):

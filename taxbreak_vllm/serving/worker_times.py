@@ -7,10 +7,12 @@ on the one that all empty steps share. Both survive pickling. Times are `time.mo
 from typing import Any
 
 NUMBER = "taxbreak_number"
-TIMES = "taxbreak_times"  # number, execute_model begun and ended, sample_tokens begun and ended
+TIMES = "taxbreak_times"
+
+Times = tuple[str, int, int, int, int, int]  # server id, number, execute_model begun, ended, sample_tokens begun, ended
 
 
-def answer(output: Any, times: tuple[int, int, int, int, int]) -> None:  # noqa: ANN401 - what a worker returns
+def answer(output: Any, times: Times) -> None:  # noqa: ANN401 - what a worker returns
     """Put a step's times on its output, or on what its output will be; raises what vLLM's objects raise."""
     fetch = getattr(output, "get_output", None)
     if fetch is None:

@@ -24,6 +24,7 @@ class LoopHooks:
         self._write = write
         self._row = list(_ZEROS)
         self._num_scheduled = 0
+        self.server_id = ""  # as the workers have it: an engine's own instance id has changed by now
         self.fault: str | None = None
 
     def attach(self) -> None:
@@ -126,8 +127,9 @@ class LoopHooks:
                 number = getattr(scheduled, NUMBER, 0)
                 times = getattr(output, TIMES, None)
                 row[Column.UPDATED] = number
-                if times is not None and times[0] == number:
-                    row[first : first + 4] = times[1:]
+                if times is not None and times[1] == number:
+                    self.server_id = times[0]
+                    row[first : first + 4] = times[2:]
             except Exception as error:
                 self._fail(error)
             return result
@@ -164,10 +166,13 @@ class LoopHooks:
 
     def _receiving(self, call: Callable[..., Any]) -> Callable[..., Any]:
         row, first, again = self._row, int(Column.WAIT0), int(Column.WAIT_AGAIN0)
+        in_step, after = int(Column.INPUT1), int(Column.STEP1)
 
         def dequeue(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             begin = again if row[first] else first
-            row[begin] = row[begin] or monotonic_ns()
+            if row[begin] or row[after] or not row[in_step]:  # of a call that is no step's
+                return call(*args, **kwargs)
+            row[begin] = monotonic_ns()
             try:
                 return call(*args, **kwargs)
             finally:

@@ -12,7 +12,6 @@ from typing import Any
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.watch import LoopWatch
-from taxbreak_vllm.serving.worker import server_id
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -68,7 +67,6 @@ def describe(config: Any) -> EngineState:  # noqa: ANN401 - a VllmConfig
     parallel, model = config.parallel_config, config.model_config
     name = model.served_model_name or model.model
     return EngineState(
-        server_id=server_id(config),
         engine=str(getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)),
         model_name=name if isinstance(name, str) else name[0],
     )

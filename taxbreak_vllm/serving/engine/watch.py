@@ -62,7 +62,9 @@ class LoopWatch:
         self._count()
         now_ns = self._unix_ns()
         fault = "hook" if self._hooks.fault else None
-        self.state = replace(self.state, num_lost=self._ring.num_lost, off_reason=fault)
+        self.state = replace(
+            self.state, server_id=self._hooks.server_id, num_lost=self._ring.num_lost, off_reason=fault
+        )
         if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (
             now_ns - before.updated_unix_ns >= _HEARTBEAT_NS
         ):
@@ -117,6 +119,8 @@ class LoopWatch:
         self._rows = rows[-_KEPT:]
 
     def _publish(self) -> None:
+        if not self.state.server_id:
+            return  # no worker has answered yet
         try:
             self._spool.put_engine_state(self.state)
             self._can_publish = True
