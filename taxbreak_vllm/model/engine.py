@@ -42,6 +42,9 @@ class EngineState:
     `worker_ns` + Σ `exposed_ns` + Σ `between_ns` = `iterations_ns`, to the nanosecond. `busy_ns` is what the thread
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
     back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
+
+    With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
+    waited for is not told by the worker's times then: `exposed_ns` and `between_ns` stay empty.
     """
 
     server_id: str = ""
@@ -58,4 +61,11 @@ class EngineState:
     between_ns: Mapping[Between, Int64] = field(default_factory=dict)
     num_unjoined: Int64 = 0
     num_lost: Int64 = 0
+    works_ahead: bool = False
     off_reason: str | None = None
+
+
+def unexplained_ratio(state: EngineState) -> float | None:
+    """Return the share of its iterations, times without work aside, that no part explains; None where unknown."""
+    busy_ns = state.iterations_ns - state.between_ns.get(Between.NO_WORK, 0)
+    return state.exposed_ns.get(EnginePart.LOOP, 0) / busy_ns if busy_ns > 0 and state.exposed_ns else None

@@ -27,6 +27,7 @@ from taxbreak_vllm.serving.other_profilers import is_profiler_running
 from taxbreak_vllm.serving.sampling.kinds import StepKinds
 from taxbreak_vllm.serving.steps import GraphModes, classify, is_real
 from taxbreak_vllm.serving.worker import WorkerExtension, is_led, is_passed_by, may_record
+from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, answer
 from taxbreak_vllm.spool.spool import Spool
 
 SCHEDULER_OUTPUT = "v1/core/sched/output.py"
@@ -508,3 +509,48 @@ def test_the_engine_defers_a_step_whose_grammar_needs_tokens_and_says_so_in_its_
 def test_asynchronous_scheduling_is_named_by_the_configuration(vllm_source):
     assert "async_scheduling" in vllm_source.fields("config/scheduler.py", "SchedulerConfig")
     assert "scheduler_config.async_scheduling" in vllm_source.text("config/vllm.py")
+
+
+# -- the engine's loop --
+
+MULTIPROC = "v1/executor/multiproc_executor.py"
+
+
+@pytest.mark.parametrize("cls", ["EngineCoreProc", "DPEngineCoreProc"])
+def test_an_engines_loop_takes_in_requests_and_steps_by_calls_looked_up_on_the_engine(vllm_source, cls):
+    loop = ast.unparse(vllm_source.methods(ENGINE, cls)["run_busy_loop"])
+
+    assert "self._process_input_queue()" in loop
+    assert "self._process_engine_step()" in loop
+    assert "self.step_fn()" in ast.unparse(vllm_source.methods(ENGINE, "EngineCoreProc")["_process_engine_step"])
+    assert "self.input_queue.get(" in ast.unparse(vllm_source.methods(ENGINE, "EngineCoreProc")["_process_input_queue"])
+
+
+@pytest.mark.parametrize("step", ["step", "step_with_batch_queue"])
+def test_a_step_asks_scheduler_and_executor_by_the_calls_that_are_hooked(vllm_source, step):
+    text = ast.unparse(vllm_source.methods(ENGINE, "EngineCore")[step])
+
+    for call in ("schedule", "get_grammar_bitmask", "update_from_output"):
+        assert f"self.scheduler.{call}(" in text
+    for call in ("execute_model", "sample_tokens"):
+        assert f"self.model_executor.{call}(" in text
+
+
+def test_a_multiprocess_executor_sends_a_calls_name_first_and_fetches_from_one_queue_a_rank(vllm_source):
+    text = vllm_source.text(MULTIPROC)
+
+    assert "self.rpc_broadcast_mq.enqueue((send_method, args, kwargs, output_rank))" in text
+    assert "response_mqs[output_rank]" in text
+    assert "mq.dequeue(" in text
+    assert "self.output_rank" in text
+
+
+def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, outputs):
+    scheduled, output = send({"a": 1}, cached=[("a", 3)]), outputs(["a"])
+    times = ("server", 7, 1, 2, 3, 4)
+
+    setattr(scheduled, NUMBER, 7)
+    answer(output, times)
+
+    assert getattr(copy(scheduled), NUMBER) == 7
+    assert getattr(copy(output), TIMES) == times

@@ -18,6 +18,7 @@ from taxbreak_vllm.model.breakdown import (
     Taxes,
     Tier,
 )
+from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
@@ -26,6 +27,8 @@ from taxbreak_vllm.service.http.responses import (
     CaptureOutcome,
     CapturesPage,
     CaptureView,
+    EngineLoop,
+    Iterations,
     ResultsUse,
     SpoolUse,
     Status,
@@ -140,8 +143,22 @@ _CONTROL = ControlState(
     workers=(WorkerControl(engine="0", rank=0, enabled=True, sample_every=500, overhead_budget_ratio=0.005),),
 )
 
+_LOOP = EngineLoop(
+    server_id="vllm-a",
+    engine="0",
+    model_name="tiny-llama",
+    num_iterations=1000,
+    iterations_ns=2_894_000_000,
+    worker_ns=2_301_000_000,
+    busy_ns={EnginePart.SCHEDULE: 55_000_000, EnginePart.DISPATCH: 159_000_000, EnginePart.LOOP: 36_000_000},
+    exposed_ns={EnginePart.SCHEDULE: 55_000_000, EnginePart.DISPATCH: 119_000_000, EnginePart.LOOP: 28_000_000},
+    between_ns={Between.IPC_DISPATCH: 49_000_000, Between.IPC_RETURN: 165_000_000, Between.NO_WORK: 177_000_000},
+    unexplained_ratio=0.0103,
+)
+
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
+    Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
     Breakdown: _BREAKDOWN.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),

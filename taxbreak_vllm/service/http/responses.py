@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
@@ -18,6 +19,26 @@ class Worker(WorkerState):
     def of(cls, state: WorkerState, *, live: bool) -> "Worker":
         """Add to a state whether it is of a running worker."""
         return cls(**{field.name: getattr(state, field.name) for field in fields(state)}, live=live)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoop(EngineState):
+    """An engine's loop, and the share of its iterations that no part explains (null before the first)."""
+
+    unexplained_ratio: float | None
+
+    @classmethod
+    def of(cls, state: EngineState) -> "EngineLoop":
+        """Add the share to an engine's state."""
+        members = {field.name: getattr(state, field.name) for field in fields(state)}
+        return cls(**members, unexplained_ratio=unexplained_ratio(state))
+
+
+@dataclass(frozen=True, slots=True)
+class Iterations:
+    """The loops of the engines that run."""
+
+    engines: list[EngineLoop]
 
 
 @dataclass(frozen=True, slots=True)

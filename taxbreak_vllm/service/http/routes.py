@@ -11,6 +11,7 @@ from fastapi import APIRouter
 
 from taxbreak_vllm.service.http.captures import add_capture_routes
 from taxbreak_vllm.service.http.control import add_control_routes
+from taxbreak_vllm.service.http.iterations import add_iteration_routes
 from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
@@ -34,6 +35,6 @@ def create_router(
         now_ns=now_ns,
     )
     router = new_router(settings, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
-    for add in (add_status_route, add_step_routes, add_capture_routes, add_control_routes):
+    for add in (add_status_route, add_step_routes, add_iteration_routes, add_capture_routes, add_control_routes):
         add(router, context)
     return router

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.metrics.counters import counters, exemplars, iteration_seconds, step_seconds
-from taxbreak_vllm.service.metrics.gauges import launch_floors, overhead, recording, window_gauges
+from taxbreak_vllm.service.metrics.gauges import launch_floors, overhead, recording, unexplained, window_gauges
 from taxbreak_vllm.service.metrics.labels import NS_PER_S
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.store import Results
@@ -57,6 +57,7 @@ class TaxbreakCollector(Collector):
         """Yield every family that has a series."""
         now_ns = self._now_ns()
         states = live(self._spool.states(), now_ns=now_ns)
+        engines = live(self._spool.engine_states(), now_ns=now_ns)
         with Results(self._results_path) as results:
             totals = results.totals()
             balances = results.balances(since_ns=now_ns - self._window_ns)
@@ -67,6 +68,7 @@ class TaxbreakCollector(Collector):
             step_seconds(totals, of_steps),
             iteration_seconds(totals),
             *window_gauges(balances, dilations, states),
+            unexplained(engines),
             *self._gauges(states, now_ns),
         )
         yield from (family for family in families if family.samples)

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.samples import Exemplar
 
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS
-from taxbreak_vllm.service.metrics.labels import NS_PER_S, SERVER_LABELS, STEP_LABELS, series_labels
+from taxbreak_vllm.service.metrics.labels import ENGINE_LABELS, NS_PER_S, SERVER_LABELS, STEP_LABELS, series_labels
 from taxbreak_vllm.service.results.counts import NUM_BUCKETS
 from taxbreak_vllm.service.results.rows import Balance, Series, Total
 
@@ -27,6 +27,7 @@ class _CounterFamily(NamedTuple):
     help: str
     label: str = ""
     has_phase: bool = True
+    has_rank: bool = True
 
 
 _COUNTERS = (
@@ -57,6 +58,44 @@ _COUNTERS = (
     _CounterFamily("launches", "launches", "Launches that produced device work, in sampled steps."),
     _CounterFamily("kernels", "kernels", "Kernels of sampled steps, by family.", "family"),
     _CounterFamily("output_tokens", "sampled_output_tokens", "Tokens that the sampled steps produced."),
+    _CounterFamily(
+        "engine_iterations",
+        "engine_iterations",
+        "Steps of which engine and worker were joined, from one start to the next.",
+        has_phase=False,
+        has_rank=False,
+    ),
+    _CounterFamily(
+        "engine_unjoined",
+        "engine_unjoined_steps",
+        "Steps of which the worker's times did not come back, or that nobody had time to count.",
+        has_phase=False,
+        has_rank=False,
+    ),
+    _CounterFamily(
+        "engine_busy_ns",
+        "engine_busy_seconds",
+        "Time of the engine's thread by part, whether a worker waited for it or not.",
+        "part",
+        has_phase=False,
+        has_rank=False,
+    ),
+    _CounterFamily(
+        "engine_exposed_ns",
+        "engine_exposed_seconds",
+        "Time of the engine's thread by part in which its worker stood between two calls.",
+        "part",
+        has_phase=False,
+        has_rank=False,
+    ),
+    _CounterFamily(
+        "between_steps_ns",
+        "idle_between_steps_seconds",
+        "Time a worker stood between two calls while the engine's thread waited too, by cause.",
+        "cause",
+        has_phase=False,
+        has_rank=False,
+    ),
 )
 
 
@@ -75,15 +114,16 @@ def counters(totals: Iterable[Total], of_steps: Exemplars) -> Iterator[Metric]:
     by_counter: dict[str, list[Total]] = defaultdict(list)
     for total in totals:
         by_counter[total.counter].append(total)
-    for counter, name, text, label, has_phase in _COUNTERS:
-        labels = (*(STEP_LABELS if has_phase else SERVER_LABELS), *([label] if label else []))
+    for counter, name, text, label, has_phase, has_rank in _COUNTERS:
+        own = STEP_LABELS if has_phase else SERVER_LABELS if has_rank else ENGINE_LABELS
+        labels = (*own, *([label] if label else []))
         is_time = name.endswith("_seconds")
         family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
         for total in by_counter[counter]:
             series = Series(total.model_name, total.engine, total.rank, total.phase)
             steps = of_steps.get(series, {}).values() if counter == "sampled_steps" else ()
             exemplar = next((step._replace(value=1.0) for step in steps), None)
-            values = (*series_labels(series)[: 4 if has_phase else 3], *([total.label] if label else []))
+            values = (*series_labels(series)[: len(own)], *([total.label] if label else []))
             family.add_metric(values, total.value / NS_PER_S if is_time else total.value, exemplar=exemplar)
         yield family
 

@@ -11,9 +11,17 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import FloorKind
 from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
+from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.metrics.labels import NS_PER_S, SERVER_LABELS, STEP_LABELS, series_labels, server_labels
+from taxbreak_vllm.service.metrics.labels import (
+    ENGINE_LABELS,
+    NS_PER_S,
+    SERVER_LABELS,
+    STEP_LABELS,
+    series_labels,
+    server_labels,
+)
 from taxbreak_vllm.service.results.rows import Balance, Series
 from taxbreak_vllm.service.results.window import replay_shares
 
@@ -73,6 +81,20 @@ def overhead(states: Iterable[WorkerState]) -> Metric:
     for labels, members in spent.items():
         serving_ns = sum(state.serving_ns for state in members)
         family.add_metric(labels, sum(state.overhead_ns for state in members) / serving_ns)
+    return family
+
+
+def unexplained(engines: Iterable[EngineState]) -> Metric:
+    """Return what of its iterations no part of an engine's loop explains, times without work aside."""
+    family = GaugeMetricFamily(
+        "taxbreak_server_unexplained_ratio",
+        "Share of the engine's iterations that no part of its loop explains, since its start.",
+        labels=ENGINE_LABELS,
+        unit="ratio",
+    )
+    for state in engines:
+        if (ratio := unexplained_ratio(state)) is not None:
+            family.add_metric((state.model_name, state.engine), ratio)
     return family
 
 

@@ -1,9 +1,10 @@
-"""The labels of our series: those of a server, and those of its steps of one phase; and ns as seconds."""
+"""The labels of our series: those of an engine, of a rank, and of its steps of one phase; and ns as seconds."""
 
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results.rows import Series
 
-SERVER_LABELS = ("model_name", "engine", "rank")
+ENGINE_LABELS = ("model_name", "engine")
+SERVER_LABELS = (*ENGINE_LABELS, "rank")
 STEP_LABELS = (*SERVER_LABELS, "phase")
 NS_PER_S = 1e9
 

@@ -77,6 +77,7 @@ class Analyzer:
     def turn(self) -> int:
         """Take over the workers' states, settle the next few captures; return how many those were."""
         self._take(self._spool.states())
+        self._results.put_engine_states(self._spool.engine_states())
         captures = self._next_captures()
         for capture in captures:
             try:

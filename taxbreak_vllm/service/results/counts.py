@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from taxbreak_vllm.model.breakdown import StepBreakdown
+from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS
 from taxbreak_vllm.model.worker import WorkerState
 
@@ -59,6 +60,23 @@ def step_counts(step: StepBreakdown) -> Iterator[Count]:
     ):
         if value is not None:
             yield Count(counter, "", value)
+
+
+def engine_counts(state: EngineState) -> Counter[Key]:
+    """Return all counters of an engine since its start."""
+    counts = Counter(
+        {
+            Key("", "engine_iterations", ""): state.num_iterations,
+            Key("", "engine_unjoined", ""): state.num_unjoined + state.num_lost,
+        }
+    )
+    for counter, parts in (
+        ("engine_busy_ns", state.busy_ns),
+        ("engine_exposed_ns", state.exposed_ns),
+        ("between_steps_ns", state.between_ns),
+    ):
+        counts.update({Key("", counter, str(part)): value for part, value in parts.items()})
+    return counts
 
 
 def worker_counts(state: WorkerState) -> Counter[Key]:

@@ -15,11 +15,12 @@ import msgspec
 
 from taxbreak_vllm.baselines.database import transaction
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, WorkerState
 from taxbreak_vllm.service.results.captures import add_capture, read_captures
-from taxbreak_vllm.service.results.counts import Count, Key, step_counts, worker_counts
+from taxbreak_vllm.service.results.counts import Count, Key, engine_counts, step_counts, worker_counts
 from taxbreak_vllm.service.results.rows import Balance, CaptureRow, Refusal, Series, StepRow, Total
 from taxbreak_vllm.service.results.schema import open_results
 from taxbreak_vllm.service.results.series import read_balances, read_dilations
@@ -124,6 +125,34 @@ class Results:
                     "UPDATE captures SET recorded = max(recorded, ?) WHERE capture_id = ?",
                     (state.capture_recorded, state.capture_id),
                 )
+
+    def put_engine_states(self, states: Iterable[EngineState]) -> None:
+        """Take over the engines' states and count what is new in them since the last time."""
+        fresh = [(state, last) for state in states if (last := self.engine(state)) != state]
+        if not fresh:
+            return
+        with transaction(self._db):
+            for state, last in fresh:
+                is_same = last is not None and last.started_unix_ns == state.started_unix_ns
+                before = engine_counts(last) if last is not None and is_same else Counter[Key]()
+                server = Server(server_id=state.server_id, engine=state.engine, model_name=state.model_name)
+                self._count(
+                    server,
+                    "",
+                    [
+                        Count(key.counter, key.label, max(0, value - before[key]))
+                        for key, value in engine_counts(state).items()
+                    ],
+                )
+                self._db.execute(
+                    "INSERT OR REPLACE INTO engines (server_id, engine, state) VALUES (?, ?, ?)",
+                    (state.server_id, state.engine, msgspec.json.encode(state)),
+                )
+
+    def engine(self, state: EngineState) -> EngineState | None:
+        """Return the last state seen of the same engine."""
+        found = self._one("SELECT state FROM engines WHERE server_id = ? AND engine = ?", state.server_id, state.engine)
+        return msgspec.json.decode(found[0], type=EngineState) if found else None
 
     def worker(self, server: Server) -> WorkerState | None:
         """Return the last state seen of the worker with this server id and rank."""

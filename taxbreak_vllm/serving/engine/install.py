@@ -69,4 +69,5 @@ def describe(config: Any) -> EngineState:  # noqa: ANN401 - a VllmConfig
     return EngineState(
         engine=str(getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)),
         model_name=name if isinstance(name, str) else name[0],
+        works_ahead=bool(getattr(config.scheduler_config, "async_scheduling", False)),
     )

@@ -98,7 +98,7 @@ class LoopWatch:
             self._counted_ns = until_ns
         found = account(rows)
         is_new = found.step > self._last_step
-        if is_new.any():
+        if is_new.any() and not state.works_ahead:
             exposed, between = Counter(state.exposed_ns), Counter(state.between_ns)
             for label, parts_ns in found.parts_ns.items():
                 value = int(parts_ns[is_new].sum())
@@ -108,11 +108,15 @@ class LoopWatch:
                     between[label] += value
             state = replace(
                 state,
+                exposed_ns=dict(exposed),
+                between_ns={Between(label): value for label, value in between.items()},
+            )
+        if is_new.any():
+            state = replace(
+                state,
                 num_iterations=state.num_iterations + int(is_new.sum()),
                 iterations_ns=state.iterations_ns + int(found.total_ns[is_new].sum()),
                 worker_ns=state.worker_ns + int(found.worker_ns[is_new].sum()),
-                exposed_ns=dict(exposed),
-                between_ns={Between(label): value for label, value in between.items()},
             )
             self._last_step = int(found.step[-1])
         self.state = replace(state, num_unjoined=state.num_unjoined + _num_unjoined(new))

@@ -1,0 +1,89 @@
+"""What an engine publishes adds up, turn by turn, and is there for the sidecar to read."""
+
+import time
+
+import pytest
+
+from taxbreak_vllm.model.engine import Between, EngineState
+from taxbreak_vllm.serving.engine.watch import LoopWatch
+from taxbreak_vllm.spool.spool import Spool
+from tests.serving.engine.test_hooks import Engine
+
+
+class TimedEngine(Engine):
+    """One whose worker takes its time in the engine's own thread."""
+
+    def __init__(self):
+        super().__init__(worker=self._times)
+
+    def _execute(self, scheduled, non_block=False):
+        self.begun = time.monotonic_ns()
+        future = super()._execute(scheduled, non_block)
+        self.ended = time.monotonic_ns()
+        return future
+
+    def _times(self, number):
+        now = time.monotonic_ns()
+        return "server", number, self.begun, self.ended, now, time.monotonic_ns()
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool", max_bytes=2**20, max_captures=10)
+
+
+def watching(spool, **members):
+    engine = TimedEngine()
+    watch = LoopWatch(engine, spool, EngineState(engine="0", model_name="m", **members))
+    watch._hooks.attach()
+    return engine, watch
+
+
+def test_the_sums_are_those_of_all_turns_however_they_are_counted(spool):
+    engine, watch = watching(spool)
+    for batch in (1, 7, 2, 50):
+        for _ in range(batch):
+            engine.turn()
+        watch.turn()
+
+    (state,) = spool.engine_states()
+    assert (state.server_id, state.engine, state.num_iterations) == ("server", "0", 59)
+    assert state.iterations_ns == state.worker_ns + sum(state.exposed_ns.values()) + sum(state.between_ns.values())
+    assert min(*state.exposed_ns.values(), *state.busy_ns.values()) >= 0
+    assert (state.num_unjoined, state.num_lost, state.off_reason) == (0, 0, None)
+
+
+def test_of_an_engine_that_works_ahead_nothing_is_called_exposed(spool):
+    engine, watch = watching(spool, works_ahead=True)
+    for _ in range(10):
+        engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    assert state.num_iterations == 9
+    assert (state.exposed_ns, state.between_ns) == ({}, {})
+    assert state.busy_ns
+
+
+def test_a_fault_is_published_and_the_sums_stay(spool):
+    engine, watch = watching(spool)
+    for _ in range(10):
+        engine.turn()
+    watch.turn()
+    engine.worker = lambda number: 5
+    engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    assert state.off_reason == "hook"
+    assert state.num_iterations == 9
+
+
+def test_no_work_is_told_from_the_engines_own_parts(spool):
+    engine, watch = watching(spool)
+    for _ in range(3):
+        engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    assert state.between_ns[Between.NO_WORK] == 0
