@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from taxbreak_vllm.model.step import Int64, Phase, Server, StepHistogram
 
+DISABLED = "disabled"
+OVERHEAD = "overhead"
+REVOCABLE = frozenset({DISABLED, OVERHEAD})  # reasons why recording is off that a control message can end
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
-from taxbreak_vllm.model.worker import CaptureRequest, Control
+from taxbreak_vllm.model.worker import DISABLED, OVERHEAD, REVOCABLE, CaptureRequest, Control
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.sampling.budget import Budget
 from taxbreak_vllm.serving.sampling.kinds import StepKind
@@ -16,8 +16,6 @@ from taxbreak_vllm.serving.sampling.sampler import Draws, Sample, Sampler
 from taxbreak_vllm.serving.sampling.stalls import Detail, Stalls
 from taxbreak_vllm.settings import Settings
 
-DISABLED = "disabled"
-OVERHEAD = "overhead"
 LOCKSTEP = "lockstep"
 
 
@@ -142,7 +140,7 @@ class Policy:
         except ValidationError as error:
             logger.warning("taxbreak: a control message is not followed: %s", error.errors()[0]["msg"])
             return True
-        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours, or lockstep
+        if self.off_reason is None or self.off_reason in REVOCABLE:
             self.off_reason = None if settings.enabled else DISABLED
         self._budget.set(settings.overhead_budget_ratio)
         self.sampler.set(sample_every=settings.sample_every, level=0, is_on=self.off_reason is None)
