@@ -35,8 +35,8 @@ AFTER_ANNOTATION = "taxbreak.neighbour:after"
 ENGINE_ANNOTATION = "taxbreak.engine"
 
 FIRST_START = (
-    "the profiler has not started yet: turned on now, its first start takes seconds within a step, and CUPTI then "
-    "stays attached to the server, which may slow it down even while nothing is recorded"
+    "the profiler has not started yet: its first start takes seconds, within the first step that is recorded, and "
+    "CUPTI then stays attached to the server, which may slow it down even while nothing is recorded"
 )
 
 

@@ -415,7 +415,11 @@ class Watch:
         if policy.off_reason is None and self._has_leaked():
             policy.turn_off("cupti_records")
             logger.warning("taxbreak: recording is off: this CUPTI has recorded all it may in one process")
-        return policy.follow(request, control, now_unix_ns=self._unix_ns()) or policy.off_reason != was_off
+        has_changed = policy.follow(request, control, now_unix_ns=self._unix_ns())
+        if was_off and policy.off_reason is None and self._records:
+            for note in self._recorder.notes(self._server.device_type):
+                logger.warning("taxbreak: %s", note)
+        return has_changed or policy.off_reason != was_off
 
     def _has_leaked(self) -> bool:
         return cupti.leaks(self._recorder.cupti_version) and self.outbox.num_device_records >= cupti.MAX_RECORDS

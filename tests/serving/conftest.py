@@ -285,9 +285,7 @@ def open_watch(tmp_path, open_recorder):
             records=records,
             off_reason=off_reason,
             works_ahead=works_ahead,
-            open_recorder=lambda drops: open_recorder(
-                drops, fails_at=fails_at, is_taken=is_taken, **(recorder or {})
-            ),
+            open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken, **(recorder or {})),
             now_ns=Clock(1000),
             unix_ns=Clock(),
             cpu_ns=Clock(turn_ns),

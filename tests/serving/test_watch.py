@@ -869,7 +869,9 @@ def test_sessions_records_and_cupti_are_published(open_watch, decode, tmp_path):
     assert ["CUPTI 13.0" in note for note in state.notes] == [True]
 
 
-def test_what_is_switched_off_attaches_nothing_and_says_what_switching_it_on_would(open_watch, decode, tmp_path):
+def test_what_is_switched_off_attaches_nothing_and_says_what_switching_it_on_would(
+    open_watch, decode, tmp_path, caplog
+):
     watch = open_watch(sample_every=2, device_type="cuda", enabled=False)
     watch.start(_CUDA)
     watch.close()
@@ -880,6 +882,9 @@ def test_what_is_switched_off_attaches_nothing_and_says_what_switching_it_on_wou
     state = watch.state()
     assert (state.num_sessions, state.cupti_attached) == (0, False)
     assert "its first start takes seconds" in state.notes[0]
+
+    _control(tmp_path, watch, control_id="1", enabled=True)
+    assert caplog.text.count("its first start takes seconds") == 1
 
 
 @pytest.mark.parametrize(("version", "off_reason"), [(130001, "cupti_records"), (130101, None), (None, None)])
@@ -1007,3 +1012,19 @@ def test_the_cost_of_an_op_is_that_of_the_detail_it_was_recorded_with(open_watch
 
     (capture,) = _captures(watch, tmp_path)
     assert capture.read_info().op_cost_ns == 300
+
+
+def test_what_a_stop_took_is_that_of_the_kind_that_was_picked_whatever_was_recorded_after_it(
+    open_watch, decode, schedule, profiles
+):
+    watch = open_watch(
+        works_ahead=True, sample_every=2, modes=("full", "none"), recorder={"stop_ns": lambda detail: 50_000_000}
+    )
+    prefill = schedule({"a": 5}, new=[("a", 5, 0)])
+
+    for step in (prefill, prefill, decode, decode, prefill, prefill):
+        _step(watch, step)
+        if not watch.is_recording:
+            watch.outbox.turn(wait_s=0)
+
+    assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]
