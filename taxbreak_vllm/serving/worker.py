@@ -19,9 +19,9 @@ from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.serving.drops import logger
-from taxbreak_vllm.serving.recorder import device_type
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
+from taxbreak_vllm.serving.torch_profile import device_type
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.settings import load_settings
 
