@@ -218,7 +218,11 @@ class _Hooks:
             return self._execute_model(scheduler_output, *args, **kwargs)
         watch.begin(self._worker, scheduler_output)
         try:
-            output = self._execute_model(scheduler_output, *args, **kwargs)
+            # as vLLM calls it: unpacking nothing would take as long as a clock read
+            if args or kwargs:
+                output = self._execute_model(scheduler_output, *args, **kwargs)
+            else:
+                output = self._execute_model(scheduler_output)
         except BaseException:
             watch.abandon()
             raise
@@ -237,7 +241,10 @@ class _Hooks:
         if watch.is_paused:
             watch.resume()
         try:
-            output = self._sample_tokens(*args, **kwargs)
+            if len(args) == 1 and not kwargs:
+                output = self._sample_tokens(args[0])
+            else:
+                output = self._sample_tokens(*args, **kwargs)
         except BaseException:
             watch.abandon()
             raise
