@@ -71,6 +71,12 @@ class Settings(BaseSettings):
     max_step_s: float = Field(
         default=10, gt=0, le=YEAR_S, description="a step that takes longer is not recorded (seconds)"
     )
+    max_stall_ms: float = Field(
+        default=20,
+        gt=0,
+        le=60_000,
+        description="bound of what stopping one recording may hold up the server; dearer ones are not made (ms)",
+    )
     max_trace_bytes: int = Field(
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
     )

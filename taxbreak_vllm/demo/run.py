@@ -87,7 +87,7 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, 
 
 def _serve(processes: Processes, model: Path, spool: Path) -> RunningServer:
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": str(SAMPLE_EVERY)}
-    env["TAXBREAK_OVERHEAD_BUDGET_RATIO"] = "1"
+    env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1", "TAXBREAK_MAX_STALL_MS": "1000"}
     return start_vllm(processes, model, env=env)
 
 

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from taxbreak_vllm.model.step import Int64, Phase, Server, StepHistogram
 
+DISABLED = "disabled"
+OVERHEAD = "overhead"
+REVOCABLE = frozenset({DISABLED, OVERHEAD})  # reasons why recording is off that a control message can end
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
@@ -15,9 +19,11 @@ class WorkerState:
     serving: profiler start and stop, dilation, and what storing takes, counted as if steps had waited for all of it.
     `serving_ns` is the time since the hooks were armed. `records` is False for a rank that only times its steps;
     `max_capture_steps` bounds a request (None: it did not say). `enabled` tells whether steps may be recorded now,
-    `off_reason` why not ("disabled", "overhead", "hook"). `sample_every` and `overhead_budget_ratio` are in force since
-    the control `control_id` (None: since the start); to stay within the budget one step in `sample_every` · `slowdown`
-    is recorded.
+    `off_reason` why not ("disabled", "overhead", "hook", …). `sample_every` and `overhead_budget_ratio` are in force
+    since the control `control_id` (None: since the start); to stay within the budget one step in `sample_every` ·
+    `slowdown` is recorded. `capture_refusal` says why the latest step of the request was not recorded. `num_sessions`
+    counts the profiler's starts, `num_device_records` what they brought of the device; `cupti_version` is the number
+    that CUPTI gives itself. `notes` are for whoever reads the figures or turns recording on.
     """
 
     server: Server
@@ -34,11 +40,17 @@ class WorkerState:
     serving_ns: Int64 = 0
     capture_id: str | None = None
     capture_recorded: Int64 = 0
+    capture_refusal: str | None = None
     off_reason: str | None = None
     sample_every: Int64 | None = None
     overhead_budget_ratio: float | None = None
     slowdown: Int64 = 1
     control_id: str | None = None
+    num_sessions: Int64 = 0
+    num_device_records: Int64 = 0
+    cupti_attached: bool = False
+    cupti_version: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +76,7 @@ class WorkerControl:
     overhead_budget_ratio: float | None = None
     slowdown: int = 1
     control_id: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

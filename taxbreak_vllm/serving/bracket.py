@@ -11,6 +11,7 @@ from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.sampling.kinds import StepKind
 from taxbreak_vllm.serving.sampling.sampler import Sample
+from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.serving.steps import Work
 from taxbreak_vllm.serving.tokens import SampledTokens
 
@@ -35,11 +36,13 @@ class Step:
 class Bracket:
     """An open recording, on the thread that must close it.
 
-    `step` is None while steps before the sample are recorded; `kind` and `window_ns` are of the step recorded last,
-    `overhead_ns` is what recording took besides dilation.
+    `step` is None while steps before the sample are recorded; `picked` is the kind it was opened for, `kind` and
+    `window_ns` are of the step recorded last, `overhead_ns` is what recording took besides dilation.
     """
 
     sample: Sample
+    detail: Detail
+    picked: StepKind
     kind: StepKind
     thread: int
     num_before: int = 0

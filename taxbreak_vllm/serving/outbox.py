@@ -30,6 +30,7 @@ HEARTBEAT_NS = 5_000_000_000
 
 _CLOCKS = {"updated_unix_ns", "serving_ns", "overhead_ns"}
 _CHUNK_BYTES = 2**20
+_DEVICE_RECORDS = (b'"cat": "kernel"', b'"cat": "gpu_memcpy"', b'"cat": "gpu_memset"')  # as Kineto writes them
 _CLOSE_TIMEOUT_S = 2.0
 
 
@@ -74,6 +75,7 @@ class Outbox:
         self._read_ns = -PUBLISH_NS
         self.is_busy = False
         self.num_stored = 0
+        self.num_device_records = 0
         self.cost_ns = 0
         self.asked_cost_ns = 0
 
@@ -177,6 +179,7 @@ class Outbox:
     def _compress(self, raw: Path, path: Path) -> None:
         with open(raw, "rb") as source, open(path, "wb") as file, gzip.open(file, "wb", compresslevel=3) as target:
             while chunk := source.read(_CHUNK_BYTES):
+                self.num_device_records += sum(map(chunk.count, _DEVICE_RECORDS))
                 target.write(chunk)
                 if file.tell() > self._max_trace_bytes:
                     raise _TooLargeError

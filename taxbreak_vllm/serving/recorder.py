@@ -5,34 +5,51 @@ to store. Whatever fails here is counted by reason, logged the first time, and l
 """
 
 import os
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from taxbreak_vllm.machine.cupti import loaded_cupti_version
+from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.serving.drops import Drops, logger
+from taxbreak_vllm.serving.kineto_log import kineto_errors, stderr_bytes
 from taxbreak_vllm.serving.other_profilers import injected_profiler, is_profiler_running
 from taxbreak_vllm.serving.sampling.sampler import CaptureProgress
+from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.serving.tokens import SampledTokens
+from taxbreak_vllm.serving.torch_profile import (
+    TorchProfile,
+    device_type,
+    has_cupti,
+    is_launched_to,
+    launch_kernel,
+    load_profiler,
+    time_empty_op,
+)
 
 STEP_ANNOTATION = "taxbreak.step:"
 BEFORE_ANNOTATION = "taxbreak.neighbour:before"
 AFTER_ANNOTATION = "taxbreak.neighbour:after"
 ENGINE_ANNOTATION = "taxbreak.engine"
 
-_ACTIVITIES = {"cuda": "CUDA", "xpu": "XPU"}  # torch calls AMD's devices cuda too
+FIRST_START = (
+    "the profiler has not started yet: its first start takes seconds, within the first step that is recorded, and "
+    "CUPTI then stays attached to the server, which may slow it down even while nothing is recorded"
+)
 
 
 class Profile(Protocol):
     """One profiler run: begun and ended on one thread, exported once on any; spans nest, and it begins with one."""
 
+    stop_ns: int
+
     def start(self) -> None: ...
     def enter(self, name: str) -> None: ...
     def leave(self) -> None: ...
     def stop(self) -> None: ...
+    def num_device_records(self) -> int: ...
     def export(self, path: Path) -> None: ...
 
 
@@ -46,153 +63,122 @@ class RecordedStep:
     tokens: SampledTokens
 
 
-class TorchProfile:
-    """torch.profiler; its spans are annotations in the trace, that of the step recorded `taxbreak.step:<step id>`.
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """What a recorder asks of torch; one value each, so that a test can stand in for a device it does not have."""
 
-    `device_type` is torch's word for the device that the worker computes on; what that runs is recorded where this
-    torch can.
-    """
-
-    def __init__(self, span: str, *, stacks: bool, device_type: str = "cpu") -> None:
-        from torch.profiler import ProfilerActivity, profile, supported_activities
-
-        activities = {ProfilerActivity.CPU}
-        if (name := _ACTIVITIES.get(device_type)) is not None:
-            activities |= {getattr(ProfilerActivity, name)} & supported_activities()
-        self._profile = profile(activities=activities, record_shapes=True, with_stack=stacks)
-        self._first_span = span
-        self._spans: list[AbstractContextManager[object]] = []
-
-    def start(self) -> None:
-        self._profile.start()
-        self.enter(self._first_span)
-
-    def enter(self, name: str) -> None:
-        from torch.profiler import record_function
-
-        span = record_function(name)
-        span.__enter__()
-        self._spans.append(span)
-
-    def leave(self) -> None:
-        self._spans.pop().__exit__(None, None, None)
-
-    def stop(self) -> None:
-        try:
-            while self._spans:
-                self.leave()
-        finally:
-            self._profile.stop()
-
-    def export(self, path: Path) -> None:
-        try:
-            self._profile.export_chrome_trace(str(path))
-        finally:
-            self._free()
-
-    def __del__(self) -> None:
-        self._free()
-
-    def _free(self) -> None:
-        # torch's object refers to itself: left to the collector of old objects, which seldom comes in a server, each
-        # would hold its whole recording, some 20 kB to 100 kB, for hours
-        vars(vars(self).get("_profile", self)).clear()
-
-
-def device_type(worker: Any) -> str:  # noqa: ANN401 - a vLLM worker
-    """Return torch's word for the device of a worker, empty where it has none yet."""
-    return str(getattr(getattr(worker, "device", None), "type", ""))
-
-
-def load_profiler() -> None:
-    """Import what torch.profiler imports when it starts for the first time."""
-    import torch._inductor.config  # noqa: F401
-
-
-def time_empty_op(now_ns: Callable[[], int] = time.perf_counter_ns, *, batches: int = 21, calls: int = 8) -> int:
-    """Time an op that does nothing, in ns: the median over batches (about 1 ms in all).
-
-    What the profiler adds to an op grows with what there is to record, so these are of the kinds a step has most.
-    """
-    import torch
-
-    empty, aten = torch.empty(0), torch.ops.aten
-
-    def call_five() -> None:
-        aten.slice.Tensor(empty, 0, 0, 0, 1)  # as_strided is another
-        aten.add_.Tensor(empty, empty)
-        aten.copy_.default(empty, empty, True)
-        aten.view.default(empty, [0])
-
-    with torch.inference_mode():
-        call_five()
-        times_ns = []
-        for _ in range(batches):
-            begun_ns = now_ns()
-            for _ in range(calls):
-                call_five()
-            times_ns.append((now_ns() - begun_ns) // (5 * calls))
-    return sorted(times_ns)[batches // 2]
+    open_profile: Callable[..., Profile] = TorchProfile
+    is_taken: Callable[[Any], bool] = is_profiler_running
+    time_op: Callable[[], int] = time_empty_op
+    load: Callable[[], None] = load_profiler
+    launch_kernel: Callable[[Any], None] = launch_kernel
+    has_cupti: Callable[[str], bool] = has_cupti
+    cupti_version: Callable[[], int | None] = loaded_cupti_version
 
 
 class Recorder:
-    """Opens and closes the bracket around a step; there is at most one."""
+    """Opens and closes the bracket around a step; there is at most one.
+
+    `num_sessions` counts the profiler's starts; CUPTI is attached from the first of a CUDA device on.
+    """
 
     def __init__(
-        self,
-        drops: Drops,
-        *,
-        open_profile: Callable[..., Profile] = TorchProfile,
-        is_taken: Callable[[Any], bool] = is_profiler_running,
-        find_injected: Callable[[], str | None] = injected_profiler,
-        time_op: Callable[[], int] = time_empty_op,
-        load: Callable[[], None] = load_profiler,
+        self, drops: Drops, *, torch: Torch = Torch(), find_injected: Callable[[], str | None] = injected_profiler
     ) -> None:
         self._drops = drops
-        self._open_profile = open_profile
-        self._is_taken = is_taken
+        self._torch = torch
         self._injected = find_injected()
-        self._time_op = time_op
-        self._load = load
         self._is_warm = False
+        self._failure: str | None = None
         self._profile: Profile | None = None
-        self.op_cost_ns: int | None = None
+        self._op_costs_ns: Mapping[Detail, int | None] = {}
+        self.num_sessions = 0
+        self.is_cupti_attached = False
+        self.cupti_version: int | None = None
 
     def load(self) -> None:
         """Import what the first profiler start would: nearly all of its two seconds, and any thread may do it."""
         try:
-            self._load()
+            self._torch.load()
         except Exception as error:
             logger.debug("taxbreak: loading the profiler: %r", error)
 
-    def warm(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
-        """Start and stop the profiler once, before the first step is recorded; learn what it adds to an op."""
+    def warm(self, worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
+        """Start and stop the profiler, before the first step is recorded; learn what it adds to an op.
+
+        False where it brings no record of the worker's device: then none of its recordings would be true.
+        """
         if self._is_warm:
-            return
-        # kineto writes two lines of tracing probes to stderr at every start, at a level above its errors
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+            return self._failure is None
+        kind, since = device_type(worker), stderr_bytes()
         try:
-            if self._injected or self._is_taken(worker):
-                return  # the next step to record tries again
+            if self._injected or self._torch.is_taken(worker):
+                return True  # the next step to record tries again
             self._is_warm = True
-            self._profile = self._open_profile("warm-up", stacks=False, device_type=device_type(worker))
-            self._profile.start()
-            recorded_ns = self._time_op()
+            if self._torch.has_cupti(kind):
+                # attached once, it stays: taking it away crashes behind CUDA graphs before 12.6 and races after
+                os.environ.setdefault("TEARDOWN_CUPTI", "0")
+            self._op_costs_ns = {detail: self._try(worker, detail) for detail in (Detail.SHAPES, Detail.TIMES)}
+        except Exception as error:
             self._close()
-            self.op_cost_ns = max(0, recorded_ns - self._time_op())
+            if is_launched_to(kind):
+                self._failure = f"the profiler brings no record of a kernel on {worker.device}: {error}"
+                logger.warning("taxbreak: %s, so no step is recorded; %s", self._failure, kineto_errors(since))
+            else:
+                logger.debug("taxbreak: the profiler does not start: %r", error)
+        if self.is_cupti_attached:
+            self.cupti_version = self._torch.cupti_version()
+            if fault := cupti.faults(self.cupti_version):
+                logger.warning("taxbreak: %s", fault)
+        return self._failure is None
+
+    def op_cost_ns(self, detail: Detail) -> int | None:
+        """Return what the profiler adds to an op; what stacks add to that is not measured."""
+        return self._op_costs_ns.get(Detail.TIMES if detail is Detail.TIMES else Detail.SHAPES)
+
+    def notes(self, kind: str) -> tuple[str, ...]:
+        """Say what whoever reads figures of this kind of device should know, or whoever turns recording on."""
+        is_late = self.num_sessions == 0 and self._torch.has_cupti(kind)
+        said = (self._failure, cupti.faults(self.cupti_version), FIRST_START if is_late else None)
+        return tuple(note for note in said if note)
+
+    def _try(self, worker: Any, detail: Detail) -> int | None:  # noqa: ANN401 - a vLLM worker
+        """Profile a kernel, which must come back; return what profiling adds to an op in ns, None where that fails."""
+        kind = device_type(worker)
+        profile = self._profile = self._torch.open_profile("warm-up", detail=detail, device_type=kind, is_read=True)
+        self._begin(profile, kind)
+        if is_launched_to(kind):
+            self._torch.launch_kernel(worker)
+        recorded_ns = self._time_op()
+        self._profile = None
+        profile.stop()
+        if is_launched_to(kind) and not profile.num_device_records():
+            raise LookupError("one ran and left none")
+        plain_ns = self._time_op()
+        return None if recorded_ns is None or plain_ns is None else max(0, recorded_ns - plain_ns)
+
+    def _time_op(self) -> int | None:
+        try:
+            return self._torch.time_op()
         except Exception as error:
             logger.debug("taxbreak: the profiler's cost per op is unknown: %r", error)
-            self._close()
+            return None
 
-    def start(self, worker: Any, span: str, *, stacks: bool) -> bool:  # noqa: ANN401 - a vLLM worker
+    def _begin(self, profile: Profile, kind: str) -> None:
+        self.num_sessions += 1
+        profile.start()
+        self.is_cupti_attached = self.is_cupti_attached or self._torch.has_cupti(kind)
+
+    def start(self, worker: Any, span: str, *, detail: Detail) -> bool:  # noqa: ANN401 - a vLLM worker
         """Open the bracket and its first span; False where the profiler is taken or fails."""
         try:
-            if self._injected or self._is_taken(worker):
+            if self._injected or self._torch.is_taken(worker):
                 why = f"as {self._injected} names another" if self._injected else "while another runs in this process"
                 self._drops.add("vllm_profiler", f"{why}, and there is room for one profiler")
                 return False
-            self._profile = self._open_profile(span, stacks=stacks, device_type=device_type(worker))
-            self._profile.start()
+            kind = device_type(worker)
+            self._profile = self._torch.open_profile(span, detail=detail, device_type=kind)
+            self._begin(self._profile, kind)
         except Exception as error:
             self._drops.add("profiler", repr(error))
             self._close()

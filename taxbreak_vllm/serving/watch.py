@@ -8,6 +8,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
+from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.bracket import MAX_BEFORE, MAX_WAIT_NS, Bracket, Step
@@ -19,6 +20,7 @@ from taxbreak_vllm.serving.recorder import (
     BEFORE_ANNOTATION,
     ENGINE_ANNOTATION,
     STEP_ANNOTATION,
+    Profile,
     RecordedStep,
     Recorder,
 )
@@ -26,6 +28,7 @@ from taxbreak_vllm.serving.sampling.kinds import PlainTimes, StepKind, StepKinds
 from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
 from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
+from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.settings import Settings
@@ -112,7 +115,7 @@ class Watch:
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
         if self._policy.off_reason is None and self._records:
-            self._recorder.warm(worker)
+            self._warm(worker)
         self.outbox.start()
 
     def arm(self) -> None:
@@ -213,7 +216,7 @@ class Watch:
 
     def state(self) -> WorkerState:
         """Return what the worker publishes about itself; any thread may ask."""
-        policy = self._policy
+        policy, recorder = self._policy, self._recorder
         progress = policy.sampler.progress if self._records else None
         return WorkerState(
             server=self._server,
@@ -230,11 +233,17 @@ class Watch:
             serving_ns=0 if self._armed_ns is None else self._now_ns() - self._armed_ns,
             capture_id=None if progress is None else progress.request.capture_id,
             capture_recorded=0 if progress is None else progress.num_recorded,
+            capture_refusal=None if progress is None else progress.refusal,
             off_reason=policy.off_reason,
             sample_every=policy.sampler.sample_every,
             overhead_budget_ratio=policy.budget_ratio,
             slowdown=policy.sampler.slowdown,
             control_id=policy.control_id,
+            num_sessions=recorder.num_sessions,
+            num_device_records=self.outbox.num_device_records,
+            cupti_attached=recorder.is_cupti_attached,
+            cupti_version=recorder.cupti_version,
+            notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 
     def _look(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
@@ -264,24 +273,40 @@ class Watch:
             self._num_passed = int(self._works_ahead)
             self._has_more = True
             return False
-        elif self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._is_quiet):
+        elif (
+            self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._is_quiet)
+            and (detail := self._policy.detail(sample, kind)) is not None
+        ):
             self._plain = None
-            self._open(worker, scheduled, sample, kind)
+            self._open(worker, scheduled, sample, kind, detail)
         return True
 
     def _plain_ns(self, kind: StepKind) -> int | None:
         return (kind.iterations if self._works_ahead else kind).median()[0]
 
-    def _open(self, worker: Any, scheduled: ScheduledStep | None, sample: Sample, kind: StepKind) -> None:  # noqa: ANN401
+    def _warm(self, worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
+        is_warm = self._recorder.warm(worker)
+        if not is_warm:
+            self._policy.turn_off("no_device_records")
+        return is_warm
+
+    def _open(
+        self,
+        worker: Any,  # noqa: ANN401 - a vLLM worker
+        scheduled: ScheduledStep | None,
+        sample: Sample,
+        kind: StepKind,
+        detail: Detail,
+    ) -> None:
         # all of it before the profiler starts, as what comes after is in the recorded window
         sample.take(1)
         opening_ns = self._now_ns()
-        self._recorder.warm(worker)
-        bracket = self._bracket = Bracket(sample, kind, get_ident())
+        is_warm = self._warm(worker)
+        bracket = self._bracket = Bracket(sample, detail, kind, kind, get_ident())
         self.is_recording = self._has_more = True
         if not self._works_ahead:
             bracket.step = self._step(worker, scheduled)
-        is_on = self._recorder.start(worker, self._span(bracket), stacks=sample.stacks)
+        is_on = is_warm and self._recorder.start(worker, self._span(bracket), detail=detail)
         bracket.overhead_ns = self._now_ns() - opening_ns
         if not is_on:
             self._give_up(bracket)
@@ -309,7 +334,7 @@ class Watch:
             return
         self._charge(bracket, bracket.added_ns(iteration_ns if self._works_ahead else None))
         if bracket.num_before == MAX_BEFORE:
-            self._recorder.stop()
+            self._stop(bracket)
             self._give_up(bracket)
             return
         if bracket.sample.suits(kind.phase) and had_work:
@@ -337,7 +362,7 @@ class Watch:
         closing_ns = self._now_ns()
         if iteration_ns is not None:
             self._recorder.enter(AFTER_ANNOTATION)
-        profile = self._recorder.stop()
+        profile = self._stop(bracket)
         self._bracket = None
         self.is_recording = False
         bracket.overhead_ns += self._now_ns() - closing_ns
@@ -352,10 +377,17 @@ class Watch:
             self._server,
             step_id=self._step_id(step),
             iteration_ns=iteration_ns,
-            op_cost_ns=self._recorder.op_cost_ns,
+            op_cost_ns=self._recorder.op_cost_ns(bracket.detail),
         )
         self._is_quiet = False
         self.outbox.offer(RecordedStep(info, profile, bracket.sample.progress, step.tokens))
+
+    def _stop(self, bracket: Bracket) -> Profile | None:
+        profile = self._recorder.stop()
+        if profile is not None:
+            num_steps = bracket.num_before + (bracket.step is not None)
+            self._policy.stalls.learn(bracket.picked, bracket.detail, profile.stop_ns, num_steps)
+        return profile
 
     def _charge(self, bracket: Bracket, cost_ns: int) -> None:
         self._overhead_ns += cost_ns
@@ -391,7 +423,17 @@ class Watch:
         )
         if control is not None and control.enabled and was_off and self._records:
             self._recorder.load()
-        return policy.follow(request, control, now_unix_ns=self._unix_ns()) or policy.off_reason != was_off
+        if policy.off_reason is None and self._has_leaked():
+            policy.turn_off("cupti_records")
+            logger.warning("taxbreak: recording is off: this CUPTI has recorded all it may in one process")
+        has_changed = policy.follow(request, control, now_unix_ns=self._unix_ns())
+        if was_off and policy.off_reason is None and self._records:
+            for note in self._recorder.notes(self._server.device_type):
+                logger.warning("taxbreak: %s", note)
+        return has_changed or policy.off_reason != was_off
+
+    def _has_leaked(self) -> bool:
+        return cupti.leaks(self._recorder.cupti_version) and self.outbox.num_device_records >= cupti.MAX_RECORDS
 
     def _break(self, error: Exception) -> None:
         self._is_broken = True

@@ -20,9 +20,9 @@ from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.serving.drops import logger
-from taxbreak_vllm.serving.recorder import device_type
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
+from taxbreak_vllm.serving.torch_profile import device_type
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.serving.worker_times import NUMBER, answer
 from taxbreak_vllm.settings import load_settings
@@ -223,7 +223,11 @@ class _Hooks:
         number = getattr(scheduler_output, NUMBER, 0)
         begun_ns = monotonic_ns() if number else 0
         try:
-            output = self._execute_model(scheduler_output, *args, **kwargs)
+            # as vLLM calls it: unpacking nothing would take as long as a clock read
+            if args or kwargs:
+                output = self._execute_model(scheduler_output, *args, **kwargs)
+            else:
+                output = self._execute_model(scheduler_output)
         except BaseException:
             watch.abandon()
             raise
@@ -247,7 +251,10 @@ class _Hooks:
             watch.resume()
         begun_ns = monotonic_ns() if self._times else 0
         try:
-            output = self._sample_tokens(*args, **kwargs)
+            if len(args) == 1 and not kwargs:
+                output = self._sample_tokens(args[0])
+            else:
+                output = self._sample_tokens(*args, **kwargs)
         except BaseException:
             watch.abandon()
             raise

@@ -102,4 +102,6 @@ def _look_up(events: Events, rules: KernelRules, view: "View | None") -> Replaye
     is_computing = ~np.array([rules.is_metadata_op(name) for name in events.names], dtype=bool)[name]
     alike: list[Index] = [np.where(is_computing, name, -1), np.where(is_computing, family_numbers(kinds)[name], -1)]
     found = gather(view, distinct, index, alike, rest=Tier.TRACE)
+    if not found.is_replayed.any():
+        return dataclasses.replace(ReplayedTimes.none(len(ops), Tier.TRACE), is_denied=found.is_denied)
     return dataclasses.replace(found, library_ns=np.where(are_library(kinds)[name], found.library_ns, 0))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, ExposedTax, IdleTime, Source, StepBreakdown
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
@@ -162,7 +163,7 @@ class Recording:
         else:
             parts = measure_large(trace, survey, self.terms, self.backend, self.op_cost_ns)
         found = add_up(parts, self.head, survey, self._source())
-        found = replace(found, notes=(*found.notes, *self._baseline_notes()))
+        found = replace(found, notes=(*found.notes, *self._baseline_notes(), *self._profiler_notes()))
         if self._needs_before:
             found = replace(found, steps=tuple(_as_far_as_known(step) for step in found.steps))
         if any(w.has_before or w.next_ns is not None for w in survey.windows) and len(found.steps) == 1:
@@ -250,6 +251,14 @@ class Recording:
         env = self.view.environment
         parts = (env.device_name, f"torch {env.torch}", env.driver and f"driver {env.driver}")
         return (f"baselines replayed on {', '.join(part for part in parts if part)}",)
+
+    def _profiler_notes(self) -> tuple[str, ...]:
+        metadata = self.head.metadata
+        version = metadata.get("cupti_version")
+        notes = [cupti.faults(version) if isinstance(version, int) else None]
+        if self.info and self.view and not metadata.get("record_shapes"):
+            notes.append("recorded without shapes, so no replayed baseline could be looked up for its ops")
+        return tuple(note for note in notes if note)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ PARTS = {
     "StepKinds.histograms": (kinds.StepKinds, "histograms"),
     "Sampler.decide": (sampler.Sampler, "decide"),
     "Policy.allows": (policy.Policy, "allows"),
+    "Policy.detail": (policy.Policy, "detail"),
     "Policy.settle": (policy.Policy, "settle"),
     "Policy.follow": (policy.Policy, "follow"),
     "classify": (watch, "classify"),

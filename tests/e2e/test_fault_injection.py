@@ -18,6 +18,7 @@ REASONS = {
     "StepKind.median": "hook",
     "Sampler.decide": "hook",
     "Policy.allows": "hook",
+    "Policy.detail": "hook",
     "classify": "hook",
     "SampledTokens.follow": "hook",
     "Outbox.offer": "hook",

@@ -70,7 +70,7 @@ def live(commands, tiny_llama):
     """All of it started from the command line, as a user would."""
     spool = commands.folder / "spool"
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_SPOOL_MAX_CAPTURES": "10000"}
-    env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
+    env |= {"TAXBREAK_OVERHEAD_BUDGET_RATIO": "1", "TAXBREAK_MAX_STALL_MS": "60000"}
     vllm = start_vllm(commands, tiny_llama, env=env)
     live = Live(
         vllm,

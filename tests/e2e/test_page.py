@@ -25,6 +25,7 @@ def spool(processes):
 @pytest.fixture(scope="module")
 def vllm(processes, tiny_llama, spool, chromium):
     env = {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_SAMPLE_EVERY": "10", "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
+    env["TAXBREAK_MAX_STALL_MS"] = "60000"
     return start_vllm(processes, tiny_llama, env=env, flags=(*WORKER_EXTENSION, *ONE_PROCESS))
 
 

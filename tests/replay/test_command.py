@@ -157,3 +157,23 @@ def test_in_the_background_captures_of_another_torch_hold_up_nobody(spool, child
 
     assert environment.torch == torch.__version__
     assert "torch 1.0" in caplog.text
+
+
+def test_a_recording_without_shapes_rests_on_nothing_replayed_and_says_so(replay, spool, tmp_path):
+    """The same steps: what stands under their shapes in the store is not found, and no tax of a library is made 0."""
+    capture = spool.captures()[0].path
+    replay(capture)
+    (trace,) = capture.glob("trace.json*")
+    tree = json.loads(gzip.decompress(trace.read_bytes()))
+    for event in tree["traceEvents"]:
+        for name in ("Input Dims", "Input type", "Input Strides", "Concrete Inputs"):
+            event.get("args", {}).pop(name, None)
+    del tree["record_shapes"]
+    trace.write_bytes(gzip.compress(json.dumps(tree).encode()))
+
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        breakdown = analyze(capture, baselines=store)
+
+    assert set(breakdown.coverage.replay) == {Tier.TRACE}
+    assert breakdown.total.taxes.delta_ct_ns is None
+    assert any("recorded without shapes" in note for note in breakdown.notes)

@@ -340,6 +340,22 @@ def test_what_was_recorded_in_time_may_be_analyzed_later(client, running, spool,
     assert client.get(f"captures/{capture_id}").json()["status"] == "expired"
 
 
+def test_a_capture_none_of_whose_steps_is_recorded_says_why_while_it_waits_and_afterwards(
+    client, running, spool, turn, make_state, clock
+):
+    capture_id = client.post("captures", json={"steps": 1, "timeout_s": 10}).json()["id"]
+    why = "stopping the recording would take 48 ms"
+    spool.put_state(make_state(capture_id=capture_id, capture_refusal=why))
+    turn()
+
+    waiting = client.get(f"captures/{capture_id}").json()
+    clock.sleep_s(71)
+    expired = client.get(f"captures/{capture_id}").json()
+
+    assert (waiting["status"], waiting["failure"]) == ("running", why)
+    assert (expired["status"], expired["failure"]) == ("expired", why)
+
+
 def test_without_a_running_server_nothing_can_be_captured(client, spool, make_state, clock):
     problem(client.post("captures", json={}), 503)
 

@@ -123,6 +123,24 @@ def test_a_server_whose_recording_is_off_can_be_controlled_but_not_asked_for_ste
     assert client.put("control", json={"enabled": True}).json()["workers"][0]["off_reason"] == "overhead"
 
 
+@pytest.mark.parametrize(
+    ("reason", "remedy"), [("disabled", "control --enable turns it on"), ("no_device_records", "control says more")]
+)
+def test_whoever_asks_for_steps_of_a_server_that_records_none_is_told_what_helps(
+    client, spool, make_state, reason, remedy
+):
+    spool.put_state(make_state(enabled=False, off_reason=reason))
+
+    assert remedy in _detail(client.post("captures", json={}), 503)
+
+
+def test_what_one_should_know_of_a_servers_recording_is_told(client, spool, make_state):
+    spool.put_state(make_state(notes=("this CUPTI is old",)))
+
+    assert client.get("control").json()["workers"][0]["notes"] == ["this CUPTI is old"]
+    assert client.get("status").json()["servers"][0]["notes"] == ["this CUPTI is old"]
+
+
 def test_a_spool_that_cannot_be_written_is_a_problem(client, running, spool):
     (spool.root / "vllm-a" / "control.json").mkdir()
 

@@ -274,6 +274,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "samples_dropped": {*TINY, "reason"},
         "capture_overhead_ratio": {*TINY},
         "recording_enabled": {*TINY},
+        "cupti_attached": {*TINY},
     }
     of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
 
@@ -282,6 +283,16 @@ def test_labels_are_the_agreed_ones(busy, registry):
         wanted = (without_phase | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
+
+
+@pytest.mark.parametrize(("attached", "told"), [(True, 1), (False, 0)])
+def test_whether_cupti_is_attached_is_told_while_the_server_runs(spool, make_state, value, clock, attached, told):
+    spool.put_state(make_state(cupti_attached=attached))
+
+    assert value("cupti_attached", TINY) == told
+
+    clock.sleep_s(60)
+    assert value("cupti_attached", TINY) is None
 
 
 @pytest.mark.parametrize(("enabled", "told"), [(True, 1), (False, 0)])

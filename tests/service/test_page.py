@@ -189,3 +189,14 @@ def test_a_step_whose_breakdown_another_version_wrote_otherwise_is_left_out_of_t
 
     assert article().num_steps == with_both.num_steps == 2
     assert article().total == with_both.total
+
+
+def test_what_one_should_know_of_a_servers_recording_is_on_the_page(spool, make_state, show, clock):
+    spool.put_state(make_state(notes=("this CUPTI is old & wrong",)))
+
+    document, _ = show()
+    clock.sleep_s(31)
+    later, _ = show()
+
+    assert "vllm-a, rank 0: this CUPTI is old &amp; wrong" in document
+    assert "this CUPTI is old" not in later

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 
 from taxbreak_vllm.model.step import GraphMode, Server
-from taxbreak_vllm.serving.recorder import Recorder
+from taxbreak_vllm.serving.recorder import Recorder, Torch
+from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.serving.steps import GraphModes
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.settings import Settings
@@ -158,11 +159,15 @@ class Clock:
 class FakeProfile:
     """Stands for torch.profiler; fails where told to."""
 
-    def __init__(self, step_id="", *, stacks=False, device_type="", fails_at=()):
+    def __init__(
+        self, step_id="", *, detail=Detail.SHAPES, device_type="", fails_at=(), stop_ns=0, num_device_records=1
+    ):
         self.step_id = step_id
-        self.stacks = stacks
+        self.detail = detail
         self.device_type = device_type
         self.fails_at = fails_at
+        self.stop_ns = stop_ns
+        self._num_device_records = num_device_records
         self.calls = []
         self.spans = [step_id]
 
@@ -179,6 +184,9 @@ class FakeProfile:
 
     def stop(self):
         self._call("stop")
+
+    def num_device_records(self):
+        return self._num_device_records
 
     def export(self, path):
         self._call("export")
@@ -204,20 +212,39 @@ def warm_ups():
 
 @pytest.fixture
 def open_recorder(profiles, warm_ups):
-    def open_recorder(drops, *, fails_at=(), is_taken=lambda worker: False, time_op=lambda: 0, injected=None):
-        def open_profile(step_id, *, stacks, device_type):
-            profile = FakeProfile(step_id, stacks=stacks, device_type=device_type, fails_at=fails_at)
+    def open_recorder(
+        drops,
+        *,
+        fails_at=(),
+        is_taken=lambda worker: False,
+        time_op=lambda: 0,
+        injected=None,
+        cupti_version=None,
+        num_device_records=1,
+        stop_ns=lambda detail: 0,
+    ):
+        def open_profile(step_id, *, detail, device_type, is_read=False):
+            profile = FakeProfile(
+                step_id,
+                detail=detail,
+                device_type=device_type,
+                fails_at=fails_at,
+                stop_ns=stop_ns(detail),
+                num_device_records=num_device_records,
+            )
             (warm_ups if step_id == "warm-up" else profiles).append(profile)
             return profile
 
-        return Recorder(
-            drops,
+        torch = Torch(
             open_profile=open_profile,
             is_taken=is_taken,
-            find_injected=lambda: injected,
             time_op=time_op,
             load=lambda: None,
+            launch_kernel=lambda worker: warm_ups[-1].calls.append("kernel"),
+            has_cupti=lambda kind: kind == "cuda",
+            cupti_version=lambda: cupti_version,
         )
+        return Recorder(drops, torch=torch, find_injected=lambda: injected)
 
     return open_recorder
 
@@ -246,17 +273,19 @@ def open_watch(tmp_path, open_recorder):
         works_ahead=False,
         modes=("none", "none"),
         turn_ns=0,
+        device_type="",
+        recorder=None,
         **settings,
     ):
         settings = {"spool": tmp_path / "spool", "sample_every": 2, "overhead_budget_ratio": 1.0, **settings}
         return Watch(
-            Server(server_id="server", rank=0),
+            Server(server_id="server", rank=0, device_type=device_type),
             Settings(**settings),
             graph_modes=GraphModes(decode=GraphMode(modes[0]), mixed=GraphMode(modes[1]), max_tokens=64),
             records=records,
             off_reason=off_reason,
             works_ahead=works_ahead,
-            open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken),
+            open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken, **(recorder or {})),
             now_ns=Clock(1000),
             unix_ns=Clock(),
             cpu_ns=Clock(turn_ns),

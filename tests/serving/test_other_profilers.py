@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from taxbreak_vllm.serving.other_profilers import injected_profiler, is_profiler_running
-from taxbreak_vllm.serving.recorder import TorchProfile
+from taxbreak_vllm.serving.torch_profile import TorchProfile
 
 pytest.importorskip("torch")
 
@@ -17,7 +17,7 @@ class _Worker:
 def test_a_torch_profiler_of_somebody_else_is_seen():
     assert not is_profiler_running(_Worker())
 
-    theirs = TorchProfile("theirs", stacks=False)
+    theirs = TorchProfile("theirs")
     theirs.start()
     try:
         assert is_profiler_running(_Worker())

@@ -324,3 +324,14 @@ def test_a_rank_whose_outputs_vllm_never_fetches_is_waited_for_once_and_again_wh
 
     assert tokens.waits_s == [1, 1, 0, 0, 1]
     assert [capture.read_info().batch.output_tokens for capture in spool.captures()] == [5] * 5
+
+
+def test_records_of_the_device_are_counted_as_they_are_stored(open_outbox):
+    cats = ["kernel", "kernel", "gpu_memcpy", "gpu_memset", "cpu_op", "cuda_runtime", "gpu_user_annotation"]
+    outbox = open_outbox()
+
+    for _ in range(2):
+        outbox.offer(_recording(profile=_Profile(json.dumps({"traceEvents": [{"cat": cat} for cat in cats]}))))
+        outbox.turn(wait_s=0)
+
+    assert outbox.num_device_records == 8

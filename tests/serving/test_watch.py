@@ -1,10 +1,13 @@
 import gzip
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import Batch, Phase
 from taxbreak_vllm.model.worker import CaptureRequest, Control
+from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.spool.spool import Spool
 
 
@@ -147,7 +150,7 @@ def test_stacks_are_recorded_where_a_request_wants_them(open_watch, decode, prof
         _run(watch, decode)
         watch.outbox.turn(wait_s=0)
 
-    assert [profile.stacks for profile in profiles] == [True, False]
+    assert [profile.detail for profile in profiles] == [Detail.STACKS, Detail.SHAPES]
 
 
 def test_while_a_recording_is_being_stored_no_step_is_recorded_or_compared_with(open_watch, decode, profiles, tmp_path):
@@ -475,7 +478,7 @@ def test_what_started_switched_off_warms_the_profiler_before_it_records(
         _run(watch, decode)
         watch.outbox.turn(wait_s=0)
 
-    assert [profile.calls for profile in warm_ups] == [["start", "stop"]]
+    assert [profile.calls for profile in warm_ups] == [["start", "stop"]] * 2
     assert len(profiles) == 2
 
 
@@ -817,3 +820,211 @@ def test_the_time_for_which_a_step_waits_for_its_grammar_is_not_its_own(open_wat
     watch.end(_Output([1], [2]), has_sampled=True)
 
     assert watch.state().steps[0].sum_ns == 2000
+
+
+_CUDA = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+
+
+def test_a_device_whose_records_do_not_come_back_ends_recording_at_the_start_for_good(
+    open_watch, decode, profiles, tmp_path
+):
+    watch = open_watch(sample_every=2, device_type="cuda", recorder={"num_device_records": 0})
+    watch.start(_CUDA)
+    watch.close()
+
+    state = _control(tmp_path, watch, control_id="1", enabled=True)
+    for _ in range(6):
+        _run(watch, decode, worker=_CUDA)
+
+    assert profiles == []
+    assert (state.enabled, state.off_reason) == (False, "no_device_records")
+    assert [h.num_steps for h in state.steps] == []
+    assert [h.num_steps for h in watch.state().steps] == [6]
+    assert "no record of a kernel" in state.notes[0]
+
+
+def test_a_device_first_started_late_whose_records_do_not_come_back_ends_recording_too(open_watch, decode, profiles):
+    watch = open_watch(sample_every=2, recorder={"num_device_records": 0})
+
+    for _ in range(6):
+        _run(watch, decode, worker=_CUDA)
+
+    assert profiles == []
+    assert (watch.state().off_reason, watch.is_recording, watch.state().dropped) == ("no_device_records", False, {})
+
+
+def test_sessions_records_and_cupti_are_published(open_watch, decode, tmp_path):
+    watch = open_watch(sample_every=2, device_type="cuda", recorder={"cupti_version": 130001})
+    before = watch.state()
+    watch.start(_CUDA)
+    watch.close()
+
+    for _ in range(2):
+        _run(watch, decode, worker=_CUDA)
+    watch.outbox.turn(wait_s=0)
+
+    state = watch.state()
+    assert (before.cupti_attached, before.cupti_version, before.num_sessions) == (False, None, 0)
+    assert (state.cupti_attached, state.cupti_version, state.num_sessions) == (True, 130001, 3)
+    assert ["CUPTI 13.0" in note for note in state.notes] == [True]
+
+
+def test_what_is_switched_off_attaches_nothing_and_says_what_switching_it_on_would(
+    open_watch, decode, tmp_path, caplog
+):
+    watch = open_watch(sample_every=2, device_type="cuda", enabled=False)
+    watch.start(_CUDA)
+    watch.close()
+
+    for _ in range(4):
+        _run(watch, decode, worker=_CUDA)
+
+    state = watch.state()
+    assert (state.num_sessions, state.cupti_attached) == (0, False)
+    assert "its first start takes seconds" in state.notes[0]
+
+    _control(tmp_path, watch, control_id="1", enabled=True)
+    assert caplog.text.count("its first start takes seconds") == 1
+
+
+@pytest.mark.parametrize(("version", "off_reason"), [(130001, "cupti_records"), (130101, None), (None, None)])
+def test_a_cupti_that_leaks_records_no_more_than_it_may(
+    open_watch, decode, profiles, tmp_path, version, off_reason, caplog
+):
+    watch = open_watch(sample_every=2, device_type="cuda", recorder={"cupti_version": version})
+    watch.start(_CUDA)
+    watch.close()
+    watch.outbox.num_device_records = cupti.MAX_RECORDS - 1
+    watch.outbox.turn(wait_s=0)
+    before = watch.state().off_reason
+    watch.outbox.num_device_records += 1
+    watch.outbox.turn(wait_s=0)
+
+    state = _control(tmp_path, watch, control_id="1", enabled=True)
+    for _ in range(2):
+        _run(watch, decode, worker=_CUDA)
+
+    assert (before, state.off_reason) == (None, off_reason)
+    assert len(profiles) == (off_reason is None)
+    assert caplog.text.count("recorded all it may") == (off_reason is not None)
+
+
+def test_a_step_whose_recording_would_stall_the_server_is_recorded_without_shapes_then_not_at_all(
+    open_watch, decode, profiles, caplog
+):
+    stop_ns = {Detail.SHAPES: 21_000_000, Detail.TIMES: 20_500_000}
+    watch = open_watch(sample_every=2, recorder={"stop_ns": stop_ns.__getitem__})
+
+    for _ in range(10):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]
+    assert watch.state().dropped == {"stall": 3}
+    assert caplog.text.count("(stall)") == 1
+    assert "would take 20 ms, more than TAXBREAK_MAX_STALL_MS=20;" in caplog.text
+
+
+def test_a_stop_within_the_bound_changes_nothing(open_watch, decode, profiles):
+    watch = open_watch(sample_every=2, max_stall_ms=21, recorder={"stop_ns": lambda detail: 21_000_000})
+
+    for _ in range(6):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert [profile.detail for profile in profiles] == [Detail.SHAPES] * 3
+    assert watch.state().dropped == {}
+
+
+def test_a_server_that_works_ahead_stops_two_steps_at_once(open_watch, decode, schedule, profiles, tmp_path):
+    """A request for a phase had nine steps recorded: a recording of two is a fifth of that, within the bound."""
+    watch = open_watch(works_ahead=True, sample_every=1000, recorder={"stop_ns": lambda detail: 80_000_000})
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=1, phase=Phase.PREFILL))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(8):
+        _step(watch, decode)
+    for _ in range(2):
+        _step(watch, schedule({"a": 5}, new=[("a", 5, 0)]))
+    watch.outbox.turn(wait_s=0)
+    spool.put_request("server", CaptureRequest(capture_id="d", steps=1, phase=Phase.DECODE))
+    watch.outbox.turn(wait_s=0)
+    _step(watch, decode)
+
+    assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.SHAPES]
+
+
+def test_a_request_whose_steps_would_stall_the_server_says_so_and_records_none(open_watch, decode, profiles, tmp_path):
+    watch = open_watch(sample_every=1000, recorder={"stop_ns": lambda detail: 48_000_000})
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=4))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(200):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    state = watch.state()
+    assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]
+    assert (state.capture_id, state.capture_recorded, state.dropped) == ("c", 2, {"stall": 1})
+    assert state.capture_refusal == "stopping the recording would take 48 ms, more than TAXBREAK_MAX_STALL_MS=20"
+
+    spool.put_request("server", CaptureRequest(capture_id="d", steps=1, stacks=True))
+    watch.outbox.turn(wait_s=0)
+    _run(watch, decode)
+    assert (watch.state().capture_id, watch.state().capture_refusal) == ("d", None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_store", "detail"),
+    [
+        ({}, False, Detail.SHAPES),
+        ({"replay": False}, True, Detail.SHAPES),
+        ({"replay": False}, False, Detail.TIMES),
+    ],
+)
+def test_shapes_are_recorded_where_baselines_are_looked_up_by_them_and_always_for_a_request(
+    open_watch, decode, profiles, tmp_path, settings, has_store, detail
+):
+    if has_store:
+        (tmp_path / "spool").mkdir(mode=0o700)
+        (tmp_path / "spool" / "baselines.sqlite3").touch()
+    watch = open_watch(sample_every=2, **settings)
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    for _ in range(2):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=1))
+    watch.outbox.turn(wait_s=0)
+
+    _run(watch, decode)
+
+    assert [profile.detail for profile in profiles] == [detail, Detail.SHAPES]
+
+
+def test_the_cost_of_an_op_is_that_of_the_detail_it_was_recorded_with(open_watch, decode, tmp_path):
+    op_ns = iter([1700, 1200, 1500, 1200])
+    watch = open_watch(sample_every=2, replay=False, recorder={"time_op": lambda: next(op_ns)})
+
+    for _ in range(2):
+        _run(watch, decode)
+
+    (capture,) = _captures(watch, tmp_path)
+    assert capture.read_info().op_cost_ns == 300
+
+
+def test_what_a_stop_took_is_that_of_the_kind_that_was_picked_whatever_was_recorded_after_it(
+    open_watch, decode, schedule, profiles
+):
+    watch = open_watch(
+        works_ahead=True, sample_every=2, modes=("full", "none"), recorder={"stop_ns": lambda detail: 50_000_000}
+    )
+    prefill = schedule({"a": 5}, new=[("a", 5, 0)])
+
+    for step in (prefill, prefill, decode, decode, prefill, prefill):
+        _step(watch, step)
+        if not watch.is_recording:
+            watch.outbox.turn(wait_s=0)
+
+    assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]

@@ -83,3 +83,22 @@ def test_the_profilers_cost_is_taken_off_each_op_once(capture):
     # 100 µs less four ops of 1 µs, against 80: 20 % are still unexplained
     assert breakdown.calibration.state == "calibrated"
     assert breakdown.calibration.residual == pytest.approx(0.2)
+
+
+def _rewrite(path: Path, **head: object) -> None:
+    (trace,) = path.glob("trace.json*")
+    trace.write_bytes(gzip.compress(json.dumps({**head, "traceEvents": EVENTS}).encode()))
+
+
+def _faults(path: Path) -> list[str]:
+    return [note for note in analyze(path).notes if note.startswith("CUPTI")]
+
+
+def test_a_recording_by_a_cupti_that_loses_records_says_so(capture):
+    path = capture()
+    _rewrite(path, cupti_version=130001)
+    told = _faults(path)
+    _rewrite(path, cupti_version=130200)
+
+    assert ["13.0 (130001)" in note for note in told] == [True]
+    assert _faults(path) == []

@@ -82,6 +82,7 @@ class WorkerLine:
     num_samples: int
     num_dropped: int
     overhead_ratio: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,11 +119,12 @@ def _name(name: str) -> Text:
 
 
 def control_lines(state: ControlState) -> list[str]:
-    """Say in one line a worker how it records."""
-    return [
-        f"{state.server_id}: engine {worker.engine} rank {worker.rank}: {_recording(worker)}"
-        for worker in state.workers
-    ]
+    """Say in one line a worker how it records, and below what one should know of that."""
+    lines = []
+    for worker in state.workers:
+        lines.append(f"{state.server_id}: engine {worker.engine} rank {worker.rank}: {_recording(worker)}")
+        lines += [f"  {note}" for note in worker.notes]
+    return lines
 
 
 def _recording(worker: WorkerControl) -> str:

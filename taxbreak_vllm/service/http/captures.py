@@ -74,7 +74,7 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
         if row.is_cancelled:
             raise Problem(HTTPStatus.NOT_FOUND, "this capture was taken back")
         found = msgspec.to_builtins(CaptureView.of(row, context.now_ns()))
-        if failure := results.failure(capture_id=capture_id):
+        if failure := results.failure(capture_id=capture_id) or _refusal(context, capture_id):
             found["failure"] = failure
         if found["status"] != "running" and (window := results.window(capture_id=capture_id)).num_steps:
             found["breakdown"] = window.to_builtins()
@@ -118,6 +118,12 @@ def _book(results: Results, target: str, wish: CaptureRequest, *, per_minute: in
             f"TAXBREAK_CAPTURES_PER_MINUTE={per_minute} were asked for in the last minute",
             headers={"Retry-After": str(math.ceil(refusal.retry_after_ns / 1e9))},
         )
+
+
+def _refusal(context: RouteContext, capture_id: str) -> str | None:
+    """Say why a worker did not record the latest step that was asked for."""
+    states = [state for state in context.spool.states() if state.capture_id == capture_id]
+    return next((state.capture_refusal for state in states if state.capture_refusal), None)
 
 
 def _find(results: Results, capture_id: str) -> CaptureRow:

@@ -171,4 +171,5 @@ def _worker_line(state: WorkerState, *, is_live: bool) -> WorkerLine:
         num_samples=state.num_samples,
         num_dropped=sum(state.dropped.values()),
         overhead_ratio=state.overhead_ns / state.serving_ns if state.serving_ns else None,
+        notes=state.notes if is_live else (),
     )

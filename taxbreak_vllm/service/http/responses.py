@@ -126,7 +126,7 @@ CaptureView.__name__ = CaptureView.__qualname__ = "Capture"  # in /openapi.json,
 class CaptureOutcome(CaptureView):
     """A request for steps; once it has ended and a step was analyzed, with their breakdown.
 
-    `failure` says why one of the failed steps could not be analyzed.
+    `failure` says why one of the failed steps could not be analyzed, or why the latest one was not recorded.
     """
 
     failure: str | None = None

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.model.worker import REVOCABLE, WorkerState
 from taxbreak_vllm.service.http.problems import Problem
 
 
 def recording(states: Sequence[WorkerState]) -> list[str]:
     """Return the ids of the servers that can be asked for steps; raises a 503 where all that run have it turned off."""
     found = sorted({state.server.server_id for state in states if state.enabled})
-    reasons = sorted({state.off_reason for state in states if state.off_reason})
+    reasons = {state.off_reason for state in states if state.off_reason}
     if reasons and not found:
-        detail = f"recording is off ({', '.join(reasons)}); taxbreak control --enable turns it on"
+        remedy = "taxbreak control --enable turns it on" if reasons & REVOCABLE else "taxbreak control says more"
+        detail = f"recording is off ({', '.join(sorted(reasons))}); {remedy}"
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail)
     return found
 

@@ -76,7 +76,7 @@ class TaxbreakCollector(Collector):
     def _gauges(self, states: Iterable[WorkerState], now_ns: int) -> Iterator[Metric]:
         yield overhead(states)
         yield launch_floors(states, self._baselines_path)
-        yield recording(states)
+        yield from recording(states)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"

@@ -122,16 +122,22 @@ def launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
     return family
 
 
-def recording(states: Iterable[WorkerState]) -> Metric:
-    """Return whether each server records."""
-    family = GaugeMetricFamily(
+def recording(states: Iterable[WorkerState]) -> Iterator[Metric]:
+    """Yield whether each server records, and whether CUPTI is attached to it."""
+    enabled = GaugeMetricFamily(
         "taxbreak_recording_enabled",
         "Whether steps may be recorded: 1, or 0 where recording is off and steps are only timed.",
         labels=SERVER_LABELS,
     )
-    by_server: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    attached = GaugeMetricFamily(
+        "taxbreak_cupti_attached",
+        "Whether CUPTI is attached to the worker: 1 from its first recording of a CUDA device on, else 0.",
+        labels=SERVER_LABELS,
+    )
+    by_server: dict[tuple[str, ...], list[WorkerState]] = defaultdict(list)
     for state in states:
-        by_server[server_labels(state)].append(state.enabled)
+        by_server[server_labels(state)].append(state)
     for labels, members in by_server.items():
-        family.add_metric(labels, min(members))
-    return family
+        enabled.add_metric(labels, min(state.enabled for state in members))
+        attached.add_metric(labels, max(state.cupti_attached for state in members))
+    yield from (enabled, attached)

@@ -96,6 +96,7 @@ class StepKind(PlainTimes):
         "num_weighed",
         "phase",
         "pick",
+        "size",
         "weight",
     )
 
@@ -104,6 +105,7 @@ class StepKind(PlainTimes):
         self.iterations = PlainTimes()
         self.phase = phase
         self.graph_mode = graph_mode
+        self.size = size
         self.name = f"{phase}/{graph_mode}/{size}"
         self.num_steps = 0
         self.due = 0

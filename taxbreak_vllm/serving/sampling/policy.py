@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
-from taxbreak_vllm.model.worker import CaptureRequest, Control
+from taxbreak_vllm.model.worker import DISABLED, OVERHEAD, REVOCABLE, CaptureRequest, Control
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.sampling.budget import Budget
 from taxbreak_vllm.serving.sampling.kinds import StepKind
 from taxbreak_vllm.serving.sampling.sampler import Draws, Sample, Sampler
+from taxbreak_vllm.serving.sampling.stalls import Detail, Stalls
 from taxbreak_vllm.settings import Settings
 
-DISABLED = "disabled"
-OVERHEAD = "overhead"
 LOCKSTEP = "lockstep"
 
 
@@ -45,6 +44,8 @@ class Policy:
         self._now_ns = now_ns
         self._budget = Budget(settings.overhead_budget_ratio, now_ns=now_ns())
         self._max_step_ns = int(settings.max_step_s * 1e9)
+        self._looks_up_shapes = settings.replay or settings.baselines_path.exists()
+        self.stalls = Stalls(settings.max_stall_ms * 1e6, num_steps=1 + looks_ahead)
         self.sampler = Sampler(
             seed,
             kinds,
@@ -85,6 +86,28 @@ class Policy:
         self._drops.add("too_long", f"as it takes more than TAXBREAK_MAX_STEP_S={self._settings.max_step_s:g}")
         return False
 
+    def detail(self, sample: Sample, kind: StepKind) -> Detail | None:
+        """Choose how much to record of a step, None where any of it would stall the server; that is counted and said.
+
+        A baseline is looked up by the shapes of its op: periodic recordings go without only where there are none, or
+        where they would stall the server.
+        """
+        progress = sample.progress
+        details: tuple[Detail, ...] = (Detail.SHAPES, Detail.TIMES)
+        if sample.stacks:
+            details = (Detail.STACKS,)
+        elif progress is None and not self._looks_up_shapes:
+            details = (Detail.TIMES,)
+        detail, refusal = self.stalls.choose(kind, details, is_asked=progress is not None), None
+        if detail is None:
+            stop_ms, bound = self.stalls.predict_ns(kind, details[-1]) / 1e6, self._settings.max_stall_ms
+            refusal = f"stopping the recording would take {stop_ms:.0f} ms, more than TAXBREAK_MAX_STALL_MS={bound:g}"
+            if progress is None or progress.refusal is None:
+                self._drops.add("stall", f"as {refusal}")
+        if progress is not None:
+            progress.refusal = refusal
+        return detail
+
     def settle(self, *, spent_ns: int, asked_ns: int, is_serving: bool) -> None:
         """Take in what recording has cost so far, the part of it for recordings asked for, and whether steps ran."""
         budget, sampler = self._budget, self.sampler
@@ -117,7 +140,7 @@ class Policy:
         except ValidationError as error:
             logger.warning("taxbreak: a control message is not followed: %s", error.errors()[0]["msg"])
             return True
-        if self.off_reason in (None, DISABLED, OVERHEAD):  # nothing helps against a fault of ours, or lockstep
+        if self.off_reason is None or self.off_reason in REVOCABLE:
             self.off_reason = None if settings.enabled else DISABLED
         self._budget.set(settings.overhead_budget_ratio)
         self.sampler.set(sample_every=settings.sample_every, level=0, is_on=self.off_reason is None)

@@ -22,9 +22,12 @@ class Draws(Protocol):
 
 
 class CaptureProgress:
-    """How far one request for steps has come. `started` belongs to the step's thread, the rest to the storing one."""
+    """How far one request for steps has come; `refusal` says why its latest step was not recorded.
 
-    __slots__ = ("num_lost", "num_recorded", "num_started", "num_steps", "request")
+    That and `num_started` belong to the step's thread, the rest to the storing one.
+    """
+
+    __slots__ = ("num_lost", "num_recorded", "num_started", "num_steps", "refusal", "request")
 
     def __init__(self, request: CaptureRequest, *, max_steps: int) -> None:
         self.request = request
@@ -32,6 +35,7 @@ class CaptureProgress:
         self.num_started = 0
         self.num_recorded = 0
         self.num_lost = 0
+        self.refusal: str | None = None
 
     @property
     def has_room(self) -> bool:

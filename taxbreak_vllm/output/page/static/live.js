@@ -12,14 +12,15 @@ function watchCaptures(onDone) {
     cancel.hidden = box.hidden = true;
     say(text);
   };
-  const outcome = (capture) => `${capture.status}: ${capture.analyzed} of ${capture.steps} steps recorded and analyzed${capture.failed ? `, ${capture.failed} failed` : ""}.`;
+  const why = (capture) => (capture.failure ? ` ${capture.failure}.` : "");
+  const outcome = (capture) => `${capture.status}: ${capture.analyzed} of ${capture.steps} steps recorded and analyzed${capture.failed ? `, ${capture.failed} failed` : ""}.${why(capture)}`;
   const follow = async (id) => {
     try {
       const capture = await ask(`captures/${id}`);
       if (running !== id) return;
       box.firstElementChild.value = capture.analyzed / capture.steps;
       if (capture.status === "running") {
-        say(`${capture.recorded} of ${capture.steps} steps recorded, ${capture.analyzed} analyzed.`);
+        say(`${capture.recorded} of ${capture.steps} steps recorded, ${capture.analyzed} analyzed.${why(capture)}`);
         setTimeout(() => running === id && follow(id), 500);
         return;
       }
