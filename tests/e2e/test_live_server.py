@@ -103,6 +103,23 @@ def test_steps_of_both_phases_are_timed_and_sampled(settled):
         assert value(samples, "step_seconds_sum", phase=phase) > 0
 
 
+def test_the_time_between_a_workers_steps_is_accounted_for(settled):
+    """Engine and worker are two processes here."""
+    (loop,) = settled.get("/v1/taxbreak/iterations").json()["engines"]
+
+    assert (loop["num_unjoined"], loop["num_lost"], loop.get("off_reason")) == (0, 0, None)
+    assert loop["server_id"] == settled.get("/v1/taxbreak/status").json()["servers"][0]["server"]["server_id"]
+    parts = loop["exposed_ns"] | loop["between_ns"]
+    assert loop["worker_ns"] + sum(parts.values()) == loop["iterations_ns"]
+    assert min(parts.values()) >= 0
+    assert all(parts[name] > 0 for name in ("schedule", "dispatch", "update", "ipc_dispatch", "ipc_return", "no_work"))
+    assert loop["unexplained_ratio"] < 0.05
+    samples = settled.metrics()
+    assert value(samples, "engine_exposed_seconds_total", part="schedule") > 0
+    assert value(samples, "idle_between_steps_seconds_total", cause="ipc_return") > 0
+    assert value(samples, "server_unexplained_ratio") < 0.05
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_framework_tax_is_there_and_on_cpu_there_is_no_launch_floor(settled, phase):
     samples = settled.metrics()

@@ -73,6 +73,20 @@ def test_vllms_own_metrics_hold_ours_too_and_tell_its_engines_apart(server, scra
         assert sum(value for _, value in found["vllm:generation_tokens_total"]) > 0
 
 
+def test_the_loop_of_each_engine_is_accounted_for(server):
+    def loops():
+        return _get(server, "iterations").json()["engines"]
+
+    server.process.wait_until(
+        lambda: {loop["engine"] for loop in loops()} == ENGINES, "counting both loops", timeout_s=60
+    )
+
+    for loop in loops():
+        assert loop["num_iterations"] > 0
+        parts = loop["exposed_ns"] | loop["between_ns"]
+        assert loop["worker_ns"] + sum(parts.values()) == loop["iterations_ns"]
+
+
 def test_its_status_names_both_engines_of_one_server(server):
     workers = _get(server, "status").json()["servers"]
 

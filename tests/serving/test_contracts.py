@@ -6,10 +6,12 @@ Its classes are run where they can be and read where they cannot, so that nothin
 import ast
 import dataclasses
 import enum
+import gc
 import inspect
 import re
 import sys
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -545,12 +547,36 @@ def test_a_multiprocess_executor_sends_a_calls_name_first_and_fetches_from_one_q
     assert "self.output_rank" in text
 
 
+_TIMES = ("server", 7, 1, 2, 3, 4)
+
+
 def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, outputs):
-    scheduled, output = send({"a": 1}, cached=[("a", 3)]), outputs(["a"])
-    times = ("server", 7, 1, 2, 3, 4)
+    scheduled = send({"a": 1}, cached=[("a", 3)])
+    output = outputs.ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0}, sampled_token_ids=[[5]])
 
     setattr(scheduled, NUMBER, 7)
-    answer(output, times)
+    answer(output, _TIMES)
 
     assert getattr(copy(scheduled), NUMBER) == 7
-    assert getattr(copy(output), TIMES) == times
+    assert getattr(copy(output), TIMES) == _TIMES
+
+
+def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothing_of_ours(first_runner_output):
+    output = first_runner_output([[5], [6]])
+    answer(output, _TIMES)
+
+    assert getattr(output.get_output(), TIMES) == _TIMES
+    gone = weakref.ref(output)
+    gc.disable()
+    try:
+        del output
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_the_output_that_all_empty_steps_share_carries_nothing(outputs):
+    empty = outputs.ModelRunnerOutput(req_ids=[], req_id_to_index={}, sampled_token_ids=[])
+    answer(empty, _TIMES)
+
+    assert not hasattr(empty, TIMES)
