@@ -437,6 +437,7 @@ ROUTES = [
     ("GET", "steps"),
     ("GET", "steps/a"),
     ("GET", "steps/a/trace"),
+    ("GET", "iterations"),
     ("POST", "captures"),
     ("GET", "captures"),
     ("GET", "captures/a"),

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, Tier
+from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.step import GraphMode, Phase, Server
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -194,8 +195,61 @@ def test_baselines_that_cannot_be_read_cost_no_other_series(spool, make_state, s
     assert "taxbreak_launch_floor_seconds" not in names
 
 
+ENGINE = {"model_name": "tiny", "engine": "0"}
+LOOP = EngineState(
+    server_id="vllm-a",
+    engine="0",
+    model_name="tiny",
+    started_unix_ns=1,
+    num_iterations=4,
+    iterations_ns=10_000_000,
+    worker_ns=6_000_000,
+    busy_ns={part: 1_000_000 for part in EnginePart},
+    exposed_ns={part: 100_000 for part in EnginePart},
+    between_ns={Between.IPC_DISPATCH: 300_000, Between.IPC_RETURN: 1_000_000, Between.NO_WORK: 2_000_000},
+    num_unjoined=2,
+    num_lost=1,
+)
+
+
+def test_what_passes_between_steps_is_counted_by_part_and_once(spool, turn, value, clock):
+    for state in (LOOP, LOOP, replace(LOOP, num_iterations=6, busy_ns=LOOP.busy_ns | {EnginePart.UPDATE: 3_000_000})):
+        spool.put_engine_state(replace(state, updated_unix_ns=clock()))
+        turn()
+
+    assert value("engine_iterations_total", ENGINE) == 6
+    assert value("engine_unjoined_steps_total", ENGINE) == 3
+    assert value("engine_busy_seconds_total", ENGINE, part="update") == pytest.approx(0.003)
+    assert value("engine_busy_seconds_total", ENGINE, part="schedule") == pytest.approx(0.001)
+    assert value("engine_exposed_seconds_total", ENGINE, part="loop") == pytest.approx(0.0001)
+    assert value("idle_between_steps_seconds_total", ENGINE, cause="no_work") == pytest.approx(0.002)
+    assert value("server_unexplained_ratio", ENGINE) == pytest.approx(0.1 / 8)
+
+
+def test_an_engine_that_was_started_anew_counts_on_and_one_that_ended_has_no_gauge(spool, turn, value, clock):
+    spool.put_engine_state(replace(LOOP, updated_unix_ns=clock()))
+    turn()
+    spool.put_engine_state(replace(LOOP, started_unix_ns=2, num_iterations=1, updated_unix_ns=clock()))
+    turn()
+
+    assert value("engine_iterations_total", ENGINE) == 5
+    clock.sleep_s(31)
+    assert value("engine_iterations_total", ENGINE) == 5
+    assert value("server_unexplained_ratio", ENGINE) is None
+
+
+def test_of_an_engine_that_works_ahead_nothing_is_called_exposed(spool, turn, value, clock):
+    spool.put_engine_state(replace(LOOP, works_ahead=True, exposed_ns={}, between_ns={}, updated_unix_ns=clock()))
+    turn()
+
+    assert value("engine_busy_seconds_total", ENGINE, part="schedule") == pytest.approx(0.001)
+    assert value("engine_exposed_seconds_total", ENGINE, part="schedule") is None
+    assert value("server_unexplained_ratio", ENGINE) is None
+
+
 @pytest.fixture
-def busy(put, spool, make_state, turn):
+def busy(put, spool, make_state, turn, clock):
+    spool.put_engine_state(replace(LOOP, updated_unix_ns=clock()))
     other = Server(server_id="vllm-b", engine="1", rank=3, model_name='odd "name"\\\n')
     spool.put_state(make_state(dropped={"backlog": 1}, overhead_ns=1, serving_ns=10))
     spool.put_state(make_state(server=other))
@@ -276,11 +330,19 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "recording_enabled": {*TINY},
         "cupti_attached": {*TINY},
     }
+    of_engines = {
+        "engine_iterations": {*ENGINE},
+        "engine_unjoined_steps": {*ENGINE},
+        "engine_busy_seconds": {*ENGINE, "part"},
+        "engine_exposed_seconds": {*ENGINE, "part"},
+        "idle_between_steps_seconds": {*ENGINE, "cause"},
+        "server_unexplained_ratio": {*ENGINE},
+    }
     of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
 
     for family in registry.collect():
         name = family.name.removeprefix("taxbreak_")
-        wanted = (without_phase | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
+        wanted = (without_phase | of_engines | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
 
