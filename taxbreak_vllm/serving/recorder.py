@@ -115,6 +115,9 @@ class Recorder:
             if self._injected or self._torch.is_taken(worker):
                 return True  # the next step to record tries again
             self._is_warm = True
+            if not is_launched_to(kind):
+                # two lines of tracing probes at every start, at a level above errors, which without a device are none
+                os.environ.setdefault("KINETO_LOG_LEVEL", "6")
             if self._torch.has_cupti(kind):
                 # attached once, it stays: taking it away crashes behind CUDA graphs before 12.6 and races after
                 os.environ.setdefault("TEARDOWN_CUPTI", "0")
