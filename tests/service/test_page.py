@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.http.page import page, read_article
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -200,3 +201,29 @@ def test_what_one_should_know_of_a_servers_recording_is_on_the_page(spool, make_
 
     assert "vllm-a, rank 0: this CUPTI is old &amp; wrong" in document
     assert "this CUPTI is old" not in later
+
+
+def test_what_an_iteration_went_to_is_a_bar_for_each_engine_whose_workers_tell(show, spool, clock):
+    loop = EngineState(
+        server_id="vllm-a",
+        engine="0",
+        model_name="tiny",
+        updated_unix_ns=clock(),
+        num_iterations=1000,
+        iterations_ns=4 * 10**9,
+        worker_ns=2 * 10**9,
+        exposed_ns={EnginePart.SCHEDULE: 5 * 10**8, EnginePart.LOOP: 10**7},
+        between_ns={Between.IPC_RETURN: 49 * 10**7, Between.NO_WORK: 10**9},
+    )
+    spool.put_engine_state(loop)
+    spool.put_engine_state(dataclasses.replace(loop, engine="1", works_ahead=True, exposed_ns={}, between_ns={}))
+
+    tags = Tags(show()[0])
+
+    (bar,) = [a["aria-label"] for a in tags.attributes if "bar" in a.get("class", "") and "schedule" in a["aria-label"]]
+    assert bar == (
+        "the worker's step 2.00 ms (66.7%); engine: schedule 500.0 µs (16.7%);"
+        " result on its way to the engine 490.0 µs (16.3%); not explained 10.0 µs (0.3%)"
+    )
+    assert [a["data-engine"] for a in tags.attributes if "data-engine" in a] == ["0", "1"]
+    assert any("works a step ahead" in text for text in tags.texts)

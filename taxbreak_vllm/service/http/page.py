@@ -29,6 +29,7 @@ from taxbreak_vllm.output.page.view import (
     calibration_words,
     coverage_words,
     facts_of,
+    loop_view,
     phase_view,
 )
 from taxbreak_vllm.service.http.openapi import errors
@@ -100,6 +101,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
             has_key=has_key,
             servers=tuple(sorted({state.server.server_id for state in alive if state.enabled})),
             workers=tuple(_worker_line(state, is_live=state in alive) for state in states),
+            loops=tuple(loop_view(state) for state in live(spool.engine_states(), now_ns=now_ns)),
         ),
     )
 
