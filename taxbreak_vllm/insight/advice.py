@@ -2,8 +2,8 @@
 
 In: breakdowns, of a trace or of the captures of a window. Out: `AdviceReport`. A rule fires only on evidence that
 outweighs all the profiler may have added, so nothing is advised on recordings without coverage and calibration; "no
-action" is an answer. Settings are those of vLLM 0.32. The time between two captures is not recorded, so the engine loop
-is judged only where one trace holds several steps.
+action" is an answer. Settings are those of vLLM 0.32. What an engine does between two steps is judged only where one
+trace holds several.
 """
 
 from collections import Counter
