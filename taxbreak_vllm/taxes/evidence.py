@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from taxbreak_vllm.model.breakdown import ExposedTax, IdleTime, StepBreakdown, Taxes
+from taxbreak_vllm.model.breakdown import Breakdown, ExposedTax, IdleTime, StepBreakdown, Taxes, hdbi
 from taxbreak_vllm.model.evidence import Evidence, Figure
+from taxbreak_vllm.taxes.doubt import Doubt
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.intervals import Index, Int64
@@ -21,6 +22,9 @@ MAX_LOST_RATIO = 0.05  # of the launches, or of the nodes of replayed graphs
 # Any trace cut from a running server has kernels that were launched before it began. Where a quarter of the taxes is
 # missing beside the kernels they belong to, HDBI is off by 0.07 at most.
 MAX_UNLINKED_RATIO = 0.25  # of the kernels
+
+# Of an iteration's idle time, or of HDBI: what is more in doubt is not shown.
+MAX_DOUBTFUL_RATIO = 0.02
 
 # An empty kernel starts 3 to 10 µs after its launch, on slow hosts 30; where none was faster than this, the launches
 # had to load their code first (a cold process takes ms) or waited for something that was not recorded.
@@ -141,7 +145,7 @@ def evidence_of(own: Evidence, head: Events, survey: TraceSurvey, steps: Sequenc
         out_of_range=odd.out_of_range,
         clipped=odd.clipped,
         set_aside=odd.names,
-        outside_steps=own.launches - in_steps if survey.windows and in_steps else 0,
+        outside_steps=own.launches - in_steps if survey.windows and in_steps and not survey.is_live else 0,
         folded_steps=survey.num_folded,
         processes=len(survey.processes),
         overhead_ns=odd.overhead_ns,
@@ -173,6 +177,62 @@ def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> di
     return dict.fromkeys(figures, reason)
 
 
+def doubted(found: Breakdown, doubt: Doubt) -> Breakdown:
+    """Withhold of the one step of a live recording what may be otherwise, and count why."""
+    (step,) = found.steps
+    evidence = replace(
+        found.evidence,
+        lost_copies=doubt.lost_copies,
+        missing_head=doubt.missing_head,
+        misplaced=doubt.misplaced,
+        unexplained_ns=doubt.unexplained_ns,
+        doubtful_ns=doubt.idle_ns,
+    )
+    figures = list(_doubted(step, doubt))
+    own = dict.fromkeys(figures, _doubt_reason(evidence, max(doubt.idle_ns, doubt.causes_ns, doubt.own_ns), doubt))
+    step = without(step, replace(evidence, withheld=own))
+    evidence = replace(evidence, withheld={**own, **found.evidence.withheld})
+    return replace(found, evidence=evidence, steps=(step,), notes=(*found.notes, *_doubt_notes(evidence)))
+
+
+def _doubted(step: StepBreakdown, doubt: Doubt) -> Iterable[Figure]:
+    active_ns, orchestration_ns = step.device.active_ns, step.taxes.orchestration_ns
+    if step.hdbi is not None:
+        range_ = [hdbi(max(0, active_ns + sign * doubt.own_ns), orchestration_ns) or 0.0 for sign in (-1, 1)]
+        if max(abs(one - step.hdbi) for one in range_) > MAX_DOUBTFUL_RATIO:
+            yield Figure.HDBI
+    if doubt.idle_ns > MAX_DOUBTFUL_RATIO * doubt.window_ns:
+        yield Figure.IDLE
+    if doubt.causes_ns > MAX_DOUBTFUL_RATIO * doubt.window_ns:
+        yield Figure.CAUSES
+
+
+def _doubt_reason(e: Evidence, doubtful_ns: int, doubt: Doubt) -> str:
+    return (
+        f"{doubtful_ns / 1e6:.2f} ms of {doubt.window_ns / 1e6:.2f} ms may have been otherwise "
+        f"({'; '.join(_doubts(e)) or 'activities without a launch event'}): figures that this moves by more than "
+        f"{MAX_DOUBTFUL_RATIO:.0%} are null"
+    )
+
+
+def _doubts(e: Evidence) -> Iterable[str]:
+    if e.unanswered or e.lost_copies:
+        head = f", {e.missing_head} of them at its head" if e.missing_head else ""
+        yield f"{e.unanswered} launches and {e.lost_copies} copies left no activity{head}"
+    if e.missing_nodes:
+        yield _poor_replays(e)
+    if e.misplaced:
+        yield f"{e.misplaced} activities cannot have been when they say"
+    if e.unexplained_ns:
+        yield f"for {e.unexplained_ns / 1e6:.2f} ms the device stood idle, work launched and nothing recorded before it"
+
+
+def _doubt_notes(e: Evidence) -> Iterable[str]:
+    doubts = "; ".join(_doubts(e))
+    if doubts and not e.withheld:
+        yield f"at most {e.doubtful_ns / 1e6:.2f} ms of the iteration may have been otherwise: {doubts}"
+
+
 def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     """Leave of a step what its evidence is enough for, and say why the rest is gone."""
     withheld = evidence.withheld
@@ -185,7 +245,9 @@ def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     if Figure.CAUSES in withheld:
         device = replace(step.device, idle=IdleTime.unknown())
         step = replace(step, device=device, exposed=ExposedTax.unknown(), iteration=None)
-    return replace(step, hdbi=None, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
+    if Figure.HDBI in withheld:
+        step = replace(step, hdbi=None)
+    return replace(step, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
 
 
 def _named(e: Evidence) -> str:

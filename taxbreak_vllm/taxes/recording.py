@@ -18,6 +18,8 @@ from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.taxes.decompose import add_up, measure, measure_large
+from taxbreak_vllm.taxes.doubt import doubt_of
+from taxbreak_vllm.taxes.evidence import doubted
 from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.taxes.surroundings import WholeTrace
 from taxbreak_vllm.taxes.terms import Terms
@@ -97,7 +99,7 @@ class Recording:
     @property
     def is_live(self) -> bool:
         """Whether a worker recorded it beside its work."""
-        return self.info is not None or any(w.has_before or w.next_ns is not None for w in self.survey.windows)
+        return self.info is not None or self.survey.is_live
 
     @property
     def _needs_before(self) -> bool:
@@ -165,7 +167,9 @@ class Recording:
         found = replace(found, notes=(*found.notes, *self._baseline_notes()))
         if self._needs_before:
             found = replace(found, steps=tuple(_as_far_as_known(step) for step in found.steps))
-        if any(w.has_before or w.next_ns is not None for w in survey.windows) and len(found.steps) == 1:
+        if self.is_live and self.backend.has_launches and len(self.windows) == 1 and found.coverage.launches:
+            found = doubted(found, doubt_of(self.measured, self.windows[0]))
+        if survey.is_live and len(found.steps) == 1:
             found = replace(found, total=replace(found.steps[0], name=None, number=None))
         elif self._needs_before:
             found = replace(found, total=_as_far_as_known(found.total))

@@ -9,38 +9,15 @@ from hypothesis import strategies as st
 from rig.server import run
 from rig.servers import device_bound, host_bound, random_server
 from rig.trace import bracket, middle_of_three, to_json
-from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
-from taxbreak_vllm.model.step import Server as Labels
-from taxbreak_vllm.taxes.recording import Recording
-from taxbreak_vllm.taxes.terms import Terms
-from taxbreak_vllm.trace.read.kineto import read_events
 
 TOLERANCE = 0.02
 seeds = st.integers(0, 2**32)
 
 
 @pytest.fixture(scope="module")
-def sample(rules, tmp_path_factory):
-    """Write the recording of a sample and decompose it with the server's own floor, as the sidecar would."""
-    path = tmp_path_factory.mktemp("rig") / "trace.json"
-
-    def sample(trace, server):
-        info = StepInfo(
-            step_id="sample",
-            step_index=1,
-            server=Labels(server_id="rig", device_type="cuda"),
-            phase=Phase.DECODE,
-            batch=Batch(),
-            graph_mode=GraphMode.NONE,
-            started_unix_ns=0,
-            window_ns=1,
-            async_output=server.steps_ahead > 0,
-        )
-        path.write_text(to_json(trace))
-        (step,) = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info).breakdown.steps
-        return step
-
-    return sample
+def sample(analyze_sample):
+    """Decompose the recording of a sample and return its step."""
+    return lambda trace, server: analyze_sample(to_json(trace), server).steps[0]
 
 
 def errors_of(step, true):
