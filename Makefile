@@ -3,6 +3,8 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
+# pip leaves compiling to the first import of a module, so what that compiles is kept, whatever the caller's wish
+export PYTHONDONTWRITEBYTECODE =
 
 install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them

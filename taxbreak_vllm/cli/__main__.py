@@ -1,6 +1,6 @@
 """`python -m taxbreak_vllm.cli` is `taxbreak`."""
 
-from taxbreak_vllm.cli.app import main
+from taxbreak_vllm.cli.main import main
 
 if __name__ == "__main__":
     main()

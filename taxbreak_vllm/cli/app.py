@@ -1,17 +1,8 @@
-"""The command line: parse, call, print. Exit 0 when done, 2 for bad usage or input, 1 for a failure.
-
-Results go to stdout, one JSON object with `--json`; progress and errors go to stderr, an error in one line.
-"""
-
-import gc
-import sys
-from pathlib import Path
+"""The commands, as typer's app: it parses words, calls one of them and shows its help."""
 
 import typer
 
 from taxbreak_vllm.cli import measuring, servers, traces
-from taxbreak_vllm.cli.printing import say
-from taxbreak_vllm.model.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
 
 app = typer.Typer(
     name="taxbreak",
@@ -33,47 +24,3 @@ for command in (
     servers.demo,
 ):
     app.command()(command)
-
-_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
-
-
-def main() -> None:
-    """Run the command line; every error of ours ends here, in one line."""
-    words = sys.argv[1:]
-    try:
-        _check_text(words)
-        if paths := _paths_alone(words):
-            gc.disable()  # a twentieth of a short run, and what it could find the end of the process frees
-            traces.analyze(paths, json=True)
-        else:
-            app()
-    except TaxbreakError as error:
-        _fail(str(error), 2 if isinstance(error, _BAD_INPUT) else 1)
-    except OSError as error:
-        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-
-
-def _check_text(words: list[str]) -> None:
-    """Refuse a name that is not UTF-8 before any work is done: no JSON, HTML or table could say it."""
-    for word in words:
-        shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        if shown != word:
-            raise SettingsError(f"{shown}: not UTF-8; give the file another name")
-
-
-def _paths_alone(words: list[str]) -> list[Path] | None:
-    """Return the paths of `analyze --json PATH…`, which leaves a parser nothing to do, None for any other words.
-
-    Typer builds a pydantic model to read two words, which takes longer than most traces.
-    """
-    command, *rest = words or [""]
-    paths = [Path(word) for word in rest if word != "--json"]
-    is_plain = command == "analyze" and len(paths) == len(rest) - 1 and not any(w[:1] == "-" for w in map(str, paths))
-    return paths if is_plain else None
-
-
-def _fail(message: str, code: int) -> None:
-    say(message)
-    raise SystemExit(code)

@@ -1,16 +1,13 @@
 """Commands that measure on this machine, or keep what was measured: floor, replay, baselines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from taxbreak_vllm.cli.printing import Json, print_json, print_text
+from taxbreak_vllm.cli.options import Json
+from taxbreak_vllm.cli.printing import print_json, print_text
 from taxbreak_vllm.model.errors import BaselineError
-
-if TYPE_CHECKING:
-    pass
-
 
 Store = Annotated[
     Path, typer.Option("--baselines", help="SQLite file of floors and replayed baselines, made on first use")

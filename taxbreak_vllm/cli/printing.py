@@ -1,17 +1,13 @@
 """Where a command's result goes: one JSON object or text for people on stdout, progress and errors on stderr."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
 
 TOP_ROWS = 12
 

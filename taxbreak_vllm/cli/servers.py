@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli.printing import TOP_ROWS, Json, print_breakdown, print_json, print_text, say, with_advice
+from taxbreak_vllm.cli.options import Json
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_json, print_text, say, with_advice
 from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.step import Phase
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taxbreak_vllm.cli.printing import TOP_ROWS, Json, print_breakdown, print_json, print_text, with_advice
+from taxbreak_vllm.cli.options import FloorUs, Json, floor_ns
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_json, print_text
 from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.model.errors import BaselineError, SettingsError
 from taxbreak_vllm.model.step import Phase
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines
-    from taxbreak_vllm.model.advice import AdviceReport
-    from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.output.exporter import Exporter
 
 
@@ -23,9 +22,7 @@ def analyze(
     paths: Annotated[list[Path], typer.Argument(help="traces (.json, .json.gz, .json.zst) or captures (folders)")],
     *,
     json: Json = False,
-    floor_us: Annotated[
-        float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
-    ] = None,
+    floor_us: FloorUs = None,
     attribution: Annotated[
         Attribution, typer.Option(help="exclusive: no instant counts twice; paper: the published definitions")
     ] = Attribution.EXCLUSIVE,
@@ -47,31 +44,23 @@ def analyze(
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
-    from taxbreak_vllm.insight.findings import Findings
-    from taxbreak_vllm.taxes.analyze import choose
-    from taxbreak_vllm.taxes.recording import Recording
+    from taxbreak_vllm.cli.analyses import analyses, print_analyses
     from taxbreak_vllm.taxes.terms import Terms
 
     _check_targets([html, speedscope], [*paths, baselines])
     exports = _exports(html=html, speedscope=speedscope, parquet=parquet)
-    found: list[tuple[Breakdown, AdviceReport]] = []
     with _opened(baselines) as store:
-        terms = Terms(floor_ns=_floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank)
-        for path in paths:
-            with Recording.open(path, terms) as recording:
-                shown = choose(recording.breakdown, phase=phase, step=step)
-                findings = Findings(recording, shown if plain_ms is None else _with_plain_step(shown, plain_ms))
-                for exporter in exports.values():
-                    exporter.add(findings)
-                found.append((findings.breakdown, findings.advice))
+        found = analyses(
+            paths,
+            Terms(floor_ns=floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank),
+            phase=phase,
+            step=step,
+            plain_ns=None if plain_ms is None else round(plain_ms * 1e6),
+            exporters=exports.values(),
+        )
     for target, exporter in exports.items():
         exporter.write(target)
-    if json:
-        parts = [with_advice(breakdown, advice) for breakdown, advice in found]
-        print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
-        return
-    for breakdown, advice in found:
-        print_breakdown(breakdown, advice, top)
+    print_analyses(found, json=json, top=top)
 
 
 def fusion(
@@ -101,17 +90,14 @@ def diff(
     b: Annotated[Path, typer.Argument(help="a trace or capture: after")],
     *,
     json: Json = False,
-    floor_us: Annotated[
-        float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
-    ] = None,
+    floor_us: FloorUs = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
     """Show what moved from A to B: by phase, by family, by op and kernel."""
     from taxbreak_vllm.insight.diff import diff as compare
     from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
-    floor_ns = _floor_ns(floor_us)
-    found = compare(analyze_path(a, floor_ns=floor_ns), analyze_path(b, floor_ns=floor_ns))
+    found = compare(*(analyze_path(path, floor_ns=floor_ns(floor_us)) for path in (a, b)))
     if json:
         print_json(found.to_json())
         return
@@ -159,13 +145,3 @@ def _exports(*, html: Path | None, speedscope: Path | None, parquet: Path | None
 
         exports[parquet] = ParquetTables()
     return exports
-
-
-def _with_plain_step(breakdown: "Breakdown", plain_ms: float) -> "Breakdown":
-    from taxbreak_vllm.insight.evidence import with_plain_step
-
-    return with_plain_step(breakdown, round(plain_ms * 1e6))
-
-
-def _floor_ns(floor_us: float | None) -> int | None:
-    return None if floor_us is None else round(floor_us * 1000)

@@ -4,18 +4,27 @@ In: findings on recordings. Out: three files, each table beginning with the colu
 pyarrow (the extra `parquet`).
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+import numpy as np
 
 from taxbreak_vllm.insight.findings import Findings
-from taxbreak_vllm.model.breakdown import Breakdown, TopRow
+from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.output.columns import Column, Columns, dispatch_columns, row_columns, step_columns
 from taxbreak_vllm.output.files import replacing
-from taxbreak_vllm.output.tables import column_types, dispatches, step_table
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.dispatches import Bool
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ARROW_BY_KIND = {"Int64": "int64", "Float64": "double"}
+_NUMPY_BY_KIND = {"boolean": "bool", "Int64": "int64", "Float64": "float64", "string": "string"}
 
 
 class ParquetTables:
@@ -28,19 +37,18 @@ class ParquetTables:
             raise TaxbreakError(
                 "writing Parquet needs the package pyarrow: pip install 'taxbreak-vllm[parquet]'"
             ) from None
-        self._parts: dict[str, list[pd.DataFrame]] = {"steps": [], "rows": [], "dispatches": []}
+        self._parts: dict[str, list[pa.Table]] = {"steps": [], "rows": [], "dispatches": []}
 
     def add(self, findings: Findings) -> None:
         """Add the steps, rows and dispatches of a recording, all on its terms."""
-        breakdown = findings.breakdown
+        breakdown, recording = findings.breakdown, findings.recording
         tables = {
-            "steps": step_table(breakdown),
-            "rows": breakdown.to_pandas().astype(column_types(TopRow)),
-            "dispatches": dispatches(findings.recording),
+            "steps": step_columns(breakdown),
+            "rows": row_columns(breakdown),
+            "dispatches": dispatch_columns(recording.measured, recording.windows),
         }
-        for name, table in tables.items():
-            table.insert(0, "source", pd.Series(breakdown.source.path, index=table.index, dtype="string"))
-            self._parts[name].append(table)
+        for name, columns in tables.items():
+            self._parts[name].append(_arrow_table(columns, breakdown.source.path))
 
     def write(self, target: str | Path) -> None:
         """Write the files into a folder, made if it is missing; raises TaxbreakError where the disk refuses."""
@@ -53,9 +61,8 @@ class ParquetTables:
         except OSError as error:
             raise TaxbreakError(f"{folder}: cannot make the folder: {error.strerror or error}") from error
         for name, parts in self._parts.items():
-            table = pa.Table.from_pandas(pd.concat(parts, ignore_index=True), preserve_index=False)
             with replacing(folder / f"{name}.parquet") as temporary:
-                pq.write_table(table, temporary)
+                pq.write_table(pa.concat_tables(parts), temporary)
 
 
 def write_parquet(breakdowns: Sequence[Breakdown], folder: str | Path, *, floor_ns: int | None = None) -> None:
@@ -71,3 +78,50 @@ def write_parquet(breakdowns: Sequence[Breakdown], folder: str | Path, *, floor_
         with Recording.open(breakdown.source.path, terms) as recording:
             tables.add(Findings(recording, breakdown))
     tables.write(folder)
+
+
+def _arrow_table(columns: Columns, source: str) -> "pa.Table":
+    """Make a table of columns and of the file that they come from; its schema tells pandas which may be missing."""
+    import pyarrow as pa
+
+    length = len(next(iter(columns.values())).values)
+    columns = {"source": Column.of("string", [source] * length), **columns}
+    types = [
+        {
+            "name": name,
+            "field_name": name,
+            "pandas_type": "unicode" if column.kind == "string" else _NUMPY_BY_KIND[column.kind],
+            "numpy_type": column.kind if column.known is not None else _NUMPY_BY_KIND[column.kind],
+            "metadata": None,
+        }
+        for name, column in columns.items()
+    ]
+    about = {"index_columns": [], "column_indexes": [], "columns": types, "pandas_version": "2.2.0"}
+    return pa.table(
+        {name: _arrow_array(column) for name, column in columns.items()}, metadata={"pandas": json.dumps(about)}
+    )
+
+
+def _arrow_array(column: Column) -> "pa.Array":
+    # from buffers, as what takes numpy arrays or other types loads pandas and more, which takes longer than all of this
+    import pyarrow as pa
+
+    length = len(column.values)
+    validity = None if column.known is None else _bits(column.known)
+    if column.kind == "boolean":
+        return pa.Array.from_buffers(pa.bool_(), length, [validity, _bits(column.values)])
+    if column.kind != "string":
+        kind = pa.type_for_alias(_ARROW_BY_KIND[column.kind])
+        return pa.Array.from_buffers(kind, length, [validity, pa.py_buffer(np.ascontiguousarray(column.values))])
+    texts = [text.encode() for text in column.texts] or [b""]
+    places = column.values if column.known is None else np.where(column.known, column.values, 0)
+    ends = np.zeros(length + 1, dtype=np.int64)
+    np.cumsum(np.array([*map(len, texts)])[places], out=ends[1:])
+    data = b"".join([texts[place] for place in places.tolist()])
+    return pa.Array.from_buffers(pa.large_string(), length, [validity, pa.py_buffer(ends), pa.py_buffer(data)])
+
+
+def _bits(flags: Bool) -> "pa.Buffer":
+    import pyarrow as pa
+
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))

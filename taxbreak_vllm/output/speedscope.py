@@ -6,7 +6,8 @@ thread steps, ops and runtime calls nest, and the innermost frame is the class o
 …), so the sandwich view sums to the host partition. On a stream a kernel stands in its family.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,13 +17,13 @@ from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.taxes.recording import Recording, opened
+from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.events import EventKind
+from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import HostClass, class_name
 
 SCHEMA = "https://www.speedscope.app/file-format-schema.json"
-
-_Interval = tuple[int, int, int]  # start, end, frame
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False):
@@ -57,14 +58,31 @@ class _File(msgspec.Struct, frozen=True, rename={"schema": "$schema", "active_pr
     active_profile_index: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """Frames that open and close, in order of time, ns since the first event of the trace."""
+
+    at_ns: Int64
+    frame: Index
+    opens: Bool
+
+
 class _Frames:
-    """Numbers frames by name."""
+    """Numbers frames by name, in the order in which they are first asked for."""
 
     def __init__(self) -> None:
         self._number_by_name: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> int:
         return self._number_by_name.setdefault(name, len(self._number_by_name))
+
+    def of(self, names: Sequence[str], index: Index) -> Index:
+        """Return the frame of each of many places in `names`."""
+        used, first, place = np.unique(index, return_index=True, return_inverse=True)
+        frame = np.empty(len(used), dtype=np.intp)
+        for number in np.argsort(first).tolist():
+            frame[number] = self[names[used[number]]]
+        return frame[place]
 
     def shared(self) -> _Shared:
         return _Shared([_Frame(name) for name in self._number_by_name])
@@ -122,94 +140,99 @@ def _host_profiles(m: Measured, windows: Sequence[StepWindow], frames: _Frames) 
     threads, counts = np.unique(e.thread[rows], return_counts=True)
     for thread in threads[np.argsort(-counts, kind="stable")].tolist():
         own = rows[e.thread[rows] == thread]
-        names = [e.names[name] for name in e.name[own].tolist()]
-        intervals = [
-            (start, end, frames[name])
-            for start, end, name in zip(
-                (e.start_ns[own] - origin_ns).tolist(), (e.end_ns[own] - origin_ns).tolist(), names, strict=True
-            )
-        ]
-        steps = [
-            (window.start_ns - origin_ns, window.end_ns - origin_ns, frames[window.name])
-            for window in windows
-            if window.thread == thread
-        ]
-        events = _nested([*steps, *intervals])
+        frame = frames.of(e.names, e.name[own])
+        steps = [window for window in windows if window.thread == thread]
+        events = _nested(
+            np.concatenate((np.array([step.start_ns for step in steps], dtype=np.int64), e.start_ns[own])) - origin_ns,
+            np.concatenate((np.array([step.end_ns for step in steps], dtype=np.int64), e.end_ns[own])) - origin_ns,
+            np.concatenate((np.array([frames[step.name] for step in steps], dtype=np.intp), frame)),
+        )
         yield _profile(f"host thread {':'.join(e.threads[thread])}", _with_classes(m, events, thread, frames))
 
 
-def _nested(intervals: Iterable[_Interval]) -> list[_Event]:
+def _nested(start_ns: Int64, end_ns: Int64, frame: Index) -> _Events:
     """Open and close frames in order of time; what outlives the frame around it is cut there."""
-    events: list[_Event] = []
+    order = np.lexsort((-end_ns, start_ns))
+    at: list[int] = []
+    moves: list[int] = []  # the frame that opens, or ~frame where it closes
     stack: list[tuple[int, int]] = []
-    for start, end, frame in sorted(intervals, key=lambda interval: (interval[0], -interval[1])):
+    for start, end, number in zip(start_ns[order].tolist(), end_ns[order].tolist(), frame[order].tolist(), strict=True):
         while stack and stack[-1][0] <= start:
-            events.append(_Event("C", *stack.pop()))
-        events.append(_Event("O", start, frame))
-        stack.append((min(end, stack[-1][0]) if stack else end, frame))
-    while stack:
-        events.append(_Event("C", *stack.pop()))
-    return events
+            closing, closed = stack.pop()
+            at.append(closing)
+            moves.append(closed)
+        at.append(start)
+        moves.append(number)
+        stack.append((min(end, stack[-1][0]) if stack else end, ~number))
+    for closing, closed in reversed(stack):
+        at.append(closing)
+        moves.append(closed)
+    move = np.array(moves, dtype=np.intp)
+    return _Events(np.array(at, dtype=np.int64), np.where(move < 0, ~move, move), move >= 0)
 
 
-def _with_classes(m: Measured, events: list[_Event], thread: int, frames: _Frames) -> list[_Event]:
+def _with_classes(m: Measured, events: _Events, thread: int, frames: _Frames) -> _Events:
     """Put the class of every instant innermost: closed before another frame opens or closes, and opened after."""
-    if not events:
-        return events
     base = thread * m.host.stride_ns
     edges, cls = m.partition.edges_ns, m.partition.cls
-    first, last = np.searchsorted(edges, (base + events[0].at, base + events[-1].at))
-    cuts = np.unique(np.concatenate((edges[first:last] - base, [event.at for event in events])))
+    first, last = np.searchsorted(edges, (base + events.at_ns[0], base + events.at_ns[-1]))
+    cuts = np.unique(np.concatenate((edges[first:last] - base, events.at_ns)))
     index = np.searchsorted(edges, cuts + base, side="right") - 1
     class_at = np.where(index >= 0, cls[np.maximum(index, 0)], 0) if len(edges) else np.zeros(len(cuts), dtype=int)
-    leaf_by_class = [frames[f"[{class_name(cls, m.backend)}]"] for cls in HostClass]
-    result: list[_Event] = []
-    leaf: int | None = None
-    at_event = 0
-    for at, number in zip(cuts.tolist(), class_at.tolist(), strict=True):
-        is_last = at == events[-1].at
-        wanted = None if is_last else leaf_by_class[number]
-        moves = at_event < len(events) and events[at_event].at == at
-        if leaf is not None and (moves or leaf != wanted):
-            result.append(_Event("C", at, leaf))
-            leaf = None
-        while at_event < len(events) and events[at_event].at == at:
-            result.append(events[at_event])
-            at_event += 1
-        if leaf is None and wanted is not None:
-            result.append(_Event("O", at, wanted))
-            leaf = wanted
-    return result
+    leaf = np.array([frames[f"[{class_name(cls, m.backend)}]"] for cls in HostClass], dtype=np.intp)[class_at]
+    is_new = np.isin(cuts, events.at_ns, assume_unique=False)
+    is_new[1:] |= leaf[1:] != leaf[:-1]
+    opening, closing = np.flatnonzero(is_new[:-1]), np.flatnonzero(is_new[1:]) + 1
+    at_ns = np.concatenate((cuts[closing], events.at_ns, cuts[opening]))
+    order = np.argsort(at_ns, kind="stable")
+    return _Events(
+        at_ns[order],
+        np.concatenate((leaf[closing - 1], events.frame, leaf[opening]))[order],
+        np.concatenate((np.zeros(len(closing), bool), events.opens, np.ones(len(opening), bool)))[order],
+    )
 
 
 def _stream_profiles(m: Measured, frames: _Frames) -> Iterator[_Profile]:
     """One profile per device stream; activities that overlap on one stream (PDL) continue on further ones."""
     a, origin_ns = m.activities, m.host.origin_ns
+    texts = [*(f"[{kind.family}]" for kind in m.kinds), *m.events.names]
     for device, stream in np.unique(np.stack((a.device, a.stream)), axis=1).T.tolist():
         own = np.flatnonzero((a.device == device) & (a.stream == stream))
-        lanes: list[list[_Event]] = []
-        for start, end, kernel, kind in zip(
-            (a.start_ns[own] - origin_ns).tolist(),
-            (a.end_ns[own] - origin_ns).tolist(),
-            a.name[own].tolist(),
-            m.kind[own].tolist(),
-            strict=True,
-        ):
-            lane = next((lane for lane in lanes if lane[-1].at <= start), None)
-            if lane is None:
-                lane = []
-                lanes.append(lane)
-            family, name = frames[f"[{m.kinds[kind].family}]"], frames[m.events.names[kernel]]
-            lane += (
-                _Event("O", start, family),
-                _Event("O", start, name),
-                _Event("C", end, name),
-                _Event("C", end, family),
+        start_ns, end_ns = a.start_ns[own] - origin_ns, a.end_ns[own] - origin_ns
+        index = np.stack((m.kind[own], len(m.kinds) + a.name[own]), axis=1, dtype=np.intp)
+        family_name = frames.of(texts, index.reshape(-1)).reshape(index.shape)
+        lanes = _lanes(start_ns, end_ns)
+        for number in range(lanes.max() + 1):
+            in_lane = lanes == number
+            frame = family_name[in_lane]
+            events = _Events(
+                np.stack((start_ns, start_ns, end_ns, end_ns), axis=1)[in_lane].ravel(),
+                np.concatenate((frame, frame[:, ::-1]), axis=1).ravel(),
+                np.tile([True, True, False, False], len(frame)),
             )
-        for number, lane in enumerate(lanes):
             overlap = f", overlap {number}" if number else ""
-            yield _profile(f"device {device} stream {stream}{overlap}", lane)
+            yield _profile(f"device {device} stream {stream}{overlap}", events)
 
 
-def _profile(name: str, events: list[_Event]) -> _Profile:
-    return _Profile(name=name, start_value=events[0].at, end_value=events[-1].at, events=events)
+def _lanes(start_ns: Int64, end_ns: Int64) -> Index:
+    """Put each interval, in order, on the first lane that is free when it starts."""
+    lane = np.zeros(len(start_ns), dtype=np.intp)
+    if (start_ns[1:] >= end_ns[:-1]).all():
+        return lane
+    free_ns: list[int] = []
+    for row, (start, end) in enumerate(zip(start_ns.tolist(), end_ns.tolist(), strict=True)):
+        number = next((number for number, free in enumerate(free_ns) if free <= start), len(free_ns))
+        free_ns[number : number + 1] = [end]
+        lane[row] = number
+    return lane
+
+
+def _profile(name: str, events: _Events) -> _Profile:
+    types = np.where(events.opens, "O", "C").tolist()
+    at = events.at_ns.tolist()
+    return _Profile(
+        name=name,
+        start_value=at[0],
+        end_value=at[-1],
+        events=list(map(_Event, types, at, events.frame.tolist())),
+    )

@@ -103,6 +103,7 @@ class Watch:
         self._paused_ns = 0
         self._plain: PlainTimes | None = None  # for the iteration of the step before this one, unless that was recorded
         self._num_passed = 0
+        self._has_more = False  # a recording goes on or is being stored, or a step is to be passed over
         self._bracket: Bracket | None = None
         self.is_recording = False  # whether the profiler is on; read on every step, like the next one
         self.is_paused = False
@@ -133,17 +134,14 @@ class Watch:
                 self.abandon("unfinished")
             kinds = self._kinds
             kind = kinds.of(_DUMMY_BATCH.phase, 1) if scheduled is None else kinds.of_step(scheduled)
-            kind.num_steps += 1
-            if not self._is_quiet:
-                self._is_quiet = not self.outbox.is_busy
-            if self._bracket is not None:
-                self._goes_on(worker, scheduled, kind)
-            elif (kind.num_steps >= kind.due or self._num_passed) and not self._open_if_picked(worker, scheduled, kind):
+            kind.num_steps = num_steps = kind.num_steps + 1
+            if (num_steps >= kind.due or self._has_more) and not self._look(worker, scheduled, kind):
                 self._plain = None
                 return
             begun_ns = self._now_ns()
-            if self._plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
-                self._plain.add(begun_ns - self._begun_ns, self._is_quiet)
+            plain = self._plain
+            if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
+                plain.add(begun_ns - self._begun_ns, self._is_quiet)
             self._begun_ns = begun_ns
             self._kind = kind
         except Exception as error:
@@ -238,6 +236,17 @@ class Watch:
             control_id=policy.control_id,
         )
 
+    def _look(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
+        """Do what the beginning of few steps needs; False for one that another rank may record."""
+        if not self._is_quiet:
+            self._is_quiet = not self.outbox.is_busy
+        self._has_more = self._bracket is not None or not self._is_quiet or self._num_passed > 0
+        if self._bracket is not None:
+            self._goes_on(worker, scheduled, kind)
+            return True
+        is_due = kind.num_steps >= kind.due or self._num_passed
+        return not is_due or self._open_if_picked(worker, scheduled, kind)
+
     def _open_if_picked(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
         """Begin a step and have it recorded, if it is picked and that is possible.
 
@@ -252,6 +261,7 @@ class Watch:
         elif not self._records:
             sample.take(1)
             self._num_passed = int(self._works_ahead)
+            self._has_more = True
             return False
         elif self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._is_quiet):
             self._plain = None
@@ -267,7 +277,7 @@ class Watch:
         opening_ns = self._now_ns()
         self._recorder.warm(worker)
         bracket = self._bracket = Bracket(sample, kind, get_ident())
-        self.is_recording = True
+        self.is_recording = self._has_more = True
         if not self._works_ahead:
             bracket.step = self._step(worker, scheduled)
         is_on = self._recorder.start(worker, self._span(bracket), stacks=sample.stacks)

@@ -34,7 +34,7 @@ def measure(
     rules = terms.rules
     of_op = _look_up(events, rules, view)
     free_dispatch_ns = around.free_dispatch(lambda: median(free_ns(events, rules.is_metadata_op)))
-    host, activities, dispatches, front = link_cpu(
+    host, activities, dispatches, before = link_cpu(
         events,
         rules.is_metadata_op,
         OpCosts(of_op.dispatch_ns, of_op.library_ns),
@@ -43,8 +43,8 @@ def measure(
     op = ops_of(events, activities, dispatches)
     kinds, kind = classify(events, activities, op, lambda name, _: rules.classify_op(name))
     replayed = of_op.of(np.searchsorted(events.rows(EventKind.OP), dispatches.row))
-    ct_ns = front.library_end - front.library_start if np.any(of_op.library_ns >= 0) else None
-    partition = partition_host(host, (front.library_start, front.library_end))
+    ct_ns = before.library_end - before.library_start if np.any(of_op.library_ns >= 0) else None
+    partition = partition_host(host, (before.library_start, before.library_end))
     spans = equations.cpu_spans(host, dispatches, partition, around.starts(host, dispatches), around.pauses(host))
     spans = around.completed(spans, host, dispatches)
     device = main_device(activities)
@@ -77,7 +77,7 @@ def measure(
         notes.append("ΔCT on the CPU backend needs replay; until then a library's front-end counts as compute")
     if view is None or not np.all(replayed.is_replayed):
         notes.append(
-            f"the dispatch of an op that was not replayed, nor any like it, is taken as {front.dispatch_ns} ns, "
+            f"the dispatch of an op that was not replayed, nor any like it, is taken as {before.dispatch_ns} ns, "
             "the median of the ops here that compute nothing"
         )
     if terms.attribution is Attribution.PAPER:

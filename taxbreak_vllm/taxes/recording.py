@@ -122,7 +122,7 @@ class Recording:
             calls=self.survey.calls,
             num_activities=self.survey.num_activities,
             metadata=self.head.metadata,
-            told=self.info.server.device_type if self.info else "",
+            device_type=self.info.server.device_type if self.info else "",
             unread=self.head.oddities.unread,
         )
 

@@ -125,28 +125,28 @@ def backend_of(
     calls: Iterable[str],
     num_activities: int,
     metadata: Mapping[str, object],
-    told: str = "",
+    device_type: str = "",
     unread: Collection[str] = (),
 ) -> Backend:
     """Return the backend of a trace with these runtime `calls`, by name, and so many device activities.
 
-    `told` is the device type that the worker gave for its own ("": nobody did). torch calls an AMD GPU "cuda", so the
-    trace decides between the two. `unread` are categories of events that nobody here understands. Ops alone, without
-    a sign of any device, are the CPU backend's: a device that is not understood, or of which the trace holds nothing,
-    is still a device.
+    `device_type` is that which the worker gave for its own ("": nobody did). torch calls an AMD GPU "cuda", so the
+    trace decides between the two. `unread` are categories of events that nobody here understands. Ops alone, without a
+    sign of any device, are the CPU backend's: a device that is not understood, or of which the trace holds nothing, is
+    still a device.
     """
     names = tuple(calls)
     seen = next((b for b in BACKENDS if _is_seen(b, names, metadata)), None)
     has_device = bool(num_activities or metadata.get("deviceProperties"))
     has_device |= any(does_enqueue(name) or not _CALL.search(name) for name in names)
     is_foreign = bool(unread) or (bool(names) and not any(does_enqueue(name) or _CALL.search(name) for name in names))
-    if told == "" and is_foreign and not seen and not num_activities:
+    if device_type == "" and is_foreign and not seen and not num_activities:
         return Backend(device_type=UNKNOWN)
-    if told in ("", CPU.device_type):
+    if device_type in ("", CPU.device_type):
         return seen or CUDA if has_device else CPU
-    if told == CUDA.device_type:
+    if device_type == CUDA.device_type:
         return seen or CUDA
-    return next((b for b in BACKENDS if b.device_type == told), Backend(device_type=told))
+    return next((b for b in BACKENDS if b.device_type == device_type), Backend(device_type=device_type))
 
 
 def _is_seen(backend: Backend, calls: Iterable[str], metadata: Mapping[str, object]) -> bool:

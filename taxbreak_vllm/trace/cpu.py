@@ -39,7 +39,7 @@ class OpCosts:
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
+class BeforeCompute:
     """What comes before compute: the `dispatch_ns` taken for ops of unknown cost, and where libraries' front-ends lie.
 
     `library_start`, `library_end` are keys, one a dispatch, alike where there is none.
@@ -56,7 +56,7 @@ def link_cpu(
     costs: OpCosts | None = None,
     *,
     dispatch_ns: int | None = None,
-) -> tuple[Host, Activities, Dispatches, Front]:
+) -> tuple[Host, Activities, Dispatches, BeforeCompute]:
     """Split every op into dispatch, library front-end and compute; return the columns and what came before compute.
 
     An op that `costs` does not know has no front-end, and its dispatch is `dispatch_ns`; without that the trace tells:
@@ -127,7 +127,7 @@ def link_cpu(
         num_activities=ones,
         num_kernels=ones,
     )
-    return host, activities, dispatches, Front(dispatch_ns, library_from[chosen], begin)
+    return host, activities, dispatches, BeforeCompute(dispatch_ns, library_from[chosen], begin)
 
 
 def _ordered(costs: OpCosts | None, order: Index, otherwise_ns: int) -> tuple[Int64, Int64]:

@@ -11,7 +11,8 @@ from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.output.parquet import write_parquet
 from taxbreak_vllm.output.tables import dispatches
 
-SERVING = Path(__file__).parents[1] / "data" / "serving.json"
+DATA = Path(__file__).parents[1] / "data"
+SERVING = DATA / "serving.json"
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -52,8 +53,10 @@ def test_several_breakdowns_share_the_tables(tmp_path):
 def test_a_column_keeps_its_type_where_all_is_unknown(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra parquet")
 
-    write_parquet([analyze(SERVING)], tmp_path)
+    write_parquet([analyze(next(iter((DATA / "traces").glob("*.json.gz"))))], tmp_path)  # it has no phases
 
+    assert pd.read_parquet(tmp_path / "rows.parquet")["phase"].dtype == "string"
+    assert pd.read_parquet(tmp_path / "dispatches.parquet")["delta_ct_ns"].dtype == "Int64"
     for name in ("steps", "rows", "dispatches"):
         types = {field.name: str(field.type) for field in pq.read_schema(tmp_path / f"{name}.parquet")}
         assert "null" not in types.values()

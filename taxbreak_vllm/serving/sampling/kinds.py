@@ -4,9 +4,11 @@ A kind is a phase, a power-of-two number of tokens and a graph mode. Its object 
 that is counted there: what runs on every step of a serving process is a few integer operations, and nothing grows.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median_low
+from typing import NamedTuple
 
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, GraphMode, Phase, StepHistogram
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_generation
@@ -15,42 +17,66 @@ NEVER = 2**62
 
 _RING_SIZE = 64
 _RING_MASK = _RING_SIZE - 1
+_NUM_BUCKETS = len(STEP_BUCKETS_NS) + 1
 _MAX_CACHED = 4096  # tokens; a step that only generates has about as many as requests, and vLLM bounds those lower
 
 
-class _Times:
-    """Counters of one phase and graph mode."""
+class _Counted(NamedTuple):
+    """The first `num` of a ring's times and all that were never in it, by bucket and summed."""
 
-    __slots__ = ("bucket_counts", "sum_ns")
-
-    def __init__(self) -> None:
-        self.bucket_counts = [0] * (len(STEP_BUCKETS_NS) + 1)
-        self.sum_ns = 0
+    num: int
+    bucket_counts: tuple[int, ...]
+    sum_ns: int
 
 
 class PlainTimes:
-    """How long the latest of a kind took; what it adds up in `times` is shared by all kinds of the same label."""
+    """How long plain ones of a kind took: the latest in a ring, all as counters, which a full ring is added to.
 
-    __slots__ = ("num_added", "times", "times_ns")
+    One thread adds; any other may read.
+    """
 
-    def __init__(self, times: _Times) -> None:
-        self.times = times
-        self.times_ns = [0] * _RING_SIZE
-        self.num_added = 0
+    __slots__ = ("_counted", "_num_added", "_ring_ns")
+
+    def __init__(self) -> None:
+        self._ring_ns = [0] * _RING_SIZE
+        self._num_added = 0
+        self._counted = _Counted(0, (0,) * _NUM_BUCKETS, 0)
 
     def add(self, elapsed_ns: int, is_quiet: bool = True) -> None:
         """Count one that was not recorded; one beside which a recording was being stored is not compared with."""
-        times = self.times
-        times.bucket_counts[bisect_left(STEP_BUCKETS_NS, elapsed_ns)] += 1
-        times.sum_ns += elapsed_ns
-        if is_quiet:
-            self.times_ns[self.num_added & _RING_MASK] = elapsed_ns
-            self.num_added += 1
+        if not is_quiet:
+            self._counted = self._with([elapsed_ns], self._counted.num)
+            return
+        num_added = self._num_added
+        self._ring_ns[num_added & _RING_MASK] = elapsed_ns
+        self._num_added = num_added = num_added + 1
+        if not num_added & _RING_MASK:
+            self._counted = self._with(self._ring_ns, num_added)
 
     def median(self) -> tuple[int | None, int]:
         """Return the median (ns) of the latest plain ones of this kind and how many it is taken over."""
-        num_kept = min(self.num_added, _RING_SIZE)
-        return (median_low(self.times_ns[:num_kept]), num_kept) if num_kept else (None, 0)
+        num_kept = min(self._num_added, _RING_SIZE)
+        return (median_low(self._ring_ns[:num_kept]), num_kept) if num_kept else (None, 0)
+
+    def totals(self) -> _Counted:
+        """Return all that were added; one being added meanwhile is in or out, never half counted."""
+        while True:
+            counted, num_added, ring_ns = self._counted, self._num_added, self._ring_ns[:]
+            if counted is self._counted:  # and no place that was not counted yet has been written to again
+                uncounted = [ring_ns[number & _RING_MASK] for number in range(counted.num, num_added)]
+                return self._with(uncounted, num_added, counted)
+
+    def _with(self, times_ns: Sequence[int], num: int, counted: _Counted | None = None) -> _Counted:
+        """Return the counters with some more times, of the ring the first `num`."""
+        counted = counted or self._counted
+        bucket_counts, ordered, at = list(counted.bucket_counts), sorted(times_ns), 0
+        while at < len(ordered):  # those of a kind are in few buckets, mostly in one
+            bucket = bisect_left(STEP_BUCKETS_NS, ordered[at])
+            is_last = bucket == len(STEP_BUCKETS_NS) or ordered[-1] <= STEP_BUCKETS_NS[bucket]
+            end = len(ordered) if is_last else bisect_right(ordered, STEP_BUCKETS_NS[bucket])
+            bucket_counts[bucket] += end - at
+            at = end
+        return _Counted(num, tuple(bucket_counts), counted.sum_ns + sum(ordered))
 
 
 class StepKind(PlainTimes):
@@ -73,11 +99,9 @@ class StepKind(PlainTimes):
         "weight",
     )
 
-    def __init__(
-        self, phase: Phase, graph_mode: GraphMode, size: int, *, times: _Times, iteration_times: _Times
-    ) -> None:
-        super().__init__(times)
-        self.iterations = PlainTimes(iteration_times)
+    def __init__(self, phase: Phase, graph_mode: GraphMode, size: int) -> None:
+        super().__init__()
+        self.iterations = PlainTimes()
         self.phase = phase
         self.graph_mode = graph_mode
         self.name = f"{phase}/{graph_mode}/{size}"
@@ -96,8 +120,6 @@ class StepKinds:
 
     def __init__(self, graph_modes: GraphModes) -> None:
         self._graph_modes = graph_modes
-        self._times_by_label: dict[tuple[Phase, GraphMode], _Times] = {}
-        self._iterations_by_label: dict[tuple[Phase, GraphMode], _Times] = {}
         self._kind_by_label: dict[tuple[Phase, GraphMode, int], StepKind] = {}
         self._decode_by_tokens: dict[int, StepKind] = {}
         self._verify_by_tokens: dict[int, StepKind] = {}
@@ -110,11 +132,7 @@ class StepKinds:
         label = (phase, self._graph_modes.of(phase, num_tokens), num_tokens.bit_length())
         kind = self._kind_by_label.get(label)
         if kind is None:
-            kind = self._kind_by_label[label] = StepKind(
-                *label,
-                times=self._times_by_label.setdefault(label[:2], _Times()),
-                iteration_times=self._iterations_by_label.setdefault(label[:2], _Times()),
-            )
+            kind = self._kind_by_label[label] = StepKind(*label)
         return kind
 
     def of_step(self, scheduled: ScheduledStep) -> StepKind:
@@ -136,23 +154,25 @@ class StepKinds:
         return sum(kind.num_steps for kind in self._kind_by_label.values())
 
     def histograms(self) -> tuple[StepHistogram, ...]:
-        """Return the steps counted so far; one being added meanwhile is in or out, never half counted."""
-        return _histograms(self._times_by_label)
+        """Return the steps counted so far, by phase and graph mode."""
+        return _histograms((kind, kind) for kind in self)
 
     def iteration_histograms(self) -> tuple[StepHistogram, ...]:
         """Return the same of their iterations."""
-        return _histograms(self._iterations_by_label)
+        return _histograms((kind, kind.iterations) for kind in self)
 
 
-def _histograms(times_by_label: Mapping[tuple[Phase, GraphMode], _Times]) -> tuple[StepHistogram, ...]:
+def _histograms(times: Iterable[tuple[StepKind, PlainTimes]]) -> tuple[StepHistogram, ...]:
+    totals: defaultdict[tuple[Phase, GraphMode], list[_Counted]] = defaultdict(list)
+    for kind, own in times:
+        totals[kind.phase, kind.graph_mode].append(own.totals())
     return tuple(
         StepHistogram(
             phase=phase,
             graph_mode=graph_mode,
-            num_steps=sum(counts),
-            sum_ns=times.sum_ns,
-            bucket_counts=counts,
+            num_steps=sum(sum(each.bucket_counts) for each in parts),
+            sum_ns=sum(each.sum_ns for each in parts),
+            bucket_counts=tuple(map(sum, zip(*(each.bucket_counts for each in parts), strict=True))),
         )
-        for (phase, graph_mode), times in list(times_by_label.items())
-        for counts in [tuple(times.bucket_counts)]
+        for (phase, graph_mode), parts in totals.items()
     )

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +35,30 @@ _YEAR_NS = 366 * 86_400 * 10**9
 
 # Category names since 2021; `Operator`, `Kernel`… are those before PyTorch 1.12. "ProfilerStep#n" was an op then.
 _KIND_BY_CATEGORY = {
-    "cpu_op": EventKind.OP,
-    "Operator": EventKind.OP,
-    "cuda_runtime": EventKind.RUNTIME,
-    "cuda_driver": EventKind.RUNTIME,
-    "hip_runtime": EventKind.RUNTIME,
-    "hip_driver": EventKind.RUNTIME,
-    "xpu_runtime": EventKind.RUNTIME,
-    "xpu_driver": EventKind.RUNTIME,
-    "privateuse1_runtime": EventKind.RUNTIME,
-    "privateuse1_driver": EventKind.RUNTIME,
-    "Runtime": EventKind.RUNTIME,
-    "runtime": EventKind.RUNTIME,
-    "driver": EventKind.RUNTIME,
-    "kernel": EventKind.KERNEL,
-    "concurrent_kernel": EventKind.KERNEL,
-    "Kernel": EventKind.KERNEL,
-    "gpu_memcpy": EventKind.MEMCPY,
-    "Memcpy": EventKind.MEMCPY,
-    "gpu_memset": EventKind.MEMSET,
-    "Memset": EventKind.MEMSET,
-    "user_annotation": EventKind.ANNOTATION,
+    category: int(kind)  # an array of enum members takes three times as long to make
+    for category, kind in {
+        "cpu_op": EventKind.OP,
+        "Operator": EventKind.OP,
+        "cuda_runtime": EventKind.RUNTIME,
+        "cuda_driver": EventKind.RUNTIME,
+        "hip_runtime": EventKind.RUNTIME,
+        "hip_driver": EventKind.RUNTIME,
+        "xpu_runtime": EventKind.RUNTIME,
+        "xpu_driver": EventKind.RUNTIME,
+        "privateuse1_runtime": EventKind.RUNTIME,
+        "privateuse1_driver": EventKind.RUNTIME,
+        "Runtime": EventKind.RUNTIME,
+        "runtime": EventKind.RUNTIME,
+        "driver": EventKind.RUNTIME,
+        "kernel": EventKind.KERNEL,
+        "concurrent_kernel": EventKind.KERNEL,
+        "Kernel": EventKind.KERNEL,
+        "gpu_memcpy": EventKind.MEMCPY,
+        "Memcpy": EventKind.MEMCPY,
+        "gpu_memset": EventKind.MEMSET,
+        "Memset": EventKind.MEMSET,
+        "user_annotation": EventKind.ANNOTATION,
+    }.items()
 }
 
 _OVERHEAD = "overhead"
@@ -74,6 +78,8 @@ _KNOWN_CATEGORIES = frozenset(_KIND_BY_CATEGORY) | {
     "python_function",
     "Trace",
 }
+
+_THREAD = attrgetter("pid", "tid")
 
 _EVENT = msgspec.json.Decoder(Event)
 _EVENTS = msgspec.json.Decoder(list[Event])
@@ -168,14 +174,18 @@ class _Columns:
 
     def _append(self, events: Sequence[Event], decode_exactly: Callable[[], Sequence[ExactEvent]]) -> None:
         self.num_events += len(events)
-        self._count_others([e for e in events if e.cat not in _KNOWN_CATEGORIES])
-        rows = [e for e in events if e.ph == "X" and e.cat in _KIND_BY_CATEGORY]
-        if any(e.ts is None for e in rows):
-            self.num_dropped += sum(e.ts is None for e in rows)
+        spans = [e for e in events if e.ph == "X"]
+        rows = [e for e in spans if e.cat in _KIND_BY_CATEGORY]
+        if len(rows) < len(spans):
+            self._count_others([e for e in spans if e.cat not in _KNOWN_CATEGORIES])
+        start_us = np.array([e.ts for e in rows])
+        if start_us.dtype == object:  # some have none
             rows = [e for e in rows if e.ts is not None]
+            self.num_dropped += len(start_us) - len(rows)
+            start_us = np.array([e.ts for e in rows])
         if not rows:
             return
-        start_us, dur_us = np.array([e.ts for e in rows]), np.array([e.dur for e in rows])
+        dur_us = np.array([e.dur for e in rows])
         if is_exact(start_us) and is_exact(dur_us):
             start_ns, dur_ns = to_ns(start_us), to_ns(dur_us)
         else:
@@ -188,7 +198,7 @@ class _Columns:
             self.num_dropped += int(np.count_nonzero(~timed))
             rows = [e for e, is_timed in zip(rows, timed.tolist(), strict=True) if is_timed]
             start_ns, dur_ns, kind = start_ns[timed], dur_ns[timed], kind[timed]
-        name_ids, thread_ids = self._name_ids, self._thread_ids
+        name_ids = self._name_ids
         args = [e.args for e in rows]
         num_known = len(name_ids)
         name = np.array([name_ids[e.name] for e in rows], dtype=np.int32)
@@ -205,13 +215,14 @@ class _Columns:
         end_ns = np.maximum(start_ns + dur_ns, start_ns)
         self._last_ns = max(self._last_ns, int(end_ns.max()))
         self._seconds.add(start_ns, end_ns, name)
-        self._nodes.update([(a.graph, a.correlation) for a in args if a.graph > 0])
+        on_device = itertools.compress(args, _is_device(kind).tolist())
+        self._nodes.update([(a.graph, a.correlation) for a in on_device if a.graph > 0])
         parts: Columns = (
             kind,
             start_ns,
             end_ns,
             name,
-            np.array([thread_ids[e.pid, e.tid] for e in rows], dtype=np.int32),
+            np.array([*map(self._thread_ids.__getitem__, map(_THREAD, rows))], dtype=np.int32),
             np.array([a.correlation for a in args], dtype=np.int64),
             np.array([a.external if a.external >= 0 else a.external_old for a in args], dtype=np.int64),
             np.array([a.stream for a in args], dtype=np.int64),
@@ -222,8 +233,6 @@ class _Columns:
 
     def _count_others(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event.ph != "X":
-                continue
             if event.cat == _OVERHEAD:
                 self._overhead_us += event.dur
             else:

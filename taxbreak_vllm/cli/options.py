@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
+FloorUs = Annotated[
+    float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
+]
+
+
+def floor_ns(floor_us: float | None) -> int | None:
+    """Return a floor as it is kept, in ns."""
+    return None if floor_us is None else round(floor_us * 1000)
