@@ -153,14 +153,18 @@ def evidence_of(own: Evidence, head: Events, survey: TraceSurvey, steps: Sequenc
     )
 
 
+def joined(processes: int, so: str) -> str:
+    """Say what follows from a file of several processes, and the way out."""
+    return (
+        f"{processes} processes launched work in this file and ids begin anew in each, so {so}: "
+        f"choose one with --rank 0 to {processes - 1}"
+    )
+
+
 def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> dict[Figure, str]:
     """Return what is withheld of every step of a file, and why; empty where each can be judged by itself."""
     if evidence.processes > 1:
-        reason = (
-            f"{evidence.processes} processes launched work in this file and ids begin anew in each, so taxes, idle "
-            f"time and HDBI are null: choose one with --rank 0 to {evidence.processes - 1}"
-        )
-        return dict.fromkeys(Figure, reason)
+        return dict.fromkeys(Figure, joined(evidence.processes, "taxes, idle time and HDBI are null"))
     if not has_launches or evidence.launches:
         return {}
     if activities:
@@ -192,7 +196,12 @@ def doubted(found: Breakdown, doubt: Doubt) -> Breakdown:
     own = dict.fromkeys(figures, _doubt_reason(evidence, max(doubt.idle_ns, doubt.causes_ns, doubt.own_ns), doubt))
     step = without(step, replace(evidence, withheld=own))
     evidence = replace(evidence, withheld={**own, **found.evidence.withheld})
-    return replace(found, evidence=evidence, steps=(step,), notes=(*found.notes, *_doubt_notes(evidence)))
+    return replace(
+        found,
+        evidence=evidence,
+        steps=(step,),
+        notes=(*found.notes, *dict.fromkeys(own.values()), *_doubt_notes(evidence)),
+    )
 
 
 def _doubted(step: StepBreakdown, doubt: Doubt) -> Iterable[Figure]:

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from taxbreak_vllm.insight.diff import diff
+from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.output.text.names import visible
+from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.taxes.analyze import analyze as analyze_file
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.large.spill import open_trace
@@ -237,6 +240,21 @@ def test_processes_on_one_device_are_told_apart_or_have_no_verdict(tmp_path, ref
     assert [found.coverage.unlinked for found in (first, second)] == [0, 0]
     with pytest.raises(TraceFormatError, match="no rank 2 among its 2 processes"):
         analyze_file(path, rank=2)
+
+
+def test_every_command_asks_for_a_rank_of_a_joined_file_in_one_sentence(tmp_path, reference):
+    path = joined(reference, tmp_path / "trace.json", (900, 1000), (0, 0), (4, 6), first=100)
+    both = analyze_file(path)
+
+    asked = [*fusion(path).notes, *diff(both, both).notes]
+    with pytest.raises(TraceFormatError) as refused:
+        plan([path])
+
+    asked.append(str(refused.value))
+    assert [note for note in asked if "choose one with --rank 0 to 1" not in note or note.count(":") > 2] == []
+    assert len(asked) == 4
+    assert (fusion(path).kernels, fusion(path, rank=1).kernels) == (0, 6)
+    assert plan([path], rank=1).place["device_type"] == "cuda"
 
 
 def test_processes_that_share_a_device_and_their_ids_are_refused_by_name(tmp_path, reference):

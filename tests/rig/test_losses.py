@@ -166,8 +166,8 @@ def could_hide(errors, hidden_ns, true):
 
 
 def hidden_ns(trace, lost, floor_ns):
-    """Return the time of lost nodes that passes for a gap of the device, none longer than a floor once it was told
-    what came next.
+    """Return the time of lost nodes, with the gap before each, that passes for a gap of the device: none longer than a
+    floor once it was told what came next.
     """
     launched = {activity.correlation for activity in lost.activities}
     kept = set(lost.activities)
@@ -182,5 +182,6 @@ def hidden_ns(trace, lost, floor_ns):
             is_first = after.correlation not in {x.correlation for x in lost.activities if x.start_ns < after.start_ns}
             told_ns = max(before_ns, returned[after.correlation] if is_first else after.launch_ns)
         if after is None or after.start_ns - told_ns <= floor_ns or before_ns >= one.end_ns:
-            total_ns += one.end_ns - one.start_ns
+            free_ns = max((x.end_ns for x in trace.activities if x.end_ns <= one.start_ns), default=one.start_ns)
+            total_ns += one.end_ns - free_ns
     return total_ns
