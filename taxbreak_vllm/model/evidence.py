@@ -27,12 +27,12 @@ class Evidence:
 
     Of a step or a trace: `launches` left an activity, `unanswered` ones none, and of those `lost_graphs` replayed a
     graph; `unlinked` of the `kernels` have no launch; `missing_nodes` are nodes that other replays of the same graph
-    have, in `poor_replays` of them.
+    have, in `poor_replays` of them; `misplaced` activities cannot have been when they say: they begin before their own
+    launch or, in a live recording, contradict their stream or a wait for the device.
 
     Of a live recording only: `lost_copies` left no activity; of launches and copies without one `missing_head` came
-    before the first with one; `misplaced` records cannot have been when they say; `unexplained_ns` of its iteration the
-    device stood idle with work launched and nothing recorded that this waited for; `doubtful_ns` of its iteration may
-    have been otherwise, for all of that.
+    before the first with one; for `unexplained_ns` the device stood idle with work launched and nothing recorded that
+    this waited for; `doubtful_ns` of the iteration may have been otherwise, for all of that.
 
     Of a trace only: `out_of_range` records lie far from all others in time and were set aside, `clipped` ones ran over
     what came after them on their stream and were cut there, `set_aside` names some of both; `outside_steps` launches

@@ -1,18 +1,22 @@
 """What of a live recording's iteration may have been otherwise, for records that are missing or cannot be true.
 
 Idle time is what is left when all recorded work is taken away, so every lost record adds to it, and one alone can be
-most of it. In: `Measured` events of a live recording and the window of its sample. Out: `Doubt`, an upper bound in ns.
+most of it. In: `Measured` events of a live recording and the window of its sample. Out: `Doubt`, an upper bound
+in ns, and the breakdown without the figures that it is too large for.
 
 A launch whose record was lost ran, if on the stream in use, before what was launched after it; work ends in the order
 of launches on its stream, begins after its launch and has ended when the host has waited for it; and a device that
 stands idle begins what it is given at once, about a floor after the launch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown, hdbi
+from taxbreak_vllm.model.evidence import Evidence, Figure
+from taxbreak_vllm.taxes.evidence import poor_replays, without
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.backend import waits_for_device
 from taxbreak_vllm.trace.dispatches import Activities, Bool, lost_copies
@@ -23,6 +27,8 @@ from taxbreak_vllm.trace.steps import StepWindow
 # than its floor, T_sys, and no gap between nodes of a graph as long. Where T_sys is not known, a warm process's
 # longest stands for it.
 _UNMEASURED_FLOOR_NS = 100_000
+
+MAX_DOUBTFUL_RATIO = 0.02  # of the iteration, or of HDBI: what is more in doubt is not shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,67 @@ def doubt_of(m: Measured, window: StepWindow) -> Doubt:
         misplaced=int(is_misplaced.sum()),
         unexplained_ns=_length(Busy.of(*late), start_ns, own_end_ns),
     )
+
+
+def doubted(found: Breakdown, doubt: Doubt) -> Breakdown:
+    """Withhold of the one step of a live recording what may be otherwise, and count why."""
+    (step,) = found.steps
+    evidence = replace(
+        found.evidence,
+        lost_copies=doubt.lost_copies,
+        missing_head=doubt.missing_head,
+        misplaced=doubt.misplaced,
+        unexplained_ns=doubt.unexplained_ns,
+        doubtful_ns=doubt.idle_ns,
+    )
+    figures = list(_doubted(step, doubt))
+    own = dict.fromkeys(figures, _doubt_reason(evidence, max(doubt.idle_ns, doubt.causes_ns, doubt.own_ns), doubt))
+    step = without(step, replace(evidence, withheld=own))
+    evidence = replace(evidence, withheld={**own, **found.evidence.withheld})
+    return replace(
+        found,
+        evidence=evidence,
+        steps=(step,),
+        notes=(*found.notes, *dict.fromkeys(own.values()), *_doubt_notes(evidence)),
+    )
+
+
+def _doubted(step: StepBreakdown, doubt: Doubt) -> Iterable[Figure]:
+    active_ns, orchestration_ns = step.device.active_ns, step.taxes.orchestration_ns
+    if step.hdbi is not None:
+        range_ = [hdbi(max(0, active_ns + sign * doubt.own_ns), orchestration_ns) or 0.0 for sign in (-1, 1)]
+        if max(abs(one - step.hdbi) for one in range_) > MAX_DOUBTFUL_RATIO:
+            yield Figure.HDBI
+    if doubt.idle_ns > MAX_DOUBTFUL_RATIO * doubt.window_ns:
+        yield Figure.IDLE
+    if doubt.causes_ns > MAX_DOUBTFUL_RATIO * doubt.window_ns:
+        yield Figure.CAUSES
+
+
+def _doubt_reason(e: Evidence, doubtful_ns: int, doubt: Doubt) -> str:
+    return (
+        f"{doubtful_ns / 1e6:.2f} ms of {doubt.window_ns / 1e6:.2f} ms may have been otherwise "
+        f"({'; '.join(_doubts(e)) or 'activities without a launch event'}): figures that this moves by more than "
+        f"{MAX_DOUBTFUL_RATIO:.0%} are null"
+    )
+
+
+def _doubts(e: Evidence) -> Iterable[str]:
+    if e.unanswered or e.lost_copies:
+        head = f", {e.missing_head} of them at its head" if e.missing_head else ""
+        yield f"{e.unanswered} launches and {e.lost_copies} copies left no activity{head}"
+    if e.missing_nodes:
+        yield poor_replays(e)
+    if e.misplaced:
+        yield f"{e.misplaced} activities cannot have been when they say"
+    if e.unexplained_ns:
+        yield f"for {e.unexplained_ns / 1e6:.2f} ms the device stood idle, work launched and nothing recorded before it"
+
+
+def _doubt_notes(e: Evidence) -> Iterable[str]:
+    doubts = "; ".join(_doubts(e))
+    if doubts and not e.withheld:
+        yield f"at most {e.doubtful_ns / 1e6:.2f} ms of the iteration may have been otherwise: {doubts}"
 
 
 def _until(a: Activities, launch_ns: Int64, first: Index, lost_ns: Int64, last_ns: int) -> Int64:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from taxbreak_vllm.model.breakdown import Breakdown, ExposedTax, IdleTime, StepBreakdown, Taxes, hdbi
+from taxbreak_vllm.model.breakdown import ExposedTax, IdleTime, StepBreakdown, Taxes
 from taxbreak_vllm.model.evidence import Evidence, Figure
-from taxbreak_vllm.taxes.doubt import Doubt
 from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.survey import TraceSurvey
@@ -22,9 +22,6 @@ MAX_LOST_RATIO = 0.05  # of the launches, or of the nodes of replayed graphs
 # Any trace cut from a running server has kernels that were launched before it began. Where a quarter of the taxes is
 # missing beside the kernels they belong to, HDBI is off by 0.07 at most.
 MAX_UNLINKED_RATIO = 0.25  # of the kernels
-
-# Of an iteration's idle time, or of HDBI: what is more in doubt is not shown.
-MAX_DOUBTFUL_RATIO = 0.02
 
 # An empty kernel starts 3 to 10 µs after its launch, on slow hosts 30; where none was faster than this, the launches
 # had to load their code first (a cold process takes ms) or waited for something that was not recorded.
@@ -48,6 +45,7 @@ class Losses:
     unlinked: Int64
     poor_replays: Int64
     missing_nodes: Int64
+    misplaced: Int64
 
     @classmethod
     def of(cls, m: Measured, group: Index, owner: Index, unanswered: Index, lost: Index, count: int) -> "Losses":
@@ -65,6 +63,7 @@ class Losses:
             unlinked=np.bincount(owner[is_kernel & (a.dispatch < 0)], minlength=count),
             poor_replays=np.bincount(group[is_poor], minlength=count),
             missing_nodes=nodes,
+            misplaced=_count(owner[_is_before_launch(m) & (owner >= 0)], count),
         )
 
     def plus(self, other: "Losses") -> "Losses":
@@ -81,6 +80,7 @@ class Losses:
             unlinked=int(self.unlinked[index]),
             poor_replays=int(self.poor_replays[index]),
             missing_nodes=int(self.missing_nodes[index]),
+            misplaced=int(self.misplaced[index]),
         )
 
 
@@ -92,6 +92,11 @@ def _missing_nodes(m: Measured) -> Int64:
         ids = m.events.correlation[m.dispatches.row[of_graphs]].tolist()
         missing[of_graphs] = [known.get(number, 0) for number in ids]
     return missing
+
+
+def _is_before_launch(m: Measured) -> Bool:
+    a, d = m.activities, m.dispatches
+    return (a.dispatch >= 0) & (a.start_ns < d.launch_ns[a.dispatch]) if len(d) else np.zeros(len(a.row), dtype=bool)
 
 
 def _count(group: Index, count: int) -> Int64:
@@ -126,7 +131,7 @@ def _reasons(e: Evidence, *, has_launches: bool) -> Iterable[tuple[tuple[Figure,
     if e.missing_nodes > MAX_LOST_RATIO * (e.kernels + e.missing_nodes):
         yield (
             (Figure.HDBI, Figure.IDLE, Figure.CAUSES),
-            f"{_poor_replays(e)}: device time is incomplete, so HDBI is null",
+            f"{poor_replays(e)}: device time is incomplete, so HDBI is null",
         )
     if e.unlinked > MAX_UNLINKED_RATIO * e.kernels:
         yield (
@@ -181,67 +186,6 @@ def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> di
     return dict.fromkeys(figures, reason)
 
 
-def doubted(found: Breakdown, doubt: Doubt) -> Breakdown:
-    """Withhold of the one step of a live recording what may be otherwise, and count why."""
-    (step,) = found.steps
-    evidence = replace(
-        found.evidence,
-        lost_copies=doubt.lost_copies,
-        missing_head=doubt.missing_head,
-        misplaced=doubt.misplaced,
-        unexplained_ns=doubt.unexplained_ns,
-        doubtful_ns=doubt.idle_ns,
-    )
-    figures = list(_doubted(step, doubt))
-    own = dict.fromkeys(figures, _doubt_reason(evidence, max(doubt.idle_ns, doubt.causes_ns, doubt.own_ns), doubt))
-    step = without(step, replace(evidence, withheld=own))
-    evidence = replace(evidence, withheld={**own, **found.evidence.withheld})
-    return replace(
-        found,
-        evidence=evidence,
-        steps=(step,),
-        notes=(*found.notes, *dict.fromkeys(own.values()), *_doubt_notes(evidence)),
-    )
-
-
-def _doubted(step: StepBreakdown, doubt: Doubt) -> Iterable[Figure]:
-    active_ns, orchestration_ns = step.device.active_ns, step.taxes.orchestration_ns
-    if step.hdbi is not None:
-        range_ = [hdbi(max(0, active_ns + sign * doubt.own_ns), orchestration_ns) or 0.0 for sign in (-1, 1)]
-        if max(abs(one - step.hdbi) for one in range_) > MAX_DOUBTFUL_RATIO:
-            yield Figure.HDBI
-    if doubt.idle_ns > MAX_DOUBTFUL_RATIO * doubt.window_ns:
-        yield Figure.IDLE
-    if doubt.causes_ns > MAX_DOUBTFUL_RATIO * doubt.window_ns:
-        yield Figure.CAUSES
-
-
-def _doubt_reason(e: Evidence, doubtful_ns: int, doubt: Doubt) -> str:
-    return (
-        f"{doubtful_ns / 1e6:.2f} ms of {doubt.window_ns / 1e6:.2f} ms may have been otherwise "
-        f"({'; '.join(_doubts(e)) or 'activities without a launch event'}): figures that this moves by more than "
-        f"{MAX_DOUBTFUL_RATIO:.0%} are null"
-    )
-
-
-def _doubts(e: Evidence) -> Iterable[str]:
-    if e.unanswered or e.lost_copies:
-        head = f", {e.missing_head} of them at its head" if e.missing_head else ""
-        yield f"{e.unanswered} launches and {e.lost_copies} copies left no activity{head}"
-    if e.missing_nodes:
-        yield _poor_replays(e)
-    if e.misplaced:
-        yield f"{e.misplaced} activities cannot have been when they say"
-    if e.unexplained_ns:
-        yield f"for {e.unexplained_ns / 1e6:.2f} ms the device stood idle, work launched and nothing recorded before it"
-
-
-def _doubt_notes(e: Evidence) -> Iterable[str]:
-    doubts = "; ".join(_doubts(e))
-    if doubts and not e.withheld:
-        yield f"at most {e.doubtful_ns / 1e6:.2f} ms of the iteration may have been otherwise: {doubts}"
-
-
 def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     """Leave of a step what its evidence is enough for, and say why the rest is gone."""
     withheld = evidence.withheld
@@ -263,7 +207,7 @@ def _named(e: Evidence) -> str:
     return f" ({', '.join(e.set_aside)})" if e.set_aside else ""
 
 
-def _poor_replays(e: Evidence) -> str:
+def poor_replays(e: Evidence) -> str:
     return f"{e.missing_nodes} graph nodes that other replays of the same graph have are missing in {e.poor_replays}"
 
 
@@ -276,7 +220,11 @@ def notes_on(e: Evidence, window_ns: int) -> Iterable[str]:
         what = "device records cut where the next of their stream begins, having run over it and others"
         yield f"{what}: {e.clipped}{_named(e)}"
     if e.missing_nodes and Figure.HDBI not in e.withheld:
-        yield _poor_replays(e)
+        yield poor_replays(e)
+    if e.unanswered and Figure.TAXES not in e.withheld:
+        yield f"{e.unanswered} of {e.launches + e.unanswered} launches left no activity: nothing of theirs is counted"
+    if e.misplaced:
+        yield f"{e.misplaced} activities begin before their own launch: TKLQT takes them to have begun with it"
     if e.unlinked and Figure.HDBI not in e.withheld:
         yield f"{e.unlinked} of {e.kernels} kernels have no launch event: no tax of theirs is in HDBI"
     if e.outside_steps:

@@ -18,8 +18,7 @@ from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.taxes.decompose import add_up, measure, measure_large
-from taxbreak_vllm.taxes.doubt import doubt_of
-from taxbreak_vllm.taxes.evidence import doubted
+from taxbreak_vllm.taxes.doubt import doubt_of, doubted
 from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.taxes.surroundings import WholeTrace
 from taxbreak_vllm.taxes.terms import Terms
