@@ -1,4 +1,4 @@
-"""What the tests of the rig share: the analysis of a sample, as the sidecar makes it."""
+"""What the tests of the rig share: which servers, and the analysis of a sample as the sidecar makes it."""
 
 import pytest
 
@@ -7,6 +7,17 @@ from taxbreak_vllm.model.step import Server as Labels
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.read.kineto import read_events
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(range(120), id="120 servers"),
+        pytest.param(range(120, 1_620), id="1500 more", marks=[pytest.mark.nightly, pytest.mark.timeout(900)]),
+    ]
+)
+def seeds(request):
+    """The random servers that a property is shown of: some at each change, more in `make test-nightly`."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
