@@ -23,9 +23,9 @@ from taxbreak_vllm.trace.dispatches import Activities, Bool, lost_copies
 from taxbreak_vllm.trace.intervals import Busy, Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
 
-# Real traces of V100, H100, H800, B200 and B300 hold no launch on an idle device that began later after its call's return
-# than their T_sys, and no gap between nodes of a graph as long; two of an A100, with kernels whose launches are not in
-# them, do. Where T_sys is not known, this stands for it.
+# Real traces of V100, H100, H800, B200 and B300 hold no launch on an idle device that began later after its call's
+# return than their T_sys, and no gap between nodes of a graph as long; two of an A100, with kernels whose launches are
+# not in them, do. Where T_sys is not known, this stands for it.
 _UNMEASURED_FLOOR_NS = 100_000
 
 MAX_DOUBTFUL_RATIO = 0.02  # of the iteration, or of HDBI: what is more in doubt is not shown
