@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from overview import BREAKDOWN, CAUSES, LAYERS, WAITING
-from panels import NUMBER, RATIO, SECONDS, SERVER, Query, bars, build, lines, rate, share, window
+from panels import NUMBER, RATIO, SECONDS, SERVER, Query, bars, build, lines, rate, share, steps_that_know, window
 
 MODES = {"none": "eager", "piecewise": "piecewise graphs", "full": "full graph"}
 
@@ -46,7 +46,7 @@ def breakdown() -> Dashboard:
             "Host work of a step",
             f"Mean host orchestration time of a recorded step, by layer. {FELT}",
             SECONDS,
-            [Query(share(WORK, STEPS, one_side="component"), "{{component}}")],
+            [Query(share(WORK, steps_that_know("taxes", ""), one_side="component"), "{{component}}")],
             stacked=True,
             names=LAYERS,
         ),
@@ -55,7 +55,7 @@ def breakdown() -> Dashboard:
             "Mean time of a recorded step in which the device waits for the host, by the layer it waits for: the most "
             "that work on that layer can win.",
             SECONDS,
-            [Query(share(EXPOSED, STEPS, one_side="component"), "{{component}}")],
+            [Query(share(EXPOSED, steps_that_know("causes", ""), one_side="component"), "{{component}}")],
             stacked=True,
             names=LAYERS,
         ),
@@ -82,7 +82,12 @@ def breakdown() -> Dashboard:
             "Mean time of a recorded step in which the device works. It falls with a faster device, quantization or "
             "better kernels.",
             SECONDS,
-            [Query(share(rate("taxbreak_device_active_seconds_total", "phase"), STEPS_BY_PHASE), "{{phase}}")],
+            [
+                Query(
+                    share(rate("taxbreak_device_active_seconds_total", "phase"), steps_that_know("causes", "phase")),
+                    "{{phase}}",
+                )
+            ],
         ),
     ]
     launches = [

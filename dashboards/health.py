@@ -41,6 +41,12 @@ DROPPED = (
     f' or label_replace(0 * {rate("taxbreak_steps_total", "", SERVER)}, "reason", "none", "", "")'
 )
 
+# As above: a server of whose steps all is known shows one line at 0.
+WITHHELD = (
+    f"({rate('taxbreak_withheld_steps_total', 'figure')}"
+    f' or label_replace(0 * {rate("taxbreak_sampled_steps_total", "")}, "figure", "none", "", ""))'
+)
+
 
 def health() -> Dashboard:
     """Build the dashboard about the tool itself."""
@@ -118,7 +124,7 @@ def health() -> Dashboard:
             "Recorded and analyzed steps over all steps.",
             RATIO,
             [Query(share(SAMPLED, f"({SAMPLED} + {PLAIN})"), "{{phase}}")],
-            width=8,
+            width=6,
         ),
         lines(
             "Where baselines come from",
@@ -129,14 +135,22 @@ def health() -> Dashboard:
             stacked=True,
             names=TIERS,
             top=1,
-            width=8,
+            width=6,
+        ),
+        lines(
+            "Figures withheld",
+            "Share of recorded steps whose recording was not enough for a figure, by figure; the notes of such a step "
+            "say what it lacked. Sums leave these steps out.",
+            RATIO,
+            [Query(share(WITHHELD, rate("taxbreak_sampled_steps_total", ""), one_side="figure"), "{{figure}}")],
+            width=6,
         ),
         lines(
             "Lost samples, by reason",
             "Samples in a second that were recorded or due and never analyzed. Requests are served all the same.",
             PER_SECOND,
             [Query(DROPPED, "{{reason}}")],
-            width=8,
+            width=6,
         ),
     ]
     lag = [

@@ -59,6 +59,13 @@ def share(part: str, whole: str, *, one_side: str = "") -> str:
     return f"{part} /{match} ({whole} > 0)"
 
 
+def steps_that_know(figure: str, by: str) -> str:
+    """Return the sampled steps of which a figure is known: sums hold no others."""
+    sampled = rate("taxbreak_sampled_steps_total", by)
+    withheld = rate("taxbreak_withheld_steps_total", by, f'{STEP},figure="{figure}"')
+    return f"({sampled} - ({withheld} or 0 * {sampled}))"
+
+
 def window(by: str) -> str:
     """Return the time of the device that sampled steps span: active or idle."""
     active = rate("taxbreak_device_active_seconds_total", by)

@@ -360,9 +360,9 @@ def _figures(trace, window, dispatches, activities, unanswered):
         },
         "exposed": exposed,
         "hdbi": active_ns / (active_ns + orchestration) if is_known else None,
-        "tklqt_ns": sum(d["kernels"][0]["start"] - d["start"] for d in dispatches if d["kernels"]),
+        "tklqt_ns": sum(max(0, d["kernels"][0]["start"] - d["start"]) for d in dispatches if d["kernels"]),
         "tklqt_per_kernel_ns": sum(
-            a["start"] - a["dispatch"]["start"] for a in activities if a["kind"] == "kernel" and a["dispatch"]
+            max(0, a["start"] - a["dispatch"]["start"]) for a in activities if a["kind"] == "kernel" and a["dispatch"]
         ),
         "akd_ns": kernel_sum // len(kernels) if kernels else None,
         "inference_latency_ns": last - min(roots) if roots and last is not None and last >= start else None,

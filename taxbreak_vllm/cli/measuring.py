@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from taxbreak_vllm.cli.options import Json
+from taxbreak_vllm.cli.options import Json, Rank
 from taxbreak_vllm.cli.printing import print_json, print_text
 from taxbreak_vllm.model.errors import BaselineError
 
@@ -61,6 +61,7 @@ def replay(
     module: Annotated[
         list[str] | None, typer.Option("--import", help="module that registers ops of your own; may be repeated")
     ] = None,
+    rank: Rank = None,
     json: Json = False,
 ) -> None:
     """Replay the ops of traces or captures alone and keep what they cost; resumable, needs torch."""
@@ -79,6 +80,7 @@ def replay(
             baselines,
             options,
             Limits(task_s=timeout_s, total_s=budget_s),
+            rank=rank,
             retry=retry,
             pause_above=pause_above,
             report=report,

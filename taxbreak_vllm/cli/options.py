@@ -8,6 +8,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object on std
 FloorUs = Annotated[
     float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
 ]
+Rank = Annotated[
+    int | None, typer.Option("--rank", min=0, help="only this process, from 0 on, of a file that joins several")
+]
 
 
 def floor_ns(floor_us: float | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taxbreak_vllm.cli.options import FloorUs, Json, floor_ns
+from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_json, print_text
 from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.model.errors import BaselineError, SettingsError
@@ -28,9 +28,7 @@ def analyze(
     ] = Attribution.EXCLUSIVE,
     phase: Annotated[Phase | None, typer.Option(help="only the steps of this phase")] = None,
     step: Annotated[str | None, typer.Option(help="only the step of this name or number, from 0 on")] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=0, help="only this process, from 0 on, of a file that joins several")
-    ] = None,
+    rank: Rank = None,
     baselines: Annotated[
         Path | None, typer.Option(help="floors and replayed baselines of the place the traces were made in")
     ] = None,
@@ -71,12 +69,13 @@ def fusion(
         float, typer.Option(min=0.01, max=1, help="proximity score a candidate needs; 1: always together")
     ] = 1.0,
     max_length: Annotated[int, typer.Option(min=2, max=64, help="longest chain, in kernels")] = 8,
+    rank: Rank = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = TOP_ROWS,
 ) -> None:
     """Find kernels that always run one after another, and the launches that fusing them would save."""
     from taxbreak_vllm.insight.fusion import fusion as find_fusion
 
-    report = find_fusion(path, lengths=range(2, max_length + 1), min_score=min_score)
+    report = find_fusion(path, lengths=range(2, max_length + 1), min_score=min_score, rank=rank)
     if json:
         print_json(report.to_json())
         return
@@ -91,13 +90,14 @@ def diff(
     *,
     json: Json = False,
     floor_us: FloorUs = None,
+    rank: Rank = None,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
     """Show what moved from A to B: by phase, by family, by op and kernel."""
     from taxbreak_vllm.insight.diff import diff as compare
     from taxbreak_vllm.taxes.analyze import analyze as analyze_path
 
-    found = compare(*(analyze_path(path, floor_ns=floor_ns(floor_us)) for path in (a, b)))
+    found = compare(*(analyze_path(path, floor_ns=floor_ns(floor_us), rank=rank) for path in (a, b)))
     if json:
         print_json(found.to_json())
         return

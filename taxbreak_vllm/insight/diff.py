@@ -160,6 +160,8 @@ def _differences(a: Breakdown, b: Breakdown) -> Iterable[str]:
         left, right = of(a), of(b)
         if left != right:
             yield f"{what} differs: {left or 'unknown'} in a, {right or 'unknown'} in b"
+    for side, breakdown in (("a", a), ("b", b)):
+        yield from dict.fromkeys(f"of {side}: {reason}" for reason in breakdown.evidence.withheld.values())
 
 
 _CIRCUMSTANCES: Mapping[str, Callable[[Breakdown], str]] = {

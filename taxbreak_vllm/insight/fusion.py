@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.fusion import Chain, FusionReport, LengthReport
+from taxbreak_vllm.taxes.evidence import joined
 from taxbreak_vllm.taxes.recording import Recording, opened
+from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
@@ -40,17 +42,28 @@ class KernelOrder:
     num_unlinked: int = 0
 
 
-def fusion(source: Recording | str | Path, *, lengths: Iterable[int] = LENGTHS, min_score: float = 1.0) -> FusionReport:
+def fusion(
+    source: Recording | str | Path,
+    *,
+    lengths: Iterable[int] = LENGTHS,
+    min_score: float = 1.0,
+    rank: int | None = None,
+) -> FusionReport:
     """Find the chains of a trace (.json, .json.gz, .json.zst) or of a capture (its folder).
 
+    `rank` chooses one process, from 0 on, of a file that joins several; without it such a file has no chains.
     Raises TraceFormatError for a file that is missing, damaged or not a trace, SettingsError for a length below 2 or a
     score outside (0, 1].
     """
-    with opened(source) as recording:
+    with opened(source, Terms(rank=rank)) as recording:
+        processes = len(recording.survey.processes)
+        nothing = np.empty(0, dtype=np.int64)
+        order = KernelOrder(kernel=nothing, segment=nothing, launch=nothing, names=())
+        notes: tuple[str, ...]
         if not recording.backend.has_launches:
-            nothing = np.empty(0, dtype=np.int64)
-            order = KernelOrder(kernel=nothing, segment=nothing, launch=nothing, names=())
-            notes: tuple[str, ...] = ("the CPU backend launches no kernels, so there is nothing to fuse",)
+            notes = ("the CPU backend launches no kernels, so there is nothing to fuse",)
+        elif processes > 1:
+            notes = (joined(processes, "which kernels follow each other cannot be told"),)
         else:
             host, activities, dispatches = recording.linked
             order = order_kernels(recording.head.names, host, activities, dispatches, recording.windows)

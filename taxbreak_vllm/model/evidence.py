@@ -27,7 +27,12 @@ class Evidence:
 
     Of a step or a trace: `launches` left an activity, `unanswered` ones none, and of those `lost_graphs` replayed a
     graph; `unlinked` of the `kernels` have no launch; `missing_nodes` are nodes that other replays of the same graph
-    have, in `poor_replays` of them.
+    have, in `poor_replays` of them; `misplaced` activities cannot have been when they say: they begin before their own
+    launch or, in a live recording, contradict their stream or a wait for the device.
+
+    Of a live recording only: `lost_copies` left no activity; of launches and copies without one `missing_head` came
+    before the first with one; for `unexplained_ns` the device stood idle with work launched and nothing recorded that
+    this waited for; `doubtful_ns` of the iteration may have been otherwise, for all of that.
 
     Of a trace only: `out_of_range` records lie far from all others in time and were set aside, `clipped` ones ran over
     what came after them on their stream and were cut there, `set_aside` names some of both; `outside_steps` launches
@@ -43,6 +48,11 @@ class Evidence:
     unlinked: int = 0
     poor_replays: int = 0
     missing_nodes: int = 0
+    lost_copies: int = 0
+    missing_head: int = 0
+    misplaced: int = 0
+    unexplained_ns: int = 0
+    doubtful_ns: int = 0
     out_of_range: int = 0
     clipped: int = 0
     set_aside: tuple[str, ...] = ()

@@ -39,6 +39,7 @@ def replay_paths(
     options: Options,
     limits: Limits,
     *,
+    rank: int | None = None,
     retry: bool = False,
     pause_above: float | None = None,
     report: Callable[[ReplayProgress], None] = lambda _: None,
@@ -49,7 +50,7 @@ def replay_paths(
     Raises what reading them raises, BaselineError where they were made elsewhere than on this device, ReplayError where
     nothing can be replayed here.
     """
-    found = plan([inner for path in paths for inner in _recordings(path)])
+    found = plan([inner for path in paths for inner in _recordings(path)], rank=rank)
     here: list[Environment] = []
 
     def check(environment: Environment) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
+from taxbreak_vllm.model.errors import BaselineError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.replay.denied import reason_denied
 from taxbreak_vllm.replay.task import Task
+from taxbreak_vllm.taxes.evidence import joined
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.calls import Call, Kernel
@@ -32,12 +33,12 @@ class Plan:
     dtype: str = ""
 
 
-def plan(paths: Iterable[Path], *, rules: KernelRules | None = None) -> Plan:
+def plan(paths: Iterable[Path], *, rules: KernelRules | None = None, rank: int | None = None) -> Plan:
     """Collect the calls of traces or captures made in one place.
 
     Raises BaselineError where they were made in several, or there are none, else what reading them raises.
     """
-    found = plans(paths, rules=rules)
+    found = plans(paths, rules=rules, rank=rank)
     if len(found) != 1:
         places = "; ".join(" ".join(value for value in one.place.values() if value) for one in found)
         raise BaselineError(f"the traces were made in {len(found)} places, not one: {places}")
@@ -48,17 +49,21 @@ def plans(
     paths: Iterable[Path],
     *,
     rules: KernelRules | None = None,
+    rank: int | None = None,
     on_damaged: Callable[[TaxbreakError], None] | None = None,
 ) -> list[Plan]:
     """Collect the calls of traces or captures, one plan a place they were made in.
 
-    Raises what reading them raises, or hands it to `on_damaged` and goes on without that one.
+    `rank` chooses one process of files that join several. Raises what reading them raises and TraceFormatError for a
+    file of several processes, or hands it to `on_damaged` and goes on without that one.
     """
-    terms = Terms(rules=rules or KernelRules.load())
+    terms = Terms(rules=rules or KernelRules.load(), rank=rank)
     drafts: defaultdict[tuple[str, ...], _Draft] = defaultdict(_Draft)
     for path in paths:
         try:
             with Recording.open(path, terms, with_calls=True) as recording:
+                if (processes := len(recording.survey.processes)) > 1:
+                    raise TraceFormatError(f"{path}: {joined(processes, 'whose op launched what cannot be told')}")
                 place = recording.environment
                 drafts[tuple(place.values())].add(recording, place)
         except TaxbreakError as error:

@@ -25,9 +25,10 @@ from taxbreak_vllm.model.step import Batch
 def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
     """Add steps of separate captures into one total: sums of parts, HDBI of the sums, families added, top rows merged.
 
-    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum, idle and exposed time are of the
-    steps that know theirs. Not for the steps of one trace,
-    whose device windows may overlap: a trace's own `total` is taken over the whole trace.
+    A sum of `None`s stays None; steps without an HDBI have no part in that of the sum. The device's window and all its
+    parts are of the steps that know their idle time by cause; where none does, of those that know it as a whole; else
+    of all. Not for the steps of one trace, whose device windows may overlap: a trace's own `total` is taken over the
+    whole trace.
     """
     parts = list(steps)
 
@@ -40,12 +41,11 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         return cls(**{name: sum_known(getattr(row, name) for row in rows) for name in names})
 
     taxes = Taxes(**{name: sum_or_none(getattr(s.taxes, name) for s in parts) for name in Taxes.__dataclass_fields__})
+    whole = _with_whole_device(parts)
     device = DeviceTime(
-        **{
-            name: sum(getattr(s.device, name) for s in parts)
-            for name in ("window_ns", "active_ns", "other_active_ns", "kernel_sum_ns")
-        },
-        idle_ns=sum_known(s.device.idle_ns for s in parts),
+        **{name: sum(getattr(s.device, name) for s in whole) for name in ("window_ns", "active_ns", "other_active_ns")},
+        kernel_sum_ns=sum(s.device.kernel_sum_ns for s in parts),
+        idle_ns=sum_known(s.device.idle_ns for s in whole),
         idle=add(IdleTime, (s.device.idle for s in parts)),
     )
     batch = Batch(**{name: sum_or_none(getattr(s.batch, name) for s in parts) for name in Batch.__dataclass_fields__})
@@ -81,6 +81,12 @@ def add_steps(steps: Iterable[StepBreakdown]) -> StepBreakdown:
         active_ns=sum(s.device.active_ns for s in valid),
         orchestration_ns=sum_or_none(s.taxes.orchestration_ns for s in valid),
     )
+
+
+def _with_whole_device(parts: list[StepBreakdown]) -> list[StepBreakdown]:
+    """Return the steps whose parts of the device's window add up to it, as far as any step's do."""
+    by_cause = [s for s in parts if s.device.idle.host_ns is not None]
+    return by_cause or [s for s in parts if s.device.idle_ns is not None] or parts
 
 
 def derived(total: StepBreakdown, *, active_ns: int, orchestration_ns: int | None) -> StepBreakdown:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from taxbreak_vllm.model.breakdown import Breakdown, Source, StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, Source
 from taxbreak_vllm.taxes import cpu, gpu
 from taxbreak_vllm.taxes.evidence import evidence_of, judged, notes_on, spoiled_by, without
-from taxbreak_vllm.taxes.figures import summarize
+from taxbreak_vllm.taxes.figures import Judged, summarize
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.taxes.surroundings import Surroundings
 from taxbreak_vllm.taxes.terms import Terms
@@ -55,13 +55,13 @@ def measure_large(trace: SpilledEvents, survey: TraceSurvey, terms: Terms, backe
 def add_up(parts: Parts, head: Events, survey: TraceSurvey, source: Source) -> Breakdown:
     """Sum measured parts over their steps and over the trace as a whole."""
     totals, notes, basis = Totals(survey.whole, head.threads), [], None
-    steps: list[StepBreakdown] = []
+    found: list[Judged] = []
     for part, measured, part_notes in parts:
         totals.add(measured, part)
-        steps += summarize(measured, part.windows, len(steps))
+        found += summarize(measured, part.windows, len(found))
         notes, basis = part_notes, measured.basis
     assert basis is not None
-    total = totals.total()
+    steps, total = [step for step, _ in found], totals.total()
     coverage = totals.coverage(head.num_events, head.num_dropped)
     has_launches = basis.backend.has_launches
     evidence = evidence_of(totals.evidence(), head, survey, steps)
@@ -69,6 +69,8 @@ def add_up(parts: Parts, head: Events, survey: TraceSurvey, source: Source) -> B
     if spoiled:
         evidence = replace(evidence, withheld=spoiled)
         steps, total, notes = [without(step, evidence) for step in steps], without(total, evidence), []
+    elif survey.is_live and len(found) == 1:  # the others are beside it
+        evidence = replace(evidence, withheld=found[0][1].withheld)
     else:
         evidence = judged(evidence, has_launches=has_launches)
     notes = [*notes, *notes_on(evidence, total.window_ns)]

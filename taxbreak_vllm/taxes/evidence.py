@@ -12,6 +12,7 @@ import numpy as np
 from taxbreak_vllm.model.breakdown import ExposedTax, IdleTime, StepBreakdown, Taxes
 from taxbreak_vllm.model.evidence import Evidence, Figure
 from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.survey import TraceSurvey
@@ -44,6 +45,7 @@ class Losses:
     unlinked: Int64
     poor_replays: Int64
     missing_nodes: Int64
+    misplaced: Int64
 
     @classmethod
     def of(cls, m: Measured, group: Index, owner: Index, unanswered: Index, lost: Index, count: int) -> "Losses":
@@ -61,6 +63,7 @@ class Losses:
             unlinked=np.bincount(owner[is_kernel & (a.dispatch < 0)], minlength=count),
             poor_replays=np.bincount(group[is_poor], minlength=count),
             missing_nodes=nodes,
+            misplaced=_count(owner[_is_before_launch(m) & (owner >= 0)], count),
         )
 
     def plus(self, other: "Losses") -> "Losses":
@@ -77,6 +80,7 @@ class Losses:
             unlinked=int(self.unlinked[index]),
             poor_replays=int(self.poor_replays[index]),
             missing_nodes=int(self.missing_nodes[index]),
+            misplaced=int(self.misplaced[index]),
         )
 
 
@@ -88,6 +92,11 @@ def _missing_nodes(m: Measured) -> Int64:
         ids = m.events.correlation[m.dispatches.row[of_graphs]].tolist()
         missing[of_graphs] = [known.get(number, 0) for number in ids]
     return missing
+
+
+def _is_before_launch(m: Measured) -> Bool:
+    a, d = m.activities, m.dispatches
+    return (a.dispatch >= 0) & (a.start_ns < d.launch_ns[a.dispatch]) if len(d) else np.zeros(len(a.row), dtype=bool)
 
 
 def _count(group: Index, count: int) -> Int64:
@@ -122,7 +131,7 @@ def _reasons(e: Evidence, *, has_launches: bool) -> Iterable[tuple[tuple[Figure,
     if e.missing_nodes > MAX_LOST_RATIO * (e.kernels + e.missing_nodes):
         yield (
             (Figure.HDBI, Figure.IDLE, Figure.CAUSES),
-            f"{_poor_replays(e)}: device time is incomplete, so HDBI is null",
+            f"{poor_replays(e)}: device time is incomplete, so HDBI is null",
         )
     if e.unlinked > MAX_UNLINKED_RATIO * e.kernels:
         yield (
@@ -141,7 +150,7 @@ def evidence_of(own: Evidence, head: Events, survey: TraceSurvey, steps: Sequenc
         out_of_range=odd.out_of_range,
         clipped=odd.clipped,
         set_aside=odd.names,
-        outside_steps=own.launches - in_steps if survey.windows and in_steps else 0,
+        outside_steps=own.launches - in_steps if survey.windows and in_steps and not survey.is_live else 0,
         folded_steps=survey.num_folded,
         processes=len(survey.processes),
         overhead_ns=odd.overhead_ns,
@@ -149,14 +158,18 @@ def evidence_of(own: Evidence, head: Events, survey: TraceSurvey, steps: Sequenc
     )
 
 
+def joined(processes: int, so: str) -> str:
+    """Say what follows from a file of several processes, and the way out."""
+    return (
+        f"{processes} processes launched work in this file and ids begin anew in each, so {so}: "
+        f"choose one with --rank 0 to {processes - 1}"
+    )
+
+
 def spoiled_by(evidence: Evidence, activities: int, *, has_launches: bool) -> dict[Figure, str]:
     """Return what is withheld of every step of a file, and why; empty where each can be judged by itself."""
     if evidence.processes > 1:
-        reason = (
-            f"{evidence.processes} processes launched work in this file and ids begin anew in each, so taxes, idle "
-            f"time and HDBI are null: choose one with --rank 0 to {evidence.processes - 1}"
-        )
-        return dict.fromkeys(Figure, reason)
+        return dict.fromkeys(Figure, joined(evidence.processes, "taxes, idle time and HDBI are null"))
     if not has_launches or evidence.launches:
         return {}
     if activities:
@@ -185,14 +198,16 @@ def without(step: StepBreakdown, evidence: Evidence) -> StepBreakdown:
     if Figure.CAUSES in withheld:
         device = replace(step.device, idle=IdleTime.unknown())
         step = replace(step, device=device, exposed=ExposedTax.unknown(), iteration=None)
-    return replace(step, hdbi=None, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
+    if Figure.HDBI in withheld:
+        step = replace(step, hdbi=None)
+    return replace(step, notes=tuple(dict.fromkeys((*step.notes, *withheld.values()))))
 
 
 def _named(e: Evidence) -> str:
     return f" ({', '.join(e.set_aside)})" if e.set_aside else ""
 
 
-def _poor_replays(e: Evidence) -> str:
+def poor_replays(e: Evidence) -> str:
     return f"{e.missing_nodes} graph nodes that other replays of the same graph have are missing in {e.poor_replays}"
 
 
@@ -205,7 +220,11 @@ def notes_on(e: Evidence, window_ns: int) -> Iterable[str]:
         what = "device records cut where the next of their stream begins, having run over it and others"
         yield f"{what}: {e.clipped}{_named(e)}"
     if e.missing_nodes and Figure.HDBI not in e.withheld:
-        yield _poor_replays(e)
+        yield poor_replays(e)
+    if e.unanswered and Figure.TAXES not in e.withheld:
+        yield f"{e.unanswered} of {e.launches + e.unanswered} launches left no activity: nothing of theirs is counted"
+    if e.misplaced:
+        yield f"{e.misplaced} activities begin before their own launch: TKLQT takes them to have begun with it"
     if e.unlinked and Figure.HDBI not in e.withheld:
         yield f"{e.unlinked} of {e.kernels} kernels have no launch event: no tax of theirs is in HDBI"
     if e.outside_steps:

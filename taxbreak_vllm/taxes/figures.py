@@ -21,6 +21,7 @@ from taxbreak_vllm.model.breakdown import (
     TopRow,
     hdbi,
 )
+from taxbreak_vllm.model.evidence import Evidence
 from taxbreak_vllm.taxes import equations
 from taxbreak_vllm.taxes.evidence import Losses, judged, without
 from taxbreak_vllm.taxes.iteration import MeasuredIteration, host_without_engine, measure_iteration
@@ -31,8 +32,10 @@ from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import DeviceWindow, HostClass, main_thread
 
+Judged = tuple[StepBreakdown, Evidence]  # a step, and what it stands on
 
-def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> list[StepBreakdown]:
+
+def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> list[Judged]:
     """Sum everything per step; `first` is the number of the first.
 
     Launches belong to the step they began in, activities to that of their launch, those without a launch event to the
@@ -53,7 +56,7 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
     thread = main_thread(d.thread, group, np.array([window.thread for window in windows], dtype=np.int32))
     begin, finish = m.host.key(thread, start), m.host.key(thread, end)
     unanswered, lost = (group_by_time(windows, at_ns) for at_ns in (m.host.unanswered_ns, m.host.lost_graph_ns))
-    steps = build(
+    found = build(
         windows,
         sums,
         host_ns=host_without_engine(m, windows, thread, m.partition.between(begin, finish)),
@@ -66,10 +69,10 @@ def summarize(m: Measured, windows: Sequence[StepWindow], first: int = 0) -> lis
         first=first,
     )
     return [
-        step
+        (step, evidence)
         if window.next_ns is None or None in (step.device.idle_ns, step.device.idle.host_ns)
-        else _within(step, measure_iteration(m, window, int(on_thread), owner == index))
-        for index, (step, window, on_thread) in enumerate(zip(steps, windows, thread, strict=True))
+        else (_within(step, measure_iteration(m, window, int(on_thread), owner == index)), evidence)
+        for index, ((step, evidence), window, on_thread) in enumerate(zip(found, windows, thread, strict=True))
     ]
 
 
@@ -106,47 +109,45 @@ def build(
     losses: Losses,
     basis: Basis,
     first: int = 0,
-) -> list[StepBreakdown]:
+) -> list[Judged]:
     """Make a StepBreakdown of each window from its sums; `host_ns` is int64[HostClass, windows]."""
     t_device = sums.kernel_sum_ns if basis.attribution is Attribution.PAPER else sums.active_ns
     taxes = sums.taxes
     if not basis.backend.has_launches:
         taxes = replace(taxes, delta_ft_ns=equations.delta_ft_cpu(host_ns, num_ops, basis.op_cost_ns))
     steps = []
-    for i, step in enumerate(windows):
+    for i, window in enumerate(windows):
         tax = {name: _at(column, i) for name, column in taxes.by_name().items()}
         # An unknown ΔCT is still in ΔFT (a GPU) or in device time (the CPU backend): the sum is whole all the same.
         ft, ct, kt = tax["delta_ft_ns"], tax["delta_ct_ns"], tax["delta_kt_ns"]
         orchestration = None if ft is None or kt is None else ft + (ct or 0) + kt
         active, kernels, last = int(sums.active_ns[i]), int(sums.kernels[i]), int(sums.last_end_ns[i])
-        has_latency = first_root_ns[i] != NONE and last >= step.start_ns
-        tokens = step.batch.output_tokens
+        has_latency = first_root_ns[i] != NONE and last >= window.start_ns
+        tokens = window.batch.output_tokens
         evidence = judged(losses.evidence(i, _at(sums.launches, i)), has_launches=basis.backend.has_launches)
-        steps.append(
-            StepBreakdown(
-                name=step.name,
-                number=first + i,
-                phase=step.phase,
-                batch=step.batch,
-                window_ns=int(host_ns[:, i].sum()),
-                host=HostTime(**{f"{cls.name.lower()}_ns": int(host_ns[cls, i]) for cls in HostClass}),
-                device=_device_time(device, i, sums, int(device_end_ns[i] - step.start_ns)),
-                taxes=Taxes(**tax, orchestration_ns=orchestration),
-                exposed=_exposed(device, i),
-                hdbi=hdbi(int(t_device[i]), orchestration) if active else None,
-                tklqt_ns=_at(sums.launch_delay_ns, i),
-                tklqt_per_kernel_ns=_at(sums.kernel_delay_ns, i),
-                akd_ns=int(sums.kernel_sum_ns[i]) // kernels if kernels else None,
-                inference_latency_ns=last - int(first_root_ns[i]) if has_latency else None,
-                launches=_at(sums.launches, i),
-                kernels=kernels,
-                unique_kernels=int(sums.unique_kernels[i]),
-                kernels_per_output_token=kernels / tokens if tokens else None,
-                families=_family_shares(sums.families[:, i]),
-                top=tuple(sorted(sums.top[i], key=_by_cost)),
-            )
+        step = StepBreakdown(
+            name=window.name,
+            number=first + i,
+            phase=window.phase,
+            batch=window.batch,
+            window_ns=int(host_ns[:, i].sum()),
+            host=HostTime(**{f"{cls.name.lower()}_ns": int(host_ns[cls, i]) for cls in HostClass}),
+            device=_device_time(device, i, sums, int(device_end_ns[i] - window.start_ns)),
+            taxes=Taxes(**tax, orchestration_ns=orchestration),
+            exposed=_exposed(device, i),
+            hdbi=hdbi(int(t_device[i]), orchestration) if active else None,
+            tklqt_ns=_at(sums.launch_delay_ns, i),
+            tklqt_per_kernel_ns=_at(sums.kernel_delay_ns, i),
+            akd_ns=int(sums.kernel_sum_ns[i]) // kernels if kernels else None,
+            inference_latency_ns=last - int(first_root_ns[i]) if has_latency else None,
+            launches=_at(sums.launches, i),
+            kernels=kernels,
+            unique_kernels=int(sums.unique_kernels[i]),
+            kernels_per_output_token=kernels / tokens if tokens else None,
+            families=_family_shares(sums.families[:, i]),
+            top=tuple(sorted(sums.top[i], key=_by_cost)),
         )
-        steps[-1] = without(steps[-1], evidence)
+        steps.append((without(step, evidence), evidence))
     return steps
 
 

@@ -61,7 +61,7 @@ def measure(
     device = around.device(activities)
     measured = Measured(
         events=events,
-        basis=Basis(around.backend, op_cost_ns=op_cost_ns),
+        basis=Basis(around.backend, floor_ns=sys_ns, op_cost_ns=op_cost_ns),
         host=host,
         activities=activities,
         dispatches=dispatches,

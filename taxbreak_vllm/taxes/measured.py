@@ -55,10 +55,13 @@ class TaxColumns:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the figures of a trace rest on: its kind of device, whose definitions, what the profiler added to an op."""
+    """What the figures of a trace rest on: its kind of device, whose definitions, T_sys where it is known, and what the
+    profiler added to an op.
+    """
 
     backend: Backend
     attribution: Attribution = Attribution.EXCLUSIVE
+    floor_ns: int | None = None
     op_cost_ns: int = 0
 
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taxbreak_vllm.model import cupti
-from taxbreak_vllm.model.breakdown import Breakdown, Calibration, ExposedTax, IdleTime, Source, StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Source, StepBreakdown
+from taxbreak_vllm.model.evidence import Evidence, Figure
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.taxes.decompose import add_up, measure, measure_large
+from taxbreak_vllm.taxes.evidence import without
 from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.taxes.surroundings import WholeTrace
 from taxbreak_vllm.taxes.terms import Terms
@@ -38,9 +40,13 @@ if TYPE_CHECKING:
 
 MIN_PLAIN_STEPS = 8  # fewer plain steps of a bucket are no median to compare with
 
-_ALONE = (
-    "recorded without the step before it or the start of the one after, on a server whose device works behind its"
-    " host: what the device did meanwhile is not known, so idle time, exposed tax and HDBI are null"
+# What a step alone does not tell of a device that works behind its host.
+_ALONE = Evidence(
+    withheld=dict.fromkeys(
+        (Figure.HDBI, Figure.IDLE, Figure.CAUSES),
+        "recorded without the step before it or the start of the one after, on a server whose device works behind its"
+        " host: what the device did meanwhile is not known, so idle time, exposed tax and HDBI are null",
+    )
 )
 
 
@@ -98,7 +104,7 @@ class Recording:
     @property
     def is_live(self) -> bool:
         """Whether a worker recorded it beside its work."""
-        return self.info is not None or any(w.has_before or w.next_ns is not None for w in self.survey.windows)
+        return self.info is not None or self.survey.is_live
 
     @property
     def _needs_before(self) -> bool:
@@ -165,11 +171,19 @@ class Recording:
         found = add_up(parts, self.head, survey, self._source())
         found = replace(found, notes=(*found.notes, *self._baseline_notes(), *self._profiler_notes()))
         if self._needs_before:
-            found = replace(found, steps=tuple(_as_far_as_known(step) for step in found.steps))
-        if any(w.has_before or w.next_ns is not None for w in survey.windows) and len(found.steps) == 1:
+            alone = [window.next_ns is None for window in self.shown_windows]
+            steps = (without(s, _ALONE) if is_alone else s for s, is_alone in zip(found.steps, alone, strict=True))
+            known = _ALONE.withheld if any(alone) else {}
+            evidence = replace(found.evidence, withheld={**known, **found.evidence.withheld})
+            found = replace(found, evidence=evidence, steps=tuple(steps))
+        if self.is_live and self.backend.has_launches and len(self.windows) == 1 and found.coverage.launches:
+            from taxbreak_vllm.taxes.doubt import doubt_of, doubted  # what most traces need not load
+
+            found = doubted(found, doubt_of(self.measured, self.windows[0]))
+        if survey.is_live and len(found.steps) == 1:
             found = replace(found, total=replace(found.steps[0], name=None, number=None))
         elif self._needs_before:
-            found = replace(found, total=_as_far_as_known(found.total))
+            found = replace(found, total=without(found.total, _ALONE))
         if self.info is None:
             return found
         return replace(
@@ -269,14 +283,6 @@ def opened(source: "Recording | str | Path", terms: Terms | None = None) -> Iter
     else:
         with Recording.open(source, terms) as recording:
             yield recording
-
-
-def _as_far_as_known(step: StepBreakdown) -> StepBreakdown:
-    """Leave out what a step alone does not tell of a device that works behind its host."""
-    if step.iteration is not None:
-        return step
-    device = replace(step.device, idle_ns=None, idle=IdleTime.unknown())
-    return replace(step, device=device, exposed=ExposedTax.unknown(), hdbi=None, notes=(*step.notes, _ALONE))
 
 
 def _labelled(step: StepBreakdown, info: StepInfo) -> StepBreakdown:

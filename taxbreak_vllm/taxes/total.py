@@ -132,7 +132,7 @@ class Totals:
             device_end_ns=device_end,
             losses=self._losses,
             basis=self._basis,
-        )[0]
+        )[0][0]
 
     def coverage(self, num_events: int, num_dropped: int) -> Coverage:
         """Return what was read, joined and lost."""

@@ -65,6 +65,8 @@ XPU = Backend(
 )
 BACKENDS = (CPU, ROCM, CUDA, XPU)  # of several that a trace shows signs of, the first is its own
 
+_WAITS_FOR_DEVICE = re.compile(r"^(?:cuda|cu|hip)(?:Device|Ctx)Synchronize")
+_FILL = re.compile(r"Memset|MemoryFill|MemFill|USMFill")
 _DEVICE_TO_HOST = re.compile(r"DtoH|Device(?: Memory)? -> (?:Host|Pinned|Pageable)|D2H|DeviceToHost")
 
 
@@ -96,6 +98,16 @@ def does_enqueue(name: str) -> bool:
 def is_wait(name: str) -> bool:
     """Tell by its name a call that does nothing but wait: no activity comes of it, whatever id it carries."""
     return _WAIT.search(name) is not None
+
+
+def waits_for_device(name: str) -> bool:
+    """Tell by its name a call in which the host waits for all that its device was given."""
+    return _WAITS_FOR_DEVICE.search(name) is not None
+
+
+def is_copy(name: str) -> bool:
+    """Tell by its name a call that copies; a fill is none."""
+    return _COPY.search(name) is not None and _FILL.search(name) is None
 
 
 def is_blocking(name: str) -> bool:

@@ -19,6 +19,7 @@ from taxbreak_vllm.trace.backend import (
     copies_to_host,
     does_enqueue,
     is_blocking,
+    is_copy,
     is_graph_launch,
     is_launch,
     is_wait,
@@ -192,6 +193,19 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         num_kernels=num_kernels[chosen],
     )
     return host, activities, dispatches
+
+
+def lost_copies(events: Events, host: Host) -> Int64:
+    """Return the starts of copy calls that left no trace on the device. Fills are not missed: some profilers leave all
+    of them out.
+    """
+    answered = host.call_dispatch >= 0
+    is_told = _is_nested(host.call_start, host.call_end, answered) | _is_around(
+        host.call_start, host.call_end, answered
+    )
+    is_captured = _is_captured(events, host.call_row, host.call_start, host.stride_ns)
+    is_lost = ~answered & ~is_told & ~is_captured & _by_name(events, host.call_row, is_copy)
+    return events.start_ns[host.call_row[is_lost]]
 
 
 def time_line(events: Events) -> tuple[int, int]:

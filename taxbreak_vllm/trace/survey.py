@@ -33,6 +33,11 @@ class TraceSurvey:
     processes: frozenset[str]
     known_from_ns: Int64
 
+    @property
+    def is_live(self) -> bool:
+        """Whether a worker recorded a step together with those beside it."""
+        return any(window.has_before or window.next_ns is not None for window in self.windows)
+
     @classmethod
     def of(cls, head: Events, chunks: Iterable[Events]) -> "TraceSurvey":
         """Look at all events once; `head` is what is known of the trace beside them."""

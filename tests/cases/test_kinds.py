@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from taxbreak_vllm.insight.diff import diff
+from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.output.text.names import visible
+from taxbreak_vllm.replay.plan import plan
 from taxbreak_vllm.taxes.analyze import analyze as analyze_file
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.large.spill import open_trace
@@ -207,6 +210,90 @@ def test_events_of_a_device_nobody_here_knows_are_named(tmp_path, reference, cat
     assert f"1 {category or 'without one'}" in said(found)
 
 
+@pytest.mark.parametrize(
+    ("category", "launch", "device_type"),
+    [
+        ("xpu_runtime", "zeCommandListAppendLaunchKernel", "xpu"),
+        ("xpu_driver", "urEnqueueKernelLaunchExp", "xpu"),
+        ("privateuse1_driver", "npuLaunchKernel", "unknown"),
+    ],
+)
+def test_launches_of_any_device_without_its_records_are_no_cpu(tmp_path, reference, category, launch, device_type):
+    trace = json.loads(reference.to_json(without(list(launches(reference, 6)), "kernel", *range(6))))
+    for event in trace["traceEvents"]:
+        if event["cat"] == "cuda_runtime":
+            event |= {"cat": category, "name": launch}
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(trace))
+
+    found = analyze_file(path)
+
+    assert (found.source.device_type, found.total.hdbi, found.total.taxes.delta_ft_ns) == (device_type, None, None)
+    assert "the device's half is missing" in said(found)
+
+
+def test_ops_alone_beside_a_table_of_devices_are_no_cpu(tmp_path, reference):
+    path = tmp_path / "trace.json"
+    path.write_text(reference.to_json([reference.op("aten::mm", 0, 9)], deviceProperties=[{"id": 0, "name": "GPU"}]))
+
+    assert (analyze_file(path).source.device_type, analyze_file(path).total.hdbi) == ("cuda", None)
+
+
+def test_what_no_launch_and_no_kernel_can_be_joined_of_has_no_taxes(analyze, reference):
+    r, events = reference, list(launches(reference, 8))
+    strange = [e | {"correlation": 900 + i} if e["kind"] == "kernel" else e for i, e in enumerate(events)]
+    kernels = [e for e in events if e["kind"] == "kernel"]
+
+    for found in (analyze(strange), analyze(kernels), analyze([*kernels, r.op("aten::mm", 0, 9)])):
+        assert (found.total.hdbi, found.total.tklqt_ns, found.total.taxes.delta_ft_ns) == (None, None, None)
+        assert "none of 8 device activities could be joined to a launch" in said(found)
+
+
+def test_a_wait_for_a_queue_of_an_xpu_is_blocked_time(tmp_path, reference):
+    r = reference
+    trace = json.loads(r.to_json([*launches(r, 4), r.call("urQueueFinish", 100 * US, 160 * US, 99)]))
+    for event in trace["traceEvents"]:
+        if event["cat"] == "cuda_runtime":
+            event["cat"] = "xpu_runtime"
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(trace))
+
+    assert analyze_file(path).total.host.blocked_ns == 60 * US
+
+
+def test_steps_beside_each_other_and_launches_beside_steps_are_counted(analyze, reference):
+    r = reference
+    steps = [r.step("1", 0, 90 * US), r.step("2", 40 * US, 130 * US, thread=2)]
+
+    found = analyze([*launches(r, 10), *steps])
+
+    assert len(found.steps) == 1
+    assert "second thread, and count as part of that one: 1" in said(found)
+    assert "5 of 10 launches lie outside all steps" in said(found)
+
+
+def test_the_profilers_own_work_is_told_above_a_hundredth_of_the_trace(tmp_path, reference):
+    path = tmp_path / "trace.json"
+    for us, is_told in ((4, False), (40, True)):
+        trace = json.loads(reference.to_json(list(launches(reference, 30))))
+        trace["traceEvents"].append(
+            {"ph": "X", "cat": "overhead", "name": "flush", "pid": 1, "tid": 1, "ts": 9, "dur": us}
+        )
+        path.write_text(json.dumps(trace))
+
+        assert ("the profiler's own work took" in said(analyze_file(path))) == is_told
+
+
+def test_a_second_document_in_a_file_is_left_and_told(tmp_path, reference):
+    path, one = tmp_path / "trace.json", reference.to_json(list(launches(reference, 5)))
+    path.write_text(one)
+    alone = analyze_file(path)
+    path.write_text(f"{one}\n{one}")
+
+    assert analyze_file(path).total == alone.total
+    assert "the file goes on after its end" in said(analyze_file(path))
+
+
 def joined(r, path, pids, device_pids, counts, *, first=1):
     """Write one file of processes on one device, each with so many launches; ids begin anew but for `first` more."""
     events = []
@@ -237,6 +324,21 @@ def test_processes_on_one_device_are_told_apart_or_have_no_verdict(tmp_path, ref
     assert [found.coverage.unlinked for found in (first, second)] == [0, 0]
     with pytest.raises(TraceFormatError, match="no rank 2 among its 2 processes"):
         analyze_file(path, rank=2)
+
+
+def test_every_command_asks_for_a_rank_of_a_joined_file_in_one_sentence(tmp_path, reference):
+    path = joined(reference, tmp_path / "trace.json", (900, 1000), (0, 0), (4, 6), first=100)
+    both = analyze_file(path)
+
+    asked = [*fusion(path).notes, *diff(both, both).notes]
+    with pytest.raises(TraceFormatError) as refused:
+        plan([path])
+
+    asked.append(str(refused.value))
+    assert [note for note in asked if "choose one with --rank 0 to 1" not in note or note.count(":") > 2] == []
+    assert len(asked) == 4
+    assert (fusion(path).kernels, fusion(path, rank=1).kernels) == (0, 6)
+    assert plan([path], rank=1).place["device_type"] == "cuda"
 
 
 def test_processes_that_share_a_device_and_their_ids_are_refused_by_name(tmp_path, reference):

@@ -6,6 +6,8 @@ nodes of replayed graphs, links between launches and kernels, times.
 
 from collections.abc import Callable, Container
 from dataclasses import replace
+from itertools import pairwise
+from random import Random
 
 from rig.records import Activity
 from rig.trace import Trace
@@ -31,6 +33,14 @@ def every(trace: Trace, nth: int) -> Trace:
 def all_but_every(trace: Trace, nth: int) -> Trace:
     """Lose all device records but every `nth`."""
     return replace(trace, activities=tuple(a for i, a in enumerate(trace.activities, 1) if not i % nth))
+
+
+def some(trace: Trace, ratio: float, random: Random, what: Callable[[Activity], bool] = lambda _: True) -> Trace:
+    """Lose this share of the device records, or of `what` of them, one here and one there; one at least."""
+    rows = [activity for activity in trace.activities if what(activity)]
+    lost = {id(activity) for activity in rows if random.random() < ratio}
+    lost |= {id(activity) for activity in random.sample(rows, min(1, len(rows)))}
+    return _keep(trace, lambda activity: id(activity) not in lost)
 
 
 def graph_nodes(trace: Trace, kept: int, replays: Container[int] | None = None) -> Trace:
@@ -77,6 +87,42 @@ def early_record(trace: Trace, which: int, ns: int = 3_600_000_000_000) -> Trace
     return _change_one(
         trace, which, lambda activity: replace(activity, start_ns=activity.start_ns - ns, end_ns=activity.end_ns - ns)
     )
+
+
+def over_the_next(trace: Trace, random: Random) -> Trace:
+    """Let one device record last until the next on its stream has ended, or longer."""
+    which, next_one = random.choice(_successions(trace))
+    longer_ns = int(10 ** random.uniform(0, 11))
+    end_ns = next_one.end_ns + longer_ns
+    return _change_one(trace, which, lambda activity: replace(activity, end_ns=end_ns))
+
+
+def before_its_launch(trace: Trace, random: Random) -> Trace:
+    """Let one device record lie before its own launch."""
+    which = random.randrange(len(trace.activities))
+    one = trace.activities[which]
+    return early_record(trace, which, one.start_ns - one.launch_ns + int(10 ** random.uniform(0, 14)))
+
+
+def after_the_next(trace: Trace, random: Random) -> Trace:
+    """Let one device record lie after the next on its stream."""
+    which, next_one = random.choice(_successions(trace))
+    return early_record(
+        trace, which, trace.activities[which].start_ns - next_one.end_ns - int(10 ** random.uniform(0, 14))
+    )
+
+
+def _successions(trace: Trace) -> list[tuple[int, Activity]]:
+    """Return the place of each record with the next one of another launch on its stream."""
+    by_stream: dict[int, list[int]] = {}
+    for place, activity in enumerate(trace.activities):
+        by_stream.setdefault(activity.stream, []).append(place)
+    return [
+        (before, trace.activities[after])
+        for places in by_stream.values()
+        for before, after in pairwise(places)
+        if trace.activities[before].correlation != trace.activities[after].correlation
+    ]
 
 
 def _by_time(trace: Trace) -> list[Activity]:

@@ -12,8 +12,20 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
-from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, Tier
+from taxbreak_vllm.model.breakdown import (
+    Breakdown,
+    Calibration,
+    Coverage,
+    DeviceTime,
+    ExposedTax,
+    FamilyShare,
+    IdleTime,
+    Source,
+    StepBreakdown,
+    Tier,
+)
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
+from taxbreak_vllm.model.evidence import Figure
 from taxbreak_vllm.model.step import GraphMode, Phase, Server
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -62,6 +74,23 @@ def test_sums_of_sampled_steps(put, turn, value):
     assert value("launches_total") == 6
     assert value("kernels_total", family="gemm") == 6
     assert value("sampled_output_tokens_total") == 8
+
+
+def test_a_step_without_a_figure_is_counted_and_in_no_sum_of_it(results, make_info, make_step, value):
+    step = make_step(10**6)
+    unknown = replace(
+        step,
+        hdbi=None,
+        device=replace(step.device, idle_ns=None, idle=IdleTime.unknown()),
+        exposed=ExposedTax.unknown(),
+    )
+    for name, one in (("a", step), ("b", unknown)):
+        results.add_step(name, make_info(name), Breakdown(source=Source(), steps=(one,)), now_ns=0)
+
+    assert [value("withheld_steps_total", figure=figure) for figure in Figure] == [1, None, 1, 1]
+    assert value("sampled_steps_total") == 2
+    assert value("device_active_seconds_total") == pytest.approx(0.11)
+    assert value("device_idle_seconds_total", cause="host") == pytest.approx(0.05)
 
 
 def test_plain_steps_make_counters_and_a_histogram(spool, make_state, turn, value):
@@ -263,7 +292,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     spool, results, make_state, make_info, make_step, registry
 ):
     """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
-    num_per_phase, num_per_worker = 78, 6 * 78 + 30
+    num_per_phase, num_per_worker = 82, 6 * 82 + 30
     (plain,) = make_state().steps
     plain_steps = [
         replace(plain, phase=phase, graph_mode=mode)
@@ -273,6 +302,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     times = {"steps": tuple(plain_steps), "iterations": tuple(plain_steps)}
     spool.put_state(make_state(**times, overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
     results.put_states(spool.states())
+    unknown = StepBreakdown(device=DeviceTime(idle_ns=None, idle=IdleTime.unknown()), exposed=ExposedTax.unknown())
     for phase in Phase:
         step = replace(make_step(phase=phase), families={family: FamilyShare(kernels=1) for family in Family})
         breakdown = Breakdown(
@@ -282,6 +312,9 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
             steps=(step,),
         )
         results.add_step(phase, make_info(phase, phase=phase), breakdown, now_ns=0)
+        results.add_step(
+            f"{phase}2", make_info(f"{phase}2", phase=phase), replace(breakdown, steps=(unknown,)), now_ns=0
+        )
 
     samples = [sample for family in registry.collect() for sample in family.samples]
 
@@ -320,6 +353,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "exposed_orchestration_seconds": {"component"},
         "device_idle_seconds": {"cause"},
         "kernels": {"family"},
+        "withheld_steps": {"figure"},
         "replay_coverage_ratio": {"tier"},
         "step_seconds": {"le"},
         "iteration_seconds": {"le"},

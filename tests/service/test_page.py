@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from taxbreak_vllm.model.breakdown import Breakdown, Source
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.http.page import page, read_article
@@ -64,6 +65,13 @@ class Tags(HTMLParser):
     @property
     def text(self):
         return " ".join(" ".join(self.texts).split())
+
+
+def test_what_a_step_lacks_is_said_beside_what_the_recording_lacks(article, results, make_info, make_step):
+    step = dataclasses.replace(make_step(), hdbi=None, notes=("too little was recorded",))
+    results.add_step("a", make_info("a"), Breakdown(source=Source(), steps=(step,), notes=("of the file",)), now_ns=0)
+
+    assert article().notes == ("of the file", "too little was recorded")
 
 
 def test_it_shows_phases_taxes_steps_and_servers_per_step(show, spool, make_state, put, turn):

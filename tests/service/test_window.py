@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from typing import get_type_hints
 
 import msgspec
@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, FamilyShare, Source, StepBreakdown, Tier
+from taxbreak_vllm.insight.shares import Shares
+from taxbreak_vllm.model.breakdown import (
+    Breakdown,
+    Calibration,
+    Coverage,
+    DeviceTime,
+    ExposedTax,
+    FamilyShare,
+    HostTime,
+    IdleTime,
+    Source,
+    StepBreakdown,
+    Tier,
+)
 from taxbreak_vllm.model.step import GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, MAX_NOTES, STEP_SUMS, replay_shares
@@ -115,6 +128,22 @@ def test_notes_that_name_figures_do_not_pile_up(add, results):
 
 
 counts = st.integers(0, 10**12)
+device_times = st.builds(
+    lambda active_ns, other_ns, causes, knows: DeviceTime(
+        window_ns=active_ns + other_ns + sum(causes),
+        active_ns=active_ns,
+        other_active_ns=other_ns,
+        kernel_sum_ns=active_ns,
+        idle_ns=sum(causes) if knows else None,
+        idle=IdleTime(**dict(zip(IdleTime.__slots__, causes, strict=True)))
+        if knows == "causes"
+        else IdleTime.unknown(),
+    ),
+    counts,
+    counts,
+    st.lists(counts, min_size=4, max_size=4),
+    st.sampled_from(["causes", "idle", ""]),
+)
 steps = st.builds(
     StepBreakdown,
     phase=st.sampled_from(Phase),
@@ -126,11 +155,9 @@ steps = st.builds(
         st.sampled_from(["gemm", "norm", "copy"]),
         st.builds(FamilyShare, kernels=counts, active_ns=counts, launches=counts),
     ),
-    **{
-        name: st.builds(hint, **{field.name: counts for field in fields(hint) if field.name != "idle"})
-        for name, hint in get_type_hints(StepBreakdown).items()
-        if name in ("host", "device", "exposed")
-    },
+    host=st.builds(HostTime, **{field.name: counts for field in fields(HostTime)}),
+    device=device_times,
+    exposed=st.just(ExposedTax.unknown()) | st.builds(ExposedTax, **dict.fromkeys(ExposedTax.__slots__, counts)),
     **{
         name: st.builds(hint, **{field.name: st.none() | counts for field in fields(hint)})
         for name, hint in get_type_hints(StepBreakdown).items()
@@ -164,6 +191,24 @@ def test_the_sums_are_those_of_the_model(parts, tmp_path_factory):
     expected = add_steps(parts)
     assert replace(total, notes=()) == replace(expected, notes=())
     assert set(total.notes) == set(expected.notes)
+    device = total.device
+    assert device.idle_ns in (None, device.window_ns - device.active_ns - device.other_active_ns)
+    assert device.idle.host_ns is None or device.idle_ns == sum(astuple(device.idle))
+
+
+def test_shares_of_a_sum_are_of_the_steps_that_know_their_parts(make_step):
+    known, other = make_step(1), make_step(1000)
+    other = replace(
+        other,
+        hdbi=None,
+        device=replace(other.device, idle_ns=None, idle=IdleTime.unknown()),
+        exposed=ExposedTax.unknown(),
+    )
+
+    total = add_steps([known, other])
+
+    assert (Shares.of(total), total.hdbi) == (Shares.of(known), known.hdbi)
+    assert (total.kernels, total.window_ns) == (10, 200_200)
 
 
 def test_every_integer_of_a_step_has_a_column():

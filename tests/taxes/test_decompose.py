@@ -295,12 +295,18 @@ def test_kernels_without_a_launch_event_are_counted_and_their_time_is_shown(anal
     assert total.tklqt_per_kernel_ns == 10
 
 
-def test_negative_launch_delay_is_reported_as_it_is(analyze, reference):
+def test_a_kernel_before_its_own_launch_takes_nothing_off_the_others_and_is_told(analyze, reference):
     r = reference
-    breakdown = analyze([r.call("cudaLaunchKernel", 100, 120, 1), r.kernel("k", 95, 130, 1)])
+    breakdown = analyze(
+        [
+            *(r.call("cudaLaunchKernel", 100, 120, 1), r.kernel("k", 95, 130, 1)),
+            *(r.call("cudaLaunchKernel", 200, 220, 2), r.kernel("k", 207, 230, 2)),
+        ]
+    )
 
-    assert breakdown.total.tklqt_ns == -5
-    assert breakdown.total.tklqt_per_kernel_ns == -5
+    assert (breakdown.total.tklqt_ns, breakdown.total.tklqt_per_kernel_ns) == (7, 7)
+    assert breakdown.evidence.misplaced == 1
+    assert "1 activities begin before their own launch" in breakdown.notes[-1]
 
 
 def test_overlapping_streams_count_their_time_once(analyze, reference):

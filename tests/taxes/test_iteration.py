@@ -204,7 +204,7 @@ def _servers(draw):
                 events.append(("call", name, now + length // 2, now + length, correlation, thread))
                 device_free = max(device_free, now + length // 2 + draw(durations))
                 run = draw(st.integers(1, 60))
-                if draw(st.integers(0, 9)):
+                if draw(st.integers(0, 39)):
                     events.append(("kernel", "k", device_free, device_free + run, correlation, None))
                 device_free += run
             elif kind == "wait":
@@ -236,7 +236,7 @@ def test_an_iteration_is_tiled_to_the_nanosecond_by_its_device_and_by_its_thread
     path = tmp_path_factory.mktemp("iteration") / "trace.json"
     path.write_text(t.to_json(events))
 
-    (step,) = Recording(read_events(path), Terms(rules=rules, floor_ns=1), info=INFO).breakdown.steps
+    (step,) = Recording(read_events(path), Terms(rules=rules, floor_ns=MS), info=INFO).breakdown.steps
 
     i = step.iteration
     if step.exposed.other_ns is None:  # too much of what was launched left no record

@@ -95,7 +95,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
         history_is_time=True,
         calibration=tuple(calibration_words(whole.calibration)),
         coverage=tuple(coverage_words(whole.coverage)),
-        notes=whole.notes,
+        notes=tuple(dict.fromkeys((*whole.notes, *whole.total.notes))),
         live=Live(
             window_s=window_s,
             has_key=has_key,

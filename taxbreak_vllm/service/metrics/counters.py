@@ -36,6 +36,12 @@ _COUNTERS = (
         "sampled_steps", "sampled_steps", "Recorded steps that were analyzed; the sums below are over these."
     ),
     _CounterFamily(
+        "withheld",
+        "withheld_steps",
+        "Sampled steps of which a figure is not known, so that the sums leave them out, by figure.",
+        "figure",
+    ),
+    _CounterFamily(
         "dropped", "samples_dropped", "Samples lost before their analysis, by reason.", "reason", has_phase=False
     ),
     _CounterFamily(
@@ -50,7 +56,11 @@ _COUNTERS = (
         "Host time of sampled steps that the device waited for, by component.",
         "component",
     ),
-    _CounterFamily("device_active_ns", "device_active_seconds", "Time the device worked for sampled steps."),
+    _CounterFamily(
+        "device_active_ns",
+        "device_active_seconds",
+        "Time the device worked for sampled steps, of those whose idle time is known.",
+    ),
     _CounterFamily(
         "device_idle_ns", "device_idle_seconds", "Idle time of the device in sampled steps, by cause.", "cause"
     ),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.engine import EngineState
+from taxbreak_vllm.model.evidence import Figure
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS
 from taxbreak_vllm.model.worker import WorkerState
 
@@ -38,7 +39,16 @@ class Key(NamedTuple):
 def step_counts(step: StepBreakdown) -> Iterator[Count]:
     """Yield what one analyzed step adds."""
     yield Count("sampled_steps", "", 1)
-    yield Count("device_active_ns", "", step.device.active_ns)
+    for figure, value in (
+        (Figure.HDBI, step.hdbi),
+        (Figure.TAXES, step.taxes.delta_ft_ns),
+        (Figure.IDLE, step.device.idle_ns),
+        (Figure.CAUSES, step.device.idle.host_ns),
+    ):
+        if value is None:
+            yield Count("withheld", figure, 1)
+    if step.device.idle.host_ns is not None:  # device time is told by its parts: active, and idle by cause
+        yield Count("device_active_ns", "", step.device.active_ns)
     for cause in _CAUSES:
         idle_ns = getattr(step.device.idle, f"{cause}_ns")
         if idle_ns is not None:

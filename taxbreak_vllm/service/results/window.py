@@ -76,10 +76,26 @@ BALANCE_SUMS = ", ".join(
     )
 )
 
+_OF_WHOLE_DEVICES = tuple(f"device.{name}_ns" for name in ("window", "active", "other_active", "idle"))
+
+
+def _sum(path: str) -> str:
+    """Sum a column over the steps that know it; what the device's window divides into, over those that know all of it,
+    as `add_steps` does.
+    """
+    if path not in _OF_WHOLE_DEVICES:
+        return f'sum("{path}")'
+    whens = (
+        f'WHEN count("{known}") THEN sum("{path}") FILTER (WHERE "{known}" IS NOT NULL)'
+        for known in ("device.idle.host_ns", "device.idle_ns")
+    )
+    return f'CASE {" ".join(whens)} ELSE sum("{path}") END'
+
+
 _TOTALS = f"""
 SELECT count(*), max(unique_kernels),
     CASE WHEN min(graph_mode) = max(graph_mode) THEN min(graph_mode) END,
-    {BALANCE_SUMS}, {", ".join(f'sum("{path}")' for path in (*STEP_SUMS, *COVERAGE_SUMS))}
+    {BALANCE_SUMS}, {", ".join(map(_sum, (*STEP_SUMS, *COVERAGE_SUMS)))}
 FROM chosen JOIN steps USING (seq)
 """
 _PHASES = "SELECT DISTINCT phase FROM chosen JOIN steps USING (seq) JOIN series USING (series_id)"

@@ -1,0 +1,43 @@
+"""What the tests of the rig share: which servers, and the analysis of a sample as the sidecar makes it."""
+
+import pytest
+
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
+from taxbreak_vllm.model.step import Server as Labels
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.trace.read.kineto import read_events
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(range(120), id="120 servers"),
+        pytest.param(range(120, 1_620), id="1500 more", marks=[pytest.mark.nightly, pytest.mark.timeout(900)]),
+    ]
+)
+def seeds(request):
+    """The random servers that a property is shown of: some at each change, more in `make test-nightly`."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def analyze_sample(rules, tmp_path_factory):
+    """Write the recording of a sample, given as text, and decompose it with the server's own floor."""
+    path = tmp_path_factory.mktemp("rig") / "trace.json"
+
+    def analyze_sample(text, server):
+        info = StepInfo(
+            step_id="sample",
+            step_index=1,
+            server=Labels(server_id="rig", device_type="cuda"),
+            phase=Phase.DECODE,
+            batch=Batch(),
+            graph_mode=GraphMode.NONE,
+            started_unix_ns=0,
+            window_ns=1,
+            async_output=server.steps_ahead > 0,
+        )
+        path.write_text(text)
+        return Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info).breakdown
+
+    return analyze_sample
