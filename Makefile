@@ -48,10 +48,11 @@ bench: ## speed and memory of the trace analysis beside its peers, in one run (B
 	$(install) cpu,test
 	$(BIN)/python benchmarks/trace_speed.py $(BENCH)
 
-bench-step: ## what an unrecorded step costs the worker, beside empty wrappers, and what recording one holds up
+bench-step: ## what an unrecorded step costs worker and engine, beside empty wrappers, and what recording one holds up
 	$(install) cpu,test
 	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
 	$(BIN)/python benchmarks/stop_cost.py --json benchmarks/results/stop_cost.json
+	$(BIN)/python benchmarks/loop_cost.py
 
 bench-replay: ## speed of replay beside one process per signature, and whether two runs agree
 	$(install) cpu,test

@@ -1,7 +1,7 @@
 """vLLM's entry points: hooks without the extension slot, and our routes on vLLM's own API server.
 
-Both do nothing unless `taxbreak` is named in `VLLM_PLUGINS`, and neither raises: vLLM lets what a plugin raises end the
-server.
+Both do nothing unless `taxbreak` is named in `VLLM_PLUGINS`, but that an engine asks at the start of its loop whether
+its server names our extension. Neither raises: vLLM lets what a plugin raises end the server.
 """
 
 import asyncio

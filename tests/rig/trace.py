@@ -76,7 +76,7 @@ def to_json(trace: Trace) -> str:
     head = {
         "schemaVersion": 1,
         "deviceProperties": [{"id": 0, "name": DEVICE, "totalGlobalMem": 84_929_347_584, "numSms": 132}],
-        "cupti_version": 130001,
+        "cupti_version": 130101,
         "cuda_runtime_version": 13000,
         "cuda_driver_version": 13000,
         "displayTimeUnit": "ms",

@@ -6,6 +6,7 @@ server that does not name us.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,7 @@ _MARK = "taxbreak_original"
 
 def hook_engines() -> None:
     """Have the loop of every engine of this process timed from its start on; twice is once."""
-    from vllm.v1.engine import core
-
+    core = sys.modules.get("vllm.v1.engine.core")  # loaded in an engine's process alone, and not by us
     for name in ("EngineCoreProc", "DPEngineCoreProc"):
         kind = getattr(core, name, None)
         loop = vars(kind).get(_LOOP) if kind is not None else None

@@ -47,7 +47,6 @@ class LoopWatch:
         self._counted_ns: int | None = None
         self._last_step = 0
         self._last_scheduled = 0
-        self._can_publish = True
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
 
@@ -127,11 +126,8 @@ class LoopWatch:
             return  # no worker has answered yet
         try:
             self._spool.put_engine_state(self.state)
-            self._can_publish = True
         except SpoolError as error:
-            if self._can_publish:
-                logger.warning("taxbreak: %s", error)
-            self._can_publish = False
+            logger.debug("taxbreak: %s", error)  # its workers say so aloud
 
 
 def _num_unjoined(rows: np.ndarray[Any, np.dtype[np.int64]]) -> int:

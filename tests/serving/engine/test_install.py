@@ -1,0 +1,82 @@
+"""An engine is watched where its server names us; any other passes straight through."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from taxbreak_vllm.serving.engine import install
+
+
+def engine(extension="", **members):
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(worker_extension_cls=extension, data_parallel_index=3),
+        model_config=SimpleNamespace(served_model_name=["served", "alias"], model="m"),
+        scheduler_config=SimpleNamespace(async_scheduling=True),
+    )
+    return SimpleNamespace(vllm_config=config, **members)
+
+
+@pytest.fixture
+def core(monkeypatch):
+    class EngineCoreProc:
+        def run_busy_loop(self):
+            return "ran"
+
+    core = SimpleNamespace(EngineCoreProc=EngineCoreProc)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.core", core)
+    return core
+
+
+@pytest.mark.parametrize(
+    ("extension", "plugins", "is_wanted"),
+    [
+        ("taxbreak_vllm.WorkerExtension", None, True),
+        ("", "other,taxbreak", True),
+        ("", None, False),
+        ("theirs.Extension", "other", False),
+    ],
+)
+def test_a_server_names_us_by_the_extension_or_the_plugin(monkeypatch, extension, plugins, is_wanted):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if plugins is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+
+    assert install.is_wanted(engine(extension).vllm_config) is is_wanted
+
+
+def test_an_engine_is_named_as_its_workers_are():
+    state = install.describe(engine().vllm_config)
+
+    assert (state.engine, state.model_name, state.works_ahead) == ("3", "served", True)
+
+
+def test_the_loop_runs_where_nobody_names_us(core, monkeypatch):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    install.hook_engines()
+
+    assert core.EngineCoreProc.run_busy_loop(engine()) == "ran"
+
+
+def test_the_loop_runs_where_the_engine_is_none_we_know(core, caplog):
+    install.hook_engines()
+
+    assert core.EngineCoreProc.run_busy_loop(engine("taxbreak_vllm.WorkerExtension")) == "ran"
+    assert "an engine's loop is not timed" in caplog.text
+
+
+def test_hooking_twice_is_once(core):
+    install.hook_engines()
+    loop = core.EngineCoreProc.run_busy_loop
+    install.hook_engines()
+
+    assert core.EngineCoreProc.run_busy_loop is loop
+
+
+def test_where_no_engine_is_loaded_nothing_is(monkeypatch):
+    monkeypatch.delitem(sys.modules, "vllm.v1.engine.core", raising=False)
+    before = set(sys.modules)
+
+    install.hook_engines()
+
+    assert set(sys.modules) == before
