@@ -10,7 +10,7 @@ from taxbreak_vllm.serving.engine import install
 
 def engine(extension="", **members):
     config = SimpleNamespace(
-        parallel_config=SimpleNamespace(worker_extension_cls=extension, data_parallel_index=3),
+        parallel_config=SimpleNamespace(worker_extension_cls=extension, data_parallel_index=3, data_parallel_rank=0),
         model_config=SimpleNamespace(served_model_name=["served", "alias"], model="m"),
         scheduler_config=SimpleNamespace(async_scheduling=True),
     )
