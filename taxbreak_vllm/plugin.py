@@ -35,6 +35,7 @@ def register() -> None:
     """
     try:
         hook_engines()
+        os.register_at_fork(after_in_child=hook_engines)  # it has our plugin loaded already, and its engine only now
         if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
             return
         from vllm.v1.worker.worker_base import WorkerBase

@@ -21,8 +21,11 @@ _MARK = "taxbreak_original"
 
 
 def hook_engines() -> None:
-    """Have the loop of every engine of this process timed from its start on; twice is once."""
-    core = sys.modules.get("vllm.v1.engine.core")  # loaded in an engine's process alone, and not by us
+    """Have the loop of every engine of this process timed from its start on; twice is once.
+
+    Where no engine is loaded there is none, and none is loaded for us.
+    """
+    core = sys.modules.get("vllm.v1.engine.core")
     for name in ("EngineCoreProc", "DPEngineCoreProc"):
         kind = getattr(core, name, None)
         loop = vars(kind).get(_LOOP) if kind is not None else None

@@ -1,5 +1,6 @@
 """An engine is watched where its server names us; any other passes straight through."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -71,6 +72,24 @@ def test_hooking_twice_is_once(core):
     install.hook_engines()
 
     assert core.EngineCoreProc.run_busy_loop is loop
+
+
+def test_an_engine_that_is_loaded_only_after_a_fork_is_hooked_in_the_child(monkeypatch):
+    """As in a process that vLLM forks from one that has the plugin already."""
+    code = """
+import os, sys, types
+from taxbreak_vllm.plugin import register
+register()
+core = types.SimpleNamespace(EngineCoreProc=type("EngineCoreProc", (), {"run_busy_loop": lambda self: None}))
+before = core.EngineCoreProc.run_busy_loop
+sys.modules["vllm.v1.engine.core"] = core
+if (child := os.fork()) == 0:
+    os._exit(core.EngineCoreProc.run_busy_loop is before)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_where_no_engine_is_loaded_nothing_is(monkeypatch):
