@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taxbreak_vllm.model.engine import EngineState
+from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.watch import LoopWatch
 from taxbreak_vllm.settings import load_settings
@@ -52,6 +53,9 @@ def watch(engine: Any) -> LoopWatch | None:  # noqa: ANN401 - an EngineCoreProc
         spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
         found = LoopWatch(engine, spool, describe(config))
         found.start()
+    except SettingsError as error:
+        logger.debug("taxbreak: %s", error)  # its workers say so aloud
+        return None
     except Exception as error:
         logger.warning("taxbreak: an engine's loop is not timed: %r", error)
         return None

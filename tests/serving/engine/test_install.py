@@ -66,6 +66,13 @@ def test_the_loop_runs_where_the_engine_is_none_we_know(core, caplog):
     assert "an engine's loop is not timed" in caplog.text
 
 
+def test_a_wrong_setting_is_left_for_the_workers_to_tell(core, monkeypatch, caplog):
+    monkeypatch.setenv("TAXBREAK_SAMPLE_EVRY", "1")
+
+    assert install.watch(engine("taxbreak_vllm.WorkerExtension")) is None
+    assert not caplog.records
+
+
 def test_hooking_twice_is_once(core):
     install.hook_engines()
     loop = core.EngineCoreProc.run_busy_loop
