@@ -28,6 +28,17 @@ BREAKDOWN, HEALTH = "vllm-taxbreak-breakdown", "vllm-taxbreak-health"
 
 LAYERS = {"delta_ft": "ΔFT framework", "delta_ct": "ΔCT library", "delta_kt": "ΔKT launch", "other": "other calls"}
 CAUSES = {"host": "idle: host", "blocked": "idle: blocked", "queue": "idle: queue", "edge": "idle: edges"}
+PARTS = {
+    "input": "takes requests in",
+    "schedule": "schedules",
+    "grammar": "grammar",
+    "dispatch": "sends the step",
+    "update": "takes tokens in",
+    "post": "sends outputs",
+    "loop": "not explained",
+    "ipc_dispatch": "call on its way",
+    "ipc_return": "result on its way",
+}
 
 WAITING = (Threshold(None, GREEN), Threshold(0.1, YELLOW), Threshold(0.3, RED))
 BALANCE = (Threshold(None, RED), Threshold(0.4, YELLOW), Threshold(0.7, GREEN))
@@ -139,6 +150,41 @@ def overview() -> Dashboard:
             ],
         ),
     ]
+    iterations = rate("taxbreak_engine_iterations_total", "", SERVER)
+    between = [
+        bars(
+            "What a worker stands idle for between two calls",
+            "Mean over all iterations of the engines chosen, recorded or not: the part of the engine's loop that worked "
+            "while the worker had nothing to do. Empty where the engine works a step ahead (asynchronous "
+            "scheduling): what the device waits for there is told by recorded steps alone.",
+            SECONDS,
+            [
+                Query(
+                    share(rate("taxbreak_engine_exposed_seconds_total", "part", SERVER), iterations, one_side="part"),
+                    "{{part}}",
+                ),
+                Query(
+                    share(
+                        rate("taxbreak_idle_between_steps_seconds_total", "cause", f'{SERVER},cause!="no_work"'),
+                        iterations,
+                        one_side="cause",
+                    ),
+                    "{{cause}}",
+                ),
+            ],
+            width=12,
+            height=8,
+            names=PARTS,
+        ),
+        lines(
+            "How busy the engine's thread is",
+            "Share of a second that the engine's thread works, by part, whether a worker waits for it or not; over "
+            "several engines their sum. Near 1 the engine itself is the limit.",
+            RATIO,
+            [Query(rate("taxbreak_engine_busy_seconds_total", "part", SERVER), "{{part}}")],
+            names=PARTS,
+        ),
+    ]
     where = [
         bars(
             "Most host-bound servers",
@@ -197,5 +243,11 @@ def overview() -> Dashboard:
         UID,
         "Overview",
         "Is the host holding the GPU back? Read the first row; its bars name the layer.",
-        {"Is it the host?": answer, "Since when?": when, "Where?": where, "Can these figures be trusted?": trust},
+        {
+            "Is it the host?": answer,
+            "Since when?": when,
+            "From one step to the next": between,
+            "Where?": where,
+            "Can these figures be trusted?": trust,
+        },
     )
