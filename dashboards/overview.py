@@ -154,7 +154,7 @@ def overview() -> Dashboard:
     between = [
         bars(
             "What a worker stands idle for between two calls",
-            "Mean over all iterations of the engines chosen, recorded or not: the part of the engine's loop that worked "
+            "Mean over all iterations of the engines chosen, recorded or not: the part of the engine's loop at work "
             "while the worker had nothing to do. Empty where the engine works a step ahead (asynchronous "
             "scheduling): what the device waits for there is told by recorded steps alone.",
             SECONDS,
