@@ -77,9 +77,11 @@ def test_the_loop_of_each_engine_is_accounted_for(server):
     def loops():
         return _get(server, "iterations").json()["engines"]
 
-    server.process.wait_until(
-        lambda: {loop["engine"] for loop in loops()} == ENGINES, "counting both loops", timeout_s=60
-    )
+    def are_counted():
+        send(server.url, "tiny-llama", seed=1)
+        return {loop["engine"] for loop in loops() if loop["num_iterations"]} == ENGINES
+
+    server.process.wait_until(are_counted, "counting both loops", timeout_s=120)
 
     for loop in loops():
         assert loop["num_iterations"] > 0
