@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from taxbreak_vllm.iterations.account import account, busy_ns
+from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
@@ -111,8 +111,9 @@ def main() -> int:
     rows, counting = made_up_rows(), []
     for _ in range(NUM_ROUNDS):
         begun_ns = time.thread_time_ns()
-        account(rows)
-        busy_ns(rows, int(rows[0, Column.INPUT0]), int(rows[-1, Column.INPUT0]))
+        turns = Turns(rows)
+        turns.iterations()
+        turns.busy_ns(int(rows[0, Column.INPUT0]), int(rows[-1, Column.INPUT0]))
         counting.append(time.thread_time_ns() - begun_ns)
     cost_ns = statistics.median(rounds)
     print(f"a turn of the engine's loop: {cost_ns:,.0f} ns (best round {min(rounds):,.0f} ns); at most {LIMIT_NS:,} ns")

@@ -16,6 +16,7 @@ from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.engine import Between, EnginePart
 
 Int64 = NDArray[np.int64]
+Spans = tuple[Int64, Int64]  # starts and ends, in order, apart
 
 Label = EnginePart | Between
 
@@ -32,7 +33,6 @@ _SPANS: tuple[tuple[Label, Column, Column], ...] = (
     (EnginePart.POST, Column.STEP1, Column.END),
 )
 
-
 _MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's taking in of what it returned
 
 
@@ -46,73 +46,85 @@ class Iterations:
     parts_ns: Mapping[Label, Int64]
 
 
-def account(rows: Int64) -> Iterations:
-    """Cut the iterations of all steps in `rows` (turns, columns) whose next step is in them too.
+class Turns:
+    """Turns of one engine's loop, `rows` (turns, columns) in order; what its thread did in them is worked out once.
 
-    Steps whose numbers are apart count as consecutive only where the turns of those between are here (steps without
-    tokens have no worker's times).
+    `is_unjoined` marks those whose step had tokens and brought no worker's times back, or those of another clock.
     """
-    labels = _labels(rows)
-    done = _done(rows)
-    scheduled = rows[rows[:, Column.SCHEDULED] > 0]
-    scheduled = scheduled[np.argsort(scheduled[:, Column.SCHEDULED], kind="stable")]
-    here, following = done[:-1], done[1:]
-    place = np.searchsorted(scheduled[:, Column.SCHEDULED], done[:, Column.UPDATED])
-    is_known = place < len(scheduled)
-    is_known[is_known] = scheduled[place[is_known], Column.SCHEDULED] == done[is_known, Column.UPDATED]
-    are_all_here = np.diff(place) == np.diff(done[:, Column.UPDATED])
-    kept = is_known[:-1] & is_known[1:] & are_all_here
-    here, following = here[kept], following[kept]
-    sent, sent_next = scheduled[place[:-1][kept]], scheduled[place[1:][kept]]
-    start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
-    sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
-    end = following[:, Column.WORKER_EXECUTE0]
-    parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
-    for begin, finish, sent_ns in (
-        (execute_end, sample_start, sent[:, Column.SAMPLE_SENT]),
-        (sample_end, end, sent_next[:, Column.EXECUTE_SENT]),
-    ):
-        arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, np.maximum(finish, begin)), np.maximum(finish, begin))
-        rest = arrives - begin
-        for label, (starts, ends) in labels.items():
-            own = _covered(starts, ends, arrives) - _covered(starts, ends, begin)
-            parts[label] += own
-            rest = rest - own
-        parts[EnginePart.LOOP] += rest
-        parts[Between.IPC_DISPATCH] += np.maximum(finish, begin) - arrives
-    return Iterations(
-        step=here[:, Column.UPDATED],
-        total_ns=end - start,
-        worker_ns=(execute_end - start) + (sample_end - sample_start),
-        parts_ns=parts,
-    )
+
+    def __init__(self, rows: Int64) -> None:
+        before_ns = rows[:, Column.UPDATE0] - rows[:, Column.WORKER_SAMPLE1]
+        has_times = (rows[:, Column.WORKER_EXECUTE0] > 0) & (before_ns >= 0) & (before_ns < _MAX_BEFORE_NS)
+        self.is_unjoined = ~has_times & (rows[:, Column.WORKER_EXECUTE0] != 0)
+        done = rows[has_times]
+        self._done = done[np.argsort(done[:, Column.UPDATED], kind="stable")]
+        scheduled = rows[rows[:, Column.SCHEDULED] > 0]
+        self._scheduled = scheduled[np.argsort(scheduled[:, Column.SCHEDULED], kind="stable")]
+        self._calls = _joined(_in_thread(rows, self._done))
+        self._spans = _labelled(rows, self._calls)
+
+    def iterations(self) -> Iterations:
+        """Cut the iterations of all steps whose next step is here too.
+
+        Steps whose numbers are apart count as consecutive only where the turns of those between are here (steps without
+        tokens have no worker's times).
+        """
+        done, scheduled = self._done, self._scheduled
+        here, following = done[:-1], done[1:]
+        place = np.searchsorted(scheduled[:, Column.SCHEDULED], done[:, Column.UPDATED])
+        is_known = place < len(scheduled)
+        is_known[is_known] = scheduled[place[is_known], Column.SCHEDULED] == done[is_known, Column.UPDATED]
+        are_all_here = np.diff(place) == np.diff(done[:, Column.UPDATED])
+        kept = is_known[:-1] & is_known[1:] & are_all_here
+        here, following = here[kept], following[kept]
+        sent, sent_next = scheduled[place[:-1][kept]], scheduled[place[1:][kept]]
+        start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
+        sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
+        end = following[:, Column.WORKER_EXECUTE0]
+        parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
+        for begin, finish, sent_ns in (
+            (execute_end, sample_start, sent[:, Column.SAMPLE_SENT]),
+            (sample_end, end, sent_next[:, Column.EXECUTE_SENT]),
+        ):
+            arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, finish), finish)
+            rest = arrives - begin
+            for label, spans in self._spans.items():
+                own = _covered(spans, arrives) - _covered(spans, begin)
+                parts[label] += own
+                rest = rest - own
+            parts[EnginePart.LOOP] += rest
+            parts[Between.IPC_DISPATCH] += finish - arrives
+        return Iterations(
+            step=here[:, Column.UPDATED],
+            total_ns=end - start,
+            worker_ns=(execute_end - start) + (sample_end - sample_start),
+            parts_ns=parts,
+        )
+
+    def busy_ns(self, from_ns: int, to_ns: int) -> dict[EnginePart, int]:
+        """Return what the engine's thread took for each part between two instants that the turns cover."""
+        ends = np.array([from_ns, to_ns])
+        spent = {label: int(np.diff(_covered(spans, ends))[0]) for label, spans in self._spans.items()}
+        calls = int(np.diff(_covered(self._calls, ends))[0])
+        parts = {part: spent.get(part, 0) for part in EnginePart}
+        return parts | {EnginePart.LOOP: to_ns - from_ns - sum(spent.values()) - calls}
 
 
-def busy_ns(rows: Int64, from_ns: int, to_ns: int) -> dict[EnginePart, int]:
-    """Return what the engine's thread took for each part between two instants that `rows` cover."""
-    ends = np.array([from_ns, to_ns])
-    spent = {label: int(np.diff(_covered(*spans, ends))[0]) for label, spans in _labels(rows).items()}
-    calls = int(np.diff(_covered(*_joined(_in_thread(rows)), ends))[0])
-    parts = {part: spent.get(part, 0) for part in EnginePart}
-    return parts | {EnginePart.LOOP: to_ns - from_ns - sum(spent.values()) - calls}
-
-
-def _labels(rows: Int64) -> dict[Label, tuple[Int64, Int64]]:
+def _labelled(rows: Int64, calls: Spans) -> dict[Label, Spans]:
     """Return for each label the spans in which the engine's thread has it, in order, none over another."""
-    spans: dict[Label, list[tuple[Int64, Int64]]] = {}
+    parts: dict[Label, list[Spans]] = {}
     for label, first, last in _SPANS:
         has = (rows[:, first] > 0) & (rows[:, last] > rows[:, first])
-        spans.setdefault(label, []).append((rows[has, first], rows[has, last]))
-    labels = {label: _joined(parts) for label, parts in spans.items()}
+        parts.setdefault(label, []).append((rows[has, first], rows[has, last]))
+    labels = {label: _joined(spans) for label, spans in parts.items()}
     labels[EnginePart.INPUT] = _without(labels[EnginePart.INPUT], labels[Between.NO_WORK])
-    for holes in (labels[Between.IPC_RETURN], _joined(_in_thread(rows))):
+    for holes in (labels[Between.IPC_RETURN], calls):
         labels[EnginePart.DISPATCH] = _without(labels[EnginePart.DISPATCH], holes)
     return labels
 
 
-def _in_thread(rows: Int64) -> list[tuple[Int64, Int64]]:
+def _in_thread(rows: Int64, done: Int64) -> list[Spans]:
     """Return the calls of a worker that shares the engine's thread; none where it has one of its own."""
-    done = _done(rows)
     if not len(done):
         return [(done[:, Column.UPDATED], done[:, Column.UPDATED])]
     place = np.minimum(np.searchsorted(done[:, Column.UPDATED], rows[:, Column.SCHEDULED]), len(done) - 1)
@@ -130,21 +142,14 @@ def _in_thread(rows: Int64) -> list[tuple[Int64, Int64]]:
     return spans
 
 
-def _done(rows: Int64) -> Int64:
-    """Return the turns with a worker's times, by step; times of another machine's clock are none."""
-    before_ns = rows[:, Column.UPDATE0] - rows[:, Column.WORKER_SAMPLE1]
-    done = rows[(rows[:, Column.WORKER_EXECUTE0] > 0) & (before_ns >= 0) & (before_ns < _MAX_BEFORE_NS)]
-    return done[np.argsort(done[:, Column.UPDATED], kind="stable")]
-
-
-def _joined(parts: list[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+def _joined(parts: list[Spans]) -> Spans:
     starts = np.concatenate([starts for starts, _ in parts])
     ends = np.concatenate([ends for _, ends in parts])
     order = np.argsort(starts, kind="stable")
     return starts[order], ends[order]
 
 
-def _without(spans: tuple[Int64, Int64], holes: tuple[Int64, Int64]) -> tuple[Int64, Int64]:
+def _without(spans: Spans, holes: Spans) -> Spans:
     """Cut the holes that lie within a span out of it."""
     starts, ends = spans
     if not len(starts):
@@ -155,8 +160,9 @@ def _without(spans: tuple[Int64, Int64], holes: tuple[Int64, Int64]) -> tuple[In
     return np.sort(np.concatenate((starts, holes[1]))), np.sort(np.concatenate((ends, holes[0])))
 
 
-def _covered(starts: Int64, ends: Int64, at: Int64) -> Int64:
+def _covered(spans: Spans, at: Int64) -> Int64:
     """Return how much of the time up to `at` the spans cover."""
+    starts, ends = spans
     if not len(starts):
         return np.zeros(len(at), dtype=np.int64)
     before = np.concatenate(([0], np.cumsum(ends - starts)))

@@ -45,3 +45,5 @@ class Column(IntEnum):
 
 
 NUM_COLUMNS = len(Column)
+
+UNKNOWN = -1  # WORKER_EXECUTE0 of a step with tokens whose output bore no times

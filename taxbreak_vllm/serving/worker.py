@@ -140,18 +140,29 @@ def server_id(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig
     return re.sub(r"[^A-Za-z0-9.-]", "-", f"vllm-{socket.gethostname()[:40]}-{instance_id[:40]}")
 
 
+def engine_of(vllm_config: Any) -> int:  # noqa: ANN401 - a VllmConfig
+    """Return the number of an engine among its data-parallel siblings."""
+    parallel = vllm_config.parallel_config
+    return int(getattr(parallel, "data_parallel_index", parallel.data_parallel_rank))
+
+
+def model_name(vllm_config: Any) -> str:  # noqa: ANN401 - a VllmConfig
+    """Return the name that a server gives its model, the first of several."""
+    model = vllm_config.model_config
+    name = model.served_model_name or model.model
+    return name if isinstance(name, str) else str(name[0])
+
+
 def describe(worker: Any) -> Server:  # noqa: ANN401 - a vLLM worker
     """Read the labels of a worker that has its device and model."""
     config = worker.vllm_config
-    parallel, model = config.parallel_config, config.model_config
-    engine = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
-    name = model.served_model_name or model.model
+    engine = engine_of(config)
     return Server(
         server_id=server_id(config),
         engine=str(engine),
-        rank=engine * parallel.world_size + worker.rank,
-        model_name=name if isinstance(name, str) else name[0],
-        dtype=str(model.dtype).removeprefix("torch."),
+        rank=engine * config.parallel_config.world_size + worker.rank,
+        model_name=model_name(config),
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
         device_type=device_type(worker),
         device_name=_device_name(worker),
         torch=_version("torch"),

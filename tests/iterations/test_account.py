@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxbreak_vllm.iterations.account import account, busy_ns
-from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
+from taxbreak_vllm.iterations.account import Turns
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
 from taxbreak_vllm.model.engine import Between, EnginePart
 
 US = 1000
@@ -115,7 +115,7 @@ def test_a_worker_elsewhere_by_hand():
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
 
-    found = account(clock.table())
+    found = Turns(clock.table()).iterations()
 
     assert found.step.tolist() == [1, 2]
     assert {label: parts.tolist() for label, parts in found.parts_ns.items()} == {
@@ -138,7 +138,7 @@ def test_a_worker_in_the_engines_thread_by_hand():
     for _ in range(2):
         worker_in_the_thread(clock, SPANS)
 
-    found = account(clock.table())
+    found = Turns(clock.table()).iterations()
 
     assert {str(label): int(parts[0]) for label, parts in found.parts_ns.items() if parts[0]} == {
         "input": 3 * US,
@@ -157,10 +157,10 @@ def test_what_an_engine_does_while_its_worker_computes_is_busy_and_not_exposed()
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
 
-    busy = busy_ns(rows, int(rows[0, Column.INPUT0]), clock.now)
+    busy = Turns(rows).busy_ns(int(rows[0, Column.INPUT0]), clock.now)
 
     assert busy[EnginePart.GRAMMAR] == 2 * 2 * US
-    assert account(rows).parts_ns[EnginePart.GRAMMAR].tolist() == [0]
+    assert Turns(rows).iterations().parts_ns[EnginePart.GRAMMAR].tolist() == [0]
 
 
 def test_waiting_for_requests_is_no_work():
@@ -168,7 +168,7 @@ def test_waiting_for_requests_is_no_work():
     worker_elsewhere(clock, SPANS)
     worker_elsewhere(clock, SPANS | {"idle": 10**9})
 
-    found = account(clock.table())
+    found = Turns(clock.table()).iterations()
 
     assert found.parts_ns[Between.NO_WORK].tolist() == [10**9]
     assert found.parts_ns[EnginePart.INPUT].tolist() == [6 * US]
@@ -185,12 +185,12 @@ def test_the_parts_sum_to_the_iteration_and_none_is_negative(turn, data):
         clock.wait(data.draw(lengths))
     rows = clock.table()
 
-    found = account(rows)
+    found = Turns(rows).iterations()
 
     assert len(found.step) == len(rows) - 1
     assert (sum(found.parts_ns.values()) + found.worker_ns == found.total_ns).all()
     assert all((parts >= 0).all() for parts in found.parts_ns.values())
-    busy = busy_ns(rows, BASE, clock.now)
+    busy = Turns(rows).busy_ns(BASE, clock.now)
     assert min(busy.values()) >= 0
 
 
@@ -206,7 +206,7 @@ def test_a_delay_is_found_where_it_was_put(turn, name, label):
         turn(slow, SPANS | {name: SPANS[name] + 5000 * US})
 
     def parts(rows):
-        return {str(key): int(value.sum()) for key, value in account(rows).parts_ns.items()}
+        return {str(key): int(value.sum()) for key, value in Turns(rows).iterations().parts_ns.items()}
 
     before, after = parts(clock.table()), parts(slow.table())
 
@@ -220,7 +220,7 @@ def test_a_step_without_tokens_lies_between_two_that_count():
     rows = clock.table()
     rows[1, [Column.WORKER_EXECUTE0, Column.WORKER_EXECUTE1, Column.WORKER_SAMPLE0, Column.WORKER_SAMPLE1]] = 0
 
-    found = account(rows)
+    found = Turns(rows).iterations()
 
     assert found.step.tolist() == [1]
     assert (sum(found.parts_ns.values()) + found.worker_ns == found.total_ns).all()
@@ -231,18 +231,30 @@ def test_steps_with_a_lost_turn_between_them_are_not_joined():
     for _ in range(4):
         worker_elsewhere(clock, SPANS)
 
-    assert account(np.delete(clock.table(), 1, axis=0)).step.tolist() == [3]
+    assert Turns(np.delete(clock.table(), 1, axis=0)).iterations().step.tolist() == [3]
 
 
-def test_times_of_another_machines_clock_are_none():
+def test_times_of_another_machines_clock_are_none_and_counted():
     clock = Clock()
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
     rows[:, Column.WORKER_EXECUTE0 :] += 10**14
 
-    assert account(rows).step.tolist() == []
+    turns = Turns(rows)
+    assert turns.iterations().step.tolist() == []
+    assert turns.is_unjoined.tolist() == [True] * 3
+
+
+def test_a_step_whose_times_did_not_come_back_is_counted_and_one_without_tokens_is_not():
+    clock = Clock()
+    for _ in range(3):
+        worker_elsewhere(clock, SPANS)
+    rows = clock.table()
+    rows[:2, Column.WORKER_EXECUTE0 :] = [[UNKNOWN, 0, 0, 0], [0, 0, 0, 0]]
+
+    assert Turns(rows).is_unjoined.tolist() == [True, False, False]
 
 
 def test_no_rows_are_no_iterations():
-    assert account(np.zeros((0, NUM_COLUMNS), dtype=np.int64)).step.tolist() == []
+    assert Turns(np.zeros((0, NUM_COLUMNS), dtype=np.int64)).iterations().step.tolist() == []

@@ -28,8 +28,9 @@ from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.other_profilers import is_profiler_running
 from taxbreak_vllm.serving.sampling.kinds import StepKinds
 from taxbreak_vllm.serving.steps import GraphModes, classify, is_real
+from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.serving.worker import WorkerExtension, is_led, is_passed_by, may_record
-from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, answer
+from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, answer, when_fetched
 from taxbreak_vllm.spool.spool import Spool
 
 SCHEDULER_OUTPUT = "v1/core/sched/output.py"
@@ -561,11 +562,21 @@ def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, o
     assert getattr(copy(output), TIMES) == _TIMES
 
 
-def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothing_of_ours(first_runner_output):
-    output = first_runner_output([[5], [6]])
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize("is_waited_for", [False, True])
+def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothing_of_ours(
+    first_runner_output, is_recorded, is_waited_for
+):
+    """Whoever else stands before its call: the count of a recorded step's tokens, an engine that times its wait."""
+    output, waits = first_runner_output([[5], [6]]), []
     answer(output, _TIMES)
+    if is_recorded:
+        SampledTokens().follow(output)
+    if is_waited_for:
+        when_fetched(output, lambda fetch: waits.append(1) or fetch())
 
     assert getattr(output.get_output(), TIMES) == _TIMES
+    assert len(waits) == is_waited_for
     gone = weakref.ref(output)
     gc.disable()
     try:
@@ -573,6 +584,32 @@ def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothin
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_an_output_asked_for_and_let_go_at_once_is_fetched_all_the_same(first_runner_output):
+    def ready():
+        output = first_runner_output([[5], [6]])
+        answer(output, _TIMES)
+        return output
+
+    assert getattr(ready().get_output(), TIMES) == _TIMES
+
+
+def test_an_output_on_which_nothing_can_be_put_comes_as_it_is():
+    class Closed:
+        __slots__ = ("req_ids",)
+
+        def __init__(self):
+            self.req_ids = ["a"]
+
+    class Output:
+        def get_output(self):
+            return closed
+
+    closed, output = Closed(), Output()
+    answer(output, _TIMES)
+
+    assert output.get_output() is closed
 
 
 def test_the_output_that_all_empty_steps_share_carries_nothing(outputs):

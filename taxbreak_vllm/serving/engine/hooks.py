@@ -9,9 +9,9 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
 from taxbreak_vllm.serving.drops import logger
-from taxbreak_vllm.serving.worker_times import NUMBER, TIMES
+from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, when_fetched
 
 _ZEROS = [0] * NUM_COLUMNS
 
@@ -30,29 +30,26 @@ class LoopHooks:
     def attach(self) -> None:
         """Put the hooks on the engine, its scheduler and its executor."""
         engine, scheduler, executor = self._engine, self._engine.scheduler, self._engine.model_executor
-        process_step = engine._process_engine_step
-        _put(engine, "_process_input_queue", self._turn_of(engine._process_input_queue))
-        _put(engine.input_queue, "get", self._waiting(engine.input_queue.get))
-        _put(scheduler, "schedule", self._numbering(self._timed(scheduler.schedule, Column.SCHEDULE0)))
-        _put(scheduler, "get_grammar_bitmask", self._timed(scheduler.get_grammar_bitmask, Column.GRAMMAR0))
-        _put(scheduler, "update_from_output", self._joining(self._timed(scheduler.update_from_output, Column.UPDATE0)))
-        _put(executor, "execute_model", self._timed(executor.execute_model, Column.EXECUTE0, Column.EXECUTE1))
-        _put(
-            executor,
-            "sample_tokens",
-            self._sampling(self._timed(executor.sample_tokens, Column.SAMPLE0, Column.SAMPLE1)),
+        engine._process_input_queue = self._turn_of(engine._process_input_queue)
+        engine.input_queue.get = self._waiting(engine.input_queue.get)
+        scheduler.schedule = self._numbering(self._timed(scheduler.schedule, Column.SCHEDULE0))
+        scheduler.get_grammar_bitmask = self._timed(scheduler.get_grammar_bitmask, Column.GRAMMAR0)
+        scheduler.update_from_output = self._joining(self._timed(scheduler.update_from_output, Column.UPDATE0))
+        executor.execute_model = self._timed(executor.execute_model, Column.EXECUTE0, Column.EXECUTE1)
+        executor.sample_tokens = self._sampling(
+            self._timed(executor.sample_tokens, Column.SAMPLE0, Column.SAMPLE1),
         )
         self._attach_queues(executor)
-        _put(engine, "step_fn", self._ending(engine.step_fn, Column.STEP1))
-        _put(engine, "_process_engine_step", self._finishing(process_step))
+        engine.step_fn = self._ending(engine.step_fn, Column.STEP1)
+        engine._process_engine_step = self._finishing(engine._process_engine_step)
 
     def _attach_queues(self, executor: Any) -> None:  # noqa: ANN401 - an executor, with workers of its own or without
         calls = getattr(executor, "rpc_broadcast_mq", None)
         if calls is None:
             return
-        _put(calls, "enqueue", self._sending(calls.enqueue))
+        calls.enqueue = self._sending(calls.enqueue)
         results = executor.response_mqs[getattr(executor, "output_rank", 0) or 0]
-        _put(results, "dequeue", self._receiving(results.dequeue))
+        results.dequeue = self._receiving(results.dequeue)
 
     def _timed(self, call: Callable[..., Any], begin: Column, end: Column | None = None) -> Callable[..., Any]:
         first, last = int(begin), int(begin + 1 if end is None else end)
@@ -130,6 +127,8 @@ class LoopHooks:
                 if times is not None and times[1] == number:
                     self.server_id = times[0]
                     row[first : first + 4] = times[2:]
+                elif getattr(output, "req_ids", None):
+                    row[first] = UNKNOWN
             except Exception as error:
                 self._fail(error)
             return result
@@ -143,7 +142,7 @@ class LoopHooks:
                 # a worker in this process: its tokens are waited for in the future's own result
                 output = getattr(future, "async_output", None)
                 if output is not None:
-                    _put(output, "get_output", self._timed(output.get_output, Column.WAIT0))
+                    when_fetched(output, self._timed(lambda fetch: fetch(), Column.WAIT0))
             except Exception as error:
                 self._fail(error)
             return future
@@ -158,9 +157,9 @@ class LoopHooks:
             try:
                 return call(message, *args, **kwargs)
             finally:
-                column = columns.get(message[0]) if type(message) is tuple and type(message[0]) is str else None
-                if column is not None:
-                    row[column] = monotonic_ns()
+                name = message[0] if type(message) is tuple and message else None
+                if isinstance(name, str) and name in columns:
+                    row[columns[name]] = monotonic_ns()
 
         return enqueue
 
@@ -199,7 +198,3 @@ class LoopHooks:
         if self.fault is None:
             self.fault = repr(error)
             logger.warning("taxbreak: an engine's loop is no longer timed: %r", error)
-
-
-def _put(holder: Any, name: str, call: Callable[..., Any]) -> None:  # noqa: ANN401 - an object of vLLM
-    setattr(holder, name, call)

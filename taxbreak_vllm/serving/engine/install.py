@@ -14,6 +14,7 @@ from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.watch import LoopWatch
+from taxbreak_vllm.serving.worker import engine_of, model_name
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -51,7 +52,12 @@ def watch(engine: Any) -> LoopWatch | None:  # noqa: ANN401 - an EngineCoreProc
             return None
         settings = load_settings()
         spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-        found = LoopWatch(engine, spool, describe(config))
+        state = EngineState(
+            engine=str(engine_of(config)),
+            model_name=model_name(config),
+            works_ahead=bool(getattr(config.scheduler_config, "async_scheduling", False)),
+        )
+        found = LoopWatch(engine, spool, state)
         found.start()
     except SettingsError as error:
         logger.debug("taxbreak: %s", error)  # its workers say so aloud
@@ -67,14 +73,3 @@ def is_wanted(config: Any) -> bool:  # noqa: ANN401 - a VllmConfig
     """Tell a server that names our extension or our plugin."""
     extension = str(getattr(config.parallel_config, "worker_extension_cls", ""))
     return extension.startswith("taxbreak_vllm.") or "taxbreak" in os.environ.get("VLLM_PLUGINS", "").split(",")
-
-
-def describe(config: Any) -> EngineState:  # noqa: ANN401 - a VllmConfig
-    """Name an engine as its workers name it."""
-    parallel, model = config.parallel_config, config.model_config
-    name = model.served_model_name or model.model
-    return EngineState(
-        engine=str(getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)),
-        model_name=name if isinstance(name, str) else name[0],
-        works_ahead=bool(getattr(config.scheduler_config, "async_scheduling", False)),
-    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from taxbreak_vllm.iterations.account import account, busy_ns
+from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.errors import SpoolError
@@ -46,7 +46,6 @@ class LoopWatch:
         self._rows = self._ring.take()
         self._counted_ns: int | None = None
         self._last_step = 0
-        self._last_scheduled = 0
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
 
@@ -84,18 +83,17 @@ class LoopWatch:
     def _count(self) -> None:
         new = self._ring.take()
         rows = np.concatenate((self._rows, new))
-        if len(rows) < 2:
-            self._rows = rows
+        if not len(new) and (not len(rows) or self._counted_ns == rows[-1, Column.INPUT0]):
             return
         until_ns = int(rows[-_HELD if len(new) and len(rows) > _HELD else -1, Column.INPUT0])
         from_ns = int(rows[0, Column.INPUT0]) if self._counted_ns is None else self._counted_ns
-        state = self.state
+        state, turns = self.state, Turns(rows)
         if until_ns > from_ns:
             busy = Counter(state.busy_ns)
-            busy.update(busy_ns(rows, from_ns, until_ns))
+            busy.update(turns.busy_ns(from_ns, until_ns))
             state = replace(state, busy_ns=dict(busy))
             self._counted_ns = until_ns
-        found = account(rows)
+        found = turns.iterations()
         is_new = found.step > self._last_step
         if is_new.any() and not state.works_ahead:
             exposed, between = Counter(state.exposed_ns), Counter(state.between_ns)
@@ -118,7 +116,8 @@ class LoopWatch:
                 worker_ns=state.worker_ns + int(found.worker_ns[is_new].sum()),
             )
             self._last_step = int(found.step[-1])
-        self.state = replace(state, num_unjoined=state.num_unjoined + _num_unjoined(new))
+        num_unjoined = int(turns.is_unjoined[len(rows) - len(new) :].sum())
+        self.state = replace(state, num_unjoined=state.num_unjoined + num_unjoined)
         self._rows = rows[-_KEPT:]
 
     def _publish(self) -> None:
@@ -128,10 +127,3 @@ class LoopWatch:
             self._spool.put_engine_state(self.state)
         except SpoolError as error:
             logger.debug("taxbreak: %s", error)  # its workers say so aloud
-
-
-def _num_unjoined(rows: np.ndarray[Any, np.dtype[np.int64]]) -> int:
-    """Count the steps with tokens whose output bore no worker's times."""
-    return int(
-        ((rows[:, Column.UPDATED] > 0) & (rows[:, Column.WORKER_EXECUTE0] == 0) & (rows[:, Column.SAMPLE0] > 0)).sum()
-    )

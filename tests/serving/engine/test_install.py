@@ -46,12 +46,6 @@ def test_a_server_names_us_by_the_extension_or_the_plugin(monkeypatch, extension
     assert install.is_wanted(engine(extension).vllm_config) is is_wanted
 
 
-def test_an_engine_is_named_as_its_workers_are():
-    state = install.describe(engine().vllm_config)
-
-    assert (state.engine, state.model_name, state.works_ahead) == ("3", "served", True)
-
-
 def test_the_loop_runs_where_nobody_names_us(core, monkeypatch):
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     install.hook_engines()
