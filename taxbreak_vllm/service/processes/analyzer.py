@@ -7,7 +7,6 @@ capture is marked only after its result is on disk, and the results count a step
 
 import argparse
 import logging
-import os
 import signal
 import sqlite3
 import sys
@@ -18,12 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.machine.parent import end_with_parent
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.processes.claim import StopEvent, claimed, step_back
+from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, spool_of, spool_parser
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.spool import Spool
@@ -203,12 +201,9 @@ def _info_or_none(capture: Capture) -> StepInfo | None:
 def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] | None = None) -> int:
     """Run the process; `load` imports the analysis, which only the one at work needs in memory."""
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    os.umask(0o077)
-    end_with_parent()
-    step_back(_NICENESS)
+    begin(_NICENESS)
     stop = threading.Event()
-    spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
+    spool = spool_of(options)
     try:
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
             analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
@@ -225,10 +220,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.processes.analyzer", description=__doc__)
-    parser.add_argument("--spool", type=Path, required=True)
-    parser.add_argument("--spool-max-bytes", type=int, required=True)
-    parser.add_argument("--spool-max-captures", type=int, required=True)
+    parser = spool_parser("python -m taxbreak_vllm.service.processes.analyzer", __doc__)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--baselines", type=Path, required=True, help="floors and replayed baselines")
     parser.add_argument("--results-max-bytes", type=int, required=True)

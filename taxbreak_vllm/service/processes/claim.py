@@ -1,5 +1,6 @@
 """What the processes behind a server share: of several on one spool one works at a time, and every other goes first."""
 
+import argparse
 import logging
 import os
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from taxbreak_vllm.machine.parent import end_with_parent
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.spool.spool import Spool
 
@@ -18,6 +20,28 @@ class StopEvent(Protocol):
 
     def is_set(self) -> bool: ...
     def wait(self, timeout: float | None = None) -> bool: ...
+
+
+def spool_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that name a spool and its bounds; `spool_of` opens that."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--spool", type=Path, required=True)
+    parser.add_argument("--spool-max-bytes", type=int, required=True)
+    parser.add_argument("--spool-max-captures", type=int, required=True)
+    return parser
+
+
+def spool_of(options: argparse.Namespace) -> Spool:
+    """Return the spool that was named."""
+    return Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
+
+
+def begin(niceness: int) -> None:
+    """Log to standard error, keep files private, end with the process that began this one, let all others go first."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    os.umask(0o077)
+    end_with_parent()
+    step_back(niceness)
 
 
 def step_back(niceness: int) -> None:

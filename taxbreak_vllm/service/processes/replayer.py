@@ -7,7 +7,6 @@ one spool one works. Captures of a GPU are replayed only where `--device` names 
 
 import argparse
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,14 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.machine.parent import end_with_parent
 from taxbreak_vllm.model.baseline import Environment, Floors
 from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.command import accept, is_done
 from taxbreak_vllm.replay.plan import Plan, plans
 from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run
 from taxbreak_vllm.replay.task import Options
-from taxbreak_vllm.service.processes.claim import StopEvent, claimed, step_back
+from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, spool_of, spool_parser
 from taxbreak_vllm.spool.spool import Spool
 
 logger = logging.getLogger("taxbreak.replayer")
@@ -97,12 +95,9 @@ class Replayer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the process."""
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    os.umask(0o077)
-    end_with_parent()
-    step_back(_NICENESS)
+    begin(_NICENESS)
     stop = threading.Event()
-    spool = Spool(options.spool, max_bytes=options.spool_max_bytes, max_captures=options.spool_max_captures)
+    spool = spool_of(options)
     pace = Pace(options.core_ratio)
     try:
         with claimed(spool, stop, role="replayer"), Baselines(options.baselines) as store:
@@ -115,10 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m taxbreak_vllm.service.processes.replayer", description=__doc__)
-    parser.add_argument("--spool", type=Path, required=True)
-    parser.add_argument("--spool-max-bytes", type=int, required=True)
-    parser.add_argument("--spool-max-captures", type=int, required=True)
+    parser = spool_parser("python -m taxbreak_vllm.service.processes.replayer", __doc__)
     parser.add_argument("--baselines", type=Path, required=True)
     parser.add_argument("--core-ratio", type=float, required=True)
     parser.add_argument("--device", required=True)
