@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from taxbreak_vllm.model.step import Int64
+from taxbreak_vllm.model.step import Int64, Phase
 
 
 class EnginePart(StrEnum):
@@ -26,13 +26,34 @@ class EnginePart(StrEnum):
 class Between(StrEnum):
     """Why a worker stood between two of its calls, where the engine's thread did nothing itself.
 
-    `ipc_dispatch`: the engine had sent the call. `ipc_return`: it waited for a result. `no_work`: it had no request;
-    this also holds the time in which one was on its way to it.
+    `ipc_dispatch`: the engine had sent the call. `ipc_return`: it waited for a result. It had no request: one was
+    between its arrival at an API server and its sending (`frontend`), or sent (`ipc_input`), or there was none
+    (`no_work`; where the API servers are not followed this holds the other two).
     """
 
     IPC_DISPATCH = "ipc_dispatch"
     IPC_RETURN = "ipc_return"
+    FRONTEND = "frontend"
+    IPC_INPUT = "ipc_input"
     NO_WORK = "no_work"
+
+
+class IdleFrom(StrEnum):
+    """What tells when a device was idle between two steps: the calls of its worker, or events on the device."""
+
+    WORKER_CALLS = "worker_calls"
+    DEVICE_EVENTS = "device_events"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationSums:
+    """Iterations whose first step is of one phase: `worker_ns` + Σ `exposed_ns` + Σ `between_ns` = `total_ns`."""
+
+    num: Int64 = 0
+    total_ns: Int64 = 0
+    worker_ns: Int64 = 0
+    exposed_ns: Mapping[EnginePart, Int64] = field(default_factory=dict)
+    between_ns: Mapping[Between, Int64] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +64,12 @@ class EngineState:
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
     back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
 
+    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is the share of its time
+    that the engine's thread was ready to run and had no CPU, of late.
+
     With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
-    waited for is not told by the worker's times then: `exposed_ns` and `between_ns` stay empty.
+    waited for is not told by the worker's times then: without events on the device (`idle_from` is None) `exposed_ns`
+    and `between_ns` stay empty.
     """
 
     server_id: str = ""
@@ -59,6 +84,9 @@ class EngineState:
     busy_ns: Mapping[EnginePart, Int64] = field(default_factory=dict)
     exposed_ns: Mapping[EnginePart, Int64] = field(default_factory=dict)
     between_ns: Mapping[Between, Int64] = field(default_factory=dict)
+    phases: Mapping[Phase, IterationSums] = field(default_factory=dict)
+    idle_from: IdleFrom | None = None
+    runqueue_wait_ratio: float | None = None
     num_unjoined: Int64 = 0
     num_lost: Int64 = 0
     works_ahead: bool = False

@@ -20,6 +20,10 @@ TRACE = "trace.json.gz"
 STEP = "step.json"
 STATE = "state.json"
 ENGINE = "engine-"  # and its number: the folder of an engine beside those of its ranks
+API = "api-"  # and its number: the folder of an API server
+REQUESTS = "requests.json"  # of an API server: its newest waterfalls
+ARRIVALS = "arrivals"  # of an API server: which requests are on their way to an engine
+WINDOW = "iterations-{}.json.gz"  # of an engine: consecutive turns of its loop; the newest few are kept
 REQUEST = "capture.json"
 CONTROL = "control.json"
 ANALYZED = "analyzed"
@@ -36,9 +40,9 @@ _ROOT, _SERVER, _RANK = range(3)
 _FILES = (
     re.compile(rf"{re.escape(MARKER)}|\.[a-z]+\.lock|{_DATABASES}"),
     re.compile(rf"{REQUEST}|{CONTROL}|{_LEFTOVER.pattern}"),
-    re.compile(rf"{STATE}|{_LEFTOVER.pattern}"),
+    re.compile(rf"{STATE}|{REQUESTS}|{ARRIVALS}|iterations-[0-9]\.json\.gz|{_LEFTOVER.pattern}"),
 )
-_FOLDERS = (NAME, re.compile(rf"({ENGINE})?[0-9]{{1,9}}"), NAME)
+_FOLDERS = (NAME, re.compile(rf"({ENGINE}|{API})?[0-9]{{1,9}}"), NAME)
 
 
 def take(root: Path) -> None:
@@ -89,12 +93,17 @@ def server_dirs(root: Path) -> list[str]:
 
 def rank_dirs(root: Path) -> list[str]:
     """List the folders of all ranks of all servers."""
-    return [folder for folder in _server_parts(root) if not os.path.basename(folder).startswith(ENGINE)]
+    return [folder for folder in _server_parts(root) if os.path.basename(folder).isdigit()]
 
 
 def engine_dirs(root: Path) -> list[str]:
     """List the folders of all engines of all servers."""
     return [folder for folder in _server_parts(root) if os.path.basename(folder).startswith(ENGINE)]
+
+
+def api_dirs(root: Path) -> list[str]:
+    """List the folders of all API servers of all servers."""
+    return [folder for folder in _server_parts(root) if os.path.basename(folder).startswith(API)]
 
 
 def capture_dirs(rank_dir: str) -> list[str]:

@@ -11,24 +11,28 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.layout import (
     ANALYZED,
+    API,
     CONTROL,
     ENGINE,
     NAME,
     REQUEST,
+    REQUESTS,
     STATE,
     STEP,
     TRACE,
+    api_dirs,
     capture_dirs,
     engine_dirs,
     is_capture,
@@ -91,29 +95,42 @@ class Spool:
 
     def put_state(self, state: WorkerState) -> None:
         """Publish a worker's state; raises SpoolError where the disk refuses."""
-        rank_dir = self._rank_dir(state.server.server_id, state.server.rank)
-        try:
-            self._make(rank_dir)
-            write_value(rank_dir / STATE, state)
-        except OSError as error:
-            raise SpoolError(f"{self.root}: cannot publish the worker's state: {error.strerror or error}") from error
+        self._publish(self._rank_dir(state.server.server_id, state.server.rank) / STATE, state)
 
     def put_engine_state(self, state: EngineState) -> None:
         """Publish an engine's state; raises SpoolError where the disk refuses."""
-        folder = self.root / _checked(state.server_id) / f"{ENGINE}{_checked(state.engine)}"
-        try:
-            self._make(folder)
-            write_value(folder / STATE, state)
-        except OSError as error:
-            raise SpoolError(f"{self.root}: cannot publish the engine's state: {error.strerror or error}") from error
+        self._publish(self.engine_dir(state.server_id, state.engine) / STATE, state)
 
     def engine_states(self) -> list[EngineState]:
         """Read the state of every engine that ever published one here; unreadable ones are left out."""
-        found = []
-        for folder in engine_dirs(self.root):
-            with suppress(SpoolError):
-                found.append(read_value(Path(folder, STATE), EngineState))
-        return found
+        return list(_readable(engine_dirs(self.root), STATE, EngineState))
+
+    def engine_dir(self, server_id: str, engine: str) -> Path:
+        """Return the folder of an engine; raises SpoolError for names that cannot name one."""
+        return self.root / _checked(server_id) / f"{ENGINE}{_checked(engine)}"
+
+    def put_frontend_state(self, state: FrontendState) -> None:
+        """Publish an API server's state; raises SpoolError where the disk refuses."""
+        self._publish(self.api_dir(state.server_id, state.api) / STATE, state)
+
+    def frontend_states(self) -> list[FrontendState]:
+        """Read the state of every API server that ever published one here; unreadable ones are left out."""
+        return list(_readable(api_dirs(self.root), STATE, FrontendState))
+
+    def put_waterfalls(self, server_id: str, api: str, waterfalls: Sequence[Waterfall]) -> None:
+        """Replace the waterfalls of an API server, oldest first; raises SpoolError where the disk refuses."""
+        self._publish(self.api_dir(server_id, api) / REQUESTS, waterfalls)
+
+    def waterfalls(self, server_id: str, api: str) -> tuple[Waterfall, ...]:
+        """Read the waterfalls of an API server, oldest first; none where there are none or they cannot be read."""
+        try:
+            return read_value(self.api_dir(server_id, api) / REQUESTS, tuple[Waterfall, ...])
+        except SpoolError:
+            return ()
+
+    def api_dir(self, server_id: str, api: str) -> Path:
+        """Return the folder of an API server; raises SpoolError for names that cannot name one."""
+        return self.root / _checked(server_id) / f"{API}{_checked(api)}"
 
     def messages_stamp(self, server_id: str) -> tuple[tuple[int, int] | None, ...]:
         """Return what changes when a request or a control message comes, goes or is replaced; cheaper than reading."""
@@ -192,11 +209,7 @@ class Spool:
 
     def states(self) -> list[WorkerState]:
         """Read the state of every worker that ever published one here; unreadable ones are left out."""
-        found = []
-        for rank_dir in rank_dirs(self.root):
-            with suppress(SpoolError):
-                found.append(read_value(Path(rank_dir, STATE), WorkerState))
-        return found
+        return list(_readable(rank_dirs(self.root), STATE, WorkerState))
 
     def put_request(self, server_id: str, request: CaptureRequest) -> None:
         """Ask a server for steps, replacing an earlier request; raises SpoolError where the disk refuses."""
@@ -244,7 +257,7 @@ class Spool:
         """
         if not is_marked(self.root):
             return 0
-        ranks = [*rank_dirs(self.root), *engine_dirs(self.root)]
+        ranks = [*rank_dirs(self.root), *engine_dirs(self.root), *api_dirs(self.root)]
         num_left = sum(remove_leftovers(rank, older_than_ns=older_than_ns) for rank in ranks)
         num_ranks = sum(remove_rank(rank, older_than_ns=older_than_ns) for rank in ranks)
         return num_left + num_ranks + sum(remove_server(s, older_than_ns=older_than_ns) for s in server_dirs(self.root))
@@ -263,6 +276,13 @@ class Spool:
         except SpoolError:
             return None
 
+    def _publish(self, path: Path, value: object) -> None:
+        try:
+            self._make(path.parent)
+            write_value(path, value)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot publish {path.name}: {error.strerror or error}") from error
+
     def _make(self, folder: Path) -> None:
         take(self.root)
         for part in reversed([folder, *folder.parents]):
@@ -274,6 +294,12 @@ class Spool:
         with os.fdopen(open_private(self.root / ".writer.lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _readable(folders: Iterable[str], name: str, kind: type[T]) -> Iterator[T]:
+    for folder in folders:
+        with suppress(SpoolError):
+            yield read_value(Path(folder, name), kind)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

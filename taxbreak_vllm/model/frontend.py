@@ -1,0 +1,96 @@
+"""What an API server publishes about the requests it serves: `api-I/state.json` and `api-I/requests.json` in the spool.
+
+A request's time, from its arrival at the API server to the end of its answer, is cut into stages (methodology
+section 11) that sum to it. No content and no request id is kept: 32 random bits that vLLM put behind the id at most.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from taxbreak_vllm.model.step import Int64
+
+SPAN_BUCKETS_NS = (*(m * 10**e for e in range(4, 11) for m in (1, 2, 5)), 10**11)
+NUM_WATERFALLS = 256  # kept of each API server, the newest
+
+
+class Stage(StrEnum):
+    """The stages of a request, in order; the last four are those of an output's way from the engine to its client."""
+
+    RECEIVE = "receive"  # from the arrival to the end of its body
+    PARSE = "parse"  # to the template: JSON, validation, routing
+    RENDER = "render"  # template and tokenizer
+    SUBMIT = "submit"  # checked, registered, encoded, sent to the engine
+    IPC_INPUT = "ipc_input"  # on its way to the engine's scheduler
+    QUEUE = "queue"  # waits to be scheduled
+    PREFILL = "prefill"  # to its first token
+    DECODE = "decode"  # to its last token
+    IPC_OUTPUT = "ipc_output"  # on its way from the engine to the API server
+    DETOKENIZE = "detokenize"
+    SERIALIZE = "serialize"  # waits for its turn, made into JSON
+    SEND = "send"
+
+
+DELIVERY = (Stage.IPC_OUTPUT, Stage.DETOKENIZE, Stage.SERIALIZE, Stage.SEND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanHistogram:
+    """Durations: how many, their sum, and how many fell into each bucket of `SPAN_BUCKETS_NS`, one more above."""
+
+    num: Int64 = 0
+    sum_ns: Int64 = 0
+    bucket_counts: tuple[Int64, ...] = (0,) * (len(SPAN_BUCKETS_NS) + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendState:
+    """The requests one API server has answered since its start; all durations in ns.
+
+    `stages` hold every request whose stages are known, `ttft` the first byte of their answers, `total` their ends.
+    `tokens` are the four parts of the delivery of single outputs, of one request in `followed_every`. `loop_lag` is how
+    late the event loop was. `num_unknown` counts requests without vLLM's own stamps (statistics are off), `num_failed`
+    those that got no token: neither is in a histogram. `num_lost` counts those nobody had time to count. `off_reason`
+    says why counting ended. `runqueue_wait_ratio` is the share of its time that the event loop's thread was ready to
+    run and had no CPU, of late.
+    """
+
+    server_id: str = ""
+    api: str = "0"
+    model_name: str = ""
+    pid: Int64 = 0
+    started_unix_ns: Int64 = 0
+    updated_unix_ns: Int64 = 0
+    num_requests: Int64 = 0
+    num_failed: Int64 = 0
+    num_unknown: Int64 = 0
+    num_lost: Int64 = 0
+    num_in_flight: Int64 = 0
+    stages: Mapping[Stage, SpanHistogram] = field(default_factory=dict)
+    ttft: SpanHistogram = field(default_factory=SpanHistogram)
+    total: SpanHistogram = field(default_factory=SpanHistogram)
+    tokens: Mapping[Stage, SpanHistogram] = field(default_factory=dict)
+    followed_every: Int64 = 64
+    loop_lag: SpanHistogram = field(default_factory=SpanHistogram)
+    runqueue_wait_ratio: float | None = None
+    off_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waterfall:
+    """One request: what its time went to. `stages_ns` sum to `total_ns`, to the nanosecond.
+
+    `ttft_ns` is the time to the first byte of its answer's body, and `first_token_ns` cuts the delivery of that.
+    `number` is the 32 random bits of vLLM's id; `engine` served it.
+    """
+
+    number: Int64
+    engine: str
+    started_unix_ns: Int64
+    total_ns: Int64
+    ttft_ns: Int64
+    stages_ns: Mapping[Stage, Int64]
+    first_token_ns: Mapping[Stage, Int64]
+    num_prompt_tokens: Int64
+    num_output_tokens: Int64
+    is_streamed: bool
