@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
-from taxbreak_vllm.output.words import duration, percent, ratio, span
+from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("words.js", "uPlot.iife.min.js", "charts.js", "timeline.js", "live.js", "page.js")
@@ -53,6 +53,7 @@ def _template() -> Template:
         "ratio": ratio,
         "percent": percent,
         "json": _json,
+        "one": one,
         "per": per,
         "span": span,
     }
