@@ -2,7 +2,7 @@
 
 import typer
 
-from taxbreak_vllm.cli import measuring, servers, traces
+from taxbreak_vllm.cli import agents, measuring, servers, traces
 
 app = typer.Typer(
     name="taxbreak",
@@ -21,6 +21,7 @@ for command in (
     servers.serve,
     servers.capture,
     servers.control,
+    agents.mcp,
     servers.demo,
 ):
     app.command()(command)

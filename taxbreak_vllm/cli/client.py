@@ -1,11 +1,11 @@
 """Speak to a running server over HTTP: ask it for steps and wait for their breakdown, change how it records."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -43,6 +43,7 @@ class _Outcome(msgspec.Struct):
     steps: int
     analyzed: int
     failed: int
+    recorded: int = 0
     failure: str | None = None
     breakdown: Breakdown | None = None
 
@@ -73,10 +74,13 @@ def capture_steps(
     stacks: bool = False,
     server_id: str | None = None,
     api_key: str | None = None,
+    report: Callable[[int, int], None] = lambda recorded, analyzed: None,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> Captured:
     """Request `steps` steps, wait until they are recorded and analyzed, return their breakdown.
+
+    `report` is told how many are, whenever it was asked.
 
     Raises CaptureError where the server cannot be reached, refuses, or has recorded and analyzed none in `timeout_s`
     (plus a few seconds for the analysis), SettingsError where it cannot be asked so. An interrupted wait takes the
@@ -90,6 +94,7 @@ def capture_steps(
         try:
             while True:
                 outcome = _ask(client, _Outcome, "GET", f"captures/{capture_id}")
+                report(outcome.recorded, outcome.analyzed)
                 if outcome.status != "running" or now() > deadline:
                     break
                 sleep(_POLL_S)
@@ -135,6 +140,14 @@ def control_server(
             sleep(_POLL_S)
 
 
+def read(
+    url: str, path: str, *, params: Mapping[str, str | int] | None = None, api_key: str | None = None
+) -> dict[str, Any]:
+    """Return what a server says below /v1/taxbreak; raises CaptureError where it cannot be reached or refuses."""
+    with _connected(url, api_key) as client:
+        return _ask(client, dict[str, Any], "GET", path, params=params)
+
+
 @contextmanager
 def _connected(url: str, api_key: str | None) -> Iterator[httpx.Client]:
     """Open a client of our routes; what goes wrong between it and the server comes out as an error of ours."""
@@ -156,7 +169,7 @@ def _ask(
     method: str,
     path: str,
     body: object = None,
-    params: dict[str, str] | None = None,
+    params: Mapping[str, str | int] | None = None,
 ) -> T:
     response = client.request(method, path, json=body, params=params)
     if not response.is_success:

@@ -89,16 +89,13 @@ def serve(settings: Settings) -> None:
     _check_spool(settings)
     with Results(settings.results_path):
         pass
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     config = uvicorn.Config(
         create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S
     )
     # uvicorn sends itself the signal again once it has shut down in order, and that is no failure. Not sys.exit: what
     # it raises while the app starts is swallowed there. What we started ends when its standard input closes.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    host, port = listener.getsockname()[:2]
-    sys.stderr.write(f"taxbreak: listening on http://{f'[{host}]' if ':' in host else host}:{port}\n")
-    sys.stderr.flush()
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -115,10 +112,13 @@ def _check_spool(settings: Settings) -> None:
         ) from None
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, path: str = "") -> socket.socket:
+    """Listen, and say on standard error where; raises TaxbreakError where the port is taken, SettingsError for a host
+    there is not.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((str(address[0]), port), family=family)
+        listener = socket.create_server((str(address[0]), port), family=family)
     except (socket.gaierror, UnicodeError) as error:
         raise SettingsError(f"TAXBREAK_HOST={host}: no address of this machine: {error}") from None
     except OSError as error:
@@ -126,3 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise TaxbreakError(
             f"{host}:{port}: cannot listen: {reason}; set TAXBREAK_HOST or TAXBREAK_PORT to another, 0 for any port"
         ) from None
+    name, number = listener.getsockname()[:2]
+    sys.stderr.write(f"taxbreak: listening on http://{f'[{name}]' if ':' in name else name}:{number}{path}\n")
+    sys.stderr.flush()
+    return listener

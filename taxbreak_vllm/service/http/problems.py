@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taxbreak_vllm.model.errors import TaxbreakError
 
@@ -81,6 +81,21 @@ def check_token(request: Request, api_key: SecretStr | None, *, with_basic: bool
         given = ""
     if not hmac.compare_digest(given.strip().encode(), api_key.get_secret_value().encode()):
         raise Problem(HTTPStatus.UNAUTHORIZED, "this needs the key of TAXBREAK_API_KEY as a bearer token")
+
+
+def guarded(app: ASGIApp, api_key: SecretStr | None) -> ASGIApp:
+    """Put the bearer token in front of an app that is not made of our routes."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                check_token(Request(scope), api_key)
+            except Problem as error:
+                await problem_response(error)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return answer
 
 
 def problem_route(api_key: SecretStr | None) -> type[APIRoute]:

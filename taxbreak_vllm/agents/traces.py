@@ -1,0 +1,44 @@
+"""The traces and captures that an agent may read: those below one folder, by their names in it."""
+
+import threading
+from pathlib import Path
+
+from taxbreak_vllm.insight.evidence import with_plain_step
+from taxbreak_vllm.insight.findings import Findings
+from taxbreak_vllm.model.advice import AdviceReport
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.errors import SettingsError
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.taxes.analyze import choose
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
+
+
+class Traces:
+    """One folder of traces; they are read one at a time, as each may take much of the memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._one_at_a_time = threading.Lock()
+
+    def read(
+        self,
+        name: str,
+        *,
+        phase: Phase | None = None,
+        step: str | None = None,
+        rank: int | None = None,
+        floor_ns: int | None = None,
+        plain_ns: int | None = None,
+    ) -> tuple[Breakdown, AdviceReport]:
+        """Return breakdown and advice of a trace or capture.
+
+        Raises SettingsError for a name that leads out of the folder, TraceFormatError and SpoolError as `analyze` does.
+        """
+        path = (self._folder / name).resolve()
+        if not path.is_relative_to(self._folder):
+            raise SettingsError(f"{name}: not in {self._folder}, the one folder that traces are read from (--traces)")
+        with self._one_at_a_time, Recording.open(path, Terms(floor_ns=floor_ns, rank=rank)) as recording:
+            shown = choose(recording.breakdown, phase=phase, step=step)
+            findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
+            return findings.breakdown, findings.advice

@@ -1,0 +1,156 @@
+"""The tools of `taxbreak mcp` over given traces, as the SDK's own client meets them; the server is a made-up one."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from mcp import Client
+
+from taxbreak_vllm.agents.questions import Questions
+from taxbreak_vllm.agents.server import create_server
+from taxbreak_vllm.agents.traces import Traces
+from taxbreak_vllm.cli.client import CaptureError
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+class NoServer:
+    """A server that answers what it was given, and cannot be reached for anything else."""
+
+    def __init__(self, **answers):
+        self.answers = answers
+        self.asked = []
+
+    def get(self, path, **params):
+        self.asked.append((path, params))
+        if path not in self.answers:
+            raise CaptureError("http://host:1: cannot be reached\n(Connection refused)")
+        return self.answers[path]
+
+
+@pytest.fixture
+def call():
+    """Call a tool and check what comes back against the schema that was shown."""
+
+    def call(name, server=None, *, folder=DATA, **arguments):
+        async def ask():
+            app = create_server(Questions(server or NoServer(), Traces(folder)))
+            async with Client(app) as client:
+                tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+                result = await client.call_tool(name, arguments)
+                return result, tools.get(name)
+
+        result, tool = asyncio.run(ask())
+        if not result.is_error:
+            assert json.loads(result.content[0].text) == result.structured_content
+            jsonschema.validate(result.structured_content, tool.output_schema)
+        return result
+
+    return call
+
+
+def words(result):
+    assert result.is_error
+    assert result.content[0].text.count("\n") == 0
+    return result.content[0].text
+
+
+def test_every_tool_only_reads_and_every_word_it_takes_is_described():
+    async def list_tools(*, allow_control):
+        async with Client(create_server(Questions(NoServer(), Traces(DATA)), allow_control=allow_control)) as client:
+            return (await client.list_tools()).tools
+
+    tools = asyncio.run(list_tools(allow_control=False))
+    more = asyncio.run(list_tools(allow_control=True))
+
+    assert {tool.name for tool in tools} == {
+        "what_is_slow", "why", "list_steps", "get_step", "iterations", "requests", "server_status", "compare",
+        "analyze_trace",
+    }  # fmt: skip
+    assert {tool.name for tool in more} - {tool.name for tool in tools} == {"capture"}
+    assert all(tool.annotations.read_only_hint for tool in tools)
+    assert all(tool.description and tool.output_schema["properties"] for tool in more)
+    for tool in more:
+        described = [word.get("description") for word in tool.input_schema.get("properties", {}).values()]
+        assert all(described), tool.name
+
+
+def test_what_is_slow_in_a_trace_is_told_by_phase_with_the_verdict(call):
+    told = call("what_is_slow", trace="serving.json").structured_content
+
+    assert [phase["phase"] for phase in told["phases"]] == ["prefill", "decode"]
+    assert told["phases"][0]["device"]["idle"]["host_ns"] == 107_000
+    assert told["verdict"] == "withheld"
+    assert told["reasons"]
+    assert told["top"][0]["op"]
+
+
+def test_advice_on_a_trace_comes_with_bound_settings_and_refutation(call):
+    told = call("analyze_trace", trace="serving.json", plain_ms=0.3).structured_content
+
+    assert told["verdict"] == "act"
+    assert all(one["at_most_ns"] and one["settings"] and one["refuted_by"] for one in told["advice"])
+    assert [step["phase"] for step in told["steps"]] == ["prefill", "decode", "decode", "decode"]
+
+
+def test_every_given_trace_is_told_within_the_bound(call, trace_path):
+    told = call("analyze_trace", folder=trace_path.parent, trace=trace_path.name, most=5)
+
+    assert len(told.content[0].text) < 30_000
+    assert 0 < len(told.structured_content["top"]) <= 5
+
+
+def test_a_comparison_tells_only_figures_that_moved(call):
+    told = call("compare", a="serving.json", b="traces/h100_hf_bert-small_infer.json.gz", most=2).structured_content
+    same = call("compare", a="serving.json", b="serving.json").structured_content
+
+    assert all(figure["absolute"] for section in told["sections"] for figure in section["figures"])
+    assert [len(section["rows"]) for section in told["sections"]] == [2]
+    assert any(line.startswith("sections.rows: 2 of ") for line in told["left_out"])
+    assert [figure for section in same["sections"] for figure in section["figures"]] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("what_is_slow", {}, "http://host:1: cannot be reached (Connection refused)"),
+        ("what_is_slow", {"trace": "../test_docs.py"}, "the one folder that traces are read from"),
+        ("what_is_slow", {"trace": "/etc/passwd"}, "the one folder that traces are read from"),
+        ("what_is_slow", {"trace": "serving.json", "window_s": 5}, "a trace has neither"),
+        ("why", {"trace": "nothing.json"}, "nothing.json: No such file or directory"),
+        ("analyze_trace", {"trace": "make_serving.py"}, "not JSON"),
+        ("analyze_trace", {"trace": "serving.json", "step": "nine"}, "no step 'nine' among its 4"),
+        ("analyze_trace", {"trace": "serving.json", "most": 0}, "most: Input should be greater than or equal to 1"),
+        ("analyze_trace", {}, "trace: Field required"),
+        ("get_step", {"step_id": "../status"}, "no id of a step or capture"),
+        ("compare", {"a": "step:", "b": "serving.json"}, "no id of a step or capture"),
+        ("capture", {}, "Unknown tool: capture"),
+    ],
+)
+def test_what_goes_wrong_is_an_error_of_one_line(call, name, arguments, said):
+    assert said in words(call(name, **arguments))
+
+
+def test_a_fault_of_ours_is_named_as_one_and_shows_nothing_of_itself(call):
+    broken = NoServer(status={"version": 1j})
+
+    assert words(call("server_status", broken)) == "server_status: a fault of taxbreak's own; its log says more"
+
+
+def test_an_answer_of_another_kind_is_told_from_ours(call):
+    assert "no answer of this version of taxbreak" in words(
+        call("get_step", NoServer(**{"steps/a": {"total": {}}}), step_id="a")
+    )
+
+
+def test_what_a_newer_server_says_is_handed_on(call):
+    waterfall = {"number": 7, "total_ns": 10, "stages_ns": {"queue": 10}, "new": [1]}
+    server = NoServer(requests={"api_servers": [], "waterfalls": [waterfall] * 3})
+
+    told = call("requests", server, most=2).structured_content
+
+    assert server.asked == [("requests", {"limit": 2, "sort": "slowest"})]
+    assert told["waterfalls"] == [waterfall] * 2
+    assert told["reason"] is None
