@@ -105,6 +105,11 @@ class Settings(BaseSettings):
         pattern=r"^(cpu|cuda(:\d+)?)$",
         description="device to replay on in the background: cpu, cuda or cuda:N; a GPU only when named",
     )
+    otlp: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+",
+        description="address of an OpenTelemetry collector that takes OTLP over HTTP, such as http://collector:4318",
+    )
     captures_per_minute: int = Field(
         default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"
     )

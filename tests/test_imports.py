@@ -72,8 +72,8 @@ def test_serving_stands_on_the_two_lowest_floors_and_only_the_plugin_reaches_it(
 
 
 def test_the_rooms_of_the_service_know_only_its_results():
-    """`app` and `mount` put together what http, metrics and processes are."""
-    may = {room: {"results"} for room in ("http", "metrics", "processes")}
+    """`app` and `mount` put together what http, metrics, otlp and processes are."""
+    may = {room: {"results"} for room in ("http", "metrics", "otlp", "processes")}
     may |= {"results": set(), **{door: {"results", *may} for door in ("app", "mount")}}
     inner = [
         (found.importer, found.imported.split(".")[2])

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -31,7 +32,12 @@ from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
+if TYPE_CHECKING:
+    from taxbreak_vllm.service.otlp.exporter import OtlpExporter
+
 _GRACE_S = 1
+_OTLP_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_OTLP_VARIABLES = [f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_")]
 _METRICS = {200: {"content": {OPENMETRICS: {"schema": {"type": "string"}}}}} | errors(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
@@ -42,11 +48,13 @@ def create_app(
     analyzer = supervisor or Supervisor(analyzer_command(settings))
     replayer = Supervisor(replayer_command(settings)) if settings.replay and supervisor is None else None
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-    exposition = Exposition(TaxbreakCollector.of(settings, spool, now_ns=now_ns))
+    collector = TaxbreakCollector.of(settings, spool, now_ns=now_ns)
+    exporter = _otlp_exporter(settings, collector, spool)
+    exposition = Exposition(collector, *([exporter] if exporter else []))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        processes = [process for process in (analyzer, replayer) if process is not None]
+        processes = [process for process in (analyzer, replayer, exporter) if process is not None]
         for process in processes:
             process.start()
         try:
@@ -98,6 +106,27 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _otlp_exporter(settings: Settings, collector: TaxbreakCollector, spool: Spool) -> "OtlpExporter | None":
+    """Make the exporter where one is asked for; raises SettingsError where the option is and the extra is not."""
+    if settings.otlp is None and not any(os.environ.get(name) for name in _OTLP_VARIABLES):
+        return None
+    try:
+        from taxbreak_vllm.service.otlp.exporter import OtlpExporter
+    except ImportError as error:
+        raise SettingsError(f"exporting by OTLP needs {error.name}: pip install 'taxbreak-vllm[otlp]'") from None
+    interval_ms = os.environ.get(_OTLP_INTERVAL, "15000")
+    if not interval_ms.isdecimal() or interval_ms == "0":
+        raise SettingsError(f"{_OTLP_INTERVAL}={interval_ms}: the milliseconds between two exports")
+    return OtlpExporter(
+        collector,
+        settings.results_path,
+        spool,
+        window_ns=settings.window_s * 10**9,
+        interval_s=int(interval_ms) / 1000,
+        url=settings.otlp,
+    )
 
 
 def _check_spool(settings: Settings) -> None:

@@ -25,11 +25,12 @@ _END = b"# EOF\n"  # of OpenMetrics
 
 
 class Exposition:
-    """Writes a collector's metrics in the format asked for."""
+    """Writes the metrics of collectors in the format asked for."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, *collectors: Collector) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(collector)
+        for collector in collectors:
+            self._registry.register(collector)
 
     def write(self, accept: str) -> tuple[bytes, str]:
         """Return the text and its media type for the value of an `Accept` header."""
