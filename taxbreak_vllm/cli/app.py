@@ -2,7 +2,7 @@
 
 import typer
 
-from taxbreak_vllm.cli import agents, measuring, servers, traces
+from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces
 
 app = typer.Typer(
     name="taxbreak",
@@ -22,6 +22,7 @@ for command in (
     servers.capture,
     servers.control,
     agents.mcp,
+    doctor.doctor,
     servers.demo,
 ):
     app.command()(command)

@@ -25,6 +25,10 @@ class CaptureError(TaxbreakError):
     """A server could not be asked, or did not record what was asked for."""
 
 
+class Unreachable(CaptureError):
+    """Nobody answers at a server's address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Captured:
     """The steps that came of a request; `gap` says what is missing, and `is_expired` whether for want of time."""
@@ -160,7 +164,7 @@ def _connected(url: str, api_key: str | None) -> Iterator[httpx.Client]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # the last from a host's name
         raise SettingsError(f"{url!r}: not the URL of a server, as {defaults.URL} is: {error}") from error
     except httpx.HTTPError as error:
-        raise CaptureError(f"{url}: cannot be reached ({error})") from error
+        raise Unreachable(f"{url}: cannot be reached ({error})") from error
 
 
 def _ask(

@@ -29,34 +29,36 @@ def read_machine(pid: int, *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> M
             entry.partition("=")[::2] for entry in (process / "environ").read_text(errors="replace").split("\0")
         )
         path = (process / "cgroup").read_text().strip().rpartition("::/")[2]
-        allowed = _allowed(process)
+        allowed = allowed_processors(process)
     except OSError:
         return None
-    limits = [limit for limit in (allowed, _quota(cgroups / path)) if limit is not None]
+    limits = [limit for limit in (allowed, cpu_quota(cgroups / path)) if limit is not None]
     threads = environment.get("OMP_NUM_THREADS", "")
     return Machine(
         cpu_limit=min(limits, default=None),
         omp_threads=int(threads) if threads.isdecimal() else None,
-        throttled_ratio=_throttled(cgroups / path),
+        throttled_ratio=throttled_ratio(cgroups / path),
     )
 
 
-def _allowed(process: Path) -> float | None:
-    """Count the processors of the affinity mask."""
+def allowed_processors(process: Path) -> float | None:
+    """Count the processors of the affinity mask of a process; raises OSError where it cannot be read."""
     for line in (process / "status").read_text().splitlines():
         if line.startswith("Cpus_allowed:"):
             return float(int(line.partition(":")[2].strip().replace(",", ""), 16).bit_count()) or None
     return None
 
 
-def _quota(folder: Path) -> float | None:
+def cpu_quota(folder: Path) -> float | None:
+    """Return the processors that a control group may use (version 2); None without a limit."""
     with suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
     return None
 
 
-def _throttled(folder: Path) -> float | None:
+def throttled_ratio(folder: Path) -> float | None:
+    """Return the share of its periods in which a control group was stopped for its quota; None without one."""
     with suppress(OSError, ValueError):
         counts = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
         if periods := int(counts.get("nr_periods", 0)):

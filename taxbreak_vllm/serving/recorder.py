@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from taxbreak_vllm.machine.cupti import loaded_cupti_version
+from taxbreak_vllm.machine.injected import injected_profiler
 from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.kineto_log import kineto_errors, stderr_bytes
-from taxbreak_vllm.serving.other_profilers import injected_profiler, is_profiler_running
+from taxbreak_vllm.serving.other_profilers import is_profiler_running
 from taxbreak_vllm.serving.sampling.sampler import CaptureProgress
 from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.serving.tokens import SampledTokens

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving.other_profilers import injected_profiler, is_profiler_running
+from taxbreak_vllm.machine.injected import injected_profiler
+from taxbreak_vllm.serving.other_profilers import is_profiler_running
 from taxbreak_vllm.serving.torch_profile import TorchProfile
 
 pytest.importorskip("torch")
