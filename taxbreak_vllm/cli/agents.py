@@ -35,9 +35,9 @@ def mcp(
 ) -> None:
     """Answer agents by the Model Context Protocol: what is slow, why, what moved; needs the extra mcp."""
     try:
-        import mcp as _  # noqa: F401 - tells whether the extra is there
+        import mcp.server.mcpserver as _  # noqa: F401 - whether the extra is there, and no earlier SDK
     except ImportError:
-        raise SettingsError("taxbreak mcp needs the MCP SDK: pip install 'taxbreak-vllm[mcp]'") from None
+        raise SettingsError("taxbreak mcp needs version 2 of the MCP SDK: pip install 'taxbreak-vllm[mcp]'") from None
     from taxbreak_vllm.agents.questions import Questions
     from taxbreak_vllm.agents.server import create_server
     from taxbreak_vllm.agents.traces import Traces

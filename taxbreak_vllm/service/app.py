@@ -1,6 +1,7 @@
 """The sidecar: the API, the metrics and the page on one port; analyzer and replayer in processes of their own."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from taxbreak_vllm.spool.spool import Spool
 
 if TYPE_CHECKING:
     from taxbreak_vllm.service.otlp.exporter import OtlpExporter
+
+logger = logging.getLogger("taxbreak.service")
 
 _GRACE_S = 1
 _OTLP_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
@@ -115,7 +118,11 @@ def _otlp_exporter(settings: Settings, collector: TaxbreakCollector, spool: Spoo
     try:
         from taxbreak_vllm.service.otlp.exporter import OtlpExporter
     except ImportError as error:
-        raise SettingsError(f"exporting by OTLP needs {error.name}: pip install 'taxbreak-vllm[otlp]'") from None
+        reason = f"exporting by OTLP needs {error.name}: pip install 'taxbreak-vllm[otlp]'"
+        if settings.otlp is None:  # the variables may be meant for somebody else
+            logger.warning("taxbreak: %s", reason)
+            return None
+        raise SettingsError(reason) from None
     interval_ms = os.environ.get(_OTLP_INTERVAL, "15000")
     if not interval_ms.isdecimal() or interval_ms == "0":
         raise SettingsError(f"{_OTLP_INTERVAL}={interval_ms}: the milliseconds between two exports")

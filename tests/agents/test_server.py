@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+
+pytest.importorskip("mcp.server.mcpserver")
 from mcp import Client
 
 from taxbreak_vllm.agents.questions import Questions

@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from mcp import Client, StdioServerParameters
-from mcp.client.streamable_http import streamable_http_client
 
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
+
+pytest.importorskip("mcp.server.mcpserver")
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 
 KEY = "s3cret"
 
@@ -201,4 +203,4 @@ def test_without_the_sdk_one_line_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "taxbreak: taxbreak mcp needs the MCP SDK: pip install 'taxbreak-vllm[mcp]'\n"
+    assert done.stderr == "taxbreak: taxbreak mcp needs version 2 of the MCP SDK: pip install 'taxbreak-vllm[mcp]'\n"

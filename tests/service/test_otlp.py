@@ -11,12 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
 from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.service.app import create_app
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.otlp.exporter import LEAVE_S, OtlpExporter
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -352,3 +355,12 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path):
 
     assert done.returncode == 2
     assert "pip install 'taxbreak-vllm[otlp]'" in done.stderr
+
+
+def test_opentelemetrys_variables_alone_need_no_extra(settings, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "taxbreak_vllm.service.otlp.exporter", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+
+    create_app(settings)
+
+    assert "pip install 'taxbreak-vllm[otlp]'" in caplog.text
