@@ -111,6 +111,14 @@ def capture_steps(
             raise
 
 
+def read(
+    url: str, path: str, *, params: Mapping[str, str | int] | None = None, api_key: str | None = None
+) -> dict[str, Any]:
+    """Return what a server says below /v1/taxbreak; raises CaptureError where it cannot be reached or refuses."""
+    with _connected(url, api_key) as client:
+        return _ask(client, dict[str, Any], "GET", path, params=params)
+
+
 def control_server(
     url: str,
     *,
@@ -142,14 +150,6 @@ def control_server(
             if now() > deadline:
                 raise CaptureError(f"{url}: the workers have not taken the change within {timeout_s:g} s")
             sleep(_POLL_S)
-
-
-def read(
-    url: str, path: str, *, params: Mapping[str, str | int] | None = None, api_key: str | None = None
-) -> dict[str, Any]:
-    """Return what a server says below /v1/taxbreak; raises CaptureError where it cannot be reached or refuses."""
-    with _connected(url, api_key) as client:
-        return _ask(client, dict[str, Any], "GET", path, params=params)
 
 
 @contextmanager
