@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taxbreak_vllm.model.evidence import Evidence
+from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
 if TYPE_CHECKING:
@@ -265,7 +266,10 @@ class ThreadShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
-    """The decomposition of one trace or capture; `taxbreak.breakdown/1`."""
+    """The decomposition of one trace or capture; `taxbreak.breakdown/1`.
+
+    `hdbi_server` is of the steps of a window beside the engines that run; None for any other breakdown.
+    """
 
     source: Source
     attribution: Attribution = Attribution.EXCLUSIVE
@@ -276,6 +280,7 @@ class Breakdown:
     total: StepBreakdown = field(default_factory=StepBreakdown)
     devices: tuple[DeviceShare, ...] = ()
     threads: tuple[ThreadShare, ...] = ()
+    hdbi_server: HdbiServer | None = None
     notes: tuple[str, ...] = ()
     schema: str = BREAKDOWN_SCHEMA
 
@@ -320,7 +325,7 @@ def sum_or_none(values: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def hdbi(active_ns: int, orchestration_ns: int | None) -> float | None:
+def hdbi(active_ns: float, orchestration_ns: float | None) -> float | None:
     """HDBI = T_device / (T_device + T_orchestration): 0 host-bound, 1 device-bound (TaxBreak Eq. 4)."""
     if orchestration_ns is None or active_ns + orchestration_ns == 0:
         return None
