@@ -438,6 +438,7 @@ ROUTES = [
     ("GET", "steps/a"),
     ("GET", "steps/a/trace"),
     ("GET", "iterations"),
+    ("GET", "requests"),
     ("POST", "captures"),
     ("GET", "captures"),
     ("GET", "captures/a"),

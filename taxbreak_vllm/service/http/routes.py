@@ -15,6 +15,7 @@ from taxbreak_vllm.service.http.iterations import add_iteration_routes
 from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
+from taxbreak_vllm.service.http.waterfalls import add_request_routes
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -35,6 +36,9 @@ def create_router(
         now_ns=now_ns,
     )
     router = new_router(settings, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
-    for add in (add_status_route, add_step_routes, add_iteration_routes, add_capture_routes, add_control_routes):
+    for add in (
+        *(add_status_route, add_step_routes, add_iteration_routes, add_request_routes),
+        *(add_capture_routes, add_control_routes),
+    ):
         add(router, context)
     return router

@@ -50,7 +50,8 @@ class Balance:
     """The steps of one series whose recorded duration is of one bucket of `STEP_BUCKETS_NS`, within a window.
 
     `active_ns` and `orchestration_ns` are over the `num_balanced` steps that have an HDBI; `tier_sums` are the
-    orchestration time that rests on each `Tier`; `step_id`, `started_unix_ns` and `window_ns` are those of the step analyzed last.
+    orchestration time that rests on each `Tier`; `step_id`, `started_unix_ns` and `window_ns` are those of the step
+    analyzed last.
     """
 
     series: Series

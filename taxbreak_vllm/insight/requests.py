@@ -1,0 +1,40 @@
+"""Which requests to show of many: one that stands for them, and the slow ones.
+
+In: waterfalls of API servers. Out: their medians, and the newest of the slow ones.
+"""
+
+from collections.abc import Iterable, Sequence
+from statistics import median_low
+
+from taxbreak_vllm.model.frontend import NUM_WATERFALLS, Stage, Waterfall
+from taxbreak_vllm.model.server import TypicalRequest
+
+SLOW_RATIO = 0.05  # of the requests are called slow, one at least
+
+NUM_SLOW = 4  # are shown
+
+
+def newest(waterfalls: Iterable[Waterfall]) -> list[Waterfall]:
+    """Return as many as an API server keeps, the one that ended last first."""
+    return sorted(waterfalls, key=lambda w: w.started_unix_ns + w.total_ns, reverse=True)[:NUM_WATERFALLS]
+
+
+def typical(waterfalls: Sequence[Waterfall]) -> TypicalRequest | None:
+    """Return the medians; None of no request."""
+    if not waterfalls:
+        return None
+    return TypicalRequest(
+        num=len(waterfalls),
+        stages_ns={stage: median_low(w.stages_ns.get(stage, 0) for w in waterfalls) for stage in Stage},
+        ttft_ns=median_low(w.ttft_ns for w in waterfalls),
+        total_ns=median_low(w.total_ns for w in waterfalls),
+    )
+
+
+def slow(waterfalls: Sequence[Waterfall]) -> list[Waterfall]:
+    """Return the first few of those that took longest, in the order given."""
+    longest = sorted((w.total_ns for w in waterfalls), reverse=True)
+    if not longest:
+        return []
+    least_ns = longest[max(0, int(SLOW_RATIO * len(longest)) - 1)]
+    return [w for w in waterfalls if w.total_ns >= least_ns][:NUM_SLOW]
