@@ -49,6 +49,7 @@ class Worker:
 class NoWatch:
     """What empty wrappers call."""
 
+    server_id = "bench"
     is_recording = False
     is_paused = False
 

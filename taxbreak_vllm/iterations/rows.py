@@ -42,8 +42,10 @@ class Column(IntEnum):
     WORKER_EXECUTE1 = auto()
     WORKER_SAMPLE0 = auto()
     WORKER_SAMPLE1 = auto()
+    DEVICE_IDLE = auto()  # how long the worker's device was, up to its first call; UNKNOWN where nothing tells
+    DEVICE_IDLE_SAMPLE = auto()  # and between the two
 
 
 NUM_COLUMNS = len(Column)
 
-UNKNOWN = -1  # WORKER_EXECUTE0 of a step with tokens whose output bore no times
+UNKNOWN = -1  # also WORKER_EXECUTE0 of a step with tokens whose output bore no times

@@ -251,7 +251,8 @@ def test_a_step_whose_times_did_not_come_back_is_counted_and_one_without_tokens_
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
-    rows[:2, Column.WORKER_EXECUTE0 :] = [[UNKNOWN, 0, 0, 0], [0, 0, 0, 0]]
+    rows[:2, Column.WORKER_EXECUTE0 :] = 0
+    rows[0, Column.WORKER_EXECUTE0] = UNKNOWN
 
     assert Turns(rows).is_unjoined.tolist() == [True, False, False]
 

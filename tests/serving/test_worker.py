@@ -71,6 +71,7 @@ class PlainWorker:
 class FakeWatch:
     """Notes what the hooks tell it."""
 
+    server_id = "server"
     is_recording = True
     is_paused = False
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from taxbreak_vllm.iterations.rows import UNKNOWN
 from taxbreak_vllm.model.engine import Between, EngineState
 from taxbreak_vllm.serving.engine.watch import LoopWatch
 from taxbreak_vllm.spool.spool import Spool
@@ -24,7 +25,7 @@ class TimedEngine(Engine):
 
     def _times(self, number):
         now = time.monotonic_ns()
-        return "server", number, self.begun, self.ended, now, time.monotonic_ns()
+        return "server", number, self.begun, self.ended, now, time.monotonic_ns(), UNKNOWN, UNKNOWN
 
 
 @pytest.fixture
