@@ -2,8 +2,8 @@
 
 An iteration is the time from the start of a step's first call on a worker to that of the next step. Within the calls it
 is the worker's. Outside, an instant takes the first label that fits: the engine had sent the call that the worker waits
-for (`ipc_dispatch`); what the engine's thread was doing; that it waited for a result (`ipc_return`) or for requests
-(`no_work`); else `loop`. The parts sum to the iteration, to the nanosecond.
+for (`ipc_dispatch`); what the engine's thread was doing; that it waited for a result (`ipc_return`) or for requests (by
+cause: `waits`); else `loop`. The parts sum to the iteration, to the nanosecond.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import numpy as np
 
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.iterations.spans import Int64, Spans, covered, joined, without
+from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals, cut_waits
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.step import PHASES
 
@@ -52,7 +53,7 @@ class Turns:
     phase.
     """
 
-    def __init__(self, rows: Int64) -> None:
+    def __init__(self, rows: Int64, arrivals: Arrivals = NO_ARRIVALS) -> None:
         before_ns = rows[:, Column.UPDATE0] - rows[:, Column.WORKER_SAMPLE1]
         has_times = (rows[:, Column.WORKER_EXECUTE0] > 0) & (before_ns >= 0) & (before_ns < _MAX_BEFORE_NS)
         has_times &= (rows[:, Column.WORKER_PHASE] >= 0) & (rows[:, Column.WORKER_PHASE] < len(PHASES))
@@ -63,7 +64,7 @@ class Turns:
         scheduled = rows[rows[:, Column.SCHEDULED] > 0]
         self._scheduled = scheduled[np.argsort(scheduled[:, Column.SCHEDULED], kind="stable")]
         self._calls = joined(_in_thread(rows, self._done))
-        self._spans = _labelled(rows, self._calls)
+        self._spans = _labelled(rows, self._calls, arrivals)
 
     def iterations(self) -> Iterations:
         """Cut the iterations of all steps whose next step is here too.
@@ -114,14 +115,17 @@ class Turns:
         return parts | {EnginePart.LOOP: to_ns - from_ns - sum(spent.values()) - calls}
 
 
-def _labelled(rows: Int64, calls: Spans) -> dict[Label, Spans]:
+def _labelled(rows: Int64, calls: Spans, arrivals: Arrivals) -> dict[Label, Spans]:
     """Return for each label the spans in which the engine's thread has it, in order, none over another."""
     parts: dict[Label, list[Spans]] = {}
     for label, first, last in _SPANS:
         has = (rows[:, first] > 0) & (rows[:, last] > rows[:, first])
         parts.setdefault(label, []).append((rows[has, first], rows[has, last]))
-    labels = {label: joined(spans) for label, spans in parts.items()}
-    labels[EnginePart.INPUT] = without(labels[EnginePart.INPUT], labels[Between.NO_WORK])
+    labels: dict[Label, Spans] = {label: joined(spans) for label, spans in parts.items()}
+    waits = labels[Between.NO_WORK]
+    for cause, spans in cut_waits(waits, arrivals).items():
+        labels[cause] = spans
+    labels[EnginePart.INPUT] = without(labels[EnginePart.INPUT], waits)
     for holes in (labels[Between.IPC_RETURN], calls):
         labels[EnginePart.DISPATCH] = without(labels[EnginePart.DISPATCH], holes)
     return labels

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from taxbreak_vllm.iterations.count import LoopCount
+from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.engine.arrivals import read_arrivals
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
 from taxbreak_vllm.spool.spool import Spool
@@ -49,7 +51,7 @@ class LoopWatch:
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
         before = self.state
-        self._sums.add(self._ring.take())
+        self._sums.add(self._ring.take(), self._arrivals())
         now_ns = self._unix_ns()
         self.state = replace(
             self._sums.told(self.state),
@@ -74,9 +76,16 @@ class LoopWatch:
                 self._publish()
                 return
 
+    def _arrivals(self) -> Arrivals:
+        server_id = self._hooks.server_id
+        if not server_id:
+            return NO_ARRIVALS  # no worker has answered yet
+        folder = self._spool.engine_dir(server_id, self.state.engine).parent
+        return Arrivals.of(read_arrivals(folder), int(self.state.engine))
+
     def _publish(self) -> None:
         if not self.state.server_id:
-            return  # no worker has answered yet
+            return
         try:
             self._spool.put_engine_state(self.state)
         except SpoolError as error:
