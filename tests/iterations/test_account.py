@@ -128,6 +128,8 @@ def test_a_worker_elsewhere_by_hand():
         EnginePart.LOOP: [5 * US] * 2,
         Between.IPC_DISPATCH: [64 * US] * 2,  # that of two calls, a grammar of 2 µs among each
         Between.IPC_RETURN: [160 * US] * 2,
+        Between.FRONTEND: [0] * 2,
+        Between.IPC_INPUT: [0] * 2,
         Between.NO_WORK: [0] * 2,
     }
     assert found.worker_ns.tolist() == [2000 * US] * 2
@@ -239,7 +241,7 @@ def test_times_of_another_machines_clock_are_none_and_counted():
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
-    rows[:, Column.WORKER_EXECUTE0 :] += 10**14
+    rows[:, Column.WORKER_EXECUTE0 : Column.WORKER_PHASE] += 10**14
 
     turns = Turns(rows)
     assert turns.iterations().step.tolist() == []
@@ -251,7 +253,8 @@ def test_a_step_whose_times_did_not_come_back_is_counted_and_one_without_tokens_
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
-    rows[:2, Column.WORKER_EXECUTE0 :] = [[UNKNOWN, 0, 0, 0], [0, 0, 0, 0]]
+    rows[:2, Column.WORKER_EXECUTE0 :] = 0
+    rows[0, Column.WORKER_EXECUTE0] = UNKNOWN
 
     assert Turns(rows).is_unjoined.tolist() == [True, False, False]
 

@@ -548,7 +548,12 @@ def test_a_multiprocess_executor_sends_a_calls_name_first_and_fetches_from_one_q
     assert "self.output_rank" in text
 
 
-_TIMES = ("server", 7, 1, 2, 3, 4)
+_STAMPS, _IDLE = ("server", 7, 1, 2, 3, 4, 1), (5, 6)
+_TIMES = (*_STAMPS, *_IDLE)
+
+
+def answer_at_once(output):
+    answer(output, _STAMPS, lambda: _IDLE)
 
 
 def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, outputs):
@@ -556,7 +561,7 @@ def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, o
     output = outputs.ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0}, sampled_token_ids=[[5]])
 
     setattr(scheduled, NUMBER, 7)
-    answer(output, _TIMES)
+    answer_at_once(output)
 
     assert getattr(copy(scheduled), NUMBER) == 7
     assert getattr(copy(output), TIMES) == _TIMES
@@ -569,7 +574,7 @@ def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothin
 ):
     """Whoever else stands before its call: the count of a recorded step's tokens, an engine that times its wait."""
     output, waits = first_runner_output([[5], [6]]), []
-    answer(output, _TIMES)
+    answer_at_once(output)
     if is_recorded:
         SampledTokens().follow(output)
     if is_waited_for:
@@ -589,7 +594,7 @@ def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothin
 def test_an_output_asked_for_and_let_go_at_once_is_fetched_all_the_same(first_runner_output):
     def ready():
         output = first_runner_output([[5], [6]])
-        answer(output, _TIMES)
+        answer_at_once(output)
         return output
 
     assert getattr(ready().get_output(), TIMES) == _TIMES
@@ -607,13 +612,13 @@ def test_an_output_on_which_nothing_can_be_put_comes_as_it_is():
             return closed
 
     closed, output = Closed(), Output()
-    answer(output, _TIMES)
+    answer_at_once(output)
 
     assert output.get_output() is closed
 
 
 def test_the_output_that_all_empty_steps_share_carries_nothing(outputs):
     empty = outputs.ModelRunnerOutput(req_ids=[], req_id_to_index={}, sampled_token_ids=[])
-    answer(empty, _TIMES)
+    answer_at_once(empty)
 
     assert not hasattr(empty, TIMES)
