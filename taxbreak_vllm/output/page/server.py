@@ -25,8 +25,8 @@ _DEVICE_PARTS: Mapping[DevicePart, tuple[str, str]] = {
     EnginePart.UPDATE: ("e-update", "engine: update"),
     EnginePart.POST: ("e-post", "engine: outputs"),
     EnginePart.LOOP: ("host", "not explained"),
-    Between.IPC_DISPATCH: ("ipc", "call on its way to the worker"),
-    Between.IPC_RETURN: ("ipc", "result on its way to the engine"),
+    Between.IPC_DISPATCH: ("ipc-dispatch", "call on its way to the worker"),
+    Between.IPC_RETURN: ("ipc-return", "result on its way to the engine"),
     StepPart.STEP: ("engine", "the worker's step, not recorded yet"),
     StepPart.DELTA_FT: ("python", "worker: Python, op dispatch (ΔFT)"),
     StepPart.DELTA_CT: ("library", "worker: vendor library (ΔCT)"),
@@ -45,7 +45,7 @@ _STAGES: Mapping[Stage, tuple[str, str]] = {
     Stage.QUEUE: ("queue", "queue"),
     Stage.PREFILL: ("active", "prefill"),
     Stage.DECODE: ("other_active", "decode"),
-    Stage.IPC_OUTPUT: ("ipc", "from the engine"),
+    Stage.IPC_OUTPUT: ("ipc-return", "from the engine"),
     Stage.DETOKENIZE: ("s-detokenize", "detokenize"),
     Stage.SERIALIZE: ("s-serialize", "serialize"),
     Stage.SEND: ("s-send", "send"),
@@ -68,6 +68,7 @@ class RequestView:
     """One request, or the medians of all, stage by stage."""
 
     name: str
+    tokens: str
     parts: tuple[Part, ...]
     ttft_ns: int
     total_ns: int
@@ -109,6 +110,7 @@ def requests_view(request: TypicalRequest | None, slow: Iterable[Waterfall], rea
         return RequestsView(num=0, rows=(), reason=reason)
     median = RequestView(
         name="median",
+        tokens="",
         parts=_parts(request.stages_ns, _STAGES),
         ttft_ns=request.ttft_ns,
         total_ns=request.total_ns,
@@ -123,9 +125,10 @@ def legend_of(bars: Iterable[Sequence[Part]]) -> tuple[tuple[str, str], ...]:
 
 
 def _request_view(waterfall: Waterfall) -> RequestView:
-    tokens = f"{waterfall.num_prompt_tokens:,} + {waterfall.num_output_tokens:,} tokens"
+    whole = "" if waterfall.is_streamed else ", not streamed"
     return RequestView(
-        name=f"{waterfall.number & 0xFFFFFFFF:08x}, {tokens}{'' if waterfall.is_streamed else ', not streamed'}",
+        name=f"{waterfall.number & 0xFFFFFFFF:08x}",
+        tokens=f"{waterfall.num_prompt_tokens:,} + {waterfall.num_output_tokens:,}{whole}",
         parts=_parts(waterfall.stages_ns, _STAGES),
         ttft_ns=waterfall.ttft_ns,
         total_ns=waterfall.total_ns,
