@@ -1,7 +1,8 @@
 """Where the time of iterations went: rows of an engine's loop in, for each pair of consecutive steps its parts out.
 
 An iteration is the time from the start of a step's first call on a worker to that of the next step. Within the calls it
-is the worker's. Outside, an instant takes the first label that fits: the engine had sent the call that the worker waits
+is the worker's, and between two calls too as long as the device is at work, where events on it tell: it may be idle only
+from the end of one call on, up to the start of the next. Else an instant takes the first label that fits: the engine had sent the call that the worker waits
 for (`ipc_dispatch`); what the engine's thread was doing; that it waited for a result (`ipc_return`) or for requests
 (`no_work`); else `loop`. The parts sum to the iteration, to the nanosecond.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.iterations.rows import Column
+from taxbreak_vllm.iterations.rows import UNKNOWN, Column
 from taxbreak_vllm.model.engine import Between, EnginePart
 
 Int64 = NDArray[np.int64]
@@ -38,12 +39,16 @@ _MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's takin
 
 @dataclass(frozen=True, slots=True)
 class Iterations:
-    """Consecutive steps: the number of each, its iteration and the parts of that, ns, one entry a step."""
+    """Consecutive steps: the number of each, its iteration and the parts of that, ns, one entry a step.
+
+    Where `is_from_device`, the worker's part is all of the iteration in which its device was not idle between calls.
+    """
 
     step: Int64
     total_ns: Int64
     worker_ns: Int64
     parts_ns: Mapping[Label, Int64]
+    is_from_device: NDArray[np.bool_]
 
 
 class Turns:
@@ -81,11 +86,16 @@ class Turns:
         start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
         sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
         end = following[:, Column.WORKER_EXECUTE0]
+        idle_ns, idle_next_ns = here[:, Column.DEVICE_IDLE_SAMPLE], following[:, Column.DEVICE_IDLE]
+        is_from_device = (idle_ns != UNKNOWN) & (idle_next_ns != UNKNOWN)
+        worker_ns = end - start
         parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
-        for begin, finish, sent_ns in (
-            (execute_end, sample_start, sent[:, Column.SAMPLE_SENT]),
-            (sample_end, end, sent_next[:, Column.EXECUTE_SENT]),
+        for ended, finish, sent_ns, device_ns in (
+            (execute_end, sample_start, sent[:, Column.SAMPLE_SENT], idle_ns),
+            (sample_end, end, sent_next[:, Column.EXECUTE_SENT], idle_next_ns),
         ):
+            begin = np.where(is_from_device, np.maximum(ended, finish - device_ns), ended)
+            worker_ns = worker_ns - (finish - begin)
             arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, finish), finish)
             rest = arrives - begin
             for label, spans in self._spans.items():
@@ -97,8 +107,9 @@ class Turns:
         return Iterations(
             step=here[:, Column.UPDATED],
             total_ns=end - start,
-            worker_ns=(execute_end - start) + (sample_end - sample_start),
+            worker_ns=worker_ns,
             parts_ns=parts,
+            is_from_device=is_from_device,
         )
 
     def busy_ns(self, from_ns: int, to_ns: int) -> dict[EnginePart, int]:

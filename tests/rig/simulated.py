@@ -30,6 +30,7 @@ from taxbreak_vllm.serving.worker import install
 from taxbreak_vllm.serving.worker_times import NUMBER
 
 WORKER = "rig.simulated.Worker"
+_WAKE_NS = 150_000  # a thread may sleep so much too long
 
 
 class Knob(IntEnum):
@@ -56,6 +57,14 @@ class Truth(NamedTuple):
     done_ns: int
 
 
+def wait_until(at_ns: int) -> None:
+    """Return at that time and hardly later, leaving the processor to others until shortly before."""
+    if (ahead_ns := at_ns - monotonic_ns() - _WAKE_NS) > 0:
+        time.sleep(ahead_ns / 1e9)
+    while monotonic_ns() < at_ns:
+        pass
+
+
 class Knobs:
     """Integers that several processes share."""
 
@@ -71,10 +80,8 @@ class Knobs:
             self._values[knob] = values_ns.get(knob.name.lower(), 0)
 
     def spend(self, knob: Knob) -> None:
-        """Keep this thread busy for as long as a knob says."""
-        until_ns = monotonic_ns() + self._values[knob]
-        while monotonic_ns() < until_ns:
-            pass
+        """Keep this thread for as long as a knob says."""
+        wait_until(monotonic_ns() + self._values[knob])
 
     def __getitem__(self, knob: Knob) -> int:
         return self._values[knob]
@@ -150,8 +157,7 @@ class Output(AsyncModelRunnerOutput):
         self._output, self._done_ns, self._knobs = output, done_ns, knobs
 
     def get_output(self) -> ModelRunnerOutput:
-        while (left_ns := self._done_ns - monotonic_ns()) > 0:
-            time.sleep(max(0, left_ns - 200_000) / 1e9)
+        wait_until(self._done_ns)
         self._knobs.spend(Knob.RETURN)
         return self._output
 
