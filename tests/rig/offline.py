@@ -10,8 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from rig.simulated import WORKER, prepare
 from vllm import LLM, SamplingParams
+
+from rig.simulated import WORKER, Truth, prepare
+from taxbreak_vllm.settings import load_settings
+from taxbreak_vllm.spool.spool import Spool
 
 _UNIPROC = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _NUM_REQUESTS, _NUM_TOKENS = 4, 150
@@ -43,6 +46,17 @@ def main(model: str, folder: Path, scheduling: str, executor: str, settings: lis
         knobs.turn(**setting)
         periods.append(generate())
     (folder / "periods").write_text(json.dumps(periods))
+    _until_counted(folder)
+
+
+def _until_counted(folder: Path) -> None:
+    """Wait until the engine has published all iterations: one less than there were steps."""
+    settings = load_settings()
+    spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+    num_steps = (folder / "truth").stat().st_size // (8 * len(Truth._fields))
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and all(state.num_iterations < num_steps - 1 for state in spool.engine_states()):
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

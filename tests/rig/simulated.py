@@ -15,7 +15,6 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple, Self
 
-from rig.device import Device
 from vllm import envs
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -23,6 +22,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from rig.device import Device
 from taxbreak_vllm.serving.device_idle import DeviceIdle
 from taxbreak_vllm.serving.engine import watch
 from taxbreak_vllm.serving.engine.ring import Ring
