@@ -1,10 +1,10 @@
 """Where the time of iterations went: rows of an engine's loop in, for each pair of consecutive steps its parts out.
 
 An iteration is the time from the start of a step's first call on a worker to that of the next step. Within the calls it
-is the worker's, and between two calls too as long as the device is at work, where events on it tell: it may be idle only
-from the end of one call on, up to the start of the next. Else an instant takes the first label that fits: the engine had sent the call that the worker waits
-for (`ipc_dispatch`); what the engine's thread was doing; that it waited for a result (`ipc_return`) or for requests
-(`no_work`); else `loop`. The parts sum to the iteration, to the nanosecond.
+is the worker's; where events on its device tell, between two calls too, as long as the device works on: it can only be
+idle from somewhere in between up to the start of the next. Of the rest, an instant takes the first label that fits: the
+engine had sent the call that the worker waits for (`ipc_dispatch`); what the engine's thread was doing; that it waited
+for a result (`ipc_return`) or for requests (`no_work`); else `loop`. The parts sum to the iteration, to the nanosecond.
 """
 
 from collections.abc import Mapping

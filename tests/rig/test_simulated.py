@@ -22,13 +22,13 @@ from taxbreak_vllm.spool.spool import Spool
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 US, MS = 1000, 10**6
-FAST = {"device": 100 * US, "launch": 10 * US}
-SLOW = {"device": 8 * MS, "launch": 10 * US}
+FAST = {"device": 20 * US, "launch": 5 * US}
+SLOW = {"device": 8 * MS, "launch": 5 * US}
 PLACES = ("schedule", "grammar", "update", "post", "worker")
 DELAY_NS = 5 * MS
 SETTINGS = [
     (device, place, delay_ns)
-    for device, delays in (("fast", (DELAY_NS, 1 * MS)), ("slow", (DELAY_NS,)))
+    for device, delays in (("fast", (DELAY_NS, 1 * MS, 200 * US)), ("slow", (DELAY_NS,)))
     for delay_ns in (0, *delays)
     for place in (PLACES if delay_ns else ("",))
 ]
@@ -141,7 +141,7 @@ def test_the_device_was_idle_when_it_says_so(run, record_property):
         assert told_ns.sum() == pytest.approx(outside_ns.sum(), rel=0.02)
 
 
-@pytest.mark.parametrize("delay_ns", [DELAY_NS, 1 * MS])
+@pytest.mark.parametrize("delay_ns", [DELAY_NS, 1 * MS, 200 * US])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, delay_ns, record_property):
     before, after = run.exposed_ns(("fast", "", 0)), run.exposed_ns(("fast", place, delay_ns))
