@@ -50,6 +50,7 @@ class NoWatch:
     """What empty wrappers call."""
 
     server_id = "bench"
+    phase_index = 0
     is_recording = False
     is_paused = False
 

@@ -42,6 +42,7 @@ class Column(IntEnum):
     WORKER_EXECUTE1 = auto()
     WORKER_SAMPLE0 = auto()
     WORKER_SAMPLE1 = auto()
+    WORKER_PHASE = auto()  # the step's place in `PHASES`; UNKNOWN where the worker has lost count of its steps
     DEVICE_IDLE = auto()  # how long the worker's device was, up to its first call; UNKNOWN where nothing tells
     DEVICE_IDLE_SAMPLE = auto()  # and between the two
 

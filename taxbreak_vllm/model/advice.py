@@ -18,6 +18,17 @@ class Component(StrEnum):
     DEVICE_WORK = "device work"
     SYNCHRONIZATION = "synchronization"
     ENGINE_LOOP = "engine loop"
+    IPC = "messages between processes"
+    API_SERVER = "API server"
+    MACHINE = "machine"
+
+
+class Per(StrEnum):
+    """What a bound is of, on average: a step, the time from one step to the next, or a request."""
+
+    STEP = "step"
+    ITERATION = "iteration"
+    REQUEST = "request"
 
 
 class Verdict(StrEnum):
@@ -32,8 +43,8 @@ class Verdict(StrEnum):
 class Advice:
     """One change. `at_most_ns` bounds what it can win in an average step from above, `at_most_ratio` as a share of it.
 
-    The bound is the time the device waited for that component (of device work: the time it took), so no change to the
-    component can win more; most win less.
+    The bound is the time the device waited for that component (of device work: the time it took; of a request: what it
+    spent there), so no change to the component can win more; most win less. `per` says what it is a bound of.
     """
 
     rule: str
@@ -45,6 +56,7 @@ class Advice:
     at_most_ns: int
     at_most_ratio: float
     refuted_by: str
+    per: Per = Per.STEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

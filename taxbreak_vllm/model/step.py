@@ -26,6 +26,9 @@ class Phase(StrEnum):
     IDLE = "idle"
 
 
+PHASES = tuple(Phase)
+
+
 class GraphMode(StrEnum):
     """How a step ran: op by op, in pieces of CUDA graphs, or as one (vllm/config/compilation.py, CUDAGraphMode).
 

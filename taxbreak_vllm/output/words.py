@@ -37,3 +37,8 @@ def percent(value: float | None, *, sign: str = "") -> str:
 def times(value: float | None) -> str:
     """Say how many times as much."""
     return UNKNOWN if value is None else f"{value:.2f}×"
+
+
+def one(noun: str) -> str:
+    """Say one of a thing."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"

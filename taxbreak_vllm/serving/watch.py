@@ -37,6 +37,8 @@ from taxbreak_vllm.spool.spool import Spool
 # What an engine runs to keep in step with its data-parallel siblings; its size is vLLM's own affair.
 _DUMMY_BATCH = Work(Phase.IDLE, 1)
 
+_UNKNOWN = -1
+
 
 class Watch:
     """Times every step of a worker and records some. It never holds the worker, whose memory must go when vLLM's does.
@@ -111,6 +113,7 @@ class Watch:
         self._bracket: Bracket | None = None
         self.is_recording = False  # whether the profiler is on; read on every step, like the next one
         self.is_paused = False
+        self.phase_index = _UNKNOWN  # of the step begun last, in `PHASES`; unknown once a fault has ended the watch
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
@@ -138,6 +141,7 @@ class Watch:
                 self.abandon("unfinished")
             kinds = self._kinds
             kind = kinds.of(_DUMMY_BATCH.phase, 1) if scheduled is None else kinds.of_step(scheduled)
+            self.phase_index = kind.phase_index
             kind.num_steps = num_steps = kind.num_steps + 1
             if (num_steps >= kind.due or self._has_more) and not self._look(worker, scheduled, kind):
                 self._plain = None
@@ -437,6 +441,7 @@ class Watch:
 
     def _break(self, error: Exception) -> None:
         self._is_broken = True
+        self.phase_index = _UNKNOWN
         self.is_paused = False
         self._read_graph_mode()
         self._kind = self._bracket = None

@@ -238,7 +238,7 @@ class _Hooks:
         if watch is None:
             return self._execute_model(scheduler_output, *args, **kwargs)
         watch.begin(self._worker, scheduler_output)
-        self._times.begin_execute(scheduler_output)
+        self._times.begin_execute(scheduler_output, watch.phase_index)
         try:
             # as vLLM calls it: unpacking nothing would take as long as a clock read
             if args or kwargs:

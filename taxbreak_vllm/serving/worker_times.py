@@ -16,11 +16,10 @@ NUMBER = "taxbreak_number"
 TIMES = "taxbreak_times"
 
 Around = Callable[[Callable[[], Any]], Any]
-Stamps = tuple[
-    str, int, int, int, int, int
-]  # server id, number, execute_model begun, ended, sample_tokens begun, ended
+# Server id, number, execute_model begun, ended, sample_tokens begun, ended, the step's place in `PHASES`.
+Stamps = tuple[str, int, int, int, int, int, int]
 Idle = tuple[int, int]  # of the device, before execute_model and before sample_tokens, ns
-Times = tuple[str, int, int, int, int, int, int, int]  # both
+Times = tuple[str, int, int, int, int, int, int, int, int]  # both
 
 
 class StepTimes:
@@ -31,14 +30,16 @@ class StepTimes:
         self._number = 0  # of the step whose calls go on; 0 where nobody asks about it
         self._frames: DeviceIdle | None = None  # its calls, unless it has no work for the device
         self._begun_ns = 0
+        self._phase_index = UNKNOWN
         self._execute_ns = 0, 0
         self._gap: Gap | None = None  # before execute_model
         self._sample_gap: Gap | None = None
 
-    def begin_execute(self, scheduled: Any) -> None:  # noqa: ANN401 - a SchedulerOutput
-        """Open a step."""
+    def begin_execute(self, scheduled: Any, phase_index: int) -> None:  # noqa: ANN401 - a SchedulerOutput
+        """Open a step; `phase_index` is its place in `PHASES`, `UNKNOWN` where nobody knows."""
         self._number = number = getattr(scheduled, NUMBER, 0)
         if number:
+            self._phase_index = phase_index
             self._frames = self._device_idle if getattr(scheduled, "num_scheduled_tokens", None) else None
             self._gap = self._begin()
 
@@ -77,7 +78,7 @@ class StepTimes:
         return ended_ns
 
     def _answer(self, output: Any, server_id: str, ended_ns: int) -> None:  # noqa: ANN401 - what a worker returns
-        stamps = (server_id, self._number, *self._execute_ns, self._begun_ns, ended_ns)
+        stamps = (server_id, self._number, *self._execute_ns, self._begun_ns, ended_ns, self._phase_index)
         frames, gap, sample_gap = self._frames, self._gap, self._sample_gap
         self._number, self._gap, self._sample_gap = 0, None, None
 

@@ -130,6 +130,8 @@ def test_a_worker_elsewhere_by_hand():
         EnginePart.LOOP: [5 * US] * 2,
         Between.IPC_DISPATCH: [64 * US] * 2,  # that of two calls, a grammar of 2 µs among each
         Between.IPC_RETURN: [160 * US] * 2,
+        Between.FRONTEND: [0] * 2,
+        Between.IPC_INPUT: [0] * 2,
         Between.NO_WORK: [0] * 2,
     }
     assert found.worker_ns.tolist() == [2000 * US] * 2
@@ -294,7 +296,7 @@ def test_times_of_another_machines_clock_are_none_and_counted():
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
-    rows[:, Column.WORKER_EXECUTE0 :] += 10**14
+    rows[:, Column.WORKER_EXECUTE0 : Column.WORKER_PHASE] += 10**14
 
     turns = Turns(rows)
     assert turns.iterations().step.tolist() == []

@@ -548,7 +548,7 @@ def test_a_multiprocess_executor_sends_a_calls_name_first_and_fetches_from_one_q
     assert "self.output_rank" in text
 
 
-_STAMPS, _IDLE = ("server", 7, 1, 2, 3, 4), (5, 6)
+_STAMPS, _IDLE = ("server", 7, 1, 2, 3, 4, 1), (5, 6)
 _TIMES = (*_STAMPS, *_IDLE)
 
 

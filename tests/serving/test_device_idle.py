@@ -172,7 +172,7 @@ class Later:
 def step(times, device, clock, number, work_ns=0, output=None):
     """A step of an asynchronous engine, 100 µs between its calls; each launches half of its work."""
     output = output or Later()
-    times.begin_execute(scheduled(number))
+    times.begin_execute(scheduled(number), 0)
     device.launch(work_ns // 2)
     times.end_execute(None, "server")
     clock.ns += 100 * US
@@ -190,19 +190,19 @@ def test_the_idle_times_of_a_step_come_with_its_output_once_that_is_fetched(time
     fetched = later.get_output()
 
     assert getattr(fetched, TIMES)[:2] == ("server", 2)
-    assert getattr(fetched, TIMES)[6:] == (300 * US, 70 * US)
+    assert getattr(fetched, TIMES)[7:] == (300 * US, 70 * US)
 
 
 def test_a_step_without_tokens_is_no_end_of_a_pause(times, device, clock):
     step(times, device, clock, 1)
     clock.ns += 300 * US
-    times.begin_execute(scheduled(2, num_tokens=0))
+    times.begin_execute(scheduled(2, num_tokens=0), 0)
     times.end_execute(SimpleNamespace(req_ids=[]), "server")
     clock.ns += 300 * US
 
     fetched = step(times, device, clock, 3).get_output()
 
-    assert getattr(fetched, TIMES)[6] == 600 * US
+    assert getattr(fetched, TIMES)[7] == 600 * US
 
 
 def test_a_step_that_nobody_numbers_records_no_event(times, device, clock):
@@ -217,10 +217,20 @@ def test_a_step_that_samples_nothing_ends_with_its_first_call(times, device, clo
     step(times, device, clock, 1)
     clock.ns += 300 * US
     output = SimpleNamespace(req_ids=["a"])
-    times.begin_execute(scheduled(2))
+    times.begin_execute(scheduled(2), 0)
     times.end_execute(output, "server")
 
-    assert getattr(output, TIMES)[6] == 300 * US
+    assert getattr(output, TIMES)[7] == 300 * US
+
+
+def test_the_phase_of_a_step_goes_back_with_its_times(times):
+    output = SimpleNamespace(req_ids=["a"])
+    times.begin_execute(scheduled(7), 3)
+    times.end_execute(None, "server")
+    times.begin_sample()
+    times.end_sample(output, "server")
+
+    assert getattr(output, TIMES)[6] == 3
 
 
 def test_other_work_ends_what_was_measured(times, device, clock):
@@ -231,4 +241,4 @@ def test_other_work_ends_what_was_measured(times, device, clock):
     times.end_other()
     clock.ns += 70 * US
 
-    assert getattr(step(times, device, clock, 2).get_output(), TIMES)[6] == 20 * US
+    assert getattr(step(times, device, clock, 2).get_output(), TIMES)[7] == 20 * US

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from taxbreak_vllm.model import cupti
-from taxbreak_vllm.model.step import Batch, Phase
+from taxbreak_vllm.model.step import PHASES, Batch, Phase
 from taxbreak_vllm.model.worker import CaptureRequest, Control
 from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.spool.spool import Spool
@@ -62,6 +62,19 @@ def test_every_plain_step_is_counted_by_phase(open_watch, decode, schedule):
         (Phase.PREFILL, 1, 1000),
         (Phase.IDLE, 1, 1000),
     ]
+
+
+def test_the_phase_of_the_step_is_there_once_it_has_begun_until_a_fault_of_ours(open_watch, decode, schedule):
+    watch = open_watch(sample_every=2)
+    phases = []
+    for step in (schedule({"a": 5}, new=[("a", 5, 0)]), decode):
+        _run(watch, step)
+        phases.append(PHASES[watch.phase_index])
+    watch.outbox.offer = None
+    _run(watch, decode)
+
+    assert phases == [Phase.PREFILL, Phase.DECODE]
+    assert watch.phase_index == -1
 
 
 def test_a_picked_step_becomes_a_capture_beside_its_plain_twin(open_watch, decode, tmp_path):

@@ -72,6 +72,7 @@ class FakeWatch:
     """Notes what the hooks tell it."""
 
     server_id = "server"
+    phase_index = 1
     is_recording = True
     is_paused = False
 

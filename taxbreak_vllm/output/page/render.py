@@ -14,8 +14,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
-from taxbreak_vllm.output.words import duration, percent, ratio, span
+from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("words.js", "uPlot.iife.min.js", "charts.js", "timeline.js", "live.js", "page.js")
@@ -53,6 +54,8 @@ def _template() -> Template:
         "ratio": ratio,
         "percent": percent,
         "json": _json,
+        "kernel": kernel_name,
+        "one": one,
         "per": per,
         "span": span,
     }

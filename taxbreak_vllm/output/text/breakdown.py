@@ -8,8 +8,9 @@ from rich.text import Text
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.worker import ControlState, WorkerControl
+from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.text.names import visible
-from taxbreak_vllm.output.words import UNKNOWN, duration, ratio
+from taxbreak_vllm.output.words import UNKNOWN, duration, one, ratio
 
 MAX_STEPS = 40
 _NAME_CHARS = 60
@@ -64,7 +65,7 @@ def top_table(step: StepBreakdown, limit: int) -> Table:
     for row in step.top[:limit]:
         table.add_row(
             _name(row.op),
-            _name(row.kernel),
+            _name(kernel_name(row.kernel)),
             row.family + (" (lib)" if row.i_lib else ""),
             str(row.count),
             duration(row.delta_ft_ns),
@@ -98,7 +99,8 @@ def advice_lines(report: AdviceReport) -> Iterable[str]:
     for number, advice in enumerate(report.advice, start=1):
         where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
         yield f"{number}. {advice.change} ({where})"
-        yield f"   wins at most {duration(advice.at_most_ns)} of a step ({advice.at_most_ratio:.1%}), an upper bound"
+        share = f"{duration(advice.at_most_ns)} of {one(advice.per)} ({advice.at_most_ratio:.1%})"
+        yield f"   wins at most {share}, an upper bound"
         yield f"   set: {'   '.join(advice.settings)}"
         yield f"   why: {advice.finding}"
         yield f"   wrong if: {advice.refuted_by}"

@@ -126,7 +126,7 @@ class LoopHooks:
                 row[Column.UPDATED] = number
                 if times is not None and times[1] == number:
                     self.server_id = times[0]
-                    row[first : first + 6] = times[2:]
+                    row[first : first + 7] = times[2:]
                 elif getattr(output, "req_ids", None):
                     row[first] = UNKNOWN
             except Exception as error:

@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 
-from taxbreak_vllm.iterations.account import Int64
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS
+from taxbreak_vllm.iterations.spans import Int64
 
 _CAPACITY = 4096
 

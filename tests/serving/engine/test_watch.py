@@ -6,6 +6,7 @@ import pytest
 
 from taxbreak_vllm.iterations.rows import UNKNOWN
 from taxbreak_vllm.model.engine import Between, EngineState
+from taxbreak_vllm.model.step import PHASES, Phase
 from taxbreak_vllm.serving.engine.watch import LoopWatch
 from taxbreak_vllm.spool.spool import Spool
 from tests.serving.engine.test_hooks import Engine
@@ -16,6 +17,7 @@ class TimedEngine(Engine):
 
     def __init__(self):
         super().__init__(worker=self._times)
+        self.phase = PHASES.index(Phase.DECODE)
 
     def _execute(self, scheduled, non_block=False):
         self.begun = time.monotonic_ns()
@@ -25,7 +27,7 @@ class TimedEngine(Engine):
 
     def _times(self, number):
         now = time.monotonic_ns()
-        return "server", number, self.begun, self.ended, now, time.monotonic_ns(), UNKNOWN, UNKNOWN
+        return "server", number, self.begun, self.ended, now, time.monotonic_ns(), self.phase, UNKNOWN, UNKNOWN
 
 
 @pytest.fixture
@@ -52,6 +54,18 @@ def test_the_sums_are_those_of_all_turns_however_they_are_counted(spool):
     assert state.iterations_ns == state.worker_ns + sum(state.exposed_ns.values()) + sum(state.between_ns.values())
     assert min(*state.exposed_ns.values(), *state.busy_ns.values()) >= 0
     assert (state.num_unjoined, state.num_lost, state.off_reason) == (0, 0, None)
+
+
+def test_the_sums_are_told_phase_by_phase(spool):
+    engine, watch = watching(spool)
+    for phase in (Phase.PREFILL, Phase.DECODE, Phase.DECODE, Phase.DECODE):
+        engine.phase = PHASES.index(phase)
+        engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    assert {phase: sums.num for phase, sums in state.phases.items()} == {Phase.PREFILL: 1, Phase.DECODE: 2}
+    assert sum(sums.total_ns for sums in state.phases.values()) == state.iterations_ns
 
 
 def test_of_an_engine_that_works_ahead_nothing_is_called_exposed(spool):

@@ -1,0 +1,110 @@
+"""A server that is slow at one of eight places: the account of the whole server names the place, and by how much."""
+
+import runpy
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from taxbreak_vllm.demo.load import Requests, send
+from taxbreak_vllm.demo.servers import WORKER_EXTENSION, start_vllm
+from taxbreak_vllm.model.engine import Between, EnginePart
+from taxbreak_vllm.model.frontend import Stage
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.spool.spool import Spool
+
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
+
+SLOW_PLACES = runpy.run_path(str(Path(__file__).with_name("slow_places.py")))
+PLACES = SLOW_PLACES["PLACES"]
+DELAY_NS = 2_000_000
+ONE_BY_ONE = Requests(num_requests=16, prompt_tokens=8, output_tokens=48, concurrency=1)
+
+OF_ITERATION = {
+    "schedule": EnginePart.SCHEDULE,
+    "grammar": EnginePart.GRAMMAR,
+    "update": EnginePart.UPDATE,
+    "ipc": Between.IPC_DISPATCH,
+    "worker": "worker",
+}
+OF_REQUEST = {"tokenizer": Stage.RENDER, "output thread": Stage.IPC_OUTPUT, "detokenizer": Stage.DETOKENIZE}
+
+
+class SlowServer:
+    """A server that can be made slow, and means of what it publishes about itself."""
+
+    def __init__(self, server, spool: Spool, control: Path) -> None:
+        self._server = server
+        self._spool = spool
+        self._control = control
+        self._seed = 0
+
+    def means(self, place: str = "", delay_ns: int = 0):
+        """Return the mean of each part of a decode iteration and of each stage of a request, ns, while it is slow."""
+        self._control.write_text(f"{place}={delay_ns}")
+        before = self._count(self._spent())
+        after = self._count(before)
+        return {
+            key: (total - before[key]) / (after[_number(key)] - before[_number(key)])
+            for key, total in after.items()
+            if not isinstance(key, tuple)
+        }
+
+    def _count(self, before):
+        """Send requests and return the sums once most of them are in."""
+        self._seed += 1
+        send(self._server.url, "tiny-llama", seed=self._seed, rounds=(ONE_BY_ONE,))
+        num = ONE_BY_ONE.num_requests
+        wanted = {("num", "iteration"): num * (ONE_BY_ONE.output_tokens - 2), ("num", "request"): num}
+        self._server.process.wait_until(
+            lambda: all(self._spent()[key] - before[key] >= value for key, value in wanted.items()),
+            "done with counting its iterations and requests",
+            timeout_s=60,
+        )
+        return self._spent()
+
+    def _spent(self):
+        spent = Counter()
+        for engine in self._spool.engine_states():
+            sums = engine.phases.get(Phase.DECODE)
+            if sums is not None:
+                spent.update({("num", "iteration"): sums.num, "worker": sums.worker_ns})
+                spent.update(sums.exposed_ns)
+                spent.update(sums.between_ns)
+        for api in self._spool.frontend_states():
+            spent[("num", "request")] += api.total.num
+            spent.update({stage: histogram.sum_ns for stage, histogram in api.stages.items()})
+        return spent
+
+
+def _number(key):
+    return ("num", "request" if isinstance(key, Stage) else "iteration")
+
+
+@pytest.fixture(scope="module")
+def slow_server(commands, tiny_llama):
+    control = commands.folder / "slow"
+    control.write_text("=0")
+    env = {
+        "PYTHONPATH": str(SLOW_PLACES["write_plugin"](commands.folder / "plugin")),
+        "SLOW_PLACES": str(control),
+        "VLLM_PLUGINS": "taxbreak,slow_places",
+        "TAXBREAK_SPOOL": str(commands.folder / "spool"),
+        "TAXBREAK_SAMPLE_EVERY": "1000000",  # a recorded step is a slow one
+    }
+    server = start_vllm(commands, tiny_llama, flags=WORKER_EXTENSION, env=env).wait()
+    return SlowServer(server, Spool(commands.folder / "spool", max_bytes=2**30, max_captures=10), control)
+
+
+def test_every_place_has_a_part_of_its_own():
+    assert PLACES.keys() == OF_ITERATION.keys() | OF_REQUEST.keys()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_delay_is_found_where_it_was_put(slow_server, place):
+    part = OF_ITERATION.get(place) or OF_REQUEST[place]
+
+    plain, slow = slow_server.means(), slow_server.means(place, DELAY_NS)
+    more = {key: slow[key] - plain[key] for key in slow if _number(key) == _number(part)}
+
+    assert more[part] == pytest.approx(DELAY_NS, rel=0.1), more
