@@ -41,7 +41,7 @@ class LoopWatch:
         self._ring = Ring()
         self._hooks = LoopHooks(engine, self._ring.write)
         self._run_queue = RunQueueWait(threading.get_native_id())
-        self._sums = LoopCount(tells_parts=not state.works_ahead)
+        self._sums = LoopCount(works_ahead=state.works_ahead)
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
 
