@@ -1,9 +1,11 @@
 """Where the time of iterations went: rows of an engine's loop in, for each pair of consecutive steps its parts out.
 
 An iteration is the time from the start of a step's first call on a worker to that of the next step. Within the calls it
-is the worker's. Outside, an instant takes the first label that fits: the engine had sent the call that the worker waits
-for (`ipc_dispatch`); what the engine's thread was doing; that it waited for a result (`ipc_return`) or for requests (by
-cause: `waits`); else `loop`. The parts sum to the iteration, to the nanosecond.
+is the worker's; where events on its device tell, between two calls too, as long as the device works on: it can only be
+idle from somewhere in between up to the start of the next. Of the rest, an instant takes the first label that fits: the
+engine had sent the call that the worker waits for (`ipc_dispatch`); what the engine's thread was doing; that it waited
+for a result (`ipc_return`) or for requests (by cause: `waits`); else `loop`. The parts sum to the iteration, to the
+nanosecond.
 """
 
 from collections.abc import Mapping
@@ -11,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taxbreak_vllm.iterations.rows import Column
-from taxbreak_vllm.iterations.spans import Int64, Spans, covered, joined, without
+from taxbreak_vllm.iterations.rows import UNKNOWN, Column
+from taxbreak_vllm.iterations.spans import Bool, Int64, Spans, covered, joined, without
 from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals, cut_waits
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.step import PHASES
@@ -37,13 +39,17 @@ _MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's takin
 
 @dataclass(frozen=True, slots=True)
 class Iterations:
-    """Consecutive steps: the number of each, its place in `PHASES`, its iteration and the parts of that, ns."""
+    """Consecutive steps: the number of each, its place in `PHASES`, its iteration and the parts of that, ns.
+
+    Where `is_from_device`, the worker's part is all but the time between calls in which its device was idle.
+    """
 
     step: Int64
     phase_index: Int64
     total_ns: Int64
     worker_ns: Int64
     parts_ns: Mapping[Label, Int64]
+    is_from_device: Bool
 
 
 class Turns:
@@ -85,11 +91,16 @@ class Turns:
         start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
         sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
         end = following[:, Column.WORKER_EXECUTE0]
+        idle_ns, idle_next_ns = here[:, Column.DEVICE_IDLE_SAMPLE], following[:, Column.DEVICE_IDLE]
+        is_from_device = (idle_ns != UNKNOWN) & (idle_next_ns != UNKNOWN)
+        worker_ns = end - start
         parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
-        for begin, finish, sent_ns in (
-            (execute_end, sample_start, sent[:, Column.SAMPLE_SENT]),
-            (sample_end, end, sent_next[:, Column.EXECUTE_SENT]),
+        for ended, finish, sent_ns, device_ns in (
+            (execute_end, sample_start, sent[:, Column.SAMPLE_SENT], idle_ns),
+            (sample_end, end, sent_next[:, Column.EXECUTE_SENT], idle_next_ns),
         ):
+            begin = np.where(is_from_device, np.maximum(ended, finish - device_ns), ended)
+            worker_ns = worker_ns - (finish - begin)
             arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, finish), finish)
             rest = arrives - begin
             for label, spans in self._spans.items():
@@ -102,8 +113,9 @@ class Turns:
             step=here[:, Column.UPDATED],
             phase_index=here[:, Column.WORKER_PHASE],
             total_ns=end - start,
-            worker_ns=(execute_end - start) + (sample_end - sample_start),
+            worker_ns=worker_ns,
             parts_ns=parts,
+            is_from_device=is_from_device,
         )
 
     def busy_ns(self, from_ns: int, to_ns: int) -> dict[EnginePart, int]:

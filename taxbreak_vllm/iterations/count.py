@@ -15,7 +15,7 @@ from taxbreak_vllm.iterations.account import Iterations, Turns
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
 from taxbreak_vllm.iterations.spans import Bool, Int64
 from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals
-from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IterationSums
+from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom, IterationSums
 from taxbreak_vllm.model.step import PHASES, Phase
 
 T = TypeVar("T", EnginePart, Between)
@@ -25,10 +25,15 @@ _KEPT = 32  # turns that what is counted next is joined with
 
 
 class LoopCount:
-    """The sums of one engine's loop; without `tells_parts` its worker's times do not tell what a device waited for."""
+    """The sums of one engine's loop.
 
-    def __init__(self, *, tells_parts: bool = True) -> None:
-        self._tells_parts = tells_parts
+    Where it `works_ahead`, what a device waited for is told by the device alone, and iterations of which it does not
+    tell are left out; as long as it has told of none, all count, without parts.
+    """
+
+    def __init__(self, *, works_ahead: bool = False) -> None:
+        self._works_ahead = works_ahead
+        self.idle_from: IdleFrom | None = None if works_ahead else IdleFrom.WORKER_CALLS
         self._rows: Int64 = np.zeros((0, NUM_COLUMNS), dtype=np.int64)
         self._counted_ns: int | None = None
         self._last_step = 0
@@ -50,10 +55,21 @@ class LoopCount:
         found = turns.iterations()
         is_new = found.step > self._last_step
         if is_new.any():
-            self.phases = _added(self.phases, _by_phase(found, is_new, tells_parts=self._tells_parts))
+            self._add(found, is_new)
             self._last_step = int(found.step[-1])
         self.num_unjoined += int(turns.is_unjoined[len(rows) - len(new) :].sum())
         self._rows = rows[-_KEPT:]
+
+    def _add(self, found: Iterations, is_new: Bool) -> None:
+        is_told = is_new & found.is_from_device
+        if is_told.any() and self.idle_from is not IdleFrom.DEVICE_EVENTS:
+            self.idle_from = IdleFrom.DEVICE_EVENTS
+            if self._works_ahead:
+                self.phases = {}  # these have no parts
+        if self._works_ahead and self.idle_from is IdleFrom.DEVICE_EVENTS:
+            is_new = is_told
+        sums = _by_phase(found, is_new, tells_parts=self.idle_from is not None)
+        self.phases = _added(self.phases, sums)
 
     def told(self, state: EngineState) -> EngineState:
         """Return a state with these sums; the totals are those of its phases."""
@@ -66,6 +82,7 @@ class LoopCount:
             exposed_ns=total.exposed_ns,
             between_ns=total.between_ns,
             phases=self.phases,
+            idle_from=self.idle_from,
             busy_ns=self.busy_ns,
             num_unjoined=self.num_unjoined,
         )

@@ -64,12 +64,13 @@ class EngineState:
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
     back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
 
-    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is the share of its time
-    that the engine's thread was ready to run and had no CPU, of late.
+    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is, of late, the share
+    of the time in which the engine's thread was ready to run that it waited for a CPU.
 
     With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
-    waited for is not told by the worker's times then: without events on the device (`idle_from` is None) `exposed_ns`
-    and `between_ns` stay empty.
+    waited for is told by events on the device alone then, and where it has none (`idle_from` is None) `exposed_ns` and
+    `between_ns` stay empty. Where events tell, `worker_ns` is what is left of the iterations: the device at work, and
+    its worker in its calls. With `works_ahead` an iteration of which they do not tell is in no sum.
     """
 
     server_id: str = ""

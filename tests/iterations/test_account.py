@@ -22,8 +22,10 @@ class Clock:
         self.number = 0
 
     def row(self) -> list[int]:
-        self.rows.append([0] * NUM_COLUMNS)
-        return self.rows[-1]
+        row = [0] * NUM_COLUMNS
+        row[Column.DEVICE_IDLE] = row[Column.DEVICE_IDLE_SAMPLE] = UNKNOWN
+        self.rows.append(row)
+        return row
 
     def span(self, row: list[int], first: Column, length: int, last: Column | None = None) -> None:
         row[first] = self.now
@@ -186,6 +188,8 @@ def test_the_parts_sum_to_the_iteration_and_none_is_negative(turn, data):
         turn(clock, {name: data.draw(lengths) + (name == "worker") for name in SPANS})
         clock.wait(data.draw(lengths))
     rows = clock.table()
+    for column in (Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE):
+        rows[:, column] = [data.draw(st.integers(UNKNOWN, 2**62)) for _ in rows]
 
     found = Turns(rows).iterations()
 
@@ -194,6 +198,57 @@ def test_the_parts_sum_to_the_iteration_and_none_is_negative(turn, data):
     assert all((parts >= 0).all() for parts in found.parts_ns.values())
     busy = Turns(rows).busy_ns(BASE, clock.now)
     assert min(busy.values()) >= 0
+
+
+def test_while_its_device_works_on_nobody_waits():
+    """The engine takes 237 µs between two steps, in the last 60 of which the device is idle."""
+    clock = Clock()
+    for _ in range(3):
+        worker_elsewhere(clock, SPANS)
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = 60 * US
+    rows[:, Column.DEVICE_IDLE_SAMPLE] = 0
+
+    found = Turns(rows).iterations()
+
+    assert {str(label): parts.tolist() for label, parts in found.parts_ns.items() if parts.any()} == {
+        "dispatch": [28 * US] * 2,  # of 40 before the call was sent
+        "ipc_dispatch": [32 * US] * 2,
+    }
+    assert (found.worker_ns == found.total_ns - 60 * US).all()
+    assert found.is_from_device.all()
+
+
+def test_between_the_calls_of_a_step_a_device_may_wait_too():
+    clock = Clock()
+    for _ in range(2):
+        worker_elsewhere(clock, SPANS | {"grammar": 300 * US})
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = 0
+    rows[:, Column.DEVICE_IDLE_SAMPLE] = 400 * US
+
+    found = Turns(rows).iterations()
+
+    assert found.worker_ns.tolist() == (found.total_ns - 400 * US).tolist()
+    assert sum(int(parts[0]) for parts in found.parts_ns.values()) == 400 * US
+
+
+@pytest.mark.parametrize("column", [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE])
+def test_where_the_device_does_not_tell_the_calls_of_its_worker_do(column):
+    clock = Clock()
+    for _ in range(3):
+        worker_elsewhere(clock, SPANS)
+    from_calls = Turns(clock.table()).iterations()
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = rows[:, Column.DEVICE_IDLE_SAMPLE] = 0
+    rows[1, column] = UNKNOWN
+
+    found = Turns(rows).iterations()
+
+    is_told = [False, True] if column is Column.DEVICE_IDLE else [True, False]
+    assert found.is_from_device.tolist() == is_told
+    unknown = is_told.index(False)
+    assert found.worker_ns[unknown] == from_calls.worker_ns[unknown]
 
 
 @pytest.mark.parametrize("turn", [worker_elsewhere, worker_in_the_thread])

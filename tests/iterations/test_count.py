@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.count import LoopCount, total_of
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
-from taxbreak_vllm.model.engine import EngineState
+from taxbreak_vllm.model.engine import EngineState, IdleFrom
 from taxbreak_vllm.model.step import PHASES, Phase
 from tests.iterations.test_account import SPANS, US, Clock, worker_elsewhere
 
@@ -69,7 +69,7 @@ def test_the_totals_are_the_sums_of_the_phases_and_close_however_turns_come_in(d
 def test_where_a_workers_times_do_not_tell_what_was_waited_for_there_are_no_parts():
     rows = turns_of(DECODE, DECODE, DECODE)
 
-    sums = counted([rows], tells_parts=False).phases[Phase.DECODE]
+    sums = counted([rows], works_ahead=True).phases[Phase.DECODE]
 
     assert sums == replace(counted([rows]).phases[Phase.DECODE], exposed_ns={}, between_ns={})
 
@@ -82,4 +82,30 @@ def test_a_step_of_no_known_phase_is_not_joined_and_counted_as_such():
 
 
 def test_no_turns_are_no_sums():
-    assert counted([]).told(EngineState(engine="0")) == EngineState(engine="0")
+    assert counted([]).told(EngineState(engine="0")) == EngineState(engine="0", idle_from=IdleFrom.WORKER_CALLS)
+
+
+def test_a_device_that_tells_when_it_was_idle_is_believed_where_its_engine_works_ahead():
+    """The iterations around one that it does not tell of count as ever, and those from before it told of any do not."""
+    rows = turns_of(*[DECODE] * 8)
+    rows[3:, [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE]] = 40 * US
+    rows[6, Column.DEVICE_IDLE] = UNKNOWN
+
+    state = counted(np.split(rows, [3]), works_ahead=True).told(EngineState(engine="0", works_ahead=True))
+
+    assert state.idle_from is IdleFrom.DEVICE_EVENTS
+    assert state.num_iterations == 3  # from step 4 to 5, to 6, and from 7 to 8
+    assert sum(state.exposed_ns.values()) + sum(state.between_ns.values()) == 3 * 80 * US
+    assert state.iterations_ns == state.worker_ns + 3 * 80 * US
+
+
+def test_where_the_engine_waits_for_its_worker_iterations_count_whether_the_device_tells_or_not():
+    rows = turns_of(*[DECODE] * 5)
+    assert counted([rows]).idle_from is IdleFrom.WORKER_CALLS
+    rows[3:, [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE]] = 40 * US
+
+    state = counted([rows]).told(EngineState(engine="0"))
+
+    assert state.idle_from is IdleFrom.DEVICE_EVENTS
+    assert state.num_iterations == 4
+    assert state.iterations_ns == state.worker_ns + sum(state.exposed_ns.values()) + sum(state.between_ns.values())

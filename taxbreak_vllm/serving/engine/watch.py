@@ -12,6 +12,7 @@ from typing import Any
 
 from taxbreak_vllm.iterations.count import LoopCount
 from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals
+from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
@@ -25,7 +26,7 @@ _HEARTBEAT_NS = 5 * 10**9
 
 
 class LoopWatch:
-    """Counts the iterations of one engine from now on."""
+    """Counts the iterations of one engine from now on; made on the engine's thread."""
 
     def __init__(
         self,
@@ -39,7 +40,8 @@ class LoopWatch:
         self._unix_ns = unix_ns
         self._ring = Ring()
         self._hooks = LoopHooks(engine, self._ring.write)
-        self._sums = LoopCount(tells_parts=not state.works_ahead)
+        self._run_queue = RunQueueWait(threading.get_native_id())
+        self._sums = LoopCount(works_ahead=state.works_ahead)
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
 
@@ -57,6 +59,7 @@ class LoopWatch:
             self._sums.told(self.state),
             server_id=self._hooks.server_id,
             num_lost=self._ring.num_lost,
+            runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason="hook" if self._hooks.fault else None,
         )
         if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (

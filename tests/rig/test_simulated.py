@@ -1,0 +1,181 @@
+"""What an engine's account says of a device that is known exactly, under vLLM's own engine, ahead of it and in step."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taxbreak_vllm.demo.models import write_tiny_llama
+from taxbreak_vllm.demo.processes import Processes
+from taxbreak_vllm.demo.servers import plain_environment
+from taxbreak_vllm.iterations.account import Turns
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
+from taxbreak_vllm.model.engine import EngineState, IdleFrom
+from taxbreak_vllm.spool.spool import Spool
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+US, MS = 1000, 10**6
+FAST = {"device": 20 * US, "launch": 5 * US}
+SLOW = {"device": 8 * MS, "launch": 5 * US}
+PLACES = ("schedule", "grammar", "update", "post", "worker")
+DELAY_NS = 5 * MS
+SETTINGS = [
+    (device, place, delay_ns)
+    for device, delays in (("fast", (DELAY_NS, 1 * MS, 200 * US)), ("slow", (DELAY_NS,)))
+    for delay_ns in (0, *delays)
+    for place in (PLACES if delay_ns else ("",))
+]
+_EDGE = 8  # steps of a load that begin or end it
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an engine and its device left behind."""
+
+    folder: Path
+    scheduling: str
+
+    @cached_property
+    def rows(self):
+        return np.fromfile(self.folder / "rows", dtype=np.int64).reshape(-1, NUM_COLUMNS)
+
+    @cached_property
+    def truth(self):
+        """By step: its number, when it came to each of its calls and how long its device had been idle, its end."""
+        return np.fromfile(self.folder / "truth", dtype=np.int64).reshape(-1, 6)
+
+    @cached_property
+    def turns(self):
+        return Turns(self.rows)
+
+    @cached_property
+    def found(self):
+        return self.turns.iterations()
+
+    @cached_property
+    def state(self) -> EngineState:
+        (state,) = Spool(self.folder / "spool", max_bytes=2**30, max_captures=1).engine_states()
+        return state
+
+    def steps(self, setting):
+        """Return the places of the iterations of a setting in `found`."""
+        begun_ns, ended_ns = json.loads((self.folder / "periods").read_text())[SETTINGS.index(setting)]
+        execute_ns = self.truth[:, 1][np.searchsorted(self.truth[:, 0], self.found.step)]
+        return np.flatnonzero((begun_ns < execute_ns) & (execute_ns < ended_ns))[_EDGE:-_EDGE]
+
+    def exposed_ns(self, setting):
+        """Return by part what of an iteration its device waited for, the median step."""
+        steps = self.steps(setting)
+        parts = {str(label): np.median(parts_ns[steps]) for label, parts_ns in self.found.parts_ns.items()}
+        return parts | {"worker": np.median(self.found.worker_ns[steps])}
+
+    def busy_ns(self, setting):
+        """Return by part what an iteration took of the engine's thread, the mean step."""
+        execute_ns = self.truth[:, 1][np.searchsorted(self.truth[:, 0], self.found.step)]
+        first, *_, last = self.steps(setting)
+        busy = self.turns.busy_ns(int(execute_ns[first]), int(execute_ns[last]))
+        return {str(part): value / (last - first) for part, value in busy.items()}
+
+
+@pytest.fixture(scope="module", params=["async mp", "async uni", "sync mp"])
+def run(request, tmp_path_factory):
+    scheduling, executor = request.param.split()
+    folder = tmp_path_factory.mktemp("run")
+    here = Path(__file__).parent
+    env = plain_environment() | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(here.parent), os.environ.get("PYTHONPATH")))),
+        "VLLM_PLUGINS": "taxbreak",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TAXBREAK_ENABLED": "false",
+        "TAXBREAK_SPOOL": str(folder / "spool"),
+    }
+    knobs = [
+        (FAST if device == "fast" else SLOW) | ({place: delay_ns} if place else {})
+        for device, place, delay_ns in SETTINGS
+    ]
+    model = write_tiny_llama(folder / "model")
+    command = [sys.executable, str(here / "offline.py"), str(model), str(folder), scheduling, executor]
+    with Processes(folder) as processes:
+        process = processes.start("offline", [*command, json.dumps(knobs)], env=env)
+        while process.is_alive:
+            time.sleep(0.1)
+        assert process.stop() == 0, process.tail(60)
+    return Run(folder, scheduling)
+
+
+def test_every_step_is_joined_and_every_iteration_adds_up(run):
+    found = run.found
+
+    assert not run.turns.is_unjoined.any()
+    assert found.step.tolist() == run.truth[:-1, 0].tolist()
+    assert found.is_from_device.all()
+    assert (sum(found.parts_ns.values()) + found.worker_ns == found.total_ns).all()
+    assert min(parts_ns.min() for parts_ns in found.parts_ns.values()) >= 0
+    is_ahead = run.rows[:, Column.SCHEDULED] > run.rows[:, Column.UPDATED]
+    assert is_ahead.mean() > 0.99 if run.scheduling == "async" else not is_ahead.any()
+
+
+def test_the_device_was_idle_when_it_says_so(run, record_property):
+    """Outside the calls, as is measured; within one it may run out of work too."""
+    done = run.rows[run.rows[:, Column.WORKER_EXECUTE0] > 0]
+    truth = run.truth[np.searchsorted(run.truth[:, 0], done[:, Column.UPDATED])]
+    _, execute_ns, idle_ns, sample_ns, sample_idle_ns, _ = truth.T
+    for called_ns, true_ns, ended_ns, told_ns in (
+        (execute_ns[1:], idle_ns[1:], done[:-1, Column.WORKER_SAMPLE1], done[1:, Column.DEVICE_IDLE]),
+        (sample_ns, sample_idle_ns, done[:, Column.WORKER_EXECUTE1], done[:, Column.DEVICE_IDLE_SAMPLE]),
+    ):
+        outside_ns = np.minimum(true_ns, called_ns - ended_ns)
+        off_ns = np.abs(told_ns - outside_ns)
+        record_property("off_us", [float(value) / US for value in np.percentile(off_ns, (50, 90, 99))])
+        record_property("sum_ratio", float(told_ns.sum() / outside_ns.sum()))
+        assert np.median(off_ns) < 20 * US
+        assert told_ns.sum() == pytest.approx(outside_ns.sum(), rel=0.02)
+
+
+@pytest.mark.parametrize("delay_ns", [DELAY_NS, 1 * MS, 200 * US])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, delay_ns, record_property):
+    before, after = run.exposed_ns(("fast", "", 0)), run.exposed_ns(("fast", place, delay_ns))
+
+    grown = {part: after[part] - before[part] for part in after}
+    record_property("found_ratio", grown[place] / delay_ns)
+
+    assert max(grown, key=grown.get) == place
+    assert grown[place] == pytest.approx(delay_ns, rel=0.1 if delay_ns == DELAY_NS else 0.25)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "worker"])
+def test_a_delay_that_the_device_hides_is_busy_and_not_exposed(run, place, record_property):
+    before, after = run.exposed_ns(("slow", "", 0)), run.exposed_ns(("slow", place, DELAY_NS))
+    busy_before, busy = run.busy_ns(("slow", "", 0)), run.busy_ns(("slow", place, DELAY_NS))
+
+    grown = after[place] - before[place]
+    record_property("exposed_ratio", grown / DELAY_NS)
+
+    if run.scheduling == "async" or place == "grammar":
+        assert grown <= 0.05 * DELAY_NS
+    else:
+        assert grown == pytest.approx(DELAY_NS, rel=0.1)
+    assert busy[place] - busy_before[place] == pytest.approx(DELAY_NS, rel=0.1)
+
+
+def test_what_is_published_is_the_sum_of_it_all(run):
+    state, found = run.state, run.found
+
+    assert state.idle_from is IdleFrom.DEVICE_EVENTS
+    assert state.works_ahead == (run.scheduling == "async")
+    assert state.num_iterations == len(found.step)
+    assert state.worker_ns == found.worker_ns.sum()
+    assert dict(state.exposed_ns) | dict(state.between_ns) == {
+        label: parts_ns.sum() for label, parts_ns in found.parts_ns.items()
+    }
+    assert state.iterations_ns == state.worker_ns + sum((state.exposed_ns | state.between_ns).values())
