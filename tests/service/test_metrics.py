@@ -344,13 +344,15 @@ def test_a_state_that_the_results_cannot_hold_costs_no_other_one(spool, turn, va
     assert value("engine_iterations_total", ENGINE | {"engine": "1"}) == 4
 
 
-def test_who_waits_for_a_cpu_is_told_by_process_and_an_api_server_has_no_engine(spool, value, clock):
+def test_who_waits_for_a_cpu_is_told_by_process_and_an_api_server_has_no_engine(spool, value, clock, make_state):
+    spool.put_state(make_state(runqueue_wait_ratio=0.4))
     for engine, ratio in (("0", 0.2), ("1", None)):
         state = replace(LOOP, engine=engine, runqueue_wait_ratio=ratio, updated_unix_ns=clock())
         spool.put_engine_state(state)
     spool.put_frontend_state(replace(API, runqueue_wait_ratio=0.3, updated_unix_ns=clock()))
     spool.put_frontend_state(replace(API, server_id="vllm-b", runqueue_wait_ratio=0.1, updated_unix_ns=clock()))
 
+    assert value("runqueue_wait_ratio", ENGINE, process="rank-0") == 0.4
     assert value("runqueue_wait_ratio", ENGINE, process="engine-0") == 0.2
     assert value("runqueue_wait_ratio", ENGINE | {"engine": "1"}, process="engine-1") is None
     assert value("runqueue_wait_ratio", MODEL, process="api-0") == 0.3
@@ -387,7 +389,7 @@ def busy(put, spool, make_state, turn, clock):
     spool.put_engine_state(engine_state(model_name="tiny", updated_unix_ns=clock(), server_id="vllm-c"))
     spool.put_frontend_state(replace(API, updated_unix_ns=clock()))
     other = Server(server_id="vllm-b", engine="1", rank=3, model_name='odd "name"\\\n')
-    spool.put_state(make_state(dropped={"backlog": 1}, overhead_ns=1, serving_ns=10))
+    spool.put_state(make_state(dropped={"backlog": 1}, overhead_ns=1, serving_ns=10, runqueue_wait_ratio=0.1))
     spool.put_state(make_state(server=other))
     for index, phase in enumerate(Phase):
         put(f"a{index}", phase=phase)
@@ -407,7 +409,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
         for mode in (GraphMode.NONE, GraphMode.FULL, GraphMode.PIECEWISE)
     ]
     times = {"steps": tuple(plain_steps), "iterations": tuple(plain_steps)}
-    spool.put_state(make_state(**times, overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
+    spool.put_state(make_state(**times, overhead_ns=1, serving_ns=10, dropped={"backlog": 1}, runqueue_wait_ratio=0.1))
     results.put_states(spool.states())
     unknown = StepBreakdown(device=DeviceTime(idle_ns=None, idle=IdleTime.unknown()), exposed=ExposedTax.unknown())
     for phase in Phase:
@@ -507,7 +509,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         wanted = known.get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
             if name == "runqueue_wait_ratio":
-                wanted = {*MODEL, "process"} | ({"engine"} if sample.labels["process"].startswith("engine") else set())
+                wanted = {*MODEL, "process"} | (set() if sample.labels["process"].startswith("api") else {"engine"})
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
 
 

@@ -80,7 +80,7 @@ class TaxbreakCollector(Collector):
             *window_gauges(balances, dilations, states),
             unexplained(engines),
             server_balance(balances, engines),
-            runqueue_waits(engines, frontends),
+            runqueue_waits(engines, states, frontends),
             *self._gauges(states, now_ns),
         )
         yield from (family for family in families if family.samples)

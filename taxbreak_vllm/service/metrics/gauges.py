@@ -132,16 +132,22 @@ def server_balance(balances: Iterable[Balance], engines: Iterable[EngineState]) 
     return family
 
 
-def runqueue_waits(engines: Iterable[EngineState], frontends: Iterable[FrontendState]) -> Metric:
+def runqueue_waits(
+    engines: Iterable[EngineState], workers: Iterable[WorkerState], frontends: Iterable[FrontendState]
+) -> Metric:
     """Return how long each process waited for a CPU; an API server is of no engine, so it has no such label."""
     family = GaugeMetricFamily(
         "taxbreak_runqueue_wait_ratio",
-        "Share of its time, of late, that the process's main thread was ready to run and had no CPU.",
+        "Share of the time, of late, in which the process's busiest thread wanted to run, that it had no CPU.",
         unit="ratio",
     )
     worst: dict[tuple[tuple[str, str], ...], float] = {}
     for ratio, labels in (
         *((s.runqueue_wait_ratio, _process(s.model_name, f"engine-{s.engine}", s.engine)) for s in engines),
+        *(
+            (s.runqueue_wait_ratio, _process(s.server.model_name, f"rank-{s.server.rank}", s.server.engine))
+            for s in workers
+        ),
         *((s.runqueue_wait_ratio, _process(s.model_name, f"api-{s.api}")) for s in frontends),
     ):
         if ratio is not None:
