@@ -22,6 +22,7 @@ from panels import (
     tile,
     window,
 )
+from requests_row import requests
 
 UID = "vllm-taxbreak-overview"
 BREAKDOWN, HEALTH = "vllm-taxbreak-breakdown", "vllm-taxbreak-health"
@@ -38,6 +39,8 @@ PARTS = {
     "loop": "not explained",
     "ipc_dispatch": "call on its way",
     "ipc_return": "result on its way",
+    "frontend": "request in the API server",
+    "ipc_input": "request on its way",
 }
 
 WAITING = (Threshold(None, GREEN), Threshold(0.1, YELLOW), Threshold(0.3, RED))
@@ -247,6 +250,7 @@ def overview() -> Dashboard:
             "Is it the host?": answer,
             "Since when?": when,
             "From one step to the next": between,
+            "Requests": requests(),
             "Where?": where,
             "Can these figures be trusted?": trust,
         },

@@ -16,7 +16,8 @@ TAGS = ["vllm", "taxbreak"]
 DATASOURCE = common_model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 SCRAPED = 'job=~"$job",instance=~"$instance"'
-SERVER = f'{SCRAPED},model_name=~"$model_name",engine=~"$engine"'
+MODEL = f'{SCRAPED},model_name=~"$model_name"'
+SERVER = f'{MODEL},engine=~"$engine"'
 STEP = f'{SERVER},phase=~"$phase"'
 
 SECONDS, RATIO, BYTES, NUMBER = units.Seconds, units.PercentUnit, units.BytesIEC, units.Short
@@ -32,6 +33,7 @@ _LABELS = {"job": "Job", "model_name": "Model", "instance": "Instance", "engine"
 
 
 Panel = TypeVar("Panel", stat.Panel, bargauge.Panel, timeseries.Panel)
+Panels = Sequence[stat.Panel | bargauge.Panel | timeseries.Panel]
 
 
 class Query(NamedTuple):
@@ -174,7 +176,7 @@ def build(
     uid: str,
     title: str,
     description: str,
-    rows: Mapping[str, Sequence[stat.Panel | bargauge.Panel | timeseries.Panel]],
+    rows: Mapping[str, Panels],
 ) -> model.Dashboard:
     """Put rows of panels under the variables and links that every dashboard has."""
     board = (
