@@ -101,6 +101,15 @@ def advise_server(
     return AdviceReport(verdict=verdict, advice=advice, reasons=tuple(reasons))
 
 
+def combined(reports: Sequence[AdviceReport]) -> AdviceReport:
+    """Put reports on different things into one, the advice that can win most first."""
+    advice = sorted((one for report in reports for one in report.advice), key=lambda one: -one.at_most_ratio)
+    verdicts = {report.verdict for report in reports}
+    verdict = next((one for one in (Verdict.ACT, Verdict.WITHHELD) if one in verdicts), Verdict.NO_ACTION)
+    reasons = dict.fromkeys(reason for report in reports for reason in report.reasons)
+    return AdviceReport(verdict=verdict, advice=tuple(advice), reasons=tuple(reasons))
+
+
 def doubt_of(engine: EngineState) -> str | None:
     """Say why an engine's account bears no advice; None where it does."""
     if engine.off_reason is not None:

@@ -331,6 +331,16 @@ def test_a_slow_tokenizer_is_the_first_sentence_of_the_page(show, serve, put, tu
     assert tags.text.partition("Skip to the figures taxbreak tiny ")[2].startswith(sentence)
 
 
+def test_advice_on_what_lies_around_the_steps_stands_with_that_on_the_steps(show, article, serve, put, turn):
+    put("a", 1000)
+    turn()
+    serve(engine_state(between={Between.IPC_RETURN: 3}), SLOW_TOKENIZER)
+
+    assert [advice.rule for advice in article().advice.advice] == ["before-the-engine", "work-ahead"]
+    assert any("kernels have no launch event" in reason for reason in article().advice.reasons)
+    assert "2 changes worth trying" in Tags(show()[0]).text
+
+
 @pytest.mark.parametrize(
     ("engine", "words"),
     [

@@ -16,6 +16,7 @@ from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.headline import headline
 from taxbreak_vllm.insight.requests import newest, slow, typical
 from taxbreak_vllm.insight.second import device_second
+from taxbreak_vllm.insight.server_advice import advise_server, combined
 from taxbreak_vllm.machine.limits import read_machine
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
@@ -83,7 +84,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     return Article(
         title=whole.source.model_name or "host and device of vLLM",
         facts=facts_of(whole),
-        advice=_advice(results, rows, live(spool.states(), now_ns=now_ns)),
+        advice=combined([_advice(results, rows, live(spool.states(), now_ns=now_ns)), *_around(spool, now_ns)]),
         phases=tuple(phase_view(phase, found.num_steps, found.breakdown.total) for phase, found in of_phase.items()),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),
@@ -162,6 +163,18 @@ def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerSta
     ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
     machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
     return advise(list(_read_breakdowns(results, ids)), machine=machine)
+
+
+def _around(spool: Spool, now_ns: int) -> Iterator[AdviceReport]:
+    """Advise on what lies around the steps of each server that runs and tells of its loop."""
+    workers, frontends = live(spool.states(), now_ns=now_ns), live(spool.frontend_states(), now_ns=now_ns)
+    engines = live(spool.engine_states(), now_ns=now_ns)
+    for server_id in sorted({state.server_id for state in engines}):
+        yield advise_server(
+            [state for state in engines if state.server_id == server_id],
+            [state for state in workers if state.server.server_id == server_id],
+            [state for state in frontends if state.server_id == server_id],
+        )
 
 
 def _read_breakdowns(results: Results, step_ids: Iterable[str]) -> Iterator[Breakdown]:
