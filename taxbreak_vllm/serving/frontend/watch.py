@@ -89,9 +89,7 @@ class FrontendWatch:
             runqueue_wait_ratio=self._runqueue_wait_ratio(),
             off_reason=_HOOK if in_flight.fault else None,
         )
-        if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (
-            now_ns - before.updated_unix_ns >= _HEARTBEAT_NS
-        ):
+        if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:
             self.state = replace(self.state, updated_unix_ns=now_ns)
             self._publish()
 
@@ -145,6 +143,10 @@ class FrontendWatch:
                 self._has_new_waterfalls, self._waterfalls_unix_ns = False, state.updated_unix_ns
         except SpoolError as error:
             logger.debug("taxbreak: %s", error)  # its workers say so aloud
+
+
+def _sums(state: FrontendState) -> FrontendState:
+    return replace(state, updated_unix_ns=0, runqueue_wait_ratio=None)
 
 
 def _all_added(
