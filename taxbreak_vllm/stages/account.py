@@ -58,11 +58,13 @@ def account(rows: Int64) -> Requests:
     """Cut requests, `rows` (requests, columns), into stages.
 
     One that was not rendered here (its prompt came as tokens) is parsed until it is submitted. What a preempted one
-    waits for again is part of its prefill or decode. One with an error or without an end has failed; one that was
-    answered without an output (it goes on in the background) is unknown.
+    waits for again is part of its prefill or decode. One has failed that has no end, or whose last output came with no
+    message of the engine's (an error, an abort); one answered without an output, as it goes on in the background, is
+    unknown.
     """
-    has_output, has_end = rows[:, Column.LAST_PUT] > 0, rows[:, Column.END] > 0
-    has_failed = (rows[:, Column.HAS_ERROR] > 0) | (rows[:, Column.STATUS] >= 400) | ~has_end
+    has_output = rows[:, Column.LAST_PUT] > 0
+    was_broken_off = has_output & (rows[:, Column.LAST_TAKEN] == 0)
+    has_failed = was_broken_off | (rows[:, Column.STATUS] >= 400) | (rows[:, Column.END] == 0)
     cuts = rows[:, _CUTS].copy()
     rendered = slice(_CUTS.index(Column.RENDER0), _CUTS.index(Column.RENDER1) + 1)
     is_bare = rows[:, Column.RENDER0] == 0

@@ -37,7 +37,6 @@ class Column(_Columns):
     STATUS = auto()
     IS_STREAMED = auto()
     IS_FOLLOWED = auto()
-    HAS_ERROR = auto()
     ENGINE = auto()
     NUMBER = auto()
     NUM_PROMPT_TOKENS = auto()

@@ -98,15 +98,13 @@ class RequestHooks:
 
         def put(output: Any) -> Any:  # noqa: ANN401 - a RequestOutput, or an exception
             try:
-                taken_ns = row[last_taken] = message[1]
-                put_ns = row[last_put] = now()
+                row[last_taken] = message[1]
+                row[last_put] = now()
                 if not row[first_put]:
-                    row[first_put] = put_ns
-                    row[Column.FIRST_TAKEN] = taken_ns
-                if isinstance(output, Exception):
-                    row[Column.HAS_ERROR] = 1
-                elif is_followed and not record.waiting:
-                    record.waiting = [*message, put_ns]
+                    row[first_put] = row[last_put]
+                    row[Column.FIRST_TAKEN] = message[1]
+                if is_followed and not record.waiting:
+                    record.waiting = [*message, row[last_put]]
             except Exception as error:
                 self._in_flight.fail(error)
             return call(output)

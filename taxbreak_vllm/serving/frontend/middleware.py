@@ -64,18 +64,16 @@ def _sent(record: Record, in_flight: InFlight, send: Send) -> Send:
 
     def sent(message: Message) -> Awaitable[None]:
         try:
-            kind = message["type"]
-            if kind == _BODY:
-                if row[last_put] > row[last_send]:  # the first part of the answer since an output came
+            if message.get("more_body"):  # a part of the answer, and not its last
+                if row[last_put] > row[last_send]:  # the first since an output came
                     row[last_send] = now()
-                    is_first = not row[first_send]
-                    if is_first:
-                        row[first_send] = row[last_send]
-                    if is_first or record.is_followed:
+                    if record.awaits_sending:
                         return ending(message)
-                if not message.get("more_body", False):
-                    return ending(message)
-            elif kind == _START:
+            elif message["type"] == _BODY:
+                if row[last_put] > row[last_send]:
+                    row[last_send] = now()
+                return ending(message)
+            elif message["type"] == _START:
                 row[Column.STATUS] = message["status"]
                 row[Column.IS_STREAMED] = _is_stream(message)
         except Exception as error:
@@ -83,16 +81,18 @@ def _sent(record: Record, in_flight: InFlight, send: Send) -> Send:
         return send(message)
 
     async def ending(message: Message) -> None:
+        begun_ns, is_first = row[last_send], not row[first_send]
         waiting, record.waiting = record.waiting, []
+        record.awaits_sending = record.is_followed
         await send(message)
         try:
             sent_ns = now()
-            if row[first_send] and not row[Column.FIRST_SEND1]:
-                row[Column.FIRST_SEND1] = sent_ns
-            if not message.get("more_body", False):
+            if is_first:
+                row[first_send], row[Column.FIRST_SEND1] = begun_ns, sent_ns
+            if not message.get("more_body"):
                 row[Column.END] = sent_ns
             if waiting:
-                in_flight.outputs.write([*waiting, row[last_send], sent_ns])
+                in_flight.outputs.write([*waiting, begun_ns, sent_ns])
         except Exception as error:
             in_flight.fail(error)
 

@@ -4,6 +4,7 @@ A context variable holds the record. vLLM hands nothing of an HTTP request to it
 client may choose, and makes tasks in between, as other people's middleware does: only a context reaches them all.
 """
 
+import math
 import random
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -13,7 +14,9 @@ from taxbreak_vllm.stages.rows import UNKNOWN_ENGINE, Column
 
 RECORD: ContextVar["Record | None"] = ContextVar("taxbreak_request", default=None)
 
-_ZEROS = [0] * len(Column)
+_NEW = [0] * len(Column)
+_NEW[Column.ENGINE] = UNKNOWN_ENGINE
+_ARRIVED, _QUEUED, _NUM_OUTPUT_TOKENS = int(Column.ARRIVED), int(Column.QUEUED), int(Column.NUM_OUTPUT_TOKENS)
 _MAX_STATS = 256  # requests of the engine that one of a client's becomes, as beam search does; beyond it is unknown
 _NUM_RANDOM = 8  # hexadecimal digits that vLLM puts behind a request's name
 
@@ -21,17 +24,17 @@ _NUM_RANDOM = 8  # hexadecimal digits that vLLM puts behind a request's name
 class Record:
     """A request: its stamps, the engine's statistics of it and where its outputs are put.
 
-    `waiting` are the stamps of an output that is not sent yet, of a request whose outputs are followed.
+    `awaits_sending` says that the end of the next sending matters: of the first, and of each one of a followed request.
+    `waiting` are the stamps of an output of such a one that is not sent yet.
     """
 
-    __slots__ = ("collectors", "is_followed", "is_open", "row", "slot", "stats", "waiting")
+    __slots__ = ("awaits_sending", "collectors", "is_followed", "is_open", "row", "slot", "stats", "waiting")
 
     def __init__(self, arrived_ns: int) -> None:
-        self.row = _ZEROS.copy()
-        self.row[Column.ARRIVED] = arrived_ns
-        self.row[Column.ENGINE] = UNKNOWN_ENGINE
+        self.row = _NEW.copy()
+        self.row[_ARRIVED] = arrived_ns
         self.slot: int | None = None
-        self.is_open = True
+        self.is_open = self.awaits_sending = True
         self.is_followed = False
         self.stats: list[Any] = []
         self.collectors: list[tuple[Any, Callable[[Any], None]]] = []
@@ -50,15 +53,19 @@ class Record:
     def finish(self) -> list[int]:
         """Take in vLLM's own stamps, let go of its objects and return the row."""
         row, stats = self.row, self.stats
-        if all(found is not None for found in stats) and len(stats) <= _MAX_STATS:
-            for column, which, name in (
-                (Column.QUEUED, min, "queued_ts"),
-                (Column.SCHEDULED, min, "scheduled_ts"),
-                (Column.FIRST_TOKEN, min, "first_token_ts"),
-                (Column.LAST_TOKEN, max, "last_token_ts"),
-            ):
-                row[column] = int(which(getattr(found, name) for found in stats) * 1e9)
-            row[Column.NUM_OUTPUT_TOKENS] = sum(found.num_generation_tokens for found in stats)
+        if None in stats or len(stats) > _MAX_STATS:
+            return row
+        queued_s = scheduled_s = first_s = math.inf
+        last_s, num_tokens = 0.0, 0
+        for found in stats:
+            queued_s = min(queued_s, found.queued_ts)
+            scheduled_s = min(scheduled_s, found.scheduled_ts)
+            first_s = min(first_s, found.first_token_ts)
+            last_s = max(last_s, found.last_token_ts)
+            num_tokens += found.num_generation_tokens
+        stamps = (int(at_s * 1e9) for at_s in (queued_s, scheduled_s, first_s, last_s))
+        row[_QUEUED : _QUEUED + 4] = stamps
+        row[_NUM_OUTPUT_TOKENS] = num_tokens
         return row
 
     def close(self) -> None:
