@@ -83,7 +83,8 @@ class RequestHooks:
             self._in_flight.reach_engine(record)
             if record.is_followed:
                 record.row[Column.NUMBER] = random_number(request.request_id, request.external_req_id)
-        record.add(state.stats)
+        if not record.add(state.stats):
+            return
         if not state.request_index:  # its choices have the prompt in common
             record.row[Column.NUM_PROMPT_TOKENS] += state.prompt_len or 0
         collector = state.queue

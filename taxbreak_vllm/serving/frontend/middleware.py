@@ -31,9 +31,9 @@ class RequestMiddleware:
         in_flight = self._in_flight
         if (
             not in_flight.is_on
-            or scope["type"] != "http"
-            or scope["method"] != "POST"
-            or scope["path"].startswith(_OURS)
+            or scope.get("type") != "http"
+            or scope.get("method") != "POST"
+            or scope.get("path", "").startswith(_OURS)
             or (record := in_flight.begin()) is None
         ):
             await self._app(scope, receive, send)

@@ -45,10 +45,12 @@ class Record:
         """Whether the engine's client took it."""
         return bool(self.stats)
 
-    def add(self, stats: Any) -> None:  # noqa: ANN401 - a RequestStateStats, None where statistics are off
-        """Take in one more request of the engine's."""
-        if len(self.stats) <= _MAX_STATS:
+    def add(self, stats: Any) -> bool:  # noqa: ANN401 - a RequestStateStats, None where statistics are off
+        """Take in one more request of the engine's; False where there are too many to keep up with."""
+        has_room = len(self.stats) <= _MAX_STATS
+        if has_room:
             self.stats.append(stats)
+        return has_room
 
     def finish(self) -> list[int]:
         """Take in vLLM's own stamps, let go of its objects and return the row."""

@@ -82,6 +82,21 @@ def test_the_tokens_of_a_prompt_count_once_for_all_its_choices(serve):
     assert serve(use)[:, Column.NUM_PROMPT_TOKENS] == [6]
 
 
+def test_a_request_that_becomes_very_many_of_the_engines_is_unknown_and_bounded(serve):
+    """As beam search does, which asks for every token of every beam anew."""
+
+    async def use(server):
+        in_flight = watch(server)
+        await server.post(prompt=["word"] * 300)
+        return in_flight.requests.take(), len(server.engine.requests)
+
+    rows, num_sent = serve(use)
+    found = account(rows)
+
+    assert num_sent == 300
+    assert (len(found.rows), found.num_failed, found.num_unknown) == (0, 0, 1)
+
+
 def test_requests_at_the_same_time_keep_their_stamps_apart(serve):
     async def use(server):
         in_flight = watch(server)
