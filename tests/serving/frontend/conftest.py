@@ -62,6 +62,11 @@ class Engine:
         self.requests = []
         self.sent_to = []
         self.failure = None
+        self.pauses_s = {}
+
+    def pause(self, place):
+        """Hold up everything where the test says so."""
+        time.sleep(self.pauses_s.get(place, 0))
 
     def send_multipart(self, frames, copy):
         """Stand for the socket to the engine."""
@@ -83,17 +88,21 @@ class Engine:
         if self.failure:
             self._put(self.failure)
             return
-        at_s = time.monotonic()
-        kinds = (engine.EngineCoreEventType.QUEUED, engine.EngineCoreEventType.SCHEDULED)
-        events = [engine.EngineCoreEvent(kind, at_s) for kind in kinds]
+        self.pause("ipc_input")
+        events = [engine.EngineCoreEvent.new_event(engine.EngineCoreEventType.QUEUED)]
+        self.pause("queue")
+        events.append(engine.EngineCoreEvent.new_event(engine.EngineCoreEventType.SCHEDULED))
         for number in range(self.num_tokens):
+            self.pause("decode" if number else "prefill")
             output = engine.EngineCoreOutput(
                 request.request_id,
                 [7],
                 events=events,
                 finish_reason=engine.FinishReason.LENGTH if number == self.num_tokens - 1 else None,
             )
-            self._put(engine.EngineCoreOutputs(engine_index=index, outputs=[output]))
+            outputs = engine.EngineCoreOutputs(engine_index=index, outputs=[output])
+            self.pause("ipc_output")
+            self._put(outputs)
             events = None
             await asyncio.sleep(self.delay_s)
 
@@ -121,6 +130,10 @@ class ApiServer:
         llm = self.llm = vllm.AsyncLLM.__new__(vllm.AsyncLLM)
         llm.engine_core = core
         llm.output_processor = vllm.OutputProcessor(None, log_stats=log_stats)
+        process_outputs = llm.output_processor.process_outputs
+        llm.output_processor.process_outputs = lambda *args, **kwargs: (
+            self.engine.pause("detokenize") or process_outputs(*args, **kwargs)
+        )
         llm.renderer = SimpleNamespace(
             render_cmpl_async=self._render,
             render_chat_async=self._render,
@@ -155,17 +168,20 @@ class ApiServer:
 
     async def _render(self, prompts, *args, **kwargs):
         await asyncio.sleep(0)
+        self.engine.pause("render")
         return [{"type": "token", "prompt_token_ids": [7] * len(prompt)} for prompt in prompts]
 
     def _process(self, request_id, prompt, params, **kwargs):
         if self.refusal:
             raise self.refusal
+        self.engine.pause("submit")
         return self._vllm.EngineCoreRequest(
             request_id, prompt["prompt_token_ids"], None, params, None, time.time(), None, None, None
         )
 
     async def _complete(self, http):
         asked = await http.json()
+        self.engine.pause("parse")
         kind = self._vllm.RequestOutputKind
         params = self._vllm.SamplingParams(
             n=asked.get("n", 1),
@@ -184,6 +200,7 @@ class ApiServer:
 
         async def parts():
             async for place, output in results:
+                self.engine.pause("serialize")
                 yield f"data: {json.dumps([place, [len(found.token_ids) for found in output.outputs]])}\n\n"
             yield "data: [DONE]\n\n"
 

@@ -7,7 +7,7 @@ from time import monotonic_ns
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from taxbreak_vllm.model.frontend import DELIVERY
+from taxbreak_vllm.model.frontend import DELIVERY, Stage
 from taxbreak_vllm.serving.frontend.hooks import RequestHooks
 from taxbreak_vllm.serving.frontend.in_flight import InFlight
 from taxbreak_vllm.serving.frontend.middleware import RequestMiddleware
@@ -71,6 +71,48 @@ def test_answers_are_those_of_a_server_without_hooks(serve, asked):
     hooked, plain = serve(ask_hooked), serve(ask)
 
     assert sorted(hooked.splitlines()) == sorted(plain.splitlines())  # of several prompts which is first is chance
+
+
+class SlowClient:
+    """Middleware outside ours that holds up what a client sends or is sent."""
+
+    def __init__(self, app, pause):
+        self.app, self.pause = app, pause
+
+    async def __call__(self, scope, receive, send):
+        async def slow_receive():
+            self.pause("receive")
+            return await receive()
+
+        async def slow_send(message):
+            if message.get("body"):
+                self.pause("send")
+            await send(message)
+
+        await self.app(scope, slow_receive, slow_send)
+
+
+PAUSE_S = 0.05
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("place", Stage)
+def test_a_delay_is_found_in_the_stage_in_which_it_is(serve, place, is_streamed):
+    async def use(server):
+        in_flight = watch(server)
+        server.app.add_middleware(SlowClient, pause=server.engine.pause)
+        server.engine.num_tokens = 2 if place is Stage.DECODE else 1
+        server.engine.pauses_s[place] = PAUSE_S
+        await server.post(stream=is_streamed)
+        return in_flight
+
+    found = account(serve(use).requests.take())
+    spans_s = {stage: spans[0] / 1e9 for stage, spans in found.stages_ns.items()}
+
+    # the client sends an empty part behind the body, and is sent one that is no token's behind a stream
+    num_parts = 2 if place is Stage.RECEIVE or (is_streamed and place is Stage.SEND) else 1
+    assert num_parts * PAUSE_S <= spans_s[place] < num_parts * PAUSE_S * 1.1
+    assert sum(spans_s.values()) - spans_s[place] < PAUSE_S
 
 
 def test_the_tokens_of_a_prompt_count_once_for_all_its_choices(serve):
