@@ -2,7 +2,7 @@
 
 In: where the seconds of the devices went, what a typical request went through. Out: `Headline`. Rules look at each
 concern by itself, and of those that weigh enough the one with the largest share is said: of a request's time to its
-first byte, or of the time in which an engine has requests.
+first token, or of the time in which an engine has requests.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ WORTH_RATIO = 0.20  # less of it stands out neither for a request nor for a devi
 IDLE_RATIO = 0.90  # a server without a request for so long has nothing to be improved
 QUIET_RATIO = 0.50
 DEVICE_BOUND_RATIO = 0.80
-QUEUE_RATIO = 0.50  # of the time to the first byte
+QUEUE_RATIO = 0.50  # of the time to the first token
 
 _BEFORE_ENGINE = (Stage.RECEIVE, Stage.PARSE, Stage.RENDER, Stage.SUBMIT, Stage.IPC_INPUT)
 _ENGINE: tuple[DevicePart, ...] = (*EnginePart, Between.IPC_DISPATCH, Between.IPC_RETURN)
@@ -52,7 +52,7 @@ def headline(
 def _of_requests(request: TypicalRequest | None, busy: Iterable[DeviceSecond]) -> Iterator[Headline]:
     """Time that requests spend before an engine sees them, which its device may wait for, or after it has answered."""
     waits = [_loss(Concern.FRONTEND, second, _WAITING) for second in busy]
-    if request is None or request.ttft_ns <= 0 or request.total_ns <= 0:
+    if request is None or request.first_token_ns <= 0 or request.total_ns <= 0:
         yield from waits
         return
     before, after = (_stage(request, stages) for stages in (_BEFORE_ENGINE, DELIVERY))
@@ -63,7 +63,7 @@ def _of_requests(request: TypicalRequest | None, busy: Iterable[DeviceSecond]) -
 def _stage(request: TypicalRequest, stages: Sequence[Stage]) -> Headline:
     stage = _largest(request.stages_ns, stages)
     lost_ns = request.stages_ns.get(stage, 0)
-    of_ns = request.total_ns if stage in DELIVERY else request.ttft_ns
+    of_ns = request.total_ns if stage in DELIVERY else request.first_token_ns
     return Headline(concern=Concern.FRONTEND, part=stage, lost_ns=lost_ns, of_ns=of_ns, ratio=lost_ns / of_ns)
 
 
@@ -84,7 +84,7 @@ def _no_work(known: Sequence[DeviceSecond]) -> Headline | None:
 
 
 def _queue(request: TypicalRequest | None) -> Headline | None:
-    if request is None or request.ttft_ns <= 0:
+    if request is None or request.first_token_ns <= 0:
         return None
     found = replace(_stage(request, (Stage.QUEUE,)), concern=Concern.QUEUE)
     return found if found.ratio >= QUEUE_RATIO else None

@@ -27,8 +27,14 @@ def typical(waterfalls: Sequence[Waterfall]) -> TypicalRequest | None:
         num=len(waterfalls),
         stages_ns={stage: median_low(w.stages_ns.get(stage, 0) for w in waterfalls) for stage in Stage},
         ttft_ns=median_low(w.ttft_ns for w in waterfalls),
+        first_token_ns=median_low(map(_first_token_ns, waterfalls)),
         total_ns=median_low(w.total_ns for w in waterfalls),
     )
+
+
+def _first_token_ns(waterfall: Waterfall) -> int:
+    decode_ns = waterfall.stages_ns.get(Stage.DECODE, 0)
+    return waterfall.ttft_ns if waterfall.is_streamed else waterfall.total_ns - decode_ns
 
 
 def slow(waterfalls: Sequence[Waterfall]) -> list[Waterfall]:

@@ -80,11 +80,15 @@ class DeviceSecond:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypicalRequest:
-    """Medians over `num` requests; those of the stages do not sum to that of the whole."""
+    """Medians over `num` requests; those of the stages do not sum to that of the whole.
+
+    `first_token_ns` is the time to the first byte or, of an answer that is not streamed, all time but that of decoding.
+    """
 
     num: int
     stages_ns: Mapping[Stage, int]
     ttft_ns: int
+    first_token_ns: int
     total_ns: int
 
 

@@ -41,7 +41,8 @@ def test_a_slow_tokenizer():
     found = first(engine_state(between={Between.NO_WORK: 3}), requests=requests)
 
     assert first_sentence(found) == (
-        "Requests wait 41.00 ms of 62.90 ms in the tokenizer (render) of the API server before the engine sees them."
+        "Requests wait 41.00 ms of the 62.90 ms to their first token in the tokenizer (render) of the API server,"
+        " before the engine sees them."
     )
     assert (found.concern, found.part, found.ratio) == (Concern.FRONTEND, "render", pytest.approx(41 / 62.9))
 
@@ -53,7 +54,7 @@ def test_a_slow_tokenizer_that_the_device_waits_for_is_named_though_the_wait_wei
     found = first(state, requests=requests)
 
     assert found.ratio == pytest.approx(12 / 20)
-    assert first_sentence(found).startswith("Requests wait 7.00 ms of 27.90 ms in the tokenizer (render)")
+    assert first_sentence(found).startswith("Requests wait 7.00 ms of the 27.90 ms to their first token in the")
 
 
 def test_an_api_server_that_the_device_waits_for_where_no_request_is_known():
@@ -65,12 +66,19 @@ def test_an_api_server_that_the_device_waits_for_where_no_request_is_known():
     )
 
 
+def test_decoding_is_in_no_time_to_the_first_token_of_an_answer_that_is_not_streamed():
+    whole = waterfall(render=41, decode=900)
+    whole = replace(whole, ttft_ns=whole.total_ns, is_streamed=False)
+
+    assert first(engine_state(), requests=[whole]).of_ns == waterfall(render=41).ttft_ns
+
+
 def test_a_slow_detokenizer_is_said_of_the_whole_answer():
     requests = [waterfall(number, detokenize=30, decode=20) for number in range(9)]
 
     assert first_sentence(first(engine_state(), requests=requests)) == (
-        "Requests wait 30.00 ms of 70.90 ms in the detokenizer (detokenize) of the API server after the engine has"
-        " answered."
+        "Requests wait 30.00 ms of the 70.90 ms to their last byte in the detokenizer (detokenize) of the API server,"
+        " after the engine has answered."
     )
 
 
@@ -133,7 +141,7 @@ def test_where_nothing_weighs_enough_nothing_stands_out():
 def test_requests_that_wait_for_a_place_are_said_where_no_part_of_the_host_is_why():
     requests = [waterfall(number, queue=80) for number in range(9)]
 
-    assert first_sentence(first(engine_state(), requests=requests)).startswith("Requests wait 80.00 ms of 100.9 ms for")
+    assert first_sentence(first(engine_state(), requests=requests)).startswith("Requests wait 80.00 ms of the 100.9 ms")
     assert first(engine_state(exposed={EnginePart.SCHEDULE: 5}), requests=requests).concern is Concern.ENGINE
 
 

@@ -326,7 +326,7 @@ def test_a_slow_tokenizer_is_the_first_sentence_of_the_page(show, serve, put, tu
     tags = Tags(show()[0])
 
     sentence = (
-        "Requests wait 41.00 ms of 62.90 ms in the tokenizer (render) of the API server before the engine sees them."
+        "Requests wait 41.00 ms of the 62.90 ms to their first token in the tokenizer (render) of the API server,"
     )
     assert tags.text.partition("Skip to the figures taxbreak tiny ")[2].startswith(sentence)
 

@@ -36,7 +36,7 @@ def test_a_slow_tokenizer_is_said_first_and_everything_can_be_read(visit, shoot,
         shoot(page, f"server-{scheme}-{width}")
 
         first = page.locator("main p").first.inner_text()
-        assert first.startswith("Requests wait 41.00 ms of 61.90 ms in the tokenizer (render) of the API server")
+        assert first.startswith("Requests wait 41.00 ms of the 61.90 ms to their first token in the tokenizer (render)")
         scroll, client = page.evaluate(WIDTHS)
         assert scroll <= client
         least, where = page.evaluate(CONTRASTS)[0]

@@ -43,8 +43,13 @@ def first_sentence(found: Headline) -> str:
     engine = f" of engine {found.engine}" if found.engine else ""
     match found.concern:
         case Concern.FRONTEND if isinstance(found.part, Stage):
-            when = "after the engine has answered" if found.part in DELIVERY else "before the engine sees them"
-            return f"Requests wait {lost} of {whole} in {STAGE_WORDS[found.part]} of the API server {when}."
+            to, when = "first token", "before the engine sees them"
+            if found.part in DELIVERY:
+                to, when = "last byte", "after the engine has answered"
+            return (
+                f"Requests wait {lost} of the {whole} to their {to} in {STAGE_WORDS[found.part]} of the API server,"
+                f" {when}."
+            )
         case Concern.FRONTEND:
             return (
                 f"The device{engine} waits {share} of the time for requests on their way to the engine: of each"
@@ -62,8 +67,8 @@ def first_sentence(found: Headline) -> str:
             )
         case Concern.QUEUE:
             return (
-                f"Requests wait {lost} of {whole} for a place in a step (queue): the engine has as many as it takes,"
-                " and the host is not why."
+                f"Requests wait {lost} of the {whole} to their first token for a place in a step (queue): the engine"
+                " has as many as it takes, and the host is not why."
             )
         case Concern.NO_WORK:
             return f"Nothing is held up: the server had no request for {share} of the time."
