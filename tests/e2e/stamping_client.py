@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 NUM_REQUESTS = 120
 NUM_AT_A_TIME = 2
-SHORTEST = 300  # tokens; each request has a prompt of its own length, by which it is known again
+SHORTEST = 340  # tokens; each request has a prompt of its own length, by which it is known again
 OUTPUT_TOKENS = 48
 
 
@@ -43,7 +43,7 @@ def work(address: str, numbers, found: list) -> None:
 
 def main(url: str) -> None:
     with suppress(PermissionError):
-        os.nice(-5)
+        os.nice(-10)
     found: list = []
     lock, counter = threading.Lock(), itertools.count()
 

@@ -32,6 +32,10 @@ def spool(processes):
 def server(processes, tiny_llama, spool):
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool.root), "PYTHONPATH": path}
+    env |= {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }  # a thread that spins takes the client's core
     flags = (*ONE_PROCESS, "--middleware", "follow_all.PassOn", "--chat-template", TEMPLATE)
     return start_vllm(processes, tiny_llama, flags=flags, env=env).wait()
 
