@@ -10,12 +10,11 @@ import typer
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_json, print_text
 from taxbreak_vllm.model.breakdown import Attribution
-from taxbreak_vllm.model.errors import BaselineError, SettingsError
+from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.step import Phase
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines
-    from taxbreak_vllm.output.exporter import Exporter
 
 
 def analyze(
@@ -42,23 +41,23 @@ def analyze(
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
-    from taxbreak_vllm.cli.analyses import analyses, print_analyses
+    from taxbreak_vllm.cli.analyses import analyze_paths, exports_to
     from taxbreak_vllm.taxes.terms import Terms
 
-    _check_targets([html, speedscope], [*paths, baselines])
-    exports = _exports(html=html, speedscope=speedscope, parquet=parquet)
+    named = {"html": html, "speedscope": speedscope, "parquet": parquet}
+    targets = {name: target for name, target in named.items() if target}
+    exports = exports_to(targets, sources=paths if baselines is None else [*paths, baselines])
     with _opened(baselines) as store:
-        found = analyses(
+        analyze_paths(
             paths,
             Terms(floor_ns=floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank),
+            exports,
+            json=json,
+            top=top,
             phase=phase,
             step=step,
             plain_ns=None if plain_ms is None else round(plain_ms * 1e6),
-            exporters=exports.values(),
         )
-    for target, exporter in exports.items():
-        exporter.write(target)
-    print_analyses(found, json=json, top=top)
 
 
 def fusion(
@@ -106,15 +105,6 @@ def diff(
     print_text(*diff_lines(found), *diff_tables(found, top))
 
 
-def _check_targets(targets: list[Path | None], sources: list[Path | None]) -> None:
-    """Refuse to write over what is read, or two files to one place, before any work is done."""
-    taken = [source.resolve() for source in sources if source]
-    for target in (target for target in targets if target):
-        if target.resolve() in taken:
-            raise SettingsError(f"{target}: is read or written already; give another name to write to")
-        taken.append(target.resolve())
-
-
 @contextmanager
 def _opened(path: Path | None) -> "Iterator[Baselines | None]":
     """Open a store that must be there already."""
@@ -127,21 +117,3 @@ def _opened(path: Path | None) -> "Iterator[Baselines | None]":
         raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
     with Baselines(path) as store:
         yield store
-
-
-def _exports(*, html: Path | None, speedscope: Path | None, parquet: Path | None) -> "dict[Path, Exporter]":
-    """Make the exporters asked for, by where they write; what loads pandas or Jinja is loaded for them alone."""
-    exports: dict[Path, Exporter] = {}
-    if html:
-        from taxbreak_vllm.output.html import HtmlPage
-
-        exports[html] = HtmlPage()
-    if speedscope:
-        from taxbreak_vllm.output.speedscope import Speedscope
-
-        exports[speedscope] = Speedscope()
-    if parquet:
-        from taxbreak_vllm.output.parquet import ParquetTables
-
-        exports[parquet] = ParquetTables()
-    return exports

@@ -4,7 +4,8 @@ An iteration is the time from the start of a step's first call on a worker to th
 is the worker's; where events on its device tell, between two calls too, as long as the device works on: it can only be
 idle from somewhere in between up to the start of the next. Of the rest, an instant takes the first label that fits: the
 engine had sent the call that the worker waits for (`ipc_dispatch`); what the engine's thread was doing; that it waited
-for a result (`ipc_return`) or for requests (`no_work`); else `loop`. The parts sum to the iteration, to the nanosecond.
+for a result (`ipc_return`) or for requests (by cause: `waits`); else `loop`. The parts sum to the iteration, to the
+nanosecond.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 
 from taxbreak_vllm.iterations.rows import UNKNOWN, Column
 from taxbreak_vllm.iterations.spans import Bool, Int64, Spans, covered, joined, without
+from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals, cut_waits
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.step import PHASES
 
@@ -32,6 +34,7 @@ _SPANS: tuple[tuple[Label, Column, Column], ...] = (
     (EnginePart.POST, Column.STEP1, Column.END),
 )
 
+_APART = 1e-4  # by so much a device's clock and the machine's may differ in speed
 _MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's taking in of what it returned
 
 
@@ -57,7 +60,7 @@ class Turns:
     phase.
     """
 
-    def __init__(self, rows: Int64) -> None:
+    def __init__(self, rows: Int64, arrivals: Arrivals = NO_ARRIVALS) -> None:
         before_ns = rows[:, Column.UPDATE0] - rows[:, Column.WORKER_SAMPLE1]
         has_times = (rows[:, Column.WORKER_EXECUTE0] > 0) & (before_ns >= 0) & (before_ns < _MAX_BEFORE_NS)
         has_times &= (rows[:, Column.WORKER_PHASE] >= 0) & (rows[:, Column.WORKER_PHASE] < len(PHASES))
@@ -68,7 +71,7 @@ class Turns:
         scheduled = rows[rows[:, Column.SCHEDULED] > 0]
         self._scheduled = scheduled[np.argsort(scheduled[:, Column.SCHEDULED], kind="stable")]
         self._calls = joined(_in_thread(rows, self._done))
-        self._spans = _labelled(rows, self._calls)
+        self._spans = _labelled(rows, self._calls, arrivals)
 
     def iterations(self) -> Iterations:
         """Cut the iterations of all steps whose next step is here too.
@@ -97,7 +100,7 @@ class Turns:
             (execute_end, sample_start, sent[:, Column.SAMPLE_SENT], idle_ns),
             (sample_end, end, sent_next[:, Column.EXECUTE_SENT], idle_next_ns),
         ):
-            begin = np.where(is_from_device, np.maximum(ended, finish - device_ns), ended)
+            begin = np.where(is_from_device & (device_ns < (1 - _APART) * (finish - ended)), finish - device_ns, ended)
             worker_ns = worker_ns - (finish - begin)
             arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, finish), finish)
             rest = arrives - begin
@@ -125,14 +128,17 @@ class Turns:
         return parts | {EnginePart.LOOP: to_ns - from_ns - sum(spent.values()) - calls}
 
 
-def _labelled(rows: Int64, calls: Spans) -> dict[Label, Spans]:
+def _labelled(rows: Int64, calls: Spans, arrivals: Arrivals) -> dict[Label, Spans]:
     """Return for each label the spans in which the engine's thread has it, in order, none over another."""
     parts: dict[Label, list[Spans]] = {}
     for label, first, last in _SPANS:
         has = (rows[:, first] > 0) & (rows[:, last] > rows[:, first])
         parts.setdefault(label, []).append((rows[has, first], rows[has, last]))
-    labels = {label: joined(spans) for label, spans in parts.items()}
-    labels[EnginePart.INPUT] = without(labels[EnginePart.INPUT], labels[Between.NO_WORK])
+    labels: dict[Label, Spans] = {label: joined(spans) for label, spans in parts.items()}
+    waits = labels[Between.NO_WORK]
+    for cause, spans in cut_waits(waits, arrivals).items():
+        labels[cause] = spans
+    labels[EnginePart.INPUT] = without(labels[EnginePart.INPUT], waits)
     for holes in (labels[Between.IPC_RETURN], calls):
         labels[EnginePart.DISPATCH] = without(labels[EnginePart.DISPATCH], holes)
     return labels

@@ -14,6 +14,7 @@ import numpy as np
 from taxbreak_vllm.iterations.account import Iterations, Turns
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
 from taxbreak_vllm.iterations.spans import Bool, Int64
+from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom, IterationSums
 from taxbreak_vllm.model.step import PHASES, Phase
 
@@ -40,12 +41,12 @@ class LoopCount:
         self.busy_ns: Mapping[EnginePart, int] = {}
         self.num_unjoined = 0
 
-    def add(self, new: Int64) -> None:
-        """Count turns that follow on those counted last."""
+    def add(self, new: Int64, arrivals: Arrivals = NO_ARRIVALS) -> None:
+        """Count turns that follow on those counted last; `arrivals` are the requests that came meanwhile."""
         rows = np.concatenate((self._rows, new))
         if not len(new) and (not len(rows) or self._counted_ns == rows[-1, Column.INPUT0]):
             return
-        turns = Turns(rows)
+        turns = Turns(rows, arrivals)
         until_ns = int(rows[-_HELD if len(new) and len(rows) > _HELD else -1, Column.INPUT0])
         from_ns = int(rows[0, Column.INPUT0]) if self._counted_ns is None else self._counted_ns
         if until_ns > from_ns:

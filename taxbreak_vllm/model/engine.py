@@ -64,8 +64,8 @@ class EngineState:
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
     back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
 
-    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is the share of its time
-    that the engine's thread was ready to run and had no CPU, of late.
+    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is, of late, the share
+    of the time in which the engine's thread was ready to run that it waited for a CPU.
 
     With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
     waited for is told by events on the device alone then, and where it has none (`idle_from` is None) `exposed_ns` and

@@ -5,7 +5,8 @@ and after the work before it where it is not: from the event at the end of the c
 up to the very time at which the host recorded it. Nothing waits for an event, and what is not over is unknown.
 
 The device's clock tells the time between two events in steps of about half a microsecond; torch hands it on as a
-32-bit float (milliseconds), so that of a longer idle time 6e-8 may be lost: 60 ns of a second, 0.25 ms of an hour.
+32-bit float (milliseconds), so that 6e-8 of it may be lost: 60 ns of a second, 0.25 ms of an hour. In so long a time the
+clocks of device and machine run further apart than that.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.torch_profile import device_type
 
 UNKNOWN = -1
-_NUM_EVENTS = 64  # of 16 steps; a pipeline of as many stages has as many under way
-_MAX_AGE = _NUM_EVENTS // 2  # a thread may read an event while another comes round to record it anew
+_NUM_EVENTS = 256  # of 64 steps; an engine has two under way, or as many as a pipeline has stages
+_MAX_AGE = _NUM_EVENTS // 2  # so that none is read while another thread comes round to record it anew
 _NEVER = -1
 
 Gap = tuple[int, int]  # two events by their numbers: the end of a call and the start of the next

@@ -5,9 +5,10 @@
 
 import time
 from collections.abc import Callable
-from threading import get_ident
+from threading import get_ident, get_native_id
 from typing import Any
 
+from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
@@ -97,6 +98,7 @@ class Watch:
         )
         self._started_unix_ns = unix_ns()
         self._armed_ns: int | None = None
+        self._run_queue: RunQueueWait | None = None
         self._cost_before_ns = 0
         self._overhead_ns = 0
         self._asked_overhead_ns = 0
@@ -122,7 +124,8 @@ class Watch:
         self.outbox.start()
 
     def arm(self) -> None:
-        """Begin to count serving time, and what recording takes of it: the first real request is here."""
+        """Begin to count serving time, and what recording takes of it: this thread has the first real request."""
+        self._run_queue = RunQueueWait(get_native_id())
         self._armed_ns = self._now_ns()
         self._cost_before_ns = self.outbox.cost_ns
 
@@ -247,6 +250,7 @@ class Watch:
             num_device_records=self.outbox.num_device_records,
             cupti_attached=recorder.is_cupti_attached,
             cupti_version=recorder.cupti_version,
+            runqueue_wait_ratio=None if self._run_queue is None else self._run_queue.ratio(),
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 

@@ -74,17 +74,36 @@ def test_bad_input_is_one_line_with_file_and_reason_and_exit_2(tmp_path, name):
     assert reason in done.stderr
 
 
-@pytest.mark.parametrize("words", [("--json", SERVING), (SERVING, "--json"), ("--json", SERVING, SERVING)])
+@pytest.mark.parametrize(
+    "words", [(SERVING,), ("--json", SERVING), (SERVING, "--json"), ("--json", SERVING, SERVING)], ids=str
+)
 def test_words_that_need_no_parser_print_what_the_parser_would(words):
     parsed = taxbreak("analyze", *words, "--top", "12")
 
     assert taxbreak("analyze", *words).stdout == parsed.stdout
-    assert json.loads(parsed.stdout)
+    assert "HDBI" in parsed.stdout or json.loads(parsed.stdout)
 
 
-def test_bad_words_reach_the_parser():
-    assert "No such option" in taxbreak("analyze", "--json", "--jsno", SERVING).stderr
-    assert "Missing argument" in taxbreak("analyze", "--json").stderr
+@pytest.mark.parametrize("option", [(), ("--top", "12")], ids=["no parser", "parser"])
+def test_the_last_of_an_option_given_twice_counts(tmp_path, option):
+    twice = ("--html", tmp_path / "a", "--html", tmp_path / "b")
+
+    done = taxbreak("analyze", *twice, SERVING, "--speedscope", tmp_path / "c", "--parquet", tmp_path / "d", *option)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--json", "--jsno", SERVING), "No such option"),
+        (("--json",), "Missing argument"),
+        ((SERVING, "--html"), "requires an argument"),
+    ],
+)
+def test_bad_words_reach_the_parser(words, reason):
+    assert reason in taxbreak("analyze", *words).stderr
 
 
 def test_json_is_one_object_and_nothing_else():
@@ -138,6 +157,21 @@ def test_no_export_replaces_the_trace_it_is_made_from(tmp_path, option):
 
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert trace.read_bytes() == SERVING.read_bytes()
+
+
+@pytest.mark.parametrize("target", ["", "none/page.html"])
+def test_an_export_that_cannot_be_written_is_one_line_and_exit_1(tmp_path, target):
+    done = subprocess.run(
+        [sys.executable, "-m", "taxbreak_vllm.cli", "analyze", str(SERVING), "--html", target],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert "cannot write" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_export_replaces_the_other(tmp_path):

@@ -88,7 +88,7 @@ def test_a_long_pause_loses_no_more_than_a_float_of_32_bits_does(idle, device, c
 def test_a_gap_whose_events_may_be_in_use_again_is_unknown(idle, device, clock):
     call(idle, device, clock, 0)
     gap = call(idle, device, clock, 0)
-    for _ in range(14):
+    for _ in range(62):
         call(idle, device, clock, 0)
     assert idle.read(gap) == 0
 
@@ -102,7 +102,7 @@ def test_gaps_may_be_read_while_calls_go_on(idle, device, clock):
     reader = threading.Thread(target=lambda: found.extend(idle.read(gap) for gap in gaps[1:]))
     gaps += [call(idle, device, clock, 0) for _ in range(8)]
     reader.start()
-    for _ in range(100):
+    for _ in range(400):
         call(idle, device, clock, 0)
     reader.join()
 

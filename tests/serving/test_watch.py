@@ -1,4 +1,5 @@
 import gzip
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -1041,3 +1042,16 @@ def test_what_a_stop_took_is_that_of_the_kind_that_was_picked_whatever_was_recor
             watch.outbox.turn(wait_s=0)
 
     assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]
+
+
+def test_the_wait_for_a_cpu_is_that_of_the_thread_with_the_first_request(open_watch, monkeypatch):
+    monkeypatch.setattr("taxbreak_vllm.serving.watch.RunQueueWait", lambda tid: SimpleNamespace(ratio=lambda: tid))
+    watch = open_watch()
+    before = watch.state().runqueue_wait_ratio
+
+    thread = threading.Thread(target=watch.arm)
+    thread.start()
+    thread.join()
+
+    assert before is None
+    assert watch.state().runqueue_wait_ratio == thread.native_id

@@ -1,16 +1,19 @@
 """Breakdowns as text for people. In: the nouns of `model`. Out: rich tables; times in ms or µs, shares in percent."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
-from taxbreak_vllm.model.worker import ControlState, WorkerControl
 from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.words import UNKNOWN, duration, one, ratio
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.model.worker import ControlState, WorkerControl
 
 MAX_STEPS = 40
 _NAME_CHARS = 60
@@ -120,7 +123,7 @@ def _name(name: str) -> Text:
     return Text(visible(name.removeprefix("void "))[:_NAME_CHARS].replace(" ", "\u00a0"))
 
 
-def control_lines(state: ControlState) -> list[str]:
+def control_lines(state: "ControlState") -> list[str]:
     """Say in one line a worker how it records, and below what one should know of that."""
     lines = []
     for worker in state.workers:
@@ -129,7 +132,7 @@ def control_lines(state: ControlState) -> list[str]:
     return lines
 
 
-def _recording(worker: WorkerControl) -> str:
+def _recording(worker: "WorkerControl") -> str:
     if not worker.enabled:
         return f"recording is off ({worker.off_reason or 'unknown'})"
     slowed = f", slowed down {worker.slowdown} times to keep to it" if worker.slowdown > 1 else ""

@@ -11,9 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from taxbreak_vllm.iterations.count import LoopCount
+from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals
+from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.engine.arrivals import read_arrivals
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
 from taxbreak_vllm.spool.spool import Spool
@@ -23,7 +26,7 @@ _HEARTBEAT_NS = 5 * 10**9
 
 
 class LoopWatch:
-    """Counts the iterations of one engine from now on."""
+    """Counts the iterations of one engine from now on; made on the engine's thread."""
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class LoopWatch:
         self._unix_ns = unix_ns
         self._ring = Ring()
         self._hooks = LoopHooks(engine, self._ring.write)
+        self._run_queue = RunQueueWait(threading.get_native_id())
         self._sums = LoopCount(works_ahead=state.works_ahead)
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
@@ -49,12 +53,13 @@ class LoopWatch:
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
         before = self.state
-        self._sums.add(self._ring.take())
+        self._sums.add(self._ring.take(), self._arrivals())
         now_ns = self._unix_ns()
         self.state = replace(
             self._sums.told(self.state),
             server_id=self._hooks.server_id,
             num_lost=self._ring.num_lost,
+            runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason="hook" if self._hooks.fault else None,
         )
         if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (
@@ -74,9 +79,16 @@ class LoopWatch:
                 self._publish()
                 return
 
+    def _arrivals(self) -> Arrivals:
+        server_id = self._hooks.server_id
+        if not server_id:
+            return NO_ARRIVALS  # no worker has answered yet
+        folder = self._spool.engine_dir(server_id, self.state.engine).parent
+        return Arrivals.of(read_arrivals(folder), int(self.state.engine))
+
     def _publish(self) -> None:
         if not self.state.server_id:
-            return  # no worker has answered yet
+            return
         try:
             self._spool.put_engine_state(self.state)
         except SpoolError as error:

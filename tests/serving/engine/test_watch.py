@@ -1,5 +1,6 @@
 """What an engine publishes adds up, turn by turn, and is there for the sidecar to read."""
 
+import struct
 import time
 
 import pytest
@@ -35,9 +36,10 @@ def spool(tmp_path):
     return Spool(tmp_path / "spool", max_bytes=2**20, max_captures=10)
 
 
-def watching(spool, **members):
-    engine = TimedEngine()
-    watch = LoopWatch(engine, spool, EngineState(engine="0", model_name="m", **members))
+def watching(spool, *, kind=TimedEngine, engine="0", **members):
+    state = EngineState(engine=engine, model_name="m", **members)
+    engine = kind()
+    watch = LoopWatch(engine, spool, state)
     watch._hooks.attach()
     return engine, watch
 
@@ -92,6 +94,34 @@ def test_a_fault_is_published_and_the_sums_stay(spool):
     (state,) = spool.engine_states()
     assert state.off_reason == "hook"
     assert state.num_iterations == 9
+
+
+class WaitingEngine(TimedEngine):
+    """One that has no request before each turn."""
+
+    def _process_input_queue(self):
+        self.input_queue.put("a request")
+        self.input_queue.get()
+
+
+@pytest.mark.parametrize(
+    ("engine_of_request", "cause"),
+    [(-1, Between.FRONTEND), (3, Between.FRONTEND), (2, Between.NO_WORK)],
+    ids=["not known yet", "its own", "another's"],
+)
+def test_what_an_engine_waits_for_is_told_by_the_api_servers(spool, engine_of_request, cause):
+    engine, watch = watching(spool, kind=WaitingEngine, engine="3")
+    folder = spool.api_dir("server", "0")
+    folder.mkdir(parents=True)
+    sent_ns = 0 if engine_of_request < 0 else time.monotonic_ns() + 3600 * 10**9
+    (folder / "arrivals").write_bytes(struct.pack("=4q", 1, sent_ns, engine_of_request, 0))
+    for _ in range(3):
+        engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    waits = {label: ns for label, ns in state.between_ns.items() if not label.startswith("ipc_")}
+    assert {label for label, ns in waits.items() if ns} == {cause}
 
 
 def test_no_work_is_told_from_the_engines_own_parts(spool):
