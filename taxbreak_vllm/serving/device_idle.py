@@ -4,8 +4,8 @@ A call is framed by two events on the current stream. The device passes the one 
 and after the work before it where it is not: from the event at the end of the call before to that one it was idle, and
 up to the very time at which the host recorded it. Nothing waits for an event, and what is not over is unknown.
 
-The device's clock tells the time between two events in steps of about half a microsecond; torch hands it on as a
-32-bit float (milliseconds), so that 6e-8 of it may be lost: 60 ns of a second, 0.25 ms of an hour. In so long a time the
+The device's clock tells the time between two events in steps of about half a microsecond. Torch hands it on as a 32-bit
+float (milliseconds), so that 6e-8 of it may be lost: 60 ns of a second, 0.25 ms of an hour. In so long a time the
 clocks of device and machine run further apart than that.
 """
 

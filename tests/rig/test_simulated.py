@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ FAST = {"device": 20 * US, "launch": 5 * US}
 SLOW = {"device": 8 * MS, "launch": 5 * US}
 PLACES = ("schedule", "grammar", "update", "post", "worker")
 DELAY_NS = 5 * MS
-OFF_RATIO = {DELAY_NS: 0.1, 1 * MS: 0.15, 200 * US: 0.3}  # a step that waits is slower itself, by some 30 µs
+# A step that waits is slower itself, by some 30 µs; and the way to a worker of its own, which may wake up late where the
+# machine is busy, hides some of a delay, half of the shortest.
+OFF_RATIO = {"uni": {DELAY_NS: 0.1, 1 * MS: 0.1, 200 * US: 0.3}, "mp": {DELAY_NS: 0.15, 1 * MS: 0.15}}
 SETTINGS = [
     (device, place, delay_ns)
-    for device, delays in (("fast", OFF_RATIO), ("slow", (DELAY_NS,)))
+    for device, delays in (("fast", OFF_RATIO["uni"]), ("slow", (DELAY_NS,)))
     for delay_ns in (0, *delays)
     for place in (PLACES if delay_ns else ("",))
 ]
@@ -76,14 +79,14 @@ class Run:
         """Return by part what of an iteration its device waited for, the median step."""
         steps = self.steps(setting)
         parts = {str(label): np.median(parts_ns[steps]) for label, parts_ns in self.found.parts_ns.items()}
-        return parts | {"worker": np.median(self.found.worker_ns[steps])}
+        worker_ns, total_ns = self.found.worker_ns[steps], self.found.total_ns[steps]
+        return parts | {"worker": np.median(worker_ns), "idle": np.median(total_ns - worker_ns)}
 
-    def busy_ns(self, setting):
-        """Return by part what an iteration took of the engine's thread, the mean step."""
+    def busy_ns(self, setting, part):
+        """Return what an iteration took of the engine's thread for a part, the median step."""
         execute_ns = self.truth[:, 1][np.searchsorted(self.truth[:, 0], self.found.step)]
-        first, *_, last = self.steps(setting)
-        busy = self.turns.busy_ns(int(execute_ns[first]), int(execute_ns[last]))
-        return {str(part): value / (last - first) for part, value in busy.items()}
+        spans = pairwise(execute_ns[self.steps(setting)].tolist())
+        return np.median([self.turns.busy_ns(begun_ns, ended_ns)[part] for begun_ns, ended_ns in spans])
 
 
 @pytest.fixture(scope="module", params=["async mp", "async uni", "sync mp"])
@@ -143,33 +146,36 @@ def test_the_device_was_idle_when_it_says_so(run, record_property):
         assert told_ns.sum() == pytest.approx(outside_ns.sum(), rel=0.02)
 
 
-@pytest.mark.parametrize("delay_ns", OFF_RATIO)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, delay_ns, record_property):
-    if delay_ns == 200 * US and run.executor == "mp":
-        pytest.skip("of so short a delay the way to the worker and back hides half")
-    before, after = run.exposed_ns(("fast", "", 0)), run.exposed_ns(("fast", place, delay_ns))
+def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, record_property):
+    before = run.exposed_ns(("fast", "", 0))
+    for delay_ns, off_ratio in OFF_RATIO[run.executor].items():
+        after = run.exposed_ns(("fast", place, delay_ns))
 
-    grown = {part: after[part] - before[part] for part in after}
-    record_property("found_ratio", grown[place] / delay_ns)
+        grown = {part: after[part] - before[part] for part in after}
+        record_property(f"found_ratio_{delay_ns}", grown[place] / delay_ns)
 
-    assert max(grown, key=grown.get) == place
-    assert grown[place] == pytest.approx(delay_ns, rel=OFF_RATIO[delay_ns])
+        grown.pop("idle")
+        assert max(grown, key=grown.get) == place
+        assert grown[place] == pytest.approx(delay_ns, rel=off_ratio)
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "worker"])
 def test_a_delay_that_the_device_hides_is_busy_and_not_exposed(run, place, record_property):
     before, after = run.exposed_ns(("slow", "", 0)), run.exposed_ns(("slow", place, DELAY_NS))
-    busy_before, busy = run.busy_ns(("slow", "", 0)), run.busy_ns(("slow", place, DELAY_NS))
+    busy_ns = run.busy_ns(("slow", place, DELAY_NS), place) - run.busy_ns(("slow", "", 0), place)
 
-    grown = after[place] - before[place]
-    record_property("exposed_ratio", grown / DELAY_NS)
+    exposed_ns, idle_ns = (after[part] - before[part] for part in (place, "idle"))
+    record_property("exposed_ratio", exposed_ns / DELAY_NS)
+    record_property("idle_ratio", idle_ns / DELAY_NS)
 
-    if run.scheduling == "async" or place == "grammar":
-        assert grown <= 0.05 * DELAY_NS
+    if run.scheduling == "async":
+        assert max(exposed_ns, idle_ns) <= 0.05 * DELAY_NS
+    elif place == "grammar":
+        assert exposed_ns <= 0.05 * DELAY_NS
     else:
-        assert grown == pytest.approx(DELAY_NS, rel=0.1)
-    assert busy[place] - busy_before[place] == pytest.approx(DELAY_NS, rel=0.1)
+        assert exposed_ns == pytest.approx(DELAY_NS, rel=0.1)
+    assert busy_ns == pytest.approx(DELAY_NS, rel=0.1)
 
 
 def test_what_is_published_is_the_sum_of_it_all(run):
