@@ -6,9 +6,14 @@ Nothing here loads typer, as the shortest of runs is over before that is.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_json, with_advice
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_iterations, print_json, with_advice
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.findings import Findings
+from taxbreak_vllm.iterations.report import report
+from taxbreak_vllm.iterations.window import holds_windows, read_windows
+from taxbreak_vllm.model.advice import AdviceReport
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import IterationReport
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
@@ -32,10 +37,19 @@ def analyze_paths(
 ) -> None:
     """Read each path once, write what is to be exported and print the rest, of the steps chosen alone.
 
-    Printed is one JSON object, or a table each with `top` rows of its dearest kernels.
+    Printed is one JSON object, or a table each with `top` rows of its dearest kernels. A path may hold windows of an
+    engine's turns as well: these are an account of its iterations.
     """
-    found = []
+    found: list[tuple[Breakdown, AdviceReport]] = []
+    loops: list[IterationReport] = []
     for path in paths:
+        if holds_windows(path):
+            if exports or step is not None:
+                raise SettingsError(
+                    f"{path}: an engine's iterations are exported to no file, and none of them has a name"
+                )
+            loops.append(report(read_windows(path), path=path, phase=phase))
+            continue
         with Recording.open(path, terms) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
@@ -45,11 +59,19 @@ def analyze_paths(
     for target, exporter in exports:
         exporter.write(target)
     if json:
-        parts = [with_advice(breakdown, advice) for breakdown, advice in found]
-        print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
+        print_json(_object([with_advice(*each) for each in found], [each.to_json() for each in loops]))
         return
     for breakdown, advice in found:
         print_breakdown(breakdown, advice, top)
+    for loop in loops:
+        print_iterations(loop)
+
+
+def _object(breakdowns: Sequence[bytes], iterations: Sequence[bytes]) -> bytes:
+    if len(breakdowns) + len(iterations) == 1:
+        return (*breakdowns, *iterations)[0]
+    kinds = {b"breakdowns": breakdowns, b"iterations": iterations}
+    return b"{" + b",".join(b'"%b":[%b]' % (name, b",".join(parts)) for name, parts in kinds.items() if parts) + b"}"
 
 
 def exports_to(targets: Mapping[str, Path], *, sources: Iterable[Path]) -> Exports:

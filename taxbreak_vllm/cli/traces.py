@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    paths: Annotated[list[Path], typer.Argument(help="traces (.json, .json.gz, .json.zst) or captures (folders)")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="traces (.json, .json.gz, .json.zst), captures (folders), or an engine's iterations (SERVER/engine-E)"
+        ),
+    ],
     *,
     json: Json = False,
     floor_us: FloorUs = None,
@@ -40,7 +45,7 @@ def analyze(
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
-    """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
+    """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI; an engine's iterations into its parts."""
     from taxbreak_vllm.cli.analyses import analyze_paths, exports_to
     from taxbreak_vllm.taxes.terms import Terms
 

@@ -38,6 +38,7 @@ class Column(IntEnum):
     UPDATE1 = auto()
     STEP1 = auto()
     END = auto()
+    THREAD_CPU = auto()  # of the engine's thread up to then, `time.thread_time_ns`; stamped for windows alone
     WORKER_EXECUTE0 = auto()
     WORKER_EXECUTE1 = auto()
     WORKER_SAMPLE0 = auto()

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from taxbreak_vllm.model.step import Int64, Phase
 
 
@@ -92,6 +94,50 @@ class EngineState:
     num_lost: Int64 = 0
     works_ahead: bool = False
     off_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """How long something took in each of several iterations, ns; `share` of all the time in them that had work."""
+
+    median_ns: Int64
+    p90_ns: Int64
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseIterations:
+    """Iterations whose first step is of one phase; medians of parts do not add up to that of the whole, shares do."""
+
+    num: Int64
+    total: Durations
+    worker: Durations
+    parts: Mapping[str, Durations] = field(default_factory=dict)
+    unexplained_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationReport:
+    """What windows of one engine's turns tell; `taxbreak.iterations-report/1`.
+
+    `thread_cpu_ratio` is the share of the time in which the engine's thread did not wait for requests that it had a
+    CPU; a wait for a worker may keep one busy too.
+    """
+
+    path: str = ""
+    server_id: str
+    engine: str
+    works_ahead: bool = False
+    num_windows: Int64
+    num_turns: Int64
+    num_unjoined: Int64 = 0
+    thread_cpu_ratio: float | None = None
+    phases: Mapping[Phase, PhaseIterations] = field(default_factory=dict)
+    schema: str = "taxbreak.iterations-report/1"
+
+    def to_json(self) -> bytes:
+        """Encode as one JSON object."""
+        return msgspec.json.encode(self)
 
 
 def unexplained_ratio(state: EngineState) -> float | None:

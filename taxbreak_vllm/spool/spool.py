@@ -27,11 +27,13 @@ from taxbreak_vllm.spool.layout import (
     CONTROL,
     ENGINE,
     NAME,
+    NUM_WINDOWS,
     REQUEST,
     REQUESTS,
     STATE,
     STEP,
     TRACE,
+    WINDOW,
     api_dirs,
     capture_dirs,
     engine_dirs,
@@ -100,6 +102,15 @@ class Spool:
     def put_engine_state(self, state: EngineState) -> None:
         """Publish an engine's state; raises SpoolError where the disk refuses."""
         self._publish(self.engine_dir(state.server_id, state.engine) / STATE, state)
+
+    def put_window(self, server_id: str, engine: str, number: int, data: bytes) -> None:
+        """Keep consecutive turns of an engine's loop, over an older one; raises SpoolError where the disk refuses."""
+        path = self.engine_dir(server_id, engine) / WINDOW.format(number % NUM_WINDOWS)
+        try:
+            self._make(path.parent)
+            write_bytes(path, data)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot store {path.name}: {error.strerror or error}") from error
 
     def engine_states(self) -> list[EngineState]:
         """Read the state of every engine that ever published one here; unreadable ones are left out."""

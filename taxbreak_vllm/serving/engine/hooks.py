@@ -6,7 +6,7 @@ unchanged. What an engine lacks is not stamped: its time is `loop` then. Read in
 """
 
 from collections.abc import Callable
-from time import monotonic_ns
+from time import monotonic_ns, thread_time_ns
 from typing import Any
 
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
@@ -26,6 +26,7 @@ class LoopHooks:
         self._num_scheduled = 0
         self.server_id = ""  # as the workers have it: an engine's own instance id has changed by now
         self.fault: str | None = None
+        self.stamps_cpu = False  # any thread may set it
 
     def attach(self) -> None:
         """Put the hooks on the engine, its scheduler and its executor."""
@@ -180,13 +181,15 @@ class LoopHooks:
         return dequeue
 
     def _finishing(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, end = self._row, int(Column.END)
+        row, end, cpu = self._row, int(Column.END), int(Column.THREAD_CPU)
 
         def process_engine_step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             result = call(*args, **kwargs)
             try:
                 if self.fault is None:
                     row[end] = monotonic_ns()
+                    if self.stamps_cpu:
+                        row[cpu] = thread_time_ns()
                     self._write(row)
             except Exception as error:
                 self._fail(error)

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from taxbreak_vllm.iterations.count import LoopCount
-from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals
+from taxbreak_vllm.iterations.spans import Int64
+from taxbreak_vllm.iterations.waits import Arrivals
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
@@ -19,6 +22,7 @@ from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.arrivals import read_arrivals
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
+from taxbreak_vllm.serving.engine.windows import Windows
 from taxbreak_vllm.spool.spool import Spool
 
 _TURN_S = 1.0
@@ -41,6 +45,7 @@ class LoopWatch:
         self._ring = Ring()
         self._hooks = LoopHooks(engine, self._ring.write)
         self._run_queue = RunQueueWait(threading.get_native_id())
+        self._windows = Windows(self._hooks, spool)
         self._sums = LoopCount(works_ahead=state.works_ahead)
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
@@ -53,7 +58,8 @@ class LoopWatch:
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
         before = self.state
-        self._sums.add(self._ring.take(), self._arrivals())
+        rows, slots = self._ring.take(), self._slots()
+        self._sums.add(rows, Arrivals.of(slots, int(self.state.engine)))
         now_ns = self._unix_ns()
         self.state = replace(
             self._sums.told(self.state),
@@ -62,6 +68,7 @@ class LoopWatch:
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason="hook" if self._hooks.fault else None,
         )
+        self._windows.add(rows, slots, self.state)
         if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (
             now_ns - before.updated_unix_ns >= _HEARTBEAT_NS
         ):
@@ -79,12 +86,11 @@ class LoopWatch:
                 self._publish()
                 return
 
-    def _arrivals(self) -> Arrivals:
+    def _slots(self) -> Int64:
         server_id = self._hooks.server_id
         if not server_id:
-            return NO_ARRIVALS  # no worker has answered yet
-        folder = self._spool.engine_dir(server_id, self.state.engine).parent
-        return Arrivals.of(read_arrivals(folder), int(self.state.engine))
+            return np.zeros((0, 4), dtype=np.int64)  # no worker has answered yet
+        return read_arrivals(self._spool.engine_dir(server_id, self.state.engine).parent)
 
     def _publish(self) -> None:
         if not self.state.server_id:
