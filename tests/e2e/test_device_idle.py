@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taxbreak_vllm.demo.models import write_tiny_llama
-from taxbreak_vllm.demo.processes import Processes
-from taxbreak_vllm.demo.servers import plain_environment
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
 from taxbreak_vllm.model.engine import EngineState, IdleFrom
@@ -89,31 +84,18 @@ class Run:
         return np.median([self.turns.busy_ns(begun_ns, ended_ns)[part] for begun_ns, ended_ns in spans])
 
 
-@pytest.fixture(scope="module", params=["async mp", "async uni", "sync mp"])
-def run(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["async mp", "async uni", pytest.param("sync mp", marks=pytest.mark.nightly)])
+def run(request, tmp_path_factory, run_offline, tiny_llama):
     scheduling, executor = request.param.split()
     folder = tmp_path_factory.mktemp("run")
-    here = Path(__file__).parent
-    env = plain_environment() | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(here.parent), os.environ.get("PYTHONPATH")))),
-        "VLLM_PLUGINS": "taxbreak",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TAXBREAK_ENABLED": "false",
-        "TAXBREAK_SPOOL": str(folder / "spool"),
-    }
     knobs = [
         (FAST if device == "fast" else SLOW) | ({place: delay_ns} if place else {})
         for device, place, delay_ns in SETTINGS
     ]
-    model = write_tiny_llama(folder / "model")
-    command = [sys.executable, str(here / "offline.py"), str(model), str(folder), scheduling, executor]
-    with Processes(folder) as processes:
-        process = processes.start("offline", [*command, json.dumps(knobs)], env=env)
-        while process.is_alive:
-            time.sleep(0.1)
-        assert process.stop() == 0, process.tail(60)
+    rig = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    env = {"PYTHONPATH": rig, "VLLM_PLUGINS": "taxbreak", "TAXBREAK_ENABLED": "false"}
+    arguments = (tiny_llama, folder, scheduling, executor, json.dumps(knobs))
+    run_offline("offline_simulated.py", folder, *arguments, **env)
     return Run(folder, scheduling, executor)
 
 
