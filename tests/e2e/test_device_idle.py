@@ -22,8 +22,8 @@ FAST = {"device": 20 * US, "launch": 5 * US}
 SLOW = {"device": 8 * MS, "launch": 5 * US}
 PLACES = ("schedule", "grammar", "update", "post", "worker")
 DELAY_NS = 5 * MS
-# A step that waits is slower itself, by some 30 µs. The way to a worker of its own, which wakes up late where the machine
-# is busy, hides some of a delay: of a millisecond a tenth on a machine that does nothing else, and half on others.
+# A step that waits is slower itself, by some 30 µs. The way to a worker of its own, which wakes up late where the
+# machine is busy, hides some of a delay: of a millisecond a tenth where nothing else runs, and half elsewhere.
 OFF_RATIO = {"uni": {DELAY_NS: 0.1, 1 * MS: 0.1, 200 * US: 0.3}, "mp": {DELAY_NS: 0.2}}
 SETTINGS = [
     (device, place, delay_ns)

@@ -42,7 +42,6 @@ class Knob(IntEnum):
     UPDATE = 4
     POST = 5
     WORKER = 6
-    RETURN = 7  # of an output that the device is done with
 
 
 class Truth(NamedTuple):
@@ -147,12 +146,11 @@ class RowsRing(Ring):
 class Output(AsyncModelRunnerOutput):
     """Tokens that are on the host once the device is done."""
 
-    def __init__(self, output: ModelRunnerOutput, done_ns: int, knobs: Knobs) -> None:
-        self._output, self._done_ns, self._knobs = output, done_ns, knobs
+    def __init__(self, output: ModelRunnerOutput, done_ns: int) -> None:
+        self._output, self._done_ns = output, done_ns
 
     def get_output(self) -> ModelRunnerOutput:
         wait_until(self._done_ns)
-        self._knobs.spend(Knob.RETURN)
         return self._output
 
 
@@ -192,7 +190,7 @@ class Worker(CPUWorker):
             req_id_to_index={request: place for place, request in enumerate(self._requests)},
             sampled_token_ids=[[65] if self._left[request] <= 0 else [] for request in self._requests],
         )
-        later = Output(output, self._clock.done_ns, self._knobs)
+        later = Output(output, self._clock.done_ns)
         return later if self.vllm_config.scheduler_config.async_scheduling else later.get_output()
 
     def _call(self, share: float, *delays: Knob) -> tuple[int, int]:
