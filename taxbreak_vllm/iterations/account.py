@@ -92,9 +92,10 @@ class Turns:
         start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
         sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
         end = following[:, Column.WORKER_EXECUTE0]
-        idle_ns, idle_next_ns = here[:, Column.DEVICE_IDLE_SAMPLE], following[:, Column.DEVICE_IDLE]
         has_one_call = sample_start == execute_end
-        is_from_device = ((idle_ns != UNKNOWN) | has_one_call) & (idle_next_ns != UNKNOWN)
+        idle_ns = np.where(has_one_call, 0, here[:, Column.DEVICE_IDLE_SAMPLE])
+        idle_next_ns = following[:, Column.DEVICE_IDLE]
+        is_from_device = (idle_ns != UNKNOWN) & (idle_next_ns != UNKNOWN)
         worker_ns = end - start
         parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
         for ended, finish, sent_ns, device_ns in (
