@@ -28,14 +28,17 @@ def test_without_being_named_the_plugin_touches_nothing(named, monkeypatch):
     assert _python(code, **env) == "False"
 
 
-def test_named_it_hooks_every_worker_however_often_it_is_called():
+@pytest.fixture(scope="module")
+def in_vllm():
+    """What a process in which vLLM is imported, and the plugin named, prints of it."""
     pytest.importorskip("vllm", exc_type=ImportError)
     code = """
-from taxbreak_vllm.plugin import register
+from taxbreak_vllm.plugin import endpoint_plugin, register
 from taxbreak_vllm.serving.worker import WorkerExtension
 register()
 register()
 from vllm.v1.worker.worker_base import WorkerBase
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 class Worker(WorkerBase):
     def __init__(self, **config): pass
     def sample_tokens(self, grammar_output): pass
@@ -43,8 +46,13 @@ class Worker(WorkerBase):
 class Extended(Worker, WorkerExtension): pass
 print([vars(kind(vllm_config=None)).keys() >= {'execute_model', 'taxbreak_status'} for kind in (Worker, Extended)])
 print(object.__new__(Worker).taxbreak_status())
+print(isinstance(endpoint_plugin(), EndpointPlugin))
 """
-    assert _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-2:] == ["[True, True]", "{}"]
+    return _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-3:]
+
+
+def test_named_it_hooks_every_worker_however_often_it_is_called(in_vllm):
+    assert in_vllm[:2] == ["[True, True]", "{}"]
 
 
 def test_a_vllm_it_does_not_know_starts_all_the_same():
@@ -186,11 +194,5 @@ def test_an_entry_point_of_before_finds_the_plugin():
     assert before.endpoint_plugin is plugin.endpoint_plugin
 
 
-def test_vllm_takes_it_for_an_endpoint_plugin():
-    pytest.importorskip("vllm", exc_type=ImportError)
-    code = """
-from taxbreak_vllm.plugin import endpoint_plugin
-from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
-print(isinstance(endpoint_plugin(), EndpointPlugin))
-"""
-    assert _python(code).splitlines()[-1] == "True"
+def test_vllm_takes_it_for_an_endpoint_plugin(in_vllm):
+    assert in_vllm[2] == "True"

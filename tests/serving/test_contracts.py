@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +32,6 @@ from taxbreak_vllm.serving.worker import WorkerExtension, is_led, is_passed_by, 
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, answer, when_fetched
 from taxbreak_vllm.spool.spool import Spool
 
-SCHEDULER_OUTPUT = "v1/core/sched/output.py"
 OUTPUTS = "v1/outputs.py"
 SECOND_RUNNER_OUTPUT = "v1/worker/gpu/async_utils.py"
 FIRST_RUNNER = "v1/worker/gpu_model_runner.py"
@@ -47,12 +45,9 @@ ENGINE = "v1/engine/core.py"
 
 
 @pytest.fixture(scope="module")
-def send(vllm_source, scheduling):
+def send(schedule):
     """Build a SchedulerOutput of the source's own classes."""
-    names = ["NewRequestData", "CachedRequestData", "ScheduledEncoderInputStats", "SchedulerOutput"]
-    names = [name for name in names if name in vllm_source.definitions(SCHEDULER_OUTPUT)]
-    given = {"dataclass": dataclass, "field": field, "cached_property": cached_property}
-    return scheduling(vllm_source.load(SCHEDULER_OUTPUT, *names, **given))
+    return schedule
 
 
 def test_every_phase_is_told_from_what_the_scheduler_sends(send):
@@ -68,6 +63,14 @@ def test_every_phase_is_told_from_what_the_scheduler_sends(send):
 
     assert {phase: classify(step).phase for phase, step in steps.items()} == {phase: phase for phase in steps}
     assert {phase: kinds.of_step(step).phase for phase, step in steps.items()} == {phase: phase for phase in steps}
+
+
+def test_every_mode_that_vllm_dispatches_to_is_known(vllm_source):
+    modes = vllm_source.load("config/compilation.py", "CUDAGraphMode", enum=enum).CUDAGraphMode
+
+    dispatched = {mode.decode_mode() for mode in modes} | {mode.mixed_mode() for mode in modes}
+
+    assert {GraphMode(mode.name) for mode in dispatched} == {GraphMode.NONE, GraphMode.PIECEWISE, GraphMode.FULL}
 
 
 def test_warm_up_is_told_from_requests_by_the_name_that_vllm_gives_it(vllm_source, send):
