@@ -6,6 +6,7 @@ long its device was idle before each of the two calls is asked once the output i
 """
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
@@ -140,6 +141,8 @@ def when_fetched(output: Any, around: Around) -> None:  # noqa: ANN401 - an Asyn
 class _Fetch:
     """Stands for an output's `get_output`, once: the two hold each other, and an output holds memory of the device."""
 
+    __slots__ = ("_around", "_fetch", "_output")
+
     def __init__(self, output: Any, around: Around) -> None:  # noqa: ANN401 - an AsyncModelRunnerOutput
         self._output = output
         self._fetch = output.get_output
@@ -147,7 +150,7 @@ class _Fetch:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
         try:
-            return self._around(lambda: self._fetch(*args, **kwargs))
+            return self._around(partial(self._fetch, *args, **kwargs) if args or kwargs else self._fetch)
         finally:
             if vars(self._output).get("get_output") is self:
                 del self._output.get_output
