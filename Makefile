@@ -53,6 +53,7 @@ bench-step: ## what an unrecorded step costs worker and engine, beside empty wra
 	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
 	$(BIN)/python benchmarks/stop_cost.py --json benchmarks/results/stop_cost.json
 	$(BIN)/python benchmarks/loop_cost.py
+	$(BIN)/python benchmarks/request_cost.py
 
 bench-replay: ## speed of replay beside one process per signature, and whether two runs agree
 	$(install) cpu,test

@@ -72,10 +72,23 @@ class _Mounted:
         pass
 
 
+class _Frontend:
+    """Stands for what times requests, which never raises."""
+
+    started = ()
+
+    def __init__(self, app):
+        type(self).started = []
+
+    def start(self, engine_client, server_id, settings):
+        self.started.append(server_id)
+
+
 @pytest.fixture
 def mounted(monkeypatch):
     """Puts a module in the place of service.mount, and what it mounts in the test's hands."""
     mounted = _Mounted()
+    monkeypatch.setattr(plugin, "Frontend", _Frontend)
     monkeypatch.setitem(
         sys.modules, "taxbreak_vllm.service.mount", SimpleNamespace(mount=lambda app, settings: mounted)
     )
@@ -110,7 +123,7 @@ def test_the_analyzer_is_started_for_the_id_that_the_workers_use(mounted):
     endpoint.attach_router("app")
     _start(endpoint)
 
-    assert mounted.started == [server_id(ENGINE.vllm_config)]
+    assert mounted.started == _Frontend.started == [server_id(ENGINE.vllm_config)]
 
 
 def test_a_server_without_an_engine_has_nothing_to_analyze(mounted):
@@ -119,7 +132,7 @@ def test_a_server_without_an_engine_has_nothing_to_analyze(mounted):
     endpoint.attach_router("app")
     _start(endpoint, engine=None)
 
-    assert mounted.started == []
+    assert mounted.started == _Frontend.started == []
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [("PORT", "high", "PORT='high'"), ("API_KEY", "", "not empty")])
@@ -141,6 +154,7 @@ def test_a_service_that_cannot_be_imported_or_started_does_not_stop_vllm(mounted
     endpoint.attach_router("app")
     mounted.error = RuntimeError("no process to be had")
     _start(endpoint)
+    assert len(_Frontend.started) == 1  # requests are timed all the same
 
     monkeypatch.setitem(sys.modules, "taxbreak_vllm.service.mount", None)
     plugin.endpoint_plugin().attach_router("app")
