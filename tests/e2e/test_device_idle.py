@@ -24,7 +24,7 @@ PLACES = ("schedule", "grammar", "update", "post", "worker")
 DELAY_NS = 5 * MS
 # A step that waits is slower itself, by some 30 µs. The way to a worker of its own, which wakes up late where the
 # machine is busy, hides some of a delay: of a millisecond a tenth where nothing else runs, and half elsewhere.
-OFF_RATIO = {"uni": {DELAY_NS: 0.1, 1 * MS: 0.1, 200 * US: 0.3}, "mp": {DELAY_NS: 0.2}}
+OFF_RATIO = {"uni": {DELAY_NS: 0.1, 1 * MS: 0.1, 200 * US: 0.3}, "mp": {DELAY_NS: 0.15}}
 SETTINGS = [
     (device, place, delay_ns)
     for device, delays in (("fast", OFF_RATIO["uni"]), ("slow", (DELAY_NS,)))
@@ -71,8 +71,12 @@ class Run:
         return np.flatnonzero((begun_ns < execute_ns) & (execute_ns < ended_ns))[_EDGE:-_EDGE]
 
     def exposed_ns(self, setting):
-        """Return by part what of an iteration its device waited for, the median step."""
+        """Return by part what of an iteration its device waited for, the median of the shorter half.
+
+        The longer ones are those that other work on the machine held up.
+        """
         steps = self.steps(setting)
+        steps = steps[np.argsort(self.found.total_ns[steps])[: len(steps) // 2]]
         parts = {str(label): np.median(parts_ns[steps]) for label, parts_ns in self.found.parts_ns.items()}
         worker_ns, total_ns = self.found.worker_ns[steps], self.found.total_ns[steps]
         return parts | {"worker": np.median(worker_ns), "idle": np.median(total_ns - worker_ns)}
