@@ -49,8 +49,8 @@ class FrontendState:
 
     `num_requests` counts those that the engine's client took and that have ended. Of these `stages`, `ttft` (to the
     first byte of the answer after the first output) and `total` (to its end) hold all but `num_failed`, which had no
-    end (an error, an abort, a client that left), and `num_unknown`, without vLLM's own stamps (statistics are off, or on
-    another machine's clock) or not what a request is (answered in the background, more than 256 of the engine's).
+    end (an error, an abort, a client that left), and `num_unknown`, without vLLM's own stamps (statistics are off, or
+    on another machine's clock) or not what a request is (answered in the background, more than 256 of the engine's).
     `tokens` are the four parts of the delivery of single outputs, of one request in `followed_every`. `loop_lag` is how
     late the event loop was, to about 1 ms. `num_lost` counts requests nobody had time to count, `num_in_flight` those
     that have not ended. `off_reason` says why counting ended. `runqueue_wait_ratio` is the share of its time that the

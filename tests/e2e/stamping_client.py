@@ -1,7 +1,7 @@
 """A client that stamps what it waits for: `stamping_client.py URL` prints a JSON list of (prompt tokens, time to the
 first byte, time to the end, both ns, whether it was streamed).
 
-Before other processes where that is allowed: what a client waits for a processor is no server's doing.
+It goes first where that is allowed: what a client waits for a processor is no server's doing.
 """
 
 import http.client
@@ -13,12 +13,20 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 NUM_REQUESTS = 120
 NUM_AT_A_TIME = 2
-SHORTEST = 300  # tokens; each request has a prompt of its own length, by which it is known again
+SHORTEST = 340  # tokens; each request has a prompt of its own length, by which it is known again
 OUTPUT_TOKENS = 48
+
+
+def go_first() -> None:
+    """Put this process and its session before others; Linux may weigh whole sessions (sched(7), autogroup)."""
+    with suppress(OSError):
+        os.nice(-5)
+        Path("/proc/self/autogroup").write_text("-15")
 
 
 def work(address: str, numbers, found: list) -> None:
@@ -42,8 +50,7 @@ def work(address: str, numbers, found: list) -> None:
 
 
 def main(url: str) -> None:
-    with suppress(PermissionError):
-        os.nice(-5)
+    go_first()
     found: list = []
     lock, counter = threading.Lock(), itertools.count()
 

@@ -79,12 +79,13 @@ class RequestHooks:
         return add_request
 
     def _add(self, record: Record, request: Any, state: Any) -> None:  # noqa: ANN401 - and its RequestState
-        if not record.has_reached_engine:
+        is_first = not record.has_reached_engine
+        if not record.add(state.stats):
+            return
+        if is_first:
             self._in_flight.reach_engine(record)
             if record.is_followed:
                 record.row[Column.NUMBER] = random_number(request.request_id, request.external_req_id)
-        if not record.add(state.stats):
-            return
         if not state.request_index:  # its choices have the prompt in common
             record.row[Column.NUM_PROMPT_TOKENS] += state.prompt_len or 0
         collector = state.queue
