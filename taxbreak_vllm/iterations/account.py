@@ -34,6 +34,7 @@ _SPANS: tuple[tuple[Label, Column, Column], ...] = (
     (EnginePart.POST, Column.STEP1, Column.END),
 )
 
+_APART = 1e-4  # by so much a device's clock and the machine's may differ in speed
 _MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's taking in of what it returned
 
 
@@ -91,7 +92,9 @@ class Turns:
         start, execute_end = here[:, Column.WORKER_EXECUTE0], here[:, Column.WORKER_EXECUTE1]
         sample_start, sample_end = here[:, Column.WORKER_SAMPLE0], here[:, Column.WORKER_SAMPLE1]
         end = following[:, Column.WORKER_EXECUTE0]
-        idle_ns, idle_next_ns = here[:, Column.DEVICE_IDLE_SAMPLE], following[:, Column.DEVICE_IDLE]
+        has_one_call = sample_start == execute_end
+        idle_ns = np.where(has_one_call, 0, here[:, Column.DEVICE_IDLE_SAMPLE])
+        idle_next_ns = following[:, Column.DEVICE_IDLE]
         is_from_device = (idle_ns != UNKNOWN) & (idle_next_ns != UNKNOWN)
         worker_ns = end - start
         parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
@@ -99,7 +102,7 @@ class Turns:
             (execute_end, sample_start, sent[:, Column.SAMPLE_SENT], idle_ns),
             (sample_end, end, sent_next[:, Column.EXECUTE_SENT], idle_next_ns),
         ):
-            begin = np.where(is_from_device, np.maximum(ended, finish - device_ns), ended)
+            begin = np.where(is_from_device & (device_ns < (1 - _APART) * (finish - ended)), finish - device_ns, ended)
             worker_ns = worker_ns - (finish - begin)
             arrives = np.where(sent_ns > 0, np.clip(sent_ns, begin, finish), finish)
             rest = arrives - begin

@@ -82,14 +82,16 @@ def _durations(spent_ns: Int64, working_ns: int | None = None) -> Durations:
 
 
 def _thread_cpu_ratio(windows: Sequence[Window]) -> float | None:
-    cpu_ns = wall_ns = 0
+    cpu_ns = busy_ns = 0
     for rows in (window.rows for window in windows):
         cpu = rows[:, Column.THREAD_CPU]
         is_stamped = (cpu[1:] > 0) & (cpu[:-1] > 0)
-        turn_ns = np.diff(rows[:, Column.END]) - (rows[1:, Column.IDLE1] - rows[1:, Column.IDLE0])
+        turn_ns = np.diff(rows[:, Column.END])
+        for first in (Column.IDLE0, Column.WAIT0, Column.WAIT_AGAIN0):
+            turn_ns -= np.maximum(rows[1:, first + 1] - rows[1:, first], 0)
         cpu_ns += int(np.diff(cpu)[is_stamped].sum())
-        wall_ns += int(turn_ns[is_stamped].sum())
-    return cpu_ns / wall_ns if wall_ns > 0 else None
+        busy_ns += int(turn_ns[is_stamped].sum())
+    return min(1.0, cpu_ns / busy_ns) if busy_ns > 0 else None
 
 
 def _number(engine: str) -> int:

@@ -120,8 +120,8 @@ class PhaseIterations:
 class IterationReport:
     """What windows of one engine's turns tell; `taxbreak.iterations-report/1`.
 
-    `thread_cpu_ratio` is the share of the time in which the engine's thread did not wait for requests that it had a
-    CPU; a wait for a worker may keep one busy too.
+    `thread_cpu_ratio` is the engine's thread's CPU time over the time in which it waited for nothing: it had a CPU for
+    at most that share, as a wait takes some too. The rest went to other threads, by the GIL or by the kernel.
     """
 
     path: str = ""

@@ -4,20 +4,23 @@ A call is framed by two events on the current stream. The device passes the one 
 and after the work before it where it is not: from the event at the end of the call before to that one it was idle, and
 up to the very time at which the host recorded it. Nothing waits for an event, and what is not over is unknown.
 
-The device's clock tells the time between two events in steps of about half a microsecond; torch hands it on as a
-32-bit float (milliseconds), so that of a longer idle time 6e-8 may be lost: 60 ns of a second, 0.25 ms of an hour.
+The device's clock tells the time between two events in steps of about half a microsecond. Torch hands it on as a 32-bit
+float (milliseconds), so that 6e-8 of it may be lost: 60 ns of a second, 0.25 ms of an hour. In so long a time the
+clocks of device and machine run further apart than that.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.torch_profile import device_type
 
 UNKNOWN = -1
-_NUM_EVENTS = 64  # of 16 steps; a pipeline of as many stages has as many under way
-_MAX_AGE = _NUM_EVENTS // 2  # a thread may read an event while another comes round to record it anew
+_NUM_EVENTS = 256  # of 64 steps; an engine has two under way, or as many as a pipeline has stages
+_MAX_AGE = _NUM_EVENTS // 2  # so that none is read while another thread comes round to record it anew
 _NEVER = -1
+
+Gap = tuple[int, int]  # two events by their numbers: the end of a call and the start of the next
 
 
 class Event(Protocol):
@@ -33,13 +36,6 @@ class Event(Protocol):
         """Return the milliseconds from this event to another; raises where either is not over."""
 
 
-class Gap(NamedTuple):
-    """Two events by their numbers: the end of a call and the start of the next."""
-
-    end: int
-    start: int
-
-
 class DeviceIdle:
     """Frames the calls of one worker; one thread does, any may read."""
 
@@ -51,9 +47,9 @@ class DeviceIdle:
 
     def begin(self) -> Gap | None:
         """Open a call; the gap before it can be read once the device is that far."""
-        gap, self._end = self._end, _NEVER
+        end, self._end = self._end, _NEVER
         start = self._record()
-        return None if gap == _NEVER or start == _NEVER else Gap(gap, start)
+        return None if end == _NEVER or start == _NEVER else (end, start)
 
     def end(self) -> None:
         """Close a call; one that is never closed, as it raised, leaves the gap after it unknown."""
@@ -61,9 +57,9 @@ class DeviceIdle:
 
     def read(self, gap: Gap | None) -> int:
         """Return how long the device was idle in a gap; `UNKNOWN` where it cannot tell (yet)."""
-        if gap is None or self._is_broken or self._num_recorded - gap.end > _MAX_AGE:
+        if gap is None or self._is_broken or self._num_recorded - gap[0] > _MAX_AGE:
             return UNKNOWN
-        end, start = self._events[gap.end % _NUM_EVENTS], self._events[gap.start % _NUM_EVENTS]
+        end, start = self._events[gap[0] % _NUM_EVENTS], self._events[gap[1] % _NUM_EVENTS]
         try:
             if not (end.query() and start.query()):
                 return UNKNOWN

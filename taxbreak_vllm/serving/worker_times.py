@@ -6,6 +6,7 @@ long its device was idle before each of the two calls is asked once the output i
 """
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
@@ -23,7 +24,10 @@ Times = tuple[str, int, int, int, int, int, int, int, int]  # both
 
 
 class StepTimes:
-    """Times the calls of one worker for the steps that an engine has numbered, and sends the times back with them."""
+    """Times the calls of one worker for the steps that an engine has numbered, and sends the times back with them.
+
+    It never raises: a fault of ours ends it, and the engine counts the steps that come back without times.
+    """
 
     def __init__(self, device_idle: DeviceIdle | None) -> None:
         self._device_idle = device_idle
@@ -34,37 +38,58 @@ class StepTimes:
         self._execute_ns = 0, 0
         self._gap: Gap | None = None  # before execute_model
         self._sample_gap: Gap | None = None
+        self._is_broken = False
 
     def begin_execute(self, scheduled: Any, phase_index: int) -> None:  # noqa: ANN401 - a SchedulerOutput
         """Open a step; `phase_index` is its place in `PHASES`, `UNKNOWN` where nobody knows."""
-        self._number = number = getattr(scheduled, NUMBER, 0)
-        if number:
-            self._phase_index = phase_index
-            self._frames = self._device_idle if getattr(scheduled, "num_scheduled_tokens", None) else None
-            self._gap = self._begin()
+        try:
+            self._number = number = 0 if self._is_broken else getattr(scheduled, NUMBER, 0)
+            if number:
+                self._phase_index = phase_index
+                self._frames = self._device_idle if getattr(scheduled, "num_scheduled_tokens", None) else None
+                self._gap = self._begin()
+        except Exception as error:
+            self._break(error)
 
     def end_execute(self, output: Any, server_id: str) -> None:  # noqa: ANN401 - None where there is more to come
         """Close the first call of a step, and a step that samples nothing."""
-        if self._number:
-            self._execute_ns = self._begun_ns, self._end()
-            if output is not None:
-                self._begun_ns = self._execute_ns[1]
-                self._answer(output, server_id, self._begun_ns)
+        try:
+            if self._number:
+                self._execute_ns = self._begun_ns, self._end()
+                if output is not None:
+                    self._begun_ns = self._execute_ns[1]
+                    self._answer(output, server_id, self._begun_ns)
+        except Exception as error:
+            self._break(error)
 
     def begin_sample(self) -> None:
         """Open the second call of a step."""
-        if self._number:
-            self._sample_gap = self._begin()
+        try:
+            if self._number:
+                self._sample_gap = self._begin()
+        except Exception as error:
+            self._break(error)
 
     def end_sample(self, output: Any, server_id: str) -> None:  # noqa: ANN401 - what a worker returns
         """Close a step."""
-        if self._number:
-            self._answer(output, server_id, self._end())
+        try:
+            if self._number:
+                self._answer(output, server_id, self._end())
+        except Exception as error:
+            self._break(error)
 
     def end_other(self) -> None:
         """Take note of work on the device that is no step's."""
-        if self._device_idle is not None:
-            self._device_idle.end()
+        try:
+            if self._device_idle is not None and not self._is_broken:
+                self._device_idle.end()
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        self._is_broken = True
+        self._number = 0
+        logger.warning("taxbreak: the times of steps no longer go back to their engine: %r", error)
 
     def _begin(self) -> Gap | None:
         gap = self._frames.begin() if self._frames is not None else None
@@ -116,6 +141,8 @@ def when_fetched(output: Any, around: Around) -> None:  # noqa: ANN401 - an Asyn
 class _Fetch:
     """Stands for an output's `get_output`, once: the two hold each other, and an output holds memory of the device."""
 
+    __slots__ = ("_around", "_fetch", "_output")
+
     def __init__(self, output: Any, around: Around) -> None:  # noqa: ANN401 - an AsyncModelRunnerOutput
         self._output = output
         self._fetch = output.get_output
@@ -123,7 +150,7 @@ class _Fetch:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
         try:
-            return self._around(lambda: self._fetch(*args, **kwargs))
+            return self._around(partial(self._fetch, *args, **kwargs) if args or kwargs else self._fetch)
         finally:
             if vars(self._output).get("get_output") is self:
                 del self._output.get_output

@@ -233,6 +233,33 @@ def test_between_the_calls_of_a_step_a_device_may_wait_too():
     assert sum(int(parts[0]) for parts in found.parts_ns.values()) == 400 * US
 
 
+def test_a_step_that_samples_nothing_has_no_time_between_its_calls():
+    clock = Clock()
+    for _ in range(2):
+        worker_elsewhere(clock, SPANS)
+    rows = clock.table()
+    rows[:, [Column.WORKER_SAMPLE0, Column.WORKER_SAMPLE1]] = rows[:, [Column.WORKER_EXECUTE1]]
+    rows[:, Column.DEVICE_IDLE] = 20 * US
+
+    found = Turns(rows).iterations()
+
+    assert found.is_from_device.all()
+    assert found.worker_ns.tolist() == (found.total_ns - 20 * US).tolist()
+
+
+def test_of_a_long_pause_a_slow_clock_of_the_device_leaves_its_worker_nothing():
+    clock = Clock()
+    worker_elsewhere(clock, SPANS)
+    worker_elsewhere(clock, SPANS | {"idle": 3600 * 10**9})
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = 3600 * 10**9 - 100 * 10**6
+    rows[:, Column.DEVICE_IDLE_SAMPLE] = 0
+
+    found = Turns(rows).iterations()
+
+    assert found.parts_ns[Between.NO_WORK].tolist() == [3600 * 10**9]
+
+
 @pytest.mark.parametrize("column", [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE])
 def test_where_the_device_does_not_tell_the_calls_of_its_worker_do(column):
     clock = Clock()

@@ -102,12 +102,18 @@ def test_where_an_engine_works_ahead_only_iterations_of_which_its_device_tells_h
     assert told[Phase.DECODE].parts
 
 
-def test_the_threads_cpu_time_is_compared_with_the_time_it_had_requests(one):
+def test_the_threads_cpu_time_is_compared_with_the_time_it_waited_for_nothing(one):
     rows = one.rows.copy()
-    turn_ns = int(rows[1, Column.END] - rows[0, Column.END]) - 100 * US  # less the wait for requests
-    rows[:, Column.THREAD_CPU] = [0, *(10**9 + number * turn_ns // 4 for number in range(5))]
+    wall_ns = int(rows[1, Column.END] - rows[0, Column.END])
+    waits = ((Column.IDLE0, Column.IDLE1), (Column.WAIT0, Column.WAIT1), (Column.WAIT_AGAIN0, Column.WAIT_AGAIN1))
+    busy_ns = wall_ns - sum(int(rows[1, last] - rows[1, first]) for first, last in waits)
 
-    assert report([replace(one, rows=rows)], path=PATH).thread_cpu_ratio == pytest.approx(0.25)
+    def ratio(cpu_ns):
+        rows[:, Column.THREAD_CPU] = [0, *(10**9 + number * cpu_ns for number in range(5))]
+        return report([replace(one, rows=rows)], path=PATH).thread_cpu_ratio
+
+    assert ratio(busy_ns // 4) == pytest.approx(0.25)
+    assert ratio(busy_ns * 2) == 1.0
     assert report([one], path=PATH).thread_cpu_ratio is None
 
 

@@ -122,6 +122,24 @@ def test_an_iteration_with_a_wait_is_cut_and_still_closes():
     assert busy[0][EnginePart.INPUT] == 3 * 3 * US
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_is_on_its_way_iterations_close_and_only_waits_are_cut(data):
+    clock = Clock()
+    for _ in range(data.draw(st.integers(2, 6))):
+        worker_elsewhere(clock, SPANS | {"idle": data.draw(st.integers(0, 5000 * US))})
+    rows = clock.table()
+    instants = st.integers(int(rows[0, Column.INPUT0]), clock.now)
+    found = data.draw(st.lists(st.tuples(instants, instants | st.just(0), st.integers(-2, 1)), max_size=8))
+
+    cut = Turns(rows, Arrivals.of(slots(*found), 0)).iterations()
+    plain = Turns(rows).iterations()
+
+    assert (sum(cut.parts_ns.values()) + cut.worker_ns == cut.total_ns).all()
+    assert min(int(parts.min()) for parts in cut.parts_ns.values()) >= 0
+    assert (sum(cut.parts_ns[cause] for cause in (NO_WORK, FRONTEND, IPC_INPUT)) == plain.parts_ns[NO_WORK]).all()
+
+
 def test_spans_of_no_length_cover_nothing():
     found = cut_waits(spans((10, 30)), Arrivals.of(slots((10, 10, 0)), 0))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple, Self
 
-from vllm import envs
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCoreProc
@@ -43,7 +42,6 @@ class Knob(IntEnum):
     UPDATE = 4
     POST = 5
     WORKER = 6
-    RETURN = 7  # of an output that the device is done with
 
 
 class Truth(NamedTuple):
@@ -99,9 +97,7 @@ def prepare(folder: Path, *, is_async: bool) -> Knobs:
     """Set this process up for one engine, with asynchronous scheduling or without."""
     knobs = Knobs(folder / "knobs")
     _rig[:] = [_Rig(knobs, folder)]
-    # the CPU's platform turns it off, and has its processes import everything anew
-    _after(CpuPlatform, "check_and_update_config", lambda config: _set_async(config, is_async))
-    envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
+    _schedule_ahead(is_async)
     for place, name, knob in (
         (Scheduler, "schedule", Knob.SCHEDULE),
         (Scheduler, "get_grammar_bitmask", Knob.GRAMMAR),
@@ -113,18 +109,15 @@ def prepare(folder: Path, *, is_async: bool) -> Knobs:
     return knobs
 
 
-def _set_async(config: Any, is_async: bool) -> None:
-    config.scheduler_config.async_scheduling = is_async
+def _schedule_ahead(is_async: bool) -> None:
+    """Have vLLM's platform for the CPU leave asynchronous scheduling as it is wanted, which it turns off."""
+    check = CpuPlatform.check_and_update_config
 
+    def check_and_update_config(config: Any) -> None:
+        check(config)
+        config.scheduler_config.async_scheduling = is_async
 
-def _after(place: type, name: str, then: Callable[[Any], None]) -> None:
-    call = getattr(place, name)
-
-    def both(_place: type, config: Any) -> None:
-        call(config)
-        then(config)
-
-    setattr(place, name, classmethod(both))
+    CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
 
 
 def _delay(place: type, name: str, spend: Callable[[], None]) -> None:
@@ -153,12 +146,11 @@ class RowsRing(Ring):
 class Output(AsyncModelRunnerOutput):
     """Tokens that are on the host once the device is done."""
 
-    def __init__(self, output: ModelRunnerOutput, done_ns: int, knobs: Knobs) -> None:
-        self._output, self._done_ns, self._knobs = output, done_ns, knobs
+    def __init__(self, output: ModelRunnerOutput, done_ns: int) -> None:
+        self._output, self._done_ns = output, done_ns
 
     def get_output(self) -> ModelRunnerOutput:
         wait_until(self._done_ns)
-        self._knobs.spend(Knob.RETURN)
         return self._output
 
 
@@ -198,7 +190,7 @@ class Worker(CPUWorker):
             req_id_to_index={request: place for place, request in enumerate(self._requests)},
             sampled_token_ids=[[65] if self._left[request] <= 0 else [] for request in self._requests],
         )
-        later = Output(output, self._clock.done_ns, self._knobs)
+        later = Output(output, self._clock.done_ns)
         return later if self.vllm_config.scheduler_config.async_scheduling else later.get_output()
 
     def _call(self, share: float, *delays: Knob) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The device tells how long it was idle before a call, without being waited for, and no fault of its own gets out."""
 
+import inspect
 import threading
 from types import SimpleNamespace
 
@@ -88,7 +89,7 @@ def test_a_long_pause_loses_no_more_than_a_float_of_32_bits_does(idle, device, c
 def test_a_gap_whose_events_may_be_in_use_again_is_unknown(idle, device, clock):
     call(idle, device, clock, 0)
     gap = call(idle, device, clock, 0)
-    for _ in range(14):
+    for _ in range(62):
         call(idle, device, clock, 0)
     assert idle.read(gap) == 0
 
@@ -102,7 +103,7 @@ def test_gaps_may_be_read_while_calls_go_on(idle, device, clock):
     reader = threading.Thread(target=lambda: found.extend(idle.read(gap) for gap in gaps[1:]))
     gaps += [call(idle, device, clock, 0) for _ in range(8)]
     reader.start()
-    for _ in range(100):
+    for _ in range(400):
         call(idle, device, clock, 0)
     reader.join()
 
@@ -143,6 +144,17 @@ def test_a_fault_of_the_device_is_told_once_and_nothing_is_known_from_then_on(na
     assert [record.message for record in caplog.records if "no longer tells when it is idle" in record.message] == [
         caplog.records[0].message
     ]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_torch_has_the_calls_that_are_used_of_its_events(kind):
+    torch = pytest.importorskip("torch", reason="events are torch's")
+    event = torch.get_device_module(kind).Event
+
+    assert "enable_timing" in inspect.signature(event.__new__).parameters
+    assert list(inspect.signature(event.record).parameters) == ["self", "stream"]
+    assert list(inspect.signature(event.query).parameters) == ["self"]
+    assert list(inspect.signature(event.elapsed_time).parameters) == ["self", "end_event"]
 
 
 @pytest.mark.parametrize("kind", ["cpu", ""])

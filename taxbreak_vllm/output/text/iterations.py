@@ -16,7 +16,7 @@ def iteration_lines(report: IterationReport) -> Iterable[str]:
     windows = "1 window" if report.num_windows == 1 else f"{report.num_windows} windows"
     yield f"server {report.server_id}, engine {report.engine}: {report.num_turns} turns of its loop in {windows}"
     if report.thread_cpu_ratio is not None:
-        yield f"its thread had a CPU for {percent(report.thread_cpu_ratio)} of the time with requests"
+        yield f"its thread had a CPU for at most {percent(report.thread_cpu_ratio)} of the time it waited for nothing"
     if report.num_unjoined:
         yield f"note: of {report.num_unjoined} steps no worker's times came back; no iteration spans one"
     if not report.phases:

@@ -46,7 +46,7 @@ def test_what_is_missing_is_said():
     assert list(iteration_lines(report(phases={Phase.DECODE: DECODE}, thread_cpu_ratio=0.5))) == [
         "engine-0",
         "server s, engine 0: 512 turns of its loop in 2 windows",
-        "its thread had a CPU for 50.0% of the time with requests",
+        "its thread had a CPU for at most 50.0% of the time it waited for nothing",
     ]
     assert list(iteration_lines(report(num_unjoined=3, num_windows=1)))[1:] == [
         "server s, engine 0: 512 turns of its loop in 1 window",

@@ -5,7 +5,10 @@ import struct
 
 import pytest
 
+from taxbreak_vllm.iterations import waits
 from taxbreak_vllm.serving.engine.arrivals import read_arrivals
+from taxbreak_vllm.serving.frontend.arrivals import NO_ENGINE
+from taxbreak_vllm.serving.frontend.arrivals import Arrivals as Writer
 
 
 def slot(*numbers):
@@ -67,3 +70,18 @@ def test_what_is_no_file_of_an_api_servers_has_none_and_holds_nobody_up(write, t
             os.mkfifo(path)
 
     assert read_arrivals(tmp_path).shape == (0, 4)
+
+
+def test_what_an_api_server_writes_is_what_an_engine_reads(tmp_path):
+    (tmp_path / "api-0").mkdir()
+    written = Writer(tmp_path / "api-0" / "arrivals")
+    written.begin(10)
+    sent, ended = written.begin(20), written.begin(30)
+    written.end(sent, 20, 25, 3)
+    written.end(ended, 30, 35, NO_ENGINE)
+
+    found = read_arrivals(tmp_path)
+
+    assert found[found[:, 0] > 0].tolist() == [[10, 0, waits.UNKNOWN_ENGINE, 0], [20, 25, 3, 0], [30, 35, -2, 0]]
+    assert waits.Arrivals.of(found, 3).sent_ns.tolist() == [25]
+    assert NO_ENGINE == waits.NO_ENGINE

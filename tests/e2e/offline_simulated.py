@@ -1,6 +1,6 @@
 """An offline vLLM over the simulated device: generates once for each setting of its knobs, and says when it did.
 
-    offline.py MODEL FOLDER async|sync mp|uni SETTINGS
+    offline_simulated.py MODEL FOLDER async|sync mp|uni SETTINGS
 
 SETTINGS is JSON, a list of knobs in ns; `FOLDER/periods` becomes the list of when each began and ended.
 """
@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+from rig.simulated import WORKER, Truth, prepare
 from vllm import LLM, SamplingParams
 
-from rig.simulated import WORKER, Truth, prepare
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 
