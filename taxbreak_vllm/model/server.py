@@ -80,12 +80,13 @@ class DeviceSecond:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypicalRequest:
-    """Medians over `num` requests; those of the stages do not sum to that of the whole.
+    """Medians over `num` requests, those of the stages not summing to that of the whole, or else means of all.
 
     `first_token_ns` is the time to the first byte or, of an answer that is not streamed, all time but that of decoding.
     """
 
     num: int
+    is_median: bool
     stages_ns: Mapping[Stage, int]
     ttft_ns: int
     first_token_ns: int

@@ -14,7 +14,7 @@ from taxbreak_vllm.demo.servers import WORKER_EXTENSION, start_sidecar, start_vl
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 SLOW_PLACES = runpy.run_path(str(Path(__file__).with_name("slow_places.py")))
-DELAY_NS = 40_000_000
+DELAY_NS = 200_000_000  # far more than a busy machine makes of anything else
 ONE_BY_ONE = Requests(num_requests=24, prompt_tokens=40, output_tokens=16, concurrency=1)
 
 
@@ -31,8 +31,8 @@ def page(commands, tiny_llama):
     send(server.url, "tiny-llama", seed=1, rounds=(ONE_BY_ONE,))
 
     def is_told():
-        told = httpx.get(f"{sidecar.url}/v1/taxbreak/requests?limit=1000", timeout=30.0).raise_for_status().json()
-        return len(told["waterfalls"] or ()) >= ONE_BY_ONE.num_requests
+        told = httpx.get(f"{sidecar.url}/v1/taxbreak/requests", timeout=30.0).raise_for_status().json()
+        return sum(state["total"]["num"] for state in told["api_servers"]) >= ONE_BY_ONE.num_requests
 
     server.process.wait_until(is_told, "told of all requests", timeout_s=60)
     return httpx.get(f"{sidecar.url}/", timeout=60.0).raise_for_status().text
@@ -52,4 +52,4 @@ def test_it_says_so_in_its_first_sentence(page):
 
 def test_it_shows_the_device_s_second_and_the_requests(page):
     assert "Where the device's second went" in page
-    assert page.count('class="mark"') >= 2
+    assert page.count('class="mark"') >= 1

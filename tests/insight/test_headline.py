@@ -14,7 +14,7 @@ from taxbreak_vllm.model.server import Concern, StepPart
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.headline import first_sentence
 
-REQUEST = [waterfall(number) for number in range(9)]
+REQUEST = [waterfall(number) for number in range(20)]
 
 
 def step(*, active=90, ft=4, ct=2, kt=2, calls=2):
@@ -32,11 +32,11 @@ def step(*, active=90, ft=4, ct=2, kt=2, calls=2):
 def first(*engines, requests=REQUEST, recorded=None, num_workers=1):
     steps = {Phase.DECODE: step() if recorded is None else recorded}
     seconds = [second for state in engines if (second := device_second(state, steps)) is not None]
-    return headline(seconds, typical(requests), engines=engines, num_workers=num_workers)
+    return headline(seconds, typical(requests, []), engines=engines, num_workers=num_workers)
 
 
 def test_a_slow_tokenizer():
-    requests = [waterfall(number, render=41, prefill=21) for number in range(9)]
+    requests = [waterfall(number, render=41, prefill=21) for number in range(20)]
 
     found = first(engine_state(between={Between.NO_WORK: 3}), requests=requests)
 
@@ -48,7 +48,7 @@ def test_a_slow_tokenizer():
 
 
 def test_a_slow_tokenizer_that_the_device_waits_for_is_named_though_the_wait_weighs_more():
-    requests = [waterfall(number, render=7) for number in range(9)]
+    requests = [waterfall(number, render=7) for number in range(20)]
     state = engine_state(exposed={EnginePart.SCHEDULE: 2}, between={Between.FRONTEND: 12})
 
     found = first(state, requests=requests)
@@ -70,11 +70,11 @@ def test_decoding_is_in_no_time_to_the_first_token_of_an_answer_that_is_not_stre
     whole = waterfall(render=41, decode=900)
     whole = replace(whole, ttft_ns=whole.total_ns, is_streamed=False)
 
-    assert first(engine_state(), requests=[whole]).of_ns == waterfall(render=41).ttft_ns
+    assert first(engine_state(), requests=[whole] * 20).of_ns == waterfall(render=41).ttft_ns
 
 
 def test_a_slow_detokenizer_is_said_of_the_whole_answer():
-    requests = [waterfall(number, detokenize=30, decode=20) for number in range(9)]
+    requests = [waterfall(number, detokenize=30, decode=20) for number in range(20)]
 
     assert first_sentence(first(engine_state(), requests=requests)) == (
         "Requests wait 30.00 ms of the 70.90 ms to their last byte in the detokenizer (detokenize) of the API server,"
@@ -139,7 +139,7 @@ def test_where_nothing_weighs_enough_nothing_stands_out():
 
 
 def test_requests_that_wait_for_a_place_are_said_where_no_part_of_the_host_is_why():
-    requests = [waterfall(number, queue=80) for number in range(9)]
+    requests = [waterfall(number, queue=80) for number in range(20)]
 
     assert first_sentence(first(engine_state(), requests=requests)).startswith("Requests wait 80.00 ms of the 100.9 ms")
     assert first(engine_state(exposed={EnginePart.SCHEDULE: 5}), requests=requests).concern is Concern.ENGINE
@@ -158,13 +158,13 @@ def test_an_idle_server_has_no_work_whatever_its_few_iterations_went_to(exposed_
 def test_a_slow_tokenizer_is_said_of_an_idle_server_too():
     state = engine_state(between={Between.NO_WORK: 1000})
 
-    assert first(state, requests=[waterfall(render=41)]).concern is Concern.FRONTEND
+    assert first(state, requests=[waterfall(render=41)] * 20).concern is Concern.FRONTEND
 
 
 def test_of_several_losses_the_largest_is_said_and_of_several_engines_which():
     fine = engine_state(engine="0")
     slow = engine_state(engine="1", exposed={EnginePart.SCHEDULE: 3, EnginePart.GRAMMAR: 5})
-    requests = [waterfall(number, render=10) for number in range(9)]
+    requests = [waterfall(number, render=10) for number in range(20)]
 
     assert first(fine, slow, requests=requests).engine == "1"
     assert "of engine 1 waits" in first_sentence(first(fine, slow))
@@ -197,8 +197,8 @@ def test_a_server_without_recorded_steps_is_not_called_well():
 
 
 def test_a_slow_tokenizer_is_said_of_an_engine_that_is_not_known():
-    assert first(ahead(), requests=[waterfall(render=41)]).part == "render"
-    assert first(requests=[waterfall(render=41)]).part == "render"
+    assert first(ahead(), requests=[waterfall(render=41)] * 20).part == "render"
+    assert first(requests=[waterfall(render=41)] * 20).part == "render"
 
 
 def test_events_on_the_device_tell_of_an_engine_that_works_ahead():
@@ -210,7 +210,7 @@ def test_events_on_the_device_tell_of_an_engine_that_works_ahead():
 def test_a_request_that_took_no_time_divides_nothing():
     nothing = waterfall(**dict.fromkeys([str(stage) for stage in REQUEST[0].stages_ns], 0))
 
-    assert first(engine_state(), requests=[nothing]).concern is Concern.DEVICE
+    assert first(engine_state(), requests=[nothing] * 20).concern is Concern.DEVICE
 
 
 def test_every_part_there_may_be_has_words():

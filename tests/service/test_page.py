@@ -297,7 +297,7 @@ def test_requests_are_waterfalls_with_the_first_byte_marked_and_a_table_of_their
     (late,) = bars(tags, "abcdef12")
     assert "decode 400.0 ms" in late
     assert "render: template, tokenizer 41.00 ms 41.00 ms" in tags.text
-    assert "the newest 21 requests" in tags.text
+    assert "62.90 ms 102.9 ms of 21" in tags.text
     (mark, _) = re.findall(r'<rect class="mark" x="([\d.]+)"', document)
     assert float(mark) == pytest.approx(1000 * 62.9 / 462.9, abs=0.01)
     tables = [tag.get("aria-label") for tag in tags.attributes]

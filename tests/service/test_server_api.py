@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from live_states import MS, ahead, engine_state, frontend_state, waterfall
+from live_states import MS, ahead, engine_state, frontend_state, spans, waterfall
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EnginePart
@@ -92,6 +92,7 @@ def test_the_requests_of_an_api_server_that_ended_are_not_shown(client, clock, s
     ("fields", "why"),
     [
         ({}, "no request has ended yet"),
+        ({"total": spans(MS)}, "none of the requests that are followed, one in 64, has ended yet"),
         ({"num_unknown": 3}, "the server keeps no times of its requests (--disable-log-stats)"),
         ({"off_reason": "a hook failed"}, "API server 0 is no longer followed: a hook failed"),
     ],

@@ -65,7 +65,7 @@ class SecondView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestView:
-    """One request, or the medians of all, stage by stage."""
+    """One request, or the median or mean of many, stage by stage."""
 
     name: str
     tokens: str
@@ -81,9 +81,8 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestsView:
-    """A few of the newest `num` requests; `reason` says why there is none."""
+    """A typical request, where there are enough to tell, and slow ones; `reason` says why there is none."""
 
-    num: int
     rows: tuple[RequestView, ...]
     reason: str = ""
 
@@ -105,17 +104,18 @@ def second_view(state: EngineState, second: DeviceSecond | None) -> SecondView:
 
 
 def requests_view(request: TypicalRequest | None, slow: Iterable[Waterfall], reason: str) -> RequestsView:
-    """Show the medians and the slow requests."""
-    if request is None:
-        return RequestsView(num=0, rows=(), reason=reason)
-    median = RequestView(
-        name="median",
-        tokens="",
-        parts=_parts(request.stages_ns, _STAGES),
-        ttft_ns=request.ttft_ns,
-        total_ns=request.total_ns,
-    )
-    return RequestsView(num=request.num, rows=(median, *map(_request_view, slow)))
+    """Show a typical request, if any, and slow ones."""
+    rows = tuple(map(_request_view, slow))
+    if request is not None:
+        median = RequestView(
+            name="median" if request.is_median else "mean",
+            tokens=f"of {request.num:,}",
+            parts=_parts(request.stages_ns, _STAGES),
+            ttft_ns=request.ttft_ns,
+            total_ns=request.total_ns,
+        )
+        rows = (median, *rows)
+    return RequestsView(rows=rows, reason=reason)
 
 
 def legend_of(bars: Iterable[Sequence[Part]]) -> tuple[tuple[str, str], ...]:

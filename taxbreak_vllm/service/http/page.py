@@ -119,7 +119,7 @@ def _read_live(
         recorded[server_id] = {phase: window.breakdown.total for phase, window in own.items()}
     seconds = [(state, device_second(state, recorded[state.server_id])) for state in engines]
     waterfalls = newest(one for state in frontends for one in spool.waterfalls(state.server_id, state.api))
-    request = typical(waterfalls)
+    request = typical(waterfalls, frontends)
     known = [second for _, second in seconds if second is not None]
     return Live(
         window_s=window_s,

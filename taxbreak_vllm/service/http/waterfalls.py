@@ -61,6 +61,8 @@ def why_none(followed: Sequence[FrontendState]) -> str:
     for state in followed:
         if state.off_reason is not None:
             return f"API server {state.api} is no longer followed: {state.off_reason}"
+    if any(state.total.num for state in followed):
+        return f"none of the requests that are followed, one in {followed[0].followed_every}, has ended yet"
     if any(state.num_unknown for state in followed):
         return "the server keeps no times of its requests (--disable-log-stats)"
     return "no request has ended yet"
