@@ -53,8 +53,8 @@ class FrontendState:
     on another machine's clock) or not what a request is (answered in the background, more than 256 of the engine's).
     `tokens` are the four parts of the delivery of single outputs, of one request in `followed_every`. `loop_lag` is how
     late the event loop was, to about 1 ms. `num_lost` counts requests nobody had time to count, `num_in_flight` those
-    that have not ended. `off_reason` says why counting ended. `runqueue_wait_ratio` is the share of its time that the
-    event loop's thread was ready to run and had no CPU, of the last 10 s.
+    that have not ended. `off_reason` says why counting ended. `runqueue_wait_ratio` is, of late, the share of the
+    time in which the event loop's thread was ready to run that it waited for a CPU.
     """
 
     server_id: str = ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from taxbreak_vllm.machine.run_queue import run_queue
+from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.frontend import NUM_WATERFALLS, FrontendState, SpanHistogram, Stage, Waterfall
 from taxbreak_vllm.serving.drops import logger
@@ -25,7 +25,6 @@ from taxbreak_vllm.stages.rows import Column
 
 _TURN_S = 1.0
 _HEARTBEAT_NS = _WATERFALLS_NS = 5 * 10**9
-_LATE_TURNS = 10  # the turns that "of late" means
 _HOOK = "hook"
 
 
@@ -43,8 +42,7 @@ class FrontendWatch:
         self._in_flight = in_flight
         self._spool = spool
         self._unix_ns = unix_ns
-        self._loop_tid = threading.get_native_id()
-        self._waits: deque[tuple[int, int]] = deque(maxlen=_LATE_TURNS + 1)
+        self._run_queue = RunQueueWait(threading.get_native_id())
         self._waterfalls: deque[Waterfall] = deque(maxlen=NUM_WATERFALLS)
         self._has_new_waterfalls = False
         self._waterfalls_unix_ns = 0
@@ -86,7 +84,7 @@ class FrontendWatch:
             self.state,
             num_lost=in_flight.requests.num_lost,
             num_in_flight=in_flight.num_in_engine,
-            runqueue_wait_ratio=self._runqueue_wait_ratio(),
+            runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason=_HOOK if in_flight.fault else None,
         )
         if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:
@@ -125,14 +123,6 @@ class FrontendWatch:
             self._waterfalls.extend(new)
             self._has_new_waterfalls |= bool(new)
         self.state = state
-
-    def _runqueue_wait_ratio(self) -> float | None:
-        found = run_queue(self._loop_tid)
-        if found is None:
-            return None
-        self._waits.append((time.monotonic_ns(), found[1]))
-        (from_ns, before_ns), (to_ns, wait_ns) = self._waits[0], self._waits[-1]
-        return round((wait_ns - before_ns) / (to_ns - from_ns), 3) if to_ns > from_ns else None
 
     def _publish(self) -> None:
         state = self.state
