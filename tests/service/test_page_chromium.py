@@ -62,5 +62,6 @@ def test_it_refreshes_and_says_what_is_true_then(visit, slow_tokenizer, spool, c
     with visit(slow_tokenizer) as page:
         page.get_by_text("Requests wait 41.00 ms").wait_for()
         spool.put_waterfalls("vllm-a", "0", [])
+        spool.put_frontend_state(replace(frontend_state(), updated_unix_ns=clock() + LATER_NS))  # begins anew
 
         page.get_by_text("No request has ended yet.").wait_for(timeout=20_000)
