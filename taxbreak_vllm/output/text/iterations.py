@@ -15,7 +15,7 @@ def iteration_lines(report: IterationReport) -> Iterable[str]:
     yield report.path
     windows = "1 window" if report.num_windows == 1 else f"{report.num_windows} windows"
     yield f"server {report.server_id}, engine {report.engine}: {report.num_turns} turns of its loop in {windows}"
-    if report.thread_cpu_ratio is not None:
+    if report.thread_cpu_ratio is not None and report.thread_cpu_ratio < 1:
         yield f"its thread had a CPU for at most {percent(report.thread_cpu_ratio)} of the time it waited for nothing"
     if report.num_unjoined:
         yield f"note: of {report.num_unjoined} steps no worker's times came back; no iteration spans one"

@@ -48,7 +48,7 @@ def test_what_is_missing_is_said():
         "server s, engine 0: 512 turns of its loop in 2 windows",
         "its thread had a CPU for at most 50.0% of the time it waited for nothing",
     ]
-    assert list(iteration_lines(report(num_unjoined=3, num_windows=1)))[1:] == [
+    assert list(iteration_lines(report(num_unjoined=3, num_windows=1, thread_cpu_ratio=1.0)))[1:] == [
         "server s, engine 0: 512 turns of its loop in 1 window",
         "note: of 3 steps no worker's times came back; no iteration spans one",
         "note: no two consecutive steps are in it",
