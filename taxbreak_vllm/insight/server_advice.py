@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taxbreak_vllm.insight.evidence import WORTH_RATIO
+from taxbreak_vllm.insight.plain import WORTH_RATIO
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Per, Verdict
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import DELIVERY, FrontendState, Stage
