@@ -23,7 +23,8 @@ class WorkerState:
     since the control `control_id` (None: since the start); to stay within the budget one step in `sample_every` ·
     `slowdown` is recorded. `capture_refusal` says why the latest step of the request was not recorded. `num_sessions`
     counts the profiler's starts, `num_device_records` what they brought of the device; `cupti_version` is the number
-    that CUPTI gives itself. `notes` are for whoever reads the figures or turns recording on.
+    that CUPTI gives itself. `settings` are those of vLLM that advice is about, `settings_hash` differs where one does.
+    `notes` are for whoever reads the figures or turns recording on.
     """
 
     server: Server
@@ -50,6 +51,8 @@ class WorkerState:
     num_device_records: Int64 = 0
     cupti_attached: bool = False
     cupti_version: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    settings_hash: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -4,18 +4,12 @@ Rendered on the server by `page.render`; it refreshes itself. Totals are those o
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from http import HTTPStatus
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.machine.limits import read_machine
-from taxbreak_vllm.model.advice import AdviceReport
-from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.output.page.render import render
@@ -32,6 +26,7 @@ from taxbreak_vllm.output.page.view import (
     loop_view,
     phase_view,
 )
+from taxbreak_vllm.service.http.advice import read_advice
 from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.problems import Problem, check_token, problem_response
 from taxbreak_vllm.service.results.live import live
@@ -41,7 +36,6 @@ from taxbreak_vllm.service.results.window import MAX_STEPS
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
-MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
 LISTED_STEPS = 20
 
 _ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -83,7 +77,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     return Article(
         title=whole.source.model_name or "host and device of vLLM",
         facts=facts_of(whole),
-        advice=_advice(results, rows, alive),
+        advice=read_advice(results, spool, since_ns=since_ns, now_ns=now_ns),
         phases=tuple(
             phase_view(phase, found.num_steps, found.breakdown.total)
             for phase, found in zip(seen, of_phase, strict=True)
@@ -114,25 +108,6 @@ def page(article: Article) -> tuple[str, dict[str, str]]:
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-
-
-def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerState]) -> AdviceReport:
-    """Advise on the newest steps of each phase, and on the machine where one worker runs on it."""
-    chosen: dict[Phase, list[str]] = {}
-    for row in rows:
-        chosen.setdefault(row.phase, []).append(row.step_id)
-    ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
-    machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
-    return advise(list(_read_breakdowns(results, ids)), machine=machine)
-
-
-def _read_breakdowns(results: Results, step_ids: Iterable[str]) -> Iterator[Breakdown]:
-    """Yield those that are kept and that this version can read: another one may have written them."""
-    for step_id in step_ids:
-        data = results.breakdown(step_id)
-        if data is not None:
-            with suppress(msgspec.ValidationError):
-                yield Breakdown.from_json(data)
 
 
 def _point(row: StepRow) -> Point:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.service.http.advice import AdvisedBreakdown, read_advice
 from taxbreak_vllm.service.http.openapi import answer, errors
 from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.responses import StepsPage
@@ -26,7 +27,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
     """Add `GET breakdown` and the routes below `steps`."""
     Store = Annotated[Results, Depends(context.results)]
 
-    @router.get("/breakdown", response_model=Breakdown, responses=answer(Breakdown))
+    @router.get("/breakdown", response_model=AdvisedBreakdown, responses=answer(Breakdown))
     def breakdown(
         results: Store,
         phase: Phase | None = None,
@@ -42,7 +43,9 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
         notes = ["no step was analyzed in this window"] if not window.num_steps else []
         if window.num_steps == MAX_STEPS:
             notes.append(f"only the newest {MAX_STEPS} steps of this window are counted")
-        return json_response(window.to_builtins() | {"notes": [*notes, *window.breakdown.notes]})
+        now_ns = context.now_ns()
+        advice = read_advice(results, context.spool, now_ns=now_ns, since_ns=since_ns, phase=phase, server_id=server_id)
+        return json_response(window.to_builtins() | {"notes": [*notes, *window.breakdown.notes], "advice": advice})
 
     @router.get("/steps", response_model=StepsPage, responses=answer(StepsPage))
     def steps(results: Store, limit: Limit = 100, phase: Phase | None = None, cursor: Cursor = None) -> Response:

@@ -34,7 +34,9 @@ def test_a_setting_is_never_broken():
 def test_a_card_says_its_bound_its_evidence_and_the_phases_it_is_made_of():
     breakdown = analyze(SERVING)
 
-    text = " ".join(" ".join(advice_lines(advise([with_plain_step(breakdown, 300_000)], fusion=fusion(SERVING)))).split())
+    text = " ".join(
+        " ".join(advice_lines(advise([with_plain_step(breakdown, 300_000)], fusion=fusion(SERVING)))).split()
+    )
 
     assert "serving time (recorded steps): decode 66%, prefill 34%" in text
     assert "of a step of 300.0 µs" in text
