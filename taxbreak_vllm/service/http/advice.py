@@ -7,7 +7,6 @@ server was started again with other settings, only its newest start is advised o
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
@@ -24,7 +23,7 @@ from taxbreak_vllm.model.advice import AdviceReport, Outcome
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.http.openapi import errors
+from taxbreak_vllm.service.http.openapi import answer
 from taxbreak_vllm.service.http.router import RouteContext, json_response
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.rows import StepRow
@@ -47,7 +46,7 @@ class AdvisedBreakdown(Breakdown):
 def add_advice_route(router: APIRouter, context: RouteContext) -> None:
     """Add `GET advice`."""
 
-    @router.get("/advice", response_model=AdviceReport, responses=errors(HTTPStatus.UNPROCESSABLE_ENTITY))
+    @router.get("/advice", response_model=AdviceReport, responses=answer(AdviceReport))
     def advice(
         results: Annotated[Results, Depends(context.results)],
         phase: Phase | None = None,
@@ -116,17 +115,15 @@ def _outcomes(results: Results, states: Sequence[WorkerState], alive: Sequence[W
     before = max(earlier, key=lambda state: state.started_unix_ns, default=None)
     if before is None:
         return ()
-    old, new = (
-        [
-            b
-            for b in _breakdowns(results, results.steps(server_id=state.server.server_id, limit=_MAX_ROWS))
-            if distrust(b) is None
-        ]
-        for state in (before, after)
-    )
+    old, new = (_trusted(results, state.server.server_id) for state in (before, after))
     advised = advise(old, timed=timed_steps([before])).advice
     runs = [Run.of(state.settings, by_phase(found, None, None)) for state, found in ((before, old), (after, new))]
     return outcomes(advised, *runs)
+
+
+def _trusted(results: Results, server_id: str) -> list[Breakdown]:
+    found = _breakdowns(results, results.steps(server_id=server_id, limit=_MAX_ROWS))
+    return [breakdown for breakdown in found if distrust(breakdown) is None]
 
 
 def _breakdowns(results: Results, rows: Sequence[StepRow]) -> list[Breakdown]:
