@@ -23,7 +23,9 @@ _TAIL = 0.025
 
 
 class Spent(Enum):
-    """Whose time an amount is: the host's, which recording lengthens, or not (`TOKEN`: of the whole step)."""
+    """Whose time an amount is: the host's, which recording lengthens, or not (`TOKEN`: all there is, the next one's
+    preparation included, which the tokens of a step share).
+    """
 
     HOST = "host"
     DEVICE = "device"
@@ -53,7 +55,8 @@ class PlainTime:
         """Bound what a change to this can win of the plain step, never more than that."""
         if spent is Spent.HOST:
             amount_ns = min(amount_ns + max(0, -self.doubt_ns), self.window_ns - self.active_ns)
-        return max(0, min(amount_ns, self.window_ns, self.step_ns))
+        whole_ns = self.window_ns if spent is Spent.TOKEN else min(self.window_ns, self.step_ns)
+        return max(0, min(amount_ns, whole_ns))
 
     def at_least_ns(self, amount_ns: int, spent: Spent) -> int:
         """Return how much of it there is even if all that the profiler added is in it."""

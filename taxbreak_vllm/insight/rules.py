@@ -24,6 +24,7 @@ _MATMULS = frozenset({"gemm", "moe"})
 _ATTENTION = frozenset({"attention", "kv-cache"})
 _FUSIBLE = frozenset({"norm", "activation", "rope", "quantization", "elementwise", "reduction"})
 _DECODING = frozenset({Phase.DECODE, Phase.VERIFY})
+_GENERATING = _DECODING | {Phase.MIXED}
 _FULL_GRAPHS = """--compilation-config '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'"""
 
 Rule = Callable[[Evidence], Finding | None]
@@ -166,7 +167,7 @@ def engine_loop(e: Evidence) -> Finding | None:
 def batch_size(e: Evidence) -> Finding | None:
     """Few requests share a step whose host work hardly depends on how many there are."""
     requests = e.per_step(e.total.batch.requests)
-    if e.phase not in _DECODING or not requests or requests >= SMALL_BATCH:
+    if e.phase not in _GENERATING or not requests or requests >= SMALL_BATCH:
         return None
     least = e.percent([round(ns * (1 - requests / SMALL_BATCH)) for ns in e.host_ns])
     return e.find(
@@ -215,7 +216,7 @@ def _shared_ns(e: Evidence, size: Callable[[StepBreakdown], int | None], target:
     A step that carries more is no shorter, so that no step can do better than that.
     """
     return [
-        round(plain.step_ns * max(0.0, 1 - (size(step) or target) / target))
+        round(plain.window_ns * max(0.0, 1 - (size(step) or target) / target))
         for plain, step in zip(e.plain, e.steps, strict=True)
     ]
 

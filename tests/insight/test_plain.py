@@ -93,7 +93,7 @@ def test_a_longer_plain_step_lowers_no_bound(step, share, longer):
 def test_a_bound_grows_with_what_was_waited_and_holds_what_there_is_at_least(plain, amount, more, spent):
     most, of_more = plain.at_most_ns(amount, spent), plain.at_most_ns(amount + more, spent)
 
-    assert 0 <= most <= of_more <= plain.step_ns
+    assert 0 <= most <= of_more <= (plain.window_ns if spent is Spent.TOKEN else plain.step_ns)
     assert most <= max(0, plain.window_ns - plain.active_ns) or spent is not Spent.HOST
 
 
@@ -144,3 +144,10 @@ def test_a_recording_quicker_than_plain_steps_bounds_the_longer_plain_step(spent
 
     assert quick.at_most_ns(400, spent) == (600 if spent is Spent.HOST else 400)
     assert replace(quick, doubt_ns=0).at_most_ns(400, spent) == 400
+
+
+def test_tokens_share_all_the_time_to_the_next_step_not_the_workers_part_alone():
+    part = PlainTime(window_ns=1200, step_ns=1000, active_ns=0, doubt_ns=0)
+
+    assert part.at_most_ns(1100, Spent.TOKEN) == 1100
+    assert part.at_most_ns(1100, Spent.HOST) == 1000
