@@ -96,12 +96,11 @@ def _of_average(parts: Sequence[_Part], serving: Serving | None, per: Per) -> in
 
 
 def _interval(parts: Sequence[_Part]) -> tuple[float, float] | None:
-    """Add the intervals of the phases up, which is wider than theirs together; None where one has none."""
-    known = [(part.serving_ratio, part.phase.interval) for part in parts if part.serving_ratio or len(parts) == 1]
-    if not known or any(held is None for _, held in known):
+    """Add the intervals of the phases up; one without may win nothing or all. None where none has one."""
+    if all(part.phase.interval is None for part in parts):
         return None
-    ends = [(share * held[0], share * held[1]) for share, held in known if held is not None]
-    return sum(low for low, _ in ends), sum(high for _, high in ends)
+    ends = [(part.serving_ratio, part.phase.interval or (0.0, 1.0)) for part in parts]
+    return sum(share * low for share, (low, _) in ends), sum(share * high for share, (_, high) in ends)
 
 
 def _joined(found: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

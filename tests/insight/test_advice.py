@@ -443,7 +443,7 @@ def test_a_phase_that_is_hardly_served_does_not_lead_and_is_left_out_where_it_ca
 
     report = advise(captures, timed=timed(decode=(98, 1000), mixed=(2, 1000)))
 
-    assert report.advice[0].phase is Phase.DECODE
+    assert report.advice[0].phases[0].phase is Phase.DECODE
     assert "faster-core" not in fired(report)
     assert "faster-core is left out: it cannot win more than 1.8% of the serving time" in report.reasons
 
@@ -456,6 +456,15 @@ def test_recorded_steps_tell_what_is_served_only_where_nothing_else_does():
     assert [served.serving_ratio for served in alone.serving.phases] == [0.5, 0.5]
     assert not alone.serving.is_timed
     assert [served.serving_ratio for served in beside.serving.phases] == [0.75, 0.25]
+
+
+def test_a_phase_of_few_steps_widens_the_interval_of_a_change_by_all_of_it():
+    captures = [*6 * [capture(waits=400)], *2 * [capture(waits=800, phase=Phase.MIXED)]]
+
+    report = advise(captures, timed=timed(decode=(90, 1000), mixed=(10, 1000)))
+    (graphs,) = [one for one in report.advice if one.rule == "cuda-graphs"]
+
+    assert graphs.interval == pytest.approx((0.9 * 0.4, 0.9 * 0.4 + 0.1))
 
 
 def test_cards_on_few_steps_come_after_those_with_an_interval():

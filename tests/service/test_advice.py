@@ -109,10 +109,12 @@ def test_only_the_running_start_of_a_server_is_advised_on(get, spool, record, ma
     clock.sleep_s(60)
     spool.put_state(make_state(server=NEW))
     record(8, server=OLD, requests=4)
+    before_any = get()
     record(7, server=NEW, requests=2)
 
     (batch,) = [one for one in get()["advice"] if one["rule"] == "batch-size"]
 
+    assert (before_any["verdict"], before_any["reasons"]) == ("withheld", ["nothing was recorded yet"])
     assert batch["num_steps"] == 7
     assert batch["finding"].startswith("2.0 requests share a step")
 

@@ -80,7 +80,8 @@ def read_advice(
     states = spool.states()
     alive = [state for state in live(states, now_ns=now_ns) if server_id in (None, state.server.server_id)]
     running = {state.server.server_id for state in alive}
-    rows = [row for row in rows if row.server_id in running] or rows
+    if running:  # an earlier start is not what is there to be changed
+        rows = [row for row in rows if row.server_id in running]
     rows = [row for row in rows if row.model_name == rows[0].model_name]
     of_model = [state for state in alive if not rows or state.server.model_name == rows[0].model_name]
     machine = read_machine(of_model[0].server.pid) if len(of_model) == 1 else None
