@@ -36,11 +36,9 @@ def _card(number: int, advice: Advice, serving: Serving | None) -> Iterator[str]
         )
     for place, setting in enumerate(advice.settings):  # not wrapped: it is to be copied
         yield f"   {'set: ' if place == 0 else '     '}{setting}"
-    for phase in advice.phases:
-        named = f"{phase.phase}: " if len(advice.phases) > 1 else ""
-        yield from _wrapped(f"why: {named}{phase.finding}{_of_phase(phase) if named else ''}")
-    if not advice.phases:
-        yield from _wrapped(f"why: {advice.finding}")
+    yield from _wrapped(f"why: {advice.finding}")
+    if len(advice.phases) > 1:
+        yield from (line for phase in advice.phases for line in _wrapped(_of_phase(phase), indent="     "))
     yield from _wrapped(f"wrong if: {advice.refuted_by}")
 
 
@@ -67,7 +65,7 @@ def _evidence(advice: Advice) -> str:
 
 def _of_phase(phase: PhaseAdvice) -> str:
     share = "" if phase.serving_ratio is None else f", which is {phase.serving_ratio:.0%} of the serving time"
-    return f" (at most {phase.at_most_ratio:.0%} of this phase{share}; {phase.num_steps} recorded)"
+    return f"{phase.phase or 'steps'}: at most {phase.at_most_ratio:.0%} of it{share}; {phase.num_steps} recorded"
 
 
 def _serving(serving: Serving) -> str:

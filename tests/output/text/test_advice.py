@@ -41,5 +41,5 @@ def test_a_card_says_its_bound_its_evidence_and_the_phases_it_is_made_of():
     assert "serving time (recorded steps): decode 66%, prefill 34%" in text
     assert "of a step of 300.0 µs" in text
     assert "it stands on 4 recorded steps, too few for an interval" in text
-    assert "which is 34% of the serving time; 1 recorded)" in text
+    assert "prefill: at most 12% of it, which is 34% of the serving time; 1 recorded" in text
     assert "tokens: at most" in text
