@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
 from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
@@ -53,6 +54,7 @@ def _template() -> Template:
         "ratio": ratio,
         "percent": percent,
         "json": _json,
+        "kernel": kernel_name,
         "one": one,
         "per": per,
         "span": span,

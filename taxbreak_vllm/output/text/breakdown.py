@@ -7,6 +7,7 @@ from rich.text import Text
 
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.model.worker import ControlState, WorkerControl
+from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.words import UNKNOWN, duration, ratio
 
@@ -63,7 +64,7 @@ def top_table(step: StepBreakdown, limit: int) -> Table:
     for row in step.top[:limit]:
         table.add_row(
             _name(row.op),
-            _name(row.kernel),
+            _name(kernel_name(row.kernel)),
             row.family + (" (lib)" if row.i_lib else ""),
             str(row.count),
             duration(row.delta_ft_ns),

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from taxbreak_vllm.insight.diff import Change, Diff, Figure, Quartiles, Section
 from taxbreak_vllm.model.fusion import FusionReport
+from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.words import UNKNOWN, duration, percent, times
 
@@ -53,7 +54,7 @@ def chain_table(report: FusionReport, limit: int = MAX_CHAINS) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("kernels", overflow="fold")
     for chain in [chain for chain in report.chains if chain.is_maximal][:limit]:
-        names = Text(" → ".join(_short(name) for name in chain.kernels))
+        names = Text(" → ".join(_short(kernel_name(name)) for name in chain.kernels))
         table.add_row(str(chain.count), f"{chain.score:.2f}", str(chain.length), names)
     return table
 
@@ -118,7 +119,7 @@ def _row_table(section: Section, limit: int) -> Table:
     for row in section.rows[:limit]:
         table.add_row(
             Text(_short(row.op)),
-            Text(_short(row.kernel)),
+            Text(_short(kernel_name(row.kernel))),
             "" if row.status == "both" else row.status,
             _value(row.count.a, False),
             _value(row.count.b, False),
