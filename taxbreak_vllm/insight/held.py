@@ -39,6 +39,18 @@ ASKED: Mapping[str, tuple[str, ...]] = {  # the settings that a rule's change is
     "quantization": ("quantization", "cache_dtype", "attention_backend"),
 }
 
+
+class Measure(NamedTuple):
+    """What is compared: a step, of one size, or one of the tokens that a step carries."""
+
+    word: str
+    per: Per
+
+
+STEP = Measure("step", Per.STEP)
+_OUTPUT, _PROMPT = Measure("output token", Per.TOKEN), Measure("prompt token", Per.TOKEN)
+_MEASURES = {"batch-size": _OUTPUT, "prefill-budget": _PROMPT}
+
 _TAIL = 0.025  # of each median's interval, both ends together
 
 
@@ -46,7 +58,13 @@ class PlainStep(NamedTuple):
     """How long plain steps like a recorded one take, and how many tokens it carried."""
 
     plain_ns: int
-    tokens: int
+    output_tokens: int
+    prompt_tokens: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return its size as the sampler sees it, a power of two."""
+        return (self.output_tokens + self.prompt_tokens).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +79,7 @@ class Run:
         """Take the plain steps from the evidence of a run."""
         steps = {
             e.phase: [
-                PlainStep(plain.step_ns, step.batch.output_tokens or step.batch.prompt_tokens or 0)
+                PlainStep(plain.step_ns, step.batch.output_tokens or 0, step.batch.prompt_tokens or 0)
                 for plain, step in zip(e.plain, e.steps, strict=True)
             ]
             for e in found
@@ -79,13 +97,13 @@ def outcomes(advice: Sequence[Advice], before: Run, after: Run) -> tuple[Outcome
     }
     if not changed:
         return ()
-    asked: defaultdict[tuple[Per, Phase | None], list[Advice]] = defaultdict(list)
+    asked: defaultdict[tuple[Measure, Phase | None], list[Advice]] = defaultdict(list)
     for one in advice:
         if set(ASKED.get(one.rule, ())) & changed.keys():
-            asked[Per.TOKEN if one.per is Per.TOKEN else Per.STEP, _phase(one, before, after)].append(one)
+            asked[_MEASURES.get(one.rule, STEP), _phase(one, before, after)].append(one)
     if not asked:
-        asked[Per.STEP, _phase(None, before, after)] = []
-    return tuple(_outcome(per, phase, own, changed, before, after) for (per, phase), own in asked.items())
+        asked[STEP, _phase(None, before, after)] = []
+    return tuple(_outcome(measure, phase, own, changed, before, after) for (measure, phase), own in asked.items())
 
 
 def _phase(advice: Advice | None, before: Run, after: Run) -> Phase | None:
@@ -97,14 +115,14 @@ def _phase(advice: Advice | None, before: Run, after: Run) -> Phase | None:
 
 
 def _outcome(
-    per: Per,
+    measure: Measure,
     phase: Phase | None,
     advice: Sequence[Advice],
     changed: Mapping[str, tuple[str, str]],
     before: Run,
     after: Run,
 ) -> Outcome:
-    a, b = _comparable(before.steps.get(phase, ()), after.steps.get(phase, ()), per)
+    a, b = _comparable(before.steps.get(phase, ()), after.steps.get(phase, ()), measure)
     change = median(b) / median(a) if a and b else None
     interval = _interval(a, b)
     promised = max((part.at_most_ratio for one in advice for part in one.phases if part.phase is phase), default=None)
@@ -113,15 +131,14 @@ def _outcome(
     measured = "nothing comparable was recorded on both sides"
     if change is not None:
         within = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f} with 95 %)"
-        measured = (
-            f"{phase or 'such'} {per}s take {change:.2f}× the time they took{within}, from {len(a)} and {len(b)} steps"
-        )
+        times = f"{change:.2f}× the time they took{within}"
+        measured = f"{phase or 'such'} {measure.word}s take {times}, from {len(a)} and {len(b)} steps"
     bound = "" if promised is None else f"; the bound was {promised:.0%} less"
     return Outcome(
         held=held,
         rules=tuple(one.rule for one in advice),
         settings=changed,
-        per=per,
+        per=measure.per,
         phase=phase,
         change=change,
         interval=interval,
@@ -141,19 +158,22 @@ def _held(interval: tuple[float, float] | None) -> Held:
     return Held.DID_NOT_HOLD if interval[0] > 1 - WORTH_RATIO else Held.NOT_ENOUGH_YET
 
 
-def _comparable(a: Sequence[PlainStep], b: Sequence[PlainStep], per: Per) -> tuple[list[float], list[float]]:
-    if per is Per.TOKEN:
-        per_token = [[step.plain_ns / step.tokens for step in run if step.tokens] for run in (a, b)]
-        return per_token[0], per_token[1]
-    sizes = {step.tokens.bit_length() for step in a} & {step.tokens.bit_length() for step in b}
+def _comparable(a: Sequence[PlainStep], b: Sequence[PlainStep], measure: Measure) -> tuple[list[float], list[float]]:
+    if measure is not STEP:
+        old, new = ([step.plain_ns / num for step in run if (num := _tokens(step, measure))] for run in (a, b))
+        return old, new
+    sizes = {step.size for step in a} & {step.size for step in b}
     of_size = [
-        [[float(step.plain_ns) for step in run if step.tokens.bit_length() == size] for run in (a, b)]
-        for size in sorted(sizes)
+        [[float(step.plain_ns) for step in run if step.size == size] for run in (a, b)] for size in sorted(sizes)
     ]
     if not of_size:
         return [], []
     old, new = max(of_size, key=lambda runs: min(map(len, runs)))
     return old, new
+
+
+def _tokens(step: PlainStep, measure: Measure) -> int:
+    return step.prompt_tokens if measure is _PROMPT else step.output_tokens
 
 
 def _interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:

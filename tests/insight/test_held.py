@@ -24,7 +24,10 @@ def card(rule, *, per=Per.STEP, at_most=0.5, phase=Phase.DECODE):
 
 def run(settings, ms, *, num=20, tokens=2, phase=Phase.DECODE):
     noise = random.Random(ms)
-    return Run(settings, {phase: [PlainStep(round(1e6 * ms * noise.uniform(0.95, 1.05)), tokens) for _ in range(num)]})
+    return Run(
+        settings,
+        {phase: [PlainStep(round(1e6 * ms * noise.uniform(0.95, 1.05)), tokens, 3 * tokens) for _ in range(num)]},
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,15 @@ def test_a_change_that_lets_steps_carry_more_is_judged_by_what_a_token_takes():
     assert (outcome.held, outcome.per) == (Held.HELD, Per.TOKEN)
     assert 1 / outcome.change == pytest.approx(3.15, rel=0.05)
     assert outcome.promised_ratio == 0.875
+
+
+def test_more_prompt_tokens_in_a_step_are_judged_by_what_one_of_them_takes():
+    before, after = (run({"max_num_batched_tokens": num}, 10.0, tokens=int(num)) for num in ("64", "128"))
+
+    (outcome,) = outcomes([card("prefill-budget", per=Per.TOKEN)], before, after)
+
+    assert (outcome.held, outcome.per) == (Held.HELD, Per.TOKEN)
+    assert "decode prompt tokens take 0.5" in outcome.words
 
 
 def test_the_same_settings_are_no_change_and_one_that_nobody_advised_is_measured_too():

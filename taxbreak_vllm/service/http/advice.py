@@ -32,6 +32,7 @@ from taxbreak_vllm.settings import WindowS
 from taxbreak_vllm.spool.spool import Spool
 
 MAX_ADVISED_STEPS = 20  # of each phase; decoding one takes half a millisecond
+MAX_COMPARED_STEPS = 50  # of each phase, before and after a change
 
 _MAX_ROWS = 1000  # looked through for them
 
@@ -123,16 +124,17 @@ def _outcomes(results: Results, states: Sequence[WorkerState], alive: Sequence[W
 
 
 def _trusted(results: Results, server_id: str) -> list[Breakdown]:
-    found = _breakdowns(results, results.steps(server_id=server_id, limit=_MAX_ROWS))
+    rows = results.steps(server_id=server_id, limit=_MAX_ROWS)
+    found = _breakdowns(results, rows, most=MAX_COMPARED_STEPS)
     return [breakdown for breakdown in found if distrust(breakdown) is None]
 
 
-def _breakdowns(results: Results, rows: Sequence[StepRow]) -> list[Breakdown]:
+def _breakdowns(results: Results, rows: Sequence[StepRow], *, most: int = MAX_ADVISED_STEPS) -> list[Breakdown]:
     """Read the newest steps of each phase."""
     chosen: dict[Phase, list[str]] = {}
     for row in rows:
         chosen.setdefault(row.phase, []).append(row.step_id)
-    return list(_read(results, [step_id for ids in chosen.values() for step_id in ids[:MAX_ADVISED_STEPS]]))
+    return list(_read(results, [step_id for ids in chosen.values() for step_id in ids[:most]]))
 
 
 def _read(results: Results, step_ids: Iterable[str]) -> Iterator[Breakdown]:
