@@ -14,7 +14,7 @@ from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.machine.limits import Machine
 from taxbreak_vllm.model.advice import Component, Per
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
-from taxbreak_vllm.model.calibration import Calibration, Grade
+from taxbreak_vllm.model.calibration import POOR, Calibration, Grade
 from taxbreak_vllm.model.evidence import MAX_UNREADABLE_RATIO, MIN_LINKED_RATIO
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps
@@ -165,7 +165,7 @@ def with_plain_step(breakdown: Breakdown, plain_ns: int) -> Breakdown:
     """
     dilation = recorded_ns(breakdown.steps) / plain_ns
     known = Calibration(dilation=dilation, residual=dilation - 1, state="calibrated", plain_ns=plain_ns)
-    return replace(breakdown, calibration=known)
+    return replace(breakdown, calibration=known, notes=(*breakdown.notes, *known.notes))
 
 
 def recorded_ns(steps: Sequence[StepBreakdown]) -> float:
@@ -209,7 +209,6 @@ UNTIMED = Doubt(
     *2 * ("calibration: how long this step takes without a profiler is not known, and recording slows the host most",),
     is_untimed=True,
 )
-_POOR = "calibration is poor: the recorded step is not the plain one"
 
 
 def _at_most_idle(breakdown: Breakdown) -> str:
@@ -228,7 +227,7 @@ def _poor(calibration: Calibration) -> Doubt:
     dilation, residual = calibration.dilation or 0.0, calibration.residual or 0.0
     took = f"it took {dilation:.2f}× as long" if dilation >= 1 else f"it took only {dilation:.2f}× as long"
     why = f"{residual:+.0%} unexplained" if residual > 0 else f"{residual:+.0%}: those were other steps"
-    return Doubt(_POOR, f"{_POOR}: {took}, {why}", is_poor=True)
+    return Doubt(POOR, f"{POOR}: {took}, {why}", is_poor=True)
 
 
 def most_are_poor(doubts: Iterable[Doubt | None]) -> bool:

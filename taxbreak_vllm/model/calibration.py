@@ -6,6 +6,8 @@ from enum import StrEnum
 GOOD = 1.1  # a share worth acting on is a tenth of the step: less than that is unexplained
 USABLE = 2.0  # beyond it more than half of what was recorded, or of the plain step, is nowhere in the other
 
+POOR = "calibration is poor: the recorded step is not the plain one"
+
 
 class Grade(StrEnum):
     """How near the recorded step, the profiler's known cost taken off, comes to the plain one."""
@@ -35,6 +37,11 @@ class Calibration:
     def __post_init__(self) -> None:
         is_known = self.state == "calibrated" and bool(self.dilation) and self.residual is not None
         object.__setattr__(self, "grade", grade_of(self.residual or 0.0) if is_known else None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say what must be known of a recording that is not to be trusted."""
+        return (f"{POOR}, so nothing is advised on it",) if self.grade is Grade.POOR else ()
 
 
 def grade_of(residual: float) -> Grade:

@@ -186,11 +186,13 @@ class Recording:
             found = replace(found, total=without(found.total, _ALONE))
         if self.info is None:
             return found
+        calibration = _calibration(self.info, self._num_ops)
         return replace(
             found,
             steps=tuple(_labelled(step, self.info) for step in found.steps),
             total=_labelled(found.total, self.info),
-            calibration=_calibration(self.info, self._num_ops),
+            calibration=calibration,
+            notes=(*found.notes, *calibration.notes),
         )
 
     @property

@@ -286,6 +286,16 @@ def test_a_recording_that_is_not_its_plain_step_does_not_advise_and_says_why_in_
     assert report.reasons == (f"calibration is poor: the recorded step is not the plain one: {words}",)
 
 
+def test_a_poor_calibration_is_a_note_of_the_breakdown(real_trace):
+    breakdown = analyze_path(real_trace(BERT))
+    window_ns = breakdown.steps[0].device.window_ns
+
+    usable, poor = (with_plain_step(breakdown, round(share * window_ns)) for share in (0.6, 0.4))
+
+    assert usable.notes == breakdown.notes
+    assert poor.notes[-1] == "calibration is poor: the recorded step is not the plain one, so nothing is advised on it"
+
+
 def test_a_phase_most_of_whose_recordings_are_poor_is_not_judged_by_the_rest():
     poor = replace(capture(), calibration=Calibration(dilation=4.0, residual=3.0, state="calibrated"))
 
