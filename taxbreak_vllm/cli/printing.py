@@ -29,7 +29,8 @@ def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
 
 def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
     """Print where the figures come from, the steps, the dearest kernels and the advice."""
-    from taxbreak_vllm.output.text.breakdown import advice_lines, step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.advice import advice_lines
+    from taxbreak_vllm.output.text.breakdown import step_table, summary_lines, top_table
 
     step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
     dearest = [top_table(step, top)] if top else []

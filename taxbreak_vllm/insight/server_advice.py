@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taxbreak_vllm.insight.evidence import WORTH_RATIO
+from taxbreak_vllm.insight.plain import WORTH_RATIO
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Per, Verdict
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import DELIVERY, FrontendState, Stage
@@ -99,15 +99,6 @@ def advise_server(
     advice = tuple(sorted(found.values(), key=lambda one: -one.at_most_ratio))
     verdict = Verdict.ACT if advice else Verdict.WITHHELD if reasons or not engines else Verdict.NO_ACTION
     return AdviceReport(verdict=verdict, advice=advice, reasons=tuple(reasons))
-
-
-def combined(reports: Sequence[AdviceReport]) -> AdviceReport:
-    """Put reports on different things into one, the advice that can win most first."""
-    advice = sorted((one for report in reports for one in report.advice), key=lambda one: -one.at_most_ratio)
-    verdicts = {report.verdict for report in reports}
-    verdict = next((one for one in (Verdict.ACT, Verdict.WITHHELD) if one in verdicts), Verdict.NO_ACTION)
-    reasons = dict.fromkeys(reason for report in reports for reason in report.reasons)
-    return AdviceReport(verdict=verdict, advice=tuple(advice), reasons=tuple(reasons))
 
 
 def doubt_of(engine: EngineState) -> str | None:

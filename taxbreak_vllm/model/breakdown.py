@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from taxbreak_vllm.model.calibration import Calibration as Calibration
 from taxbreak_vllm.model.evidence import Evidence
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase
@@ -207,21 +208,6 @@ class Source:
     server_id: str = ""
     engine: str = ""
     rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Observer effect (methodology section 5).
-
-    `dilation` is the recorded step over the median plain one. Where that and the profiler's cost per op are known, the
-    cost is taken off ΔFT and `state` is "calibrated"; `residual` is what the step then still takes beyond the plain
-    one, as a share of it. `host` and `device` stay as recorded.
-    """
-
-    dilation: float | None = None
-    op_cost_ns: int | None = None
-    residual: float | None = None
-    state: str = "uncalibrated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

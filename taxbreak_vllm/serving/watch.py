@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident, get_native_id
 from typing import Any
 
@@ -30,6 +30,7 @@ from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
 from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
 from taxbreak_vllm.serving.sampling.stalls import Detail
+from taxbreak_vllm.serving.server_settings import hash_of
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.settings import Settings
@@ -58,6 +59,7 @@ class Watch:
         records: bool = True,
         off_reason: str | None = None,
         works_ahead: bool = False,
+        server_settings: Mapping[str, str] | None = None,
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -70,6 +72,7 @@ class Watch:
         self._records = records
         self._works_ahead = works_ahead
         self._max_capture_steps = settings.max_capture_steps
+        self._server_settings = server_settings or {}
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
@@ -251,6 +254,8 @@ class Watch:
             cupti_attached=recorder.is_cupti_attached,
             cupti_version=recorder.cupti_version,
             runqueue_wait_ratio=None if self._run_queue is None else self._run_queue.ratio(),
+            settings=self._server_settings,
+            settings_hash=hash_of(self._server_settings) if self._server_settings else "",
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 

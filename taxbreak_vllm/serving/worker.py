@@ -21,6 +21,7 @@ from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.serving.device_idle import DeviceIdle, open_device_idle
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
+from taxbreak_vllm.serving.server_settings import settings_of
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
 from taxbreak_vllm.serving.torch_profile import device_type
 from taxbreak_vllm.serving.watch import Watch
@@ -54,6 +55,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
             records=records,
             off_reason=off_reason,
             works_ahead=works_ahead(worker),
+            server_settings=settings_of(worker.vllm_config),
         )
         watch.start(worker)
     except SettingsError as error:

@@ -186,11 +186,13 @@ class Recording:
             found = replace(found, total=without(found.total, _ALONE))
         if self.info is None:
             return found
+        calibration = _calibration(self.info, self._num_ops)
         return replace(
             found,
             steps=tuple(_labelled(step, self.info) for step in found.steps),
             total=_labelled(found.total, self.info),
-            calibration=_calibration(self.info, self._num_ops),
+            calibration=calibration,
+            notes=(*found.notes, *calibration.notes),
         )
 
     @property
@@ -306,6 +308,8 @@ def _calibration(info: StepInfo, num_ops: int) -> Calibration:
         return Calibration(op_cost_ns=info.op_cost_ns)
     dilation = recorded_ns / plain_ns
     if info.op_cost_ns is None or not _is_calibrated(info):
-        return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns)
+        return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, plain_ns=plain_ns)
     residual = (recorded_ns - num_ops * info.op_cost_ns) / plain_ns - 1
-    return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated")
+    return Calibration(
+        dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated", plain_ns=plain_ns
+    )

@@ -434,6 +434,7 @@ def test_an_unknown_capture_is_not_found(client, method):
 ROUTES = [
     ("GET", "status"),
     ("GET", "breakdown"),
+    ("GET", "advice"),
     ("GET", "steps"),
     ("GET", "steps/a"),
     ("GET", "steps/a/trace"),

@@ -131,7 +131,7 @@ def test_calibrated_steps_are_advised_on(article, put, turn, results, analyze, m
     breakdown = dataclasses.replace(breakdown, calibration=calibrated, coverage=covered)
     results.add_step("a", make_info("a"), breakdown, now_ns=clock())
 
-    assert [(advice.rule, advice.at_most_ns) for advice in article().advice.advice][:1] == [("batch-size", 44_000)]
+    assert [(advice.rule, advice.at_most_ns) for advice in article().advice.advice][:1] == [("batch-size", 46_875)]
 
 
 def test_a_form_asks_for_steps_with_the_key_where_there_is_one(show, spool, make_state):

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Verdict
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
@@ -224,12 +225,29 @@ _WATERFALL = Waterfall(
     is_streamed=True,
 )
 _REQUESTS = Requests(api_servers=[_FRONTEND], waterfalls=[RequestWaterfall.of(_WATERFALL, _FRONTEND)], reason=None)
+_ADVICE = AdviceReport(
+    verdict=Verdict.ACT,
+    advice=(
+        Advice(
+            rule="cuda-graphs",
+            component=Component.FRAMEWORK,
+            phase=Phase.DECODE,
+            finding="929 launches a step, none of them a graph; for up to 58% of the step it waits",
+            change="Replay the step as CUDA graphs: one launch instead of hundreds.",
+            settings=("no --enforce-eager",),
+            at_most_ns=2_900_000,
+            at_most_ratio=0.58,
+            refuted_by="graph_mode stays NONE after the change",
+        ),
+    ),
+)
 
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
     Requests: msgspec.to_builtins(_REQUESTS),
     Breakdown: _BREAKDOWN.to_builtins(),
+    AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),

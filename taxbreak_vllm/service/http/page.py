@@ -4,22 +4,16 @@ Rendered on the server by `page.render`; it refreshes itself. Totals are those o
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.headline import headline
 from taxbreak_vllm.insight.requests import newest, slow, typical
 from taxbreak_vllm.insight.second import device_second
-from taxbreak_vllm.insight.server_advice import advise_server, combined
-from taxbreak_vllm.machine.limits import read_machine
-from taxbreak_vllm.model.advice import AdviceReport
-from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
+from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.output.page.render import render
@@ -37,6 +31,7 @@ from taxbreak_vllm.output.page.view import (
     phase_view,
 )
 from taxbreak_vllm.output.text.headline import first_sentence
+from taxbreak_vllm.service.http.advice import read_advice
 from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.problems import Problem, check_token, problem_response
 from taxbreak_vllm.service.http.waterfalls import why_none
@@ -48,7 +43,6 @@ from taxbreak_vllm.service.results.window import MAX_STEPS, Window
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
-MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
 LISTED_STEPS = 20
 
 _ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -84,7 +78,7 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     return Article(
         title=whole.source.model_name or "host and device of vLLM",
         facts=facts_of(whole),
-        advice=combined([_advice(results, rows, live(spool.states(), now_ns=now_ns)), *_around(spool, now_ns)]),
+        advice=read_advice(results, spool, since_ns=since_ns, now_ns=now_ns),
         phases=tuple(phase_view(phase, found.num_steps, found.breakdown.total) for phase, found in of_phase.items()),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),
@@ -153,37 +147,6 @@ def page(article: Article) -> tuple[str, dict[str, str]]:
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-
-
-def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerState]) -> AdviceReport:
-    """Advise on the newest steps of each phase, and on the machine where one worker runs on it."""
-    chosen: dict[Phase, list[str]] = {}
-    for row in rows:
-        chosen.setdefault(row.phase, []).append(row.step_id)
-    ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
-    machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
-    return advise(list(_read_breakdowns(results, ids)), machine=machine)
-
-
-def _around(spool: Spool, now_ns: int) -> Iterator[AdviceReport]:
-    """Advise on what lies around the steps of each server that runs and tells of its loop."""
-    workers, frontends = live(spool.states(), now_ns=now_ns), live(spool.frontend_states(), now_ns=now_ns)
-    engines = live(spool.engine_states(), now_ns=now_ns)
-    for server_id in sorted({state.server_id for state in engines}):
-        yield advise_server(
-            [state for state in engines if state.server_id == server_id],
-            [state for state in workers if state.server.server_id == server_id],
-            [state for state in frontends if state.server_id == server_id],
-        )
-
-
-def _read_breakdowns(results: Results, step_ids: Iterable[str]) -> Iterator[Breakdown]:
-    """Yield those that are kept and that this version can read: another one may have written them."""
-    for step_id in step_ids:
-        data = results.breakdown(step_id)
-        if data is not None:
-            with suppress(msgspec.ValidationError):
-                yield Breakdown.from_json(data)
 
 
 def _point(row: StepRow) -> Point:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter
 
+from taxbreak_vllm.service.http.advice import add_advice_route
 from taxbreak_vllm.service.http.captures import add_capture_routes
 from taxbreak_vllm.service.http.control import add_control_routes
 from taxbreak_vllm.service.http.iterations import add_iteration_routes
@@ -41,4 +42,5 @@ def create_router(
         *(add_capture_routes, add_control_routes),
     ):
         add(router, context)
+    add_advice_route(router, context)
     return router

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.service.http.advice import AdvisedBreakdown, read_advice
 from taxbreak_vllm.service.http.openapi import answer, errors
 from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.responses import StepsPage
@@ -28,7 +29,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
     """Add `GET breakdown` and the routes below `steps`."""
     Store = Annotated[Results, Depends(context.results)]
 
-    @router.get("/breakdown", response_model=Breakdown, responses=answer(Breakdown))
+    @router.get("/breakdown", response_model=AdvisedBreakdown, responses=answer(Breakdown))
     def breakdown(
         results: Store,
         phase: Phase | None = None,
@@ -47,9 +48,9 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
             notes.append(f"only the newest {MAX_STEPS} steps of this window are counted")
         engines = live(context.spool.engine_states(), now_ns=now_ns)
         balance = window_hdbi(window, engines, server_id=server_id, phase=phase)
-        return json_response(
-            window.to_builtins() | {"hdbi_server": balance, "notes": [*notes, *window.breakdown.notes]}
-        )
+        advice = read_advice(results, context.spool, now_ns=now_ns, since_ns=since_ns, phase=phase, server_id=server_id)
+        told = {"hdbi_server": balance, "notes": [*notes, *window.breakdown.notes], "advice": advice}
+        return json_response(window.to_builtins() | told)
 
     @router.get("/steps", response_model=StepsPage, responses=answer(StepsPage))
     def steps(results: Store, limit: Limit = 100, phase: Phase | None = None, cursor: Cursor = None) -> Response:

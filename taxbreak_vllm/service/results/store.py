@@ -203,6 +203,7 @@ class Results:
         *,
         since_ns: int | None = None,
         phase: Phase | None = None,
+        server_id: str | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> list[StepRow]:
@@ -210,7 +211,7 @@ class Results:
 
         With `after`, the id of a step, those that follow it in that order; none where it is unknown.
         """
-        return read_steps(self._db, since_ns=since_ns, phase=phase, limit=_all(limit), after=after)
+        return read_steps(self._db, since_ns=since_ns, phase=phase, server_id=server_id, limit=_all(limit), after=after)
 
     def balances(self, *, since_ns: int) -> list[Balance]:
         """Return the balance of every series and bucket that has a step since then."""
