@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.test_cli import SERVING, taxbreak
+from tests.cli.test_cli import SERVING
 from tests.iterations.test_report import DECODE, PREFILL, with_phases
 from tests.iterations.test_window import window
 
@@ -20,7 +20,7 @@ def engine(tmp_path):
     return folder
 
 
-def test_a_window_is_a_table_for_each_phase(engine):
+def test_a_window_is_a_table_for_each_phase(engine, taxbreak):
     done = taxbreak("analyze", engine / "iterations-0.json.gz")
 
     assert done.returncode == 0, done.stderr
@@ -31,7 +31,7 @@ def test_a_window_is_a_table_for_each_phase(engine):
 
 
 @pytest.mark.parametrize("words", [("--json",), ("--json", "--top", "1")], ids=["without a parser", "with one"])
-def test_all_windows_of_an_engine_are_one_json_object(engine, words):
+def test_all_windows_of_an_engine_are_one_json_object(engine, words, taxbreak):
     done = taxbreak("analyze", engine, *words)
 
     found = json.loads(done.stdout)
@@ -39,13 +39,13 @@ def test_all_windows_of_an_engine_are_one_json_object(engine, words):
     assert {phase: each["num"] for phase, each in found["phases"].items()} == {"prefill": 2, "decode": 4}
 
 
-def test_a_phase_is_chosen_as_of_a_trace(engine):
+def test_a_phase_is_chosen_as_of_a_trace(engine, taxbreak):
     found = json.loads(taxbreak("analyze", engine, "--json", "--phase", "decode").stdout)
 
     assert found["phases"].keys() == {"decode"}
 
 
-def test_traces_and_iterations_are_told_apart_in_one_object(engine):
+def test_traces_and_iterations_are_told_apart_in_one_object(engine, taxbreak):
     found = json.loads(taxbreak("analyze", "--json", SERVING, engine).stdout)
 
     assert [len(found["breakdowns"]), len(found["iterations"])] == [1, 1]
@@ -72,7 +72,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_cannot_be_told_is_one_line_and_exit_2(engine, what):
+def test_what_cannot_be_told_is_one_line_and_exit_2(engine, what, taxbreak):
     change, words, reason = BAD[what]
     if change is not None:
         change(engine)

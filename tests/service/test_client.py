@@ -60,10 +60,10 @@ def test_a_capture_prints_what_came_and_says_what_is_missing(
 
 def test_advice_is_what_the_server_says_as_json_and_as_text(start_sidecar, ask):
     url = start_sidecar()
-    tree, text = (ask("advice", "--url", url, *flag).communicate(timeout=60) for flag in (("--json",), ()))
+    tree, text = (ask("advice", "--url", url, *flag).result(timeout=60) for flag in (("--json",), ()))
 
-    assert json.loads(tree[0])["reasons"] == ["nothing was recorded yet"]
-    assert text == ("advice: withheld\n   nothing was recorded yet\n", "")
+    assert json.loads(tree.stdout)["reasons"] == ["nothing was recorded yet"]
+    assert (text.stdout, text.stderr) == ("advice: withheld\n   nothing was recorded yet\n", "")
 
 
 @pytest.mark.parametrize(

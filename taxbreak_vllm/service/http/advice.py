@@ -95,8 +95,8 @@ def read_advice(
 
 def _with_server(report: AdviceReport, spool: Spool, workers: Sequence[WorkerState], *, now_ns: int) -> AdviceReport:
     ids = {worker.server.server_id for worker in workers}
-    engines = [state for state in live(spool.engine_states(), now_ns=now_ns) if state.server_id in ids]
-    frontends = [state for state in live(spool.frontend_states(), now_ns=now_ns) if state.server_id in ids]
+    engines = [state for state in live(spool.engine_states(), now_ns=now_ns) if not ids or state.server_id in ids]
+    frontends = [state for state in live(spool.frontend_states(), now_ns=now_ns) if not ids or state.server_id in ids]
     return joined(report, advise_server(engines, workers, frontends)) if engines or frontends else report
 
 
