@@ -40,6 +40,13 @@ def test_each_alert_fires_where_it_must_and_nowhere_else(promtool, path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_documented_join_with_dcgm_is_the_one_that_is_tested():
+    (case,) = yaml.safe_load((ROOT / "tests" / "deploy" / "rules" / "dcgm.yml").read_text())["tests"]
+    (check,) = case["promql_expr_test"]
+
+    assert f"```\n{check['expr']}```" in (ROOT / "docs" / "metrics.md").read_text()
+
+
 @pytest.mark.parametrize("alert", [alert["alert"] for alert in ALERTS])
 def test_each_alert_is_shown_firing_and_not_firing(alert):
     query = f'ALERTS{{alertname="{alert}",alertstate="firing"}}'

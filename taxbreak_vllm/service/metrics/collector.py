@@ -14,7 +14,14 @@ from prometheus_client.registry import Collector
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.metrics.counters import counters, exemplars, iteration_seconds, step_seconds
-from taxbreak_vllm.service.metrics.gauges import launch_floors, overhead, recording, unexplained, window_gauges
+from taxbreak_vllm.service.metrics.gauges import (
+    launch_floors,
+    overhead,
+    recording,
+    server_info,
+    unexplained,
+    window_gauges,
+)
 from taxbreak_vllm.service.metrics.labels import NS_PER_S
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.store import Results
@@ -77,6 +84,7 @@ class TaxbreakCollector(Collector):
         yield overhead(states)
         yield launch_floors(states, self._baselines_path)
         yield from recording(states)
+        yield server_info(states)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"
