@@ -6,6 +6,7 @@ Nothing here loads typer, as the shortest of runs is over before that is.
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from taxbreak_vllm.cli.opening import opened
 from taxbreak_vllm.cli.printing import print_breakdown, print_json, with_advice
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.findings import Findings
@@ -14,7 +15,6 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
 from taxbreak_vllm.taxes.analyze import choose
-from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
 Analyses = Sequence[tuple[Breakdown, AdviceReport]]
@@ -32,7 +32,7 @@ def analyses(
     """Return breakdown and advice of each path, read once for all `exporters`; of the steps chosen alone."""
     found = []
     for path in paths:
-        with Recording.open(path, terms) as recording:
+        with opened(path, terms) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for exporter in exporters:
