@@ -1,7 +1,7 @@
-"""Take the pods out of custom resources, for tools that know only Kubernetes' own: `python pods.py FOLDER FILE`.
+"""Take the pods out of custom resources, for tools that know Kubernetes' own alone: `python pods.py FOLDER FILE`.
 
-Of FILE, manifests of several stacks, Deployments go to FOLDER/stacks.yaml as they are; each pod of a LeaderWorkerSet and
-of an InferenceService goes there as a Pod, the latter's container as KServe calls it.
+Of FILE, manifests of several stacks, Deployments go to FOLDER/stacks.yaml as they are; each pod of a LeaderWorkerSet
+and of an InferenceService goes there as a Pod, the latter's container as KServe calls it.
 """
 
 import sys
