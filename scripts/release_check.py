@@ -2,7 +2,7 @@
 
 Into dist/ go the sdist and the wheel built from it, judged by twine. The wheel alone is then installed into a new venv,
 where its command analyzes a trace and runs the sidecar: /healthz, /metrics and the page have to answer, and SIGTERM has
-to end it. Needs nothing but Python and a package index.
+to end it. Needs git, Python and a package index.
 """
 
 import json
@@ -39,7 +39,7 @@ def main() -> int:
         _say("build: sdist, and the wheel from it")
         shutil.rmtree(DIST, ignore_errors=True)
         tools = _make_venv(place / "tools", *TOOLS)
-        _run(tools, "-m", "build", "--outdir", DIST, ROOT)
+        _run(tools, "-m", "build", "--outdir", DIST, _copy(place / "source"))
         (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
         if {wheel.name, sdist.name} != {f"taxbreak_vllm-{version}-py3-none-any.whl", f"taxbreak_vllm-{version}.tar.gz"}:
             return _fail(f"{wheel.name}, {sdist.name}: not of version {version}")
@@ -58,23 +58,31 @@ def main() -> int:
         return _try_sidecar(command, place, version)
 
 
+def _copy(folder: Path) -> Path:
+    """Copy what git has: what an earlier build left in the checkout, setuptools would take into this one."""
+    for name in _run(Path("git"), "ls-files").splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
+
+
 def _try_sidecar(command: Path, place: Path, version: str) -> int:
     log = place / "sidecar.log"
     words = [command, "serve", "--spool", place / "spool", "--port", "0"]
     with log.open("wb") as file:
         sidecar = subprocess.Popen(words, cwd=place, env=ENV, stdout=file, stderr=file)
+    wanted = {"/healthz": "", "/metrics": f'taxbreak_build_info{{version="{version}"}} 1.0', "/": "<html"}
+    path = ""
     try:
         url = _listening(sidecar, log)
-        for path, wanted in (
-            ("/healthz", ""),
-            ("/metrics", f'taxbreak_build_info{{version="{version}"}} 1.0'),
-            ("/", "<html"),
-        ):
+        for path, text in wanted.items():
             with urllib.request.urlopen(url + path, timeout=10) as answer:
-                if wanted not in answer.read().decode():
-                    return _fail(f"{path}: no {wanted} in it")
+                if text not in answer.read().decode():
+                    return _fail(f"{path}: no {text} in it")
         sidecar.send_signal(signal.SIGTERM)
         code = sidecar.wait(END_S)
+    except OSError as error:
+        return _fail(f"{path}: {error}:\n{log.read_text()}")
     finally:
         sidecar.kill()
     if code not in (0, -signal.SIGTERM):
