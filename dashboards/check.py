@@ -35,6 +35,7 @@ RATE_INTERVAL = f"{60 + SCRAPE_S}s"  # what Grafana makes of a panel's least int
 WINDOW = "15m"  # as the dashboards have it at first
 ROUNDS = 2  # a rate needs more than one scrape, and counts that rise between two
 DATA_S = 90.0
+SLOW_RULES = {"taxbreak-builds"}  # of builds that have run for an hour: promtool tests those
 MAX_SHOWN = 3
 
 
@@ -82,11 +83,14 @@ def variable_queries() -> Iterator[Query]:
 
 
 def rule_queries() -> Iterator[Query]:
-    """Yield what the shipped recording rules record."""
+    """Yield what the shipped recording rules record within minutes."""
     for group in yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules" / "taxbreak.yml").read_text())["groups"]:
-        yield from (
-            Query("Recording rules", rule["record"], "", rule["record"]) for rule in group["rules"] if "record" in rule
-        )
+        if group["name"] not in SLOW_RULES:
+            yield from (
+                Query("Recording rules", rule["record"], "", rule["record"])
+                for rule in group["rules"]
+                if "record" in rule
+            )
 
 
 class Prometheus:
