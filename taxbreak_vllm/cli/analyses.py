@@ -6,6 +6,7 @@ Nothing here loads typer, as the shortest of runs is over before that is.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from taxbreak_vllm.cli.opening import opened
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_iterations, print_json, with_advice
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.findings import Findings
@@ -18,7 +19,6 @@ from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
 from taxbreak_vllm.taxes.analyze import choose
-from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
 Exports = Sequence[tuple[Path, Exporter]]
@@ -50,7 +50,7 @@ def analyze_paths(
                 )
             loops.append(report(read_windows(path), path=path, phase=phase))
             continue
-        with Recording.open(path, terms) as recording:
+        with opened(path, terms) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for _, exporter in exports:

@@ -52,7 +52,7 @@ def analyze(
     named = {"html": html, "speedscope": speedscope, "parquet": parquet}
     targets = {name: target for name, target in named.items() if target}
     exports = exports_to(targets, sources=paths if baselines is None else [*paths, baselines])
-    with _opened(baselines) as store:
+    with _store(baselines) as store:
         analyze_paths(
             paths,
             Terms(floor_ns=floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank),
@@ -77,9 +77,12 @@ def fusion(
     top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = TOP_ROWS,
 ) -> None:
     """Find kernels that always run one after another, and the launches that fusing them would save."""
+    from taxbreak_vllm.cli.opening import opened
     from taxbreak_vllm.insight.fusion import fusion as find_fusion
+    from taxbreak_vllm.taxes.terms import Terms
 
-    report = find_fusion(path, lengths=range(2, max_length + 1), min_score=min_score, rank=rank)
+    with opened(path, Terms(rank=rank)) as recording:
+        report = find_fusion(recording, lengths=range(2, max_length + 1), min_score=min_score)
     if json:
         print_json(report.to_json())
         return
@@ -98,10 +101,15 @@ def diff(
     top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
     """Show what moved from A to B: by phase, by family, by op and kernel."""
+    from taxbreak_vllm.cli.opening import opened
     from taxbreak_vllm.insight.diff import diff as compare
-    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+    from taxbreak_vllm.taxes.terms import Terms
 
-    found = compare(*(analyze_path(path, floor_ns=floor_ns(floor_us), rank=rank) for path in (a, b)))
+    breakdowns = []
+    for path in (a, b):
+        with opened(path, Terms(floor_ns=floor_ns(floor_us), rank=rank)) as recording:
+            breakdowns.append(recording.breakdown)
+    found = compare(*breakdowns)
     if json:
         print_json(found.to_json())
         return
@@ -111,7 +119,7 @@ def diff(
 
 
 @contextmanager
-def _opened(path: Path | None) -> "Iterator[Baselines | None]":
+def _store(path: Path | None) -> "Iterator[Baselines | None]":
     """Open a store that must be there already."""
     if path is None:
         yield None

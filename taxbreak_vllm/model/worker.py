@@ -24,8 +24,8 @@ class WorkerState:
     `slowdown` is recorded. `capture_refusal` says why the latest step of the request was not recorded. `num_sessions`
     counts the profiler's starts, `num_device_records` what they brought of the device; `cupti_version` is the number
     that CUPTI gives itself. `runqueue_wait_ratio` is, of late, the share of the time in which the steps' thread was
-    ready to run that it waited for a CPU. `settings` are those of vLLM that advice is about, `settings_hash` differs
-    where one does. `notes` are for whoever reads the figures or turns recording on.
+    ready to run that it waited for a CPU. `settings` are those of vLLM that advice is about. `notes` are for whoever
+    reads the figures or turns recording on.
     """
 
     server: Server
@@ -54,7 +54,6 @@ class WorkerState:
     cupti_version: int | None = None
     runqueue_wait_ratio: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
-    settings_hash: str = ""
     notes: tuple[str, ...] = ()
 
 

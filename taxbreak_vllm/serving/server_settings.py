@@ -1,11 +1,8 @@
-"""The few settings of a server that advice is about, and a hash of them: a restart with others can be told by it.
+"""The few settings of a server that advice is about: a restart with others can be told by them.
 
 In: vLLM's config. Out: plain words; what this vLLM does not have is left out. No path, name or key is among them.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Any
 
 _MAX_CHARS = 60
@@ -36,11 +33,6 @@ def settings_of(vllm_config: Any) -> dict[str, str]:  # noqa: ANN401 - a VllmCon
                 shown = f"{section.removesuffix('_config')}_{name}" if name in ("backend", "mode") else name
                 found[shown] = _word(getattr(config, name))
     return found
-
-
-def hash_of(settings: Mapping[str, str]) -> str:
-    """Return 12 hex digits that differ where a setting does."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _word(value: object) -> str:

@@ -30,7 +30,6 @@ from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
 from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
 from taxbreak_vllm.serving.sampling.stalls import Detail
-from taxbreak_vllm.serving.server_settings import hash_of
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
 from taxbreak_vllm.serving.tokens import SampledTokens
 from taxbreak_vllm.settings import Settings
@@ -255,7 +254,6 @@ class Watch:
             cupti_version=recorder.cupti_version,
             runqueue_wait_ratio=None if self._run_queue is None else self._run_queue.ratio(),
             settings=self._server_settings,
-            settings_hash=hash_of(self._server_settings) if self._server_settings else "",
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 

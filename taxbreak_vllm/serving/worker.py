@@ -18,6 +18,7 @@ import msgspec
 from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.serving import build
 from taxbreak_vllm.serving.device_idle import DeviceIdle, open_device_idle
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
@@ -168,8 +169,12 @@ def describe(worker: Any) -> Server:  # noqa: ANN401 - a vLLM worker
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         device_type=device_type(worker),
         device_name=_device_name(worker),
-        torch=_version("torch"),
-        vllm=_version("vllm"),
+        torch=build.version("torch"),
+        vllm=build.version("vllm"),
+        cuda=build.runtime_version(),
+        settings_hash=build.settings_hash(config),
+        device_uuid=build.device_uuid(getattr(worker, "device", None)),
+        host=build.host_name(),
         pid=os.getpid(),
     )
 
@@ -319,8 +324,3 @@ def _device_name(worker: Any) -> str:  # noqa: ANN401 - a vLLM worker
 
         return str(getattr(torch, device_type(worker)).get_device_name(worker.device))
     return processor_name()
-
-
-def _version(package: str) -> str:
-    """Return the version of a package that is loaded already; nothing is loaded for it."""
-    return str(getattr(sys.modules.get(package), "__version__", ""))

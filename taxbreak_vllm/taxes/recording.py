@@ -27,6 +27,7 @@ from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.backend import Backend, backend_of
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, require
 from taxbreak_vllm.trace.events import EventKind, Events
+from taxbreak_vllm.trace.large.bins import FindRoom, TemporaryRoom
 from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
 from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.processes import of_process
@@ -64,10 +65,18 @@ class Recording:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, terms: Terms | None = None, *, with_calls: bool = False) -> Iterator["Recording"]:
+    def open(
+        cls,
+        path: str | Path,
+        terms: Terms | None = None,
+        *,
+        with_calls: bool = False,
+        find_room: FindRoom = TemporaryRoom,
+    ) -> Iterator["Recording"]:
         """Read a trace (.json, .json.gz, .json.zst) or a capture (its folder).
 
-        `with_calls` reads what ops were called with too, which baselines need. Raises TraceFormatError for a file that
+        `with_calls` reads what ops were called with too, which baselines need. What is too large for memory waits
+        where `find_room` says, by default in the temporary folder. Raises TraceFormatError for a file that
         is missing, damaged or not a trace, SpoolError for a capture without its StepInfo.
         """
         path, terms = Path(path), terms or Terms()
@@ -80,7 +89,7 @@ class Recording:
             events = read_events(path, with_calls=with_calls)
             yield cls(events if terms.rank is None else of_process(events, terms.rank), terms)
         else:
-            with open_trace(path) as trace:
+            with open_trace(path, find_room=find_room) as trace:
                 yield cls(trace, terms)
 
     @cached_property

@@ -121,10 +121,10 @@ def test_only_the_running_start_of_a_server_is_advised_on(get, spool, record, ma
 
 def test_after_a_restart_with_other_settings_it_is_said_whether_the_change_held(get, spool, record, make_state, clock):
     two, eight = {"max_num_seqs": "2"}, {"max_num_seqs": "8"}
-    spool.put_state(make_state(server=OLD, settings=two, settings_hash="a"))
+    spool.put_state(make_state(server=OLD, settings=two))
     record(20, server=OLD, requests=2)
     clock.sleep_s(60)
-    spool.put_state(make_state(server=NEW, settings=eight, settings_hash="b", started_ns=clock()))
+    spool.put_state(make_state(server=NEW, settings=eight, started_ns=clock()))
 
     (waiting,) = get()["outcomes"]
     record(20, server=NEW, requests=8, plain_ns=250_000)

@@ -36,6 +36,15 @@ from taxbreak_vllm.trace.kernels import Family
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 TINY = {"model_name": "tiny", "engine": "0", "rank": "0"}
 DECODE = TINY | {"phase": "decode"}
+BUILD = {
+    "vllm": "0.32.0",
+    "torch": "2.13.0",
+    "cuda": "12.9",
+    "settings_hash": "62bd27feb1",
+    "gpu": "NVIDIA H100",
+    "uuid": "GPU-0f1e",
+    "host": "node-7",
+}
 
 
 @pytest.fixture
@@ -401,7 +410,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     spool, results, make_state, make_info, make_step, registry
 ):
     """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
-    num_per_phase, num_per_worker = 82, 6 * 82 + 30
+    num_per_phase, num_per_worker = 82, 6 * 82 + 31
     (plain,) = make_state().steps
     plain_steps = [
         replace(plain, phase=phase, graph_mode=mode)
@@ -483,6 +492,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "capture_overhead_ratio": {*TINY},
         "recording_enabled": {*TINY},
         "cupti_attached": {*TINY},
+        "server": {*TINY, *BUILD},
     }
     of_engines = {
         "engine_iterations": {*ENGINE},
@@ -531,3 +541,46 @@ def test_whether_steps_are_recorded_is_told_while_the_server_runs(spool, make_st
 
     clock.sleep_s(60)
     assert value("recording_enabled", TINY) is None
+
+
+@pytest.fixture
+def make_build(make_state):
+    """A worker's state that tells what it is built of."""
+
+    def make(*, server_id="s", started_ns=1, device_type="cuda", **changes):
+        told = BUILD | changes
+        told["device_name"], told["device_uuid"] = told.pop("gpu"), told.pop("uuid")
+        server = Server(server_id=server_id, model_name="tiny", device_type=device_type, **told)
+        return make_state(server=server, started_ns=started_ns)
+
+    return make
+
+
+def test_what_a_server_is_built_of_is_told_while_it_runs(spool, make_build, value, clock):
+    spool.put_state(make_build())
+
+    assert value("server_info", TINY, **BUILD) == 1
+
+    clock.sleep_s(60)
+    assert value("server_info", TINY, **BUILD) is None
+
+
+def test_a_server_that_was_restarted_with_other_settings_is_told_once(spool, make_build, value):
+    spool.put_state(make_build(server_id="before"))
+    spool.put_state(make_build(server_id="after", started_ns=2, settings_hash="97b4795840"))
+
+    assert value("server_info", TINY, **BUILD) is None
+    assert value("server_info", TINY, **BUILD | {"settings_hash": "97b4795840"}) == 1
+
+
+def test_replicas_on_two_gpus_are_both_told(spool, make_build, value):
+    spool.put_state(make_build(server_id="one"))
+    spool.put_state(make_build(server_id="other", uuid="GPU-2d3c"))
+
+    assert value("server_info", TINY, **BUILD) == value("server_info", TINY, **BUILD | {"uuid": "GPU-2d3c"}) == 1
+
+
+def test_a_cpu_is_no_gpu(spool, make_build, value):
+    spool.put_state(make_build(device_type="cpu", gpu="AMD EPYC", uuid=""))
+
+    assert value("server_info", TINY, **BUILD | {"gpu": "", "uuid": ""}) == 1

@@ -110,7 +110,7 @@ def _outcomes(results: Results, states: Sequence[WorkerState], alive: Sequence[W
         for state in states
         if state.settings
         and state.started_unix_ns < after.started_unix_ns
-        and state.settings_hash != after.settings_hash
+        and state.settings != after.settings
         and (state.server.model_name, state.server.device_name) == (after.server.model_name, after.server.device_name)
         and state.server.server_id not in {running.server.server_id for running in alive}
     ]

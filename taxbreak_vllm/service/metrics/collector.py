@@ -20,6 +20,7 @@ from taxbreak_vllm.service.metrics.gauges import (
     recording,
     runqueue_waits,
     server_balance,
+    server_info,
     unexplained,
     window_gauges,
 )
@@ -89,6 +90,7 @@ class TaxbreakCollector(Collector):
         yield overhead(states)
         yield launch_floors(states, self._baselines_path)
         yield from recording(states)
+        yield server_info(states)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import FloorKind
@@ -205,3 +205,29 @@ def recording(states: Iterable[WorkerState]) -> Iterator[Metric]:
         enabled.add_metric(labels, min(state.enabled for state in members))
         attached.add_metric(labels, max(state.cupti_attached for state in members))
     yield from (enabled, attached)
+
+
+def server_info(states: Iterable[WorkerState]) -> Metric:
+    """Return what each worker is built of and runs on; of two on one device under the same labels the newer one's."""
+    family = InfoMetricFamily(
+        "taxbreak_server",
+        "What a running worker is built of and runs on: labels to compare versions by and to join with DCGM's.",
+        labels=SERVER_LABELS,
+    )
+    newest = {
+        (*server_labels(state), state.server.device_uuid): state
+        for state in sorted(states, key=lambda state: state.started_unix_ns)
+    }
+    for state in newest.values():
+        server = state.server
+        told = {
+            "vllm": server.vllm,
+            "torch": server.torch,
+            "cuda": server.cuda,
+            "settings_hash": server.settings_hash,
+            "gpu": "" if server.device_type == "cpu" else server.device_name,
+            "uuid": server.device_uuid,
+            "host": server.host,
+        }
+        family.add_metric(server_labels(state), told)
+    return family
