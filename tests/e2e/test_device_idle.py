@@ -77,18 +77,23 @@ class Run:
         """
         steps = self.steps(setting)
         steps = steps[np.argsort(self.found.total_ns[steps])[: len(steps) // 2]]
-        parts = {str(label): np.median(parts_ns[steps]) for label, parts_ns in self.found.parts_ns.items()}
-        worker_ns, total_ns = self.found.worker_ns[steps], self.found.total_ns[steps]
-        return parts | {"worker": np.median(worker_ns), "idle": np.median(total_ns - worker_ns)}
+        worker_ns = self.found.worker_ns
+        parts = {str(label): parts_ns for label, parts_ns in self.found.parts_ns.items()}
+        parts |= {"worker": worker_ns, "idle": self.found.total_ns - worker_ns}
+        return {part: float(np.median(parts_ns[steps])) for part, parts_ns in parts.items()}
 
     def busy_ns(self, setting, part):
         """Return what an iteration took of the engine's thread for a part, the median step."""
         execute_ns = self.truth[:, 1][np.searchsorted(self.truth[:, 0], self.found.step)]
         spans = pairwise(execute_ns[self.steps(setting)].tolist())
-        return np.median([self.turns.busy_ns(begun_ns, ended_ns)[part] for begun_ns, ended_ns in spans])
+        return float(np.median([self.turns.busy_ns(begun_ns, ended_ns)[part] for begun_ns, ended_ns in spans]))
 
 
-@pytest.fixture(scope="module", params=["async mp", "async uni", pytest.param("sync mp", marks=pytest.mark.nightly)])
+def _nightly(*values):
+    return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
+
+
+@pytest.fixture(scope="module", params=["async uni", *_nightly("async mp", "sync mp")])
 def run(request, tmp_path_factory, run_offline, tiny_llama):
     scheduling, executor = request.param.split()
     folder = tmp_path_factory.mktemp("run")
@@ -132,18 +137,20 @@ def test_the_device_was_idle_when_it_says_so(run, record_property):
         assert told_ns.sum() == pytest.approx(outside_ns.sum(), rel=0.02)
 
 
+@pytest.mark.parametrize("delay_ns", [DELAY_NS, *_nightly(1 * MS, 200 * US)])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, record_property):
-    before = run.exposed_ns(("fast", "", 0))
-    for delay_ns, off_ratio in OFF_RATIO[run.executor].items():
-        after = run.exposed_ns(("fast", place, delay_ns))
+def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, delay_ns, record_property):
+    off_ratio = OFF_RATIO[run.executor].get(delay_ns)
+    if off_ratio is None:
+        pytest.skip("a worker of its own wakes up later than that")
+    before, after = run.exposed_ns(("fast", "", 0)), run.exposed_ns(("fast", place, delay_ns))
 
-        grown = {part: after[part] - before[part] for part in after}
-        record_property(f"found_ratio_{delay_ns}", grown[place] / delay_ns)
+    grown = {part: after[part] - before[part] for part in after}
+    record_property("found_ratio", grown[place] / delay_ns)
 
-        grown.pop("idle")
-        assert max(grown, key=grown.get) == place
-        assert grown[place] == pytest.approx(delay_ns, rel=off_ratio)
+    grown.pop("idle")
+    assert max(grown, key=grown.get) == place
+    assert grown[place] == pytest.approx(delay_ns, rel=off_ratio)
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "worker"])
