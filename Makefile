@@ -10,7 +10,7 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,7 @@ bench-step: ## what an unrecorded step costs worker and engine, beside empty wra
 	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
 	$(BIN)/python benchmarks/stop_cost.py --json benchmarks/results/stop_cost.json
 	$(BIN)/python benchmarks/loop_cost.py
+	$(BIN)/python benchmarks/request_cost.py
 
 bench-replay: ## speed of replay beside one process per signature, and whether two runs agree
 	$(install) cpu,test
@@ -88,6 +89,9 @@ check-dashboards: ## each panel of the dashboards with its values, from a real P
 
 check-deploy: ## compose file, Dockerfile and Helm chart, judged by the tools that will read them
 	@sh deploy/checks/run.sh
+
+release-check: ## sdist and wheel in dist/, twine check, the wheel in a new venv, its sidecar: what is left is to upload
+	@$${PYTHON:-python3} scripts/release_check.py
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .venv-compat .venv-deploy .mypy_cache .pytest_cache .ruff_cache .hypothesis .demo build dist *.egg-info

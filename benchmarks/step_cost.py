@@ -3,7 +3,9 @@
     python benchmarks/step_cost.py [--json FILE]
 
 Rounds of bare calls, empty wrappers and watched calls take turns in one run. A round is many steps; its cost is their
-mean CPU time, and what is reported is the median round and the best. The steps are of vLLM's own classes.
+mean CPU time, and what is reported is the median round and the best. The steps are of vLLM's own classes. Beside it
+what comes on top where an engine asks for a step's times (`joined`), and on top of that where there are events of a
+device (`framed`; here they do nothing).
 """
 
 import argparse
@@ -15,14 +17,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from machine import describe_machine
 
 from taxbreak_vllm.model.step import GraphMode, Server
+from taxbreak_vllm.serving.device_idle import DeviceIdle
 from taxbreak_vllm.serving.steps import GraphModes
 from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.serving.worker import install
+from taxbreak_vllm.serving.worker_times import NUMBER
 from taxbreak_vllm.settings import Settings
 
 NUM_ROUNDS = 41
@@ -49,6 +54,8 @@ class Worker:
 class NoWatch:
     """What empty wrappers call."""
 
+    server_id = "bench"
+    phase_index = 0
     is_recording = False
     is_paused = False
 
@@ -86,47 +93,77 @@ def decode_step(batch: int) -> Any:  # noqa: ANN401 - vLLM's SchedulerOutput
     return step
 
 
-def hooked(watch: object) -> Worker:
+class NoEvent:
+    """An event of no device."""
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end_event: object) -> float:
+        return 0.25
+
+
+def hooked(watch: object, device_idle: DeviceIdle | None = None) -> Worker:
     worker = Worker()
-    install(worker, open_watch=lambda _: watch)  # type: ignore[arg-type,return-value]
+    install(
+        worker,
+        open_watch=lambda _: watch,  # type: ignore[arg-type,return-value]
+        open_device_idle=lambda _: device_idle,
+    )
     return worker
 
 
 def time_steps(worker: Worker, step: object) -> float:
     """Return the mean time of a step in ns."""
+    output = SimpleNamespace(req_ids=["a"])
     begun_ns = time.thread_time_ns()
     for _ in range(NUM_STEPS):
         worker.execute_model(step)
-        worker.sample_tokens(None)
+        worker.sample_tokens(output)
     return (time.thread_time_ns() - begun_ns) / NUM_STEPS
 
 
 def measure(batch: int, folder: Path) -> dict[str, float | int]:
-    step = decode_step(batch)
-    watch = Watch(
-        Server(server_id="bench"),
-        Settings(spool=folder),
-        graph_modes=GraphModes(decode=GraphMode.FULL, mixed=GraphMode.PIECEWISE, max_tokens=512),
-        draw=NoDraws,
-    )
-    workers: dict[str, Worker] = {"bare": Worker(), "empty": hooked(NoWatch()), "watched": hooked(watch)}
+    step, asked = decode_step(batch), decode_step(batch)
+    setattr(asked, NUMBER, 1)
+    watches = [
+        Watch(
+            Server(server_id="bench"),
+            Settings(spool=folder),
+            graph_modes=GraphModes(decode=GraphMode.FULL, mixed=GraphMode.PIECEWISE, max_tokens=512),
+            draw=NoDraws,
+        )
+        for _ in range(3)
+    ]
+    workers: dict[str, tuple[Worker, object]] = {
+        "bare": (Worker(), step),
+        "empty": (hooked(NoWatch()), step),
+        "watched": (hooked(watches[0]), step),
+        "joined": (hooked(watches[1]), asked),
+        "framed": (hooked(watches[2], DeviceIdle(NoEvent)), asked),
+    }
     rounds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(NUM_ROUNDS):
-        for name, worker in workers.items():
-            rounds[name].append(time_steps(worker, step))
-    state = watch.state()
-    if state.steps[0].num_steps != NUM_ROUNDS * NUM_STEPS or state.dropped:
-        raise SystemExit(f"the steps were not all timed: {state}")
+        for name, (worker, scheduled) in workers.items():
+            rounds[name].append(time_steps(worker, scheduled))
+    for watch in watches:
+        state = watch.state()
+        if state.steps[0].num_steps != NUM_ROUNDS * NUM_STEPS or state.dropped:
+            raise SystemExit(f"the steps were not all timed: {state}")
 
-    def over_bare(name: str, pick: Callable[[list[float]], float]) -> float:
-        return pick([a - b for a, b in zip(rounds[name], rounds["bare"], strict=True)])
+    def over(other: str, name: str, pick: Callable[[list[float]], float] = statistics.median) -> float:
+        return pick([a - b for a, b in zip(rounds[name], rounds[other], strict=True)])
 
     return {
         "batch": batch,
-        "empty_ns": round(over_bare("empty", statistics.median)),
-        "watched_ns": round(over_bare("watched", statistics.median)),
-        "watched_best_ns": round(over_bare("watched", min)),
-        "ratio": round(over_bare("watched", statistics.median) / over_bare("empty", statistics.median), 2),
+        "empty_ns": round(over("bare", "empty")),
+        "watched_ns": round(over("bare", "watched")),
+        "watched_best_ns": round(over("bare", "watched", min)),
+        "ratio": round(over("bare", "watched") / over("bare", "empty"), 2),
+        "joined_ns": round(over("watched", "joined")),
+        "framed_ns": round(over("joined", "framed")),
     }
 
 
@@ -137,11 +174,12 @@ def main() -> int:
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(batch, Path(folder)) for batch in (1, 8, 64)]
-    print(f"{'batch':>6} {'empty wrappers':>15} {'watched':>9} {'best round':>11} {'ratio':>6}")
+    names = f"{'batch':>6} {'empty wrappers':>15} {'watched':>9} {'best round':>11} {'ratio':>6}"
+    print(f"{names} {'joined':>10} {'framed':>10}")
     for row in rows:
         print(
             f"{row['batch']:>6} {row['empty_ns']:>12} ns {row['watched_ns']:>6} ns "
-            f"{row['watched_best_ns']:>8} ns {row['ratio']:>6}"
+            f"{row['watched_best_ns']:>8} ns {row['ratio']:>6} {row['joined_ns']:>+7} ns {row['framed_ns']:>+7} ns"
         )
     if options.json:
         load = {"load_before": load_before, "load_after": os.getloadavg()[0]}

@@ -2,17 +2,32 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from overview import BREAKDOWN, CAUSES, LAYERS, WAITING
-from panels import NUMBER, RATIO, SECONDS, SERVER, Query, bars, build, lines, rate, share, steps_that_know, window
+from panels import (
+    NUMBER,
+    ONLY_ON_GPUS,
+    RATIO,
+    SECONDS,
+    SERVER,
+    Query,
+    bars,
+    build,
+    lines,
+    rate,
+    recorded,
+    share,
+    steps_that_know,
+    window,
+)
 
 MODES = {"none": "eager", "piecewise": "piecewise graphs", "full": "full graph"}
 
-WORK = rate("taxbreak_orchestration_seconds_total", "component")
-ALL_WORK = rate("taxbreak_orchestration_seconds_total", "")
-EXPOSED = rate("taxbreak_exposed_orchestration_seconds_total", "component")
-STEPS, STEPS_BY_PHASE = rate("taxbreak_sampled_steps_total", ""), rate("taxbreak_sampled_steps_total", "phase")
-LAUNCHES = rate("taxbreak_launches_total", "phase")
-KERNELS = rate("taxbreak_kernels_total", "phase")
-TOKENS = rate("taxbreak_sampled_output_tokens_total", "phase")
+WORK = recorded("taxbreak_orchestration_seconds_total", "component")
+ALL_WORK = recorded("taxbreak_orchestration_seconds_total", "")
+EXPOSED = recorded("taxbreak_exposed_orchestration_seconds_total", "component")
+STEPS, STEPS_BY_PHASE = recorded("taxbreak_sampled_steps_total", ""), recorded("taxbreak_sampled_steps_total", "phase")
+LAUNCHES = recorded("taxbreak_launches_total", "phase")
+KERNELS = recorded("taxbreak_kernels_total", "phase")
+TOKENS = recorded("taxbreak_sampled_output_tokens_total", "phase")
 
 FELT = (
     "ΔFT: Python and op dispatch (vLLM, torch.compile, CUDA graphs and a faster core lower it). ΔCT: what a vendor "
@@ -60,8 +75,8 @@ def breakdown() -> Dashboard:
             names=LAYERS,
         ),
     ]
-    idle = rate("taxbreak_device_idle_seconds_total", "cause")
-    active = rate("taxbreak_device_active_seconds_total", "")
+    idle = recorded("taxbreak_device_idle_seconds_total", "cause")
+    active = recorded("taxbreak_device_active_seconds_total", "")
     device = [
         lines(
             "What the device does",
@@ -84,7 +99,9 @@ def breakdown() -> Dashboard:
             SECONDS,
             [
                 Query(
-                    share(rate("taxbreak_device_active_seconds_total", "phase"), steps_that_know("causes", "phase")),
+                    share(
+                        recorded("taxbreak_device_active_seconds_total", "phase"), steps_that_know("causes", "phase")
+                    ),
                     "{{phase}}",
                 )
             ],
@@ -92,11 +109,12 @@ def breakdown() -> Dashboard:
     ]
     launches = [
         lines(
-            "Launches of a step",
+            "Launches of a step (GPU)",
             "Launches of device work in a recorded step: kernels, copies, fills, and each graph replay once. Absent "
             "where the device is the CPU.",
             NUMBER,
             [Query(share(LAUNCHES, STEPS_BY_PHASE), "{{phase}}")],
+            empty=ONLY_ON_GPUS,
         ),
         lines(
             "Kernels for each output token",
@@ -105,27 +123,30 @@ def breakdown() -> Dashboard:
             [Query(share(KERNELS, TOKENS), "{{phase}}")],
         ),
         lines(
-            "Kernels for each launch",
-            "About 1 without CUDA graphs; a graph replay is one launch of many kernels.",
+            "Kernels for each launch (GPU)",
+            "About 1 without CUDA graphs; a graph replay is one launch of many kernels. Absent where the device is the "
+            "CPU.",
             NUMBER,
             [Query(share(KERNELS, LAUNCHES), "{{phase}}")],
+            empty=ONLY_ON_GPUS,
         ),
         lines(
-            "Launch to start",
+            "Launch to start (GPU)",
             "TKLQT over launches: how long a launch waits until its kernel starts, beside the floor measured on the "
             "machine. At the floor the device is idle when work comes (host-bound); far above it work queues "
             "(device-bound). Absent where the device is the CPU.",
             SECONDS,
             [
-                Query(share(rate("taxbreak_tklqt_seconds_total", "phase"), LAUNCHES), "{{phase}}"),
+                Query(share(recorded("taxbreak_tklqt_seconds_total", "phase"), LAUNCHES), "{{phase}}"),
                 Query(f"max by (kind) (taxbreak_launch_floor_seconds{{{SERVER}}})", "floor: {{kind}}"),
             ],
+            empty=ONLY_ON_GPUS,
         ),
         lines(
             "Kernels of a step, by family",
             "Mean number of kernels of a recorded step. Many small ones of one family are candidates for fusion.",
             NUMBER,
-            [Query(share(rate("taxbreak_kernels_total", "family"), STEPS, one_side="family"), "{{family}}")],
+            [Query(share(recorded("taxbreak_kernels_total", "family"), STEPS, one_side="family"), "{{family}}")],
             stacked=True,
         ),
         lines(

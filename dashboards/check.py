@@ -32,8 +32,10 @@ BOARDS = ("taxbreak-overview.json", "taxbreak-breakdown.json", "taxbreak-health.
 
 SCRAPE_S = 5  # as in deploy/prometheus/prometheus.yml
 RATE_INTERVAL = f"{60 + SCRAPE_S}s"  # what Grafana makes of a panel's least interval of a minute
+WINDOW = "15m"  # as the dashboards have it at first
 ROUNDS = 2  # a rate needs more than one scrape, and counts that rise between two
 DATA_S = 90.0
+SLOW_RULES = {"taxbreak-builds"}  # of builds that have run for an hour: promtool tests those
 MAX_SHOWN = 3
 
 
@@ -65,6 +67,7 @@ def panel_queries() -> Iterator[Query]:
         for panel in board["panels"]:
             for target in panel.get("targets", ()):
                 expr = target["expr"].replace("$__rate_interval", RATE_INTERVAL)
+                expr = expr.replace("$window", WINDOW)
                 expr = re.sub(r"\$(job|model_name|instance|engine|phase)\b", ".*", expr)
                 yield Query(board["title"], panel["title"], panel["fieldConfig"]["defaults"]["unit"], expr)
 
@@ -80,11 +83,14 @@ def variable_queries() -> Iterator[Query]:
 
 
 def rule_queries() -> Iterator[Query]:
-    """Yield what the shipped recording rules record."""
+    """Yield what the shipped recording rules record within minutes."""
     for group in yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules" / "taxbreak.yml").read_text())["groups"]:
-        yield from (
-            Query("Recording rules", rule["record"], "", rule["record"]) for rule in group["rules"] if "record" in rule
-        )
+        if group["name"] not in SLOW_RULES:
+            yield from (
+                Query("Recording rules", rule["record"], "", rule["record"])
+                for rule in group["rules"]
+                if "record" in rule
+            )
 
 
 class Prometheus:

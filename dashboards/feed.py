@@ -1,7 +1,8 @@
 """What the dashboards are checked with: a sidecar, a real vLLM with a tiny model, and recorded GPU steps.
 
 A recorded step of a GPU is put into the spool as its worker would have: with its StepInfo, and a state of the worker
-beside it. One damaged capture is put there too, so that something is lost.
+beside it, and of an engine and an API server as they might be. One damaged capture is put there too, so that something
+is lost.
 """
 
 import gzip
@@ -16,6 +17,8 @@ from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
+from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom, IterationSums
+from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.spool.spool import Spool
@@ -110,6 +113,52 @@ class Feed:
         )
         self._spool.put(info, lambda path: shutil.copy(trace, path))
         self._spool.put_state(self._state(info))
+        self._spool.put_engine_state(self._engine(info))
+        self._spool.put_frontend_state(self._frontend(info))
+
+    def _engine(self, info: StepInfo) -> EngineState:
+        num, step_ns = info.num_plain, info.num_plain * (info.plain_window_ns or 0)
+        exposed_ns = {part: step_ns // 100 for part in EnginePart}
+        between_ns = {cause: step_ns // 50 for cause in Between}
+        whole_ns = step_ns + sum(exposed_ns.values()) + sum(between_ns.values())
+        sums = {"worker_ns": step_ns, "exposed_ns": exposed_ns, "between_ns": between_ns}
+        return EngineState(
+            **self._names(info),
+            engine="0",
+            num_iterations=num,
+            iterations_ns=whole_ns,
+            busy_ns=exposed_ns,
+            phases={info.phase: IterationSums(num=num, total_ns=whole_ns, **sums)},
+            idle_from=IdleFrom.WORKER_CALLS,
+            runqueue_wait_ratio=0.02,
+            **sums,
+        )
+
+    def _frontend(self, info: StepInfo) -> FrontendState:
+        def spans(each_ns: int) -> SpanHistogram:
+            bucket = sum(bound_ns < each_ns for bound_ns in SPAN_BUCKETS_NS)
+            counts = tuple(info.num_plain * (i == bucket) for i in range(len(SPAN_BUCKETS_NS) + 1))
+            return SpanHistogram(num=info.num_plain, sum_ns=info.num_plain * each_ns, bucket_counts=counts)
+
+        return FrontendState(
+            **self._names(info),
+            num_requests=info.num_plain,
+            stages={stage: spans(5_000_000) for stage in Stage},
+            tokens={stage: spans(100_000) for stage in DELIVERY},
+            ttft=spans(55_000_000),
+            total=spans(60_000_000),
+            loop_lag=spans(200_000),
+            runqueue_wait_ratio=0.05,
+        )
+
+    def _names(self, info: StepInfo) -> dict[str, str | int]:
+        server = info.server
+        return {
+            "server_id": server.server_id,
+            "model_name": server.model_name,
+            "started_unix_ns": self._started_ns,
+            "updated_unix_ns": time.time_ns(),
+        }
 
     def _state(self, info: StepInfo) -> WorkerState:
         plain_ns = info.plain_window_ns or 0

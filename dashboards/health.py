@@ -18,7 +18,7 @@ from panels import (
     Threshold,
     build,
     lines,
-    rate,
+    recorded,
     share,
     tile,
 )
@@ -33,18 +33,18 @@ OVERHEAD = f"taxbreak_capture_overhead_ratio{{{SERVER}}}"
 ENABLED = f"taxbreak_recording_enabled{{{SERVER}}}"
 LAG = f"max by (instance) (taxbreak_analysis_lag_seconds{{{SCRAPED}}})"
 SPOOL = f"sum by (instance) (taxbreak_spool_bytes{{{SCRAPED}}})"
-SAMPLED, PLAIN = rate("taxbreak_sampled_steps_total", "phase"), rate("taxbreak_steps_total", "phase")
+SAMPLED, PLAIN = recorded("taxbreak_sampled_steps_total", "phase"), recorded("taxbreak_steps_total", "phase")
 
 # Reasons are there from their first drop on; a server that steps and has lost nothing shows one line at 0.
 DROPPED = (
-    f"{rate('taxbreak_samples_dropped_total', 'reason', SERVER)}"
-    f' or label_replace(0 * {rate("taxbreak_steps_total", "", SERVER)}, "reason", "none", "", "")'
+    f"{recorded('taxbreak_samples_dropped_total', 'reason', SERVER)}"
+    f' or label_replace(0 * {recorded("taxbreak_steps_total", "", SERVER)}, "reason", "none", "", "")'
 )
 
 # As above: a server of whose steps all is known shows one line at 0.
 WITHHELD = (
-    f"({rate('taxbreak_withheld_steps_total', 'figure')}"
-    f' or label_replace(0 * {rate("taxbreak_sampled_steps_total", "")}, "figure", "none", "", ""))'
+    f"({recorded('taxbreak_withheld_steps_total', 'figure')}"
+    f' or label_replace(0 * {recorded("taxbreak_sampled_steps_total", "")}, "figure", "none", "", ""))'
 )
 
 
@@ -52,10 +52,16 @@ def health() -> Dashboard:
     """Build the dashboard about the tool itself."""
     now = [
         tile(
-            "Sidecars",
-            "Sidecars that are scraped, by version.",
+            "Sidecars and workers",
+            "Sidecars that are scraped, by version, and vLLM's workers that run, by what they are built of.",
             NUMBER,
-            [Query(f"count by (version) (taxbreak_build_info{{{SCRAPED}}})", "{{version}}")],
+            [
+                Query(f"count by (version) (taxbreak_build_info{{{SCRAPED}}})", "{{version}}"),
+                Query(
+                    f"count by (vllm, torch, settings_hash) (taxbreak_server_info{{{SERVER}}})",
+                    "vLLM {{vllm}} · torch {{torch}} · settings {{settings_hash}}",
+                ),
+            ],
             width=4,
         ),
         tile(
@@ -142,7 +148,7 @@ def health() -> Dashboard:
             "Share of recorded steps whose recording was not enough for a figure, by figure; the notes of such a step "
             "say what it lacked. Sums leave these steps out.",
             RATIO,
-            [Query(share(WITHHELD, rate("taxbreak_sampled_steps_total", ""), one_side="figure"), "{{figure}}")],
+            [Query(share(WITHHELD, recorded("taxbreak_sampled_steps_total", ""), one_side="figure"), "{{figure}}")],
             width=6,
         ),
         lines(

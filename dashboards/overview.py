@@ -18,10 +18,12 @@ from panels import (
     build,
     lines,
     rate,
+    recorded,
     share,
     tile,
     window,
 )
+from requests_row import requests
 
 UID = "vllm-taxbreak-overview"
 BREAKDOWN, HEALTH = "vllm-taxbreak-breakdown", "vllm-taxbreak-health"
@@ -38,15 +40,17 @@ PARTS = {
     "loop": "not explained",
     "ipc_dispatch": "call on its way",
     "ipc_return": "result on its way",
+    "frontend": "request in the API server",
+    "ipc_input": "request on its way",
 }
 
 WAITING = (Threshold(None, GREEN), Threshold(0.1, YELLOW), Threshold(0.3, RED))
 BALANCE = (Threshold(None, RED), Threshold(0.4, YELLOW), Threshold(0.7, GREEN))
 
 HDBI = f"taxbreak_hdbi{{{STEP}}}"
-HOST_IDLE = rate("taxbreak_device_idle_seconds_total", "phase", f'{STEP},cause="host"')
-ACTIVE = rate("taxbreak_device_active_seconds_total", "phase")
-SAMPLED = rate("taxbreak_sampled_steps_total", "phase")
+HOST_IDLE = recorded("taxbreak_device_idle_seconds_total", "phase", f'{STEP},cause="host"')
+ACTIVE = recorded("taxbreak_device_active_seconds_total", "phase")
+SAMPLED = recorded("taxbreak_sampled_steps_total", "phase")
 
 
 def step_quantile(quantile: float) -> str:
@@ -57,7 +61,7 @@ def step_quantile(quantile: float) -> str:
 def overview() -> Dashboard:
     """Build the dashboard to open first."""
     waits = share(HOST_IDLE, window("phase"))
-    exposed = rate("taxbreak_exposed_orchestration_seconds_total", "component")
+    exposed = recorded("taxbreak_exposed_orchestration_seconds_total", "component")
     answer = [
         tile(
             "HDBI",
@@ -144,7 +148,9 @@ def overview() -> Dashboard:
             "hidden behind it and costs nothing.",
             SECONDS,
             [
-                Query(share(rate("taxbreak_orchestration_seconds_total", "phase"), SAMPLED), "{{phase}} host works"),
+                Query(
+                    share(recorded("taxbreak_orchestration_seconds_total", "phase"), SAMPLED), "{{phase}} host works"
+                ),
                 Query(share(ACTIVE, SAMPLED), "{{phase}} device works"),
                 Query(share(HOST_IDLE, SAMPLED), "{{phase}} device waits for the host"),
             ],
@@ -247,6 +253,7 @@ def overview() -> Dashboard:
             "Is it the host?": answer,
             "Since when?": when,
             "From one step to the next": between,
+            "Requests": requests(),
             "Where?": where,
             "Can these figures be trusted?": trust,
         },

@@ -16,15 +16,22 @@ TAGS = ["vllm", "taxbreak"]
 DATASOURCE = common_model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 SCRAPED = 'job=~"$job",instance=~"$instance"'
-SERVER = f'{SCRAPED},model_name=~"$model_name",engine=~"$engine"'
+MODEL = f'{SCRAPED},model_name=~"$model_name"'
+SERVER = f'{MODEL},engine=~"$engine"'
 STEP = f'{SERVER},phase=~"$phase"'
 
 SECONDS, RATIO, BYTES, NUMBER = units.Seconds, units.PercentUnit, units.BytesIEC, units.Short
 PER_SECOND = units.CountsPerSecond
 
 GREEN, YELLOW, RED, BLUE = "green", "yellow", "red", "blue"
-_LEAST_INTERVAL = "1m"  # few steps are recorded: a shorter one would hold none
-_GAP_MS = 900_000  # between two samples a line goes on for as long as the hdbi gauge looks back
+_LEAST_INTERVAL = "1m"
+# Of a kind of step one in a thousand is recorded: 20 s apart at 50 steps a second, minutes apart at 5. What Grafana
+# would choose, about a minute, often holds none; the hdbi gauge and the alerts look back 15 minutes too. A quiet server
+# takes a longer one.
+_WINDOWS = ("15m", "1h", "6h")
+_GAP_MS = 900_000  # between two samples a line goes on for as long
+NONE_RECORDED = "No step was recorded in this window: choose a longer one above, or open Health"
+ONLY_ON_GPUS = "Only where work is launched to a device: this server's device is the CPU, or nothing was recorded"
 
 # Each variable is narrowed by those before it.
 _CHAIN = ("job", "model_name", "instance", "engine", "phase")
@@ -32,6 +39,7 @@ _LABELS = {"job": "Job", "model_name": "Model", "instance": "Instance", "engine"
 
 
 Panel = TypeVar("Panel", stat.Panel, bargauge.Panel, timeseries.Panel)
+Panels = Sequence[stat.Panel | bargauge.Panel | timeseries.Panel]
 
 
 class Query(NamedTuple):
@@ -48,9 +56,14 @@ class Threshold(NamedTuple):
     color: str
 
 
-def rate(metric: str, by: str, labels: str = STEP) -> str:
+def rate(metric: str, by: str, labels: str = STEP, *, window: str = "$__rate_interval") -> str:
     """Return how fast a counter grows, added up by some labels ("" for one series)."""
-    return f"sum{f' by ({by})' if by else ''} (rate({metric}{{{labels}}}[$__rate_interval]))"
+    return f"sum{f' by ({by})' if by else ''} (rate({metric}{{{labels}}}[{window}]))"
+
+
+def recorded(metric: str, by: str, labels: str = STEP) -> str:
+    """Return the same of a counter that only recorded steps raise, over the window chosen."""
+    return rate(metric, by, labels, window="$window")
 
 
 def share(part: str, whole: str, *, one_side: str = "") -> str:
@@ -61,15 +74,15 @@ def share(part: str, whole: str, *, one_side: str = "") -> str:
 
 def steps_that_know(figure: str, by: str) -> str:
     """Return the sampled steps of which a figure is known: sums hold no others."""
-    sampled = rate("taxbreak_sampled_steps_total", by)
-    withheld = rate("taxbreak_withheld_steps_total", by, f'{STEP},figure="{figure}"')
+    sampled = recorded("taxbreak_sampled_steps_total", by)
+    withheld = recorded("taxbreak_withheld_steps_total", by, f'{STEP},figure="{figure}"')
     return f"({sampled} - ({withheld} or 0 * {sampled}))"
 
 
 def window(by: str) -> str:
     """Return the time of the device that sampled steps span: active or idle."""
-    active = rate("taxbreak_device_active_seconds_total", by)
-    return f"({active} + {rate('taxbreak_device_idle_seconds_total', by)})"
+    active = recorded("taxbreak_device_active_seconds_total", by)
+    return f"({active} + {recorded('taxbreak_device_idle_seconds_total', by)})"
 
 
 def tile(
@@ -141,8 +154,12 @@ def lines(
     limit: bool = False,
     names: Mapping[str, str] | None = None,
     top: float | None = None,
+    empty: str = "",
 ) -> timeseries.Panel:
-    """Build a panel over time; with `limit` its thresholds are drawn as lines, `top` ends the axis."""
+    """Build a panel over time; with `limit` its thresholds are drawn as lines, `top` ends the axis.
+
+    `empty` is shown where there is nothing to; by default, of recorded steps, that none was.
+    """
     panel = (
         timeseries.Panel()
         .height(8)
@@ -167,6 +184,10 @@ def lines(
         panel = panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(style))
     if top is not None:
         panel = panel.max(top)
+    if not empty and any("$window" in query.expr for query in queries):
+        empty = NONE_RECORDED
+    if empty:
+        panel = panel.no_value(empty)
     return _finish(_named(panel, names), title, description, unit, queries, width, thresholds)
 
 
@@ -174,7 +195,7 @@ def build(
     uid: str,
     title: str,
     description: str,
-    rows: Mapping[str, Sequence[stat.Panel | bargauge.Panel | timeseries.Panel]],
+    rows: Mapping[str, Panels],
 ) -> model.Dashboard:
     """Put rows of panels under the variables and links that every dashboard has."""
     board = (
@@ -192,6 +213,7 @@ def build(
     )
     for number, name in enumerate(_CHAIN):
         board = board.with_variable(_variable(name, _CHAIN[:number]))
+    board = board.with_variable(_window())
     for row, panels in rows.items():
         board = board.with_row(dashboard.Row(row))
         for panel in panels:
@@ -225,6 +247,16 @@ def _variable(name: str, narrowed_by: Sequence[str]) -> dashboard.QueryVariable:
         .include_all(True)
         .all_value(".*")
         .current(model.VariableOption(selected=True, text=["All"], value=["$__all"]))
+    )
+
+
+def _window() -> dashboard.CustomVariable:
+    return (
+        dashboard.CustomVariable("window")
+        .label("Window of recorded steps")
+        .values(",".join(_WINDOWS))
+        .current(model.VariableOption(selected=True, text=_WINDOWS[0], value=_WINDOWS[0]))
+        .options([model.VariableOption(selected=w == _WINDOWS[0], text=w, value=w) for w in _WINDOWS])
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.install import hook_engines
+from taxbreak_vllm.serving.frontend.install import Frontend
 from taxbreak_vllm.serving.worker import WorkerExtension, server_id
-from taxbreak_vllm.settings import load_settings
+from taxbreak_vllm.settings import Settings, load_settings
 
 NAME = "taxbreak"
 _ASK_S = 10.0
@@ -56,33 +57,44 @@ def endpoint_plugin() -> "EndpointPlugin":
 
 
 class EndpointPlugin:
-    """Mounts `/v1/taxbreak` on vLLM's API server and starts the analyzer behind it (vllm/plugins/endpoint_plugins)."""
+    """Mounts `/v1/taxbreak` on vLLM's API server, starts the analyzer behind it and times the server's requests.
+
+    (vllm/plugins/endpoint_plugins)
+    """
 
     name = NAME
     required_tasks = None
 
     def __init__(self) -> None:
         self._mounted: Mounted | None = None
+        self._frontend: Frontend | None = None
+        self._settings: Settings | None = None
 
     def attach_router(self, app: Any) -> None:  # noqa: ANN401 - a FastAPI app
-        """Mount the routes."""
+        """Mount the routes and add the middleware."""
         try:
-            settings = load_settings()
-            from taxbreak_vllm.service.mount import mount
-
-            self._mounted = mount(app, settings)
+            self._settings = load_settings()
         except SettingsError as error:
             logger.warning("taxbreak: %s; /v1/taxbreak is not served", error)
+            return
+        self._frontend = Frontend(app)
+        try:
+            from taxbreak_vllm.service.mount import mount
+
+            self._mounted = mount(app, self._settings)
         except Exception as error:
             logger.warning("taxbreak: /v1/taxbreak is not served: %r", error, exc_info=error)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:  # noqa: ANN401 - vLLM's own
         """Start the analyzer for this server; vLLM's render server, which has no engine, has nothing to analyze."""
-        if self._mounted is None or engine_client is None:
+        if self._frontend is None or self._settings is None or engine_client is None:
             return
         try:
-            self._mounted.start(await _ask_server_id(engine_client))
-            atexit.register(self._mounted.close)
+            server = await _ask_server_id(engine_client)
+            self._frontend.start(engine_client, server, self._settings)
+            if self._mounted is not None:
+                self._mounted.start(server)
+                atexit.register(self._mounted.close)
         except Exception as error:
             logger.warning("taxbreak: the analyzer did not start: %r", error, exc_info=error)
 

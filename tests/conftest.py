@@ -4,13 +4,14 @@ import importlib.util
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
+from command_line import CommandLine
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.taxes.measured import Measured
@@ -38,6 +39,14 @@ with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pa
 def pytest_collection_modifyitems(items):
     """Begin with what needs a vLLM, which takes longest, so that two processes end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
+@pytest.fixture(scope="session")
+def taxbreak() -> Iterator[CommandLine]:
+    """Run `taxbreak` with these arguments; gives its exit status and what it printed."""
+    command_line = CommandLine()
+    yield command_line
+    command_line.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,14 +28,17 @@ def test_without_being_named_the_plugin_touches_nothing(named, monkeypatch):
     assert _python(code, **env) == "False"
 
 
-def test_named_it_hooks_every_worker_however_often_it_is_called():
+@pytest.fixture(scope="module")
+def in_vllm():
+    """What a process in which vLLM is imported, and the plugin named, prints of it."""
     pytest.importorskip("vllm", exc_type=ImportError)
     code = """
-from taxbreak_vllm.plugin import register
+from taxbreak_vllm.plugin import endpoint_plugin, register
 from taxbreak_vllm.serving.worker import WorkerExtension
 register()
 register()
 from vllm.v1.worker.worker_base import WorkerBase
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 class Worker(WorkerBase):
     def __init__(self, **config): pass
     def sample_tokens(self, grammar_output): pass
@@ -43,8 +46,13 @@ class Worker(WorkerBase):
 class Extended(Worker, WorkerExtension): pass
 print([vars(kind(vllm_config=None)).keys() >= {'execute_model', 'taxbreak_status'} for kind in (Worker, Extended)])
 print(object.__new__(Worker).taxbreak_status())
+print(isinstance(endpoint_plugin(), EndpointPlugin))
 """
-    assert _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-2:] == ["[True, True]", "{}"]
+    return _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-3:]
+
+
+def test_named_it_hooks_every_worker_however_often_it_is_called(in_vllm):
+    assert in_vllm[:2] == ["[True, True]", "{}"]
 
 
 def test_a_vllm_it_does_not_know_starts_all_the_same():
@@ -72,10 +80,23 @@ class _Mounted:
         pass
 
 
+class _Frontend:
+    """Stands for what times requests, which never raises."""
+
+    started = ()
+
+    def __init__(self, app):
+        type(self).started = []
+
+    def start(self, engine_client, server_id, settings):
+        self.started.append(server_id)
+
+
 @pytest.fixture
 def mounted(monkeypatch):
     """Puts a module in the place of service.mount, and what it mounts in the test's hands."""
     mounted = _Mounted()
+    monkeypatch.setattr(plugin, "Frontend", _Frontend)
     monkeypatch.setitem(
         sys.modules, "taxbreak_vllm.service.mount", SimpleNamespace(mount=lambda app, settings: mounted)
     )
@@ -110,7 +131,7 @@ def test_the_analyzer_is_started_for_the_id_that_the_workers_use(mounted):
     endpoint.attach_router("app")
     _start(endpoint)
 
-    assert mounted.started == [server_id(ENGINE.vllm_config)]
+    assert mounted.started == _Frontend.started == [server_id(ENGINE.vllm_config)]
 
 
 def test_a_server_without_an_engine_has_nothing_to_analyze(mounted):
@@ -119,7 +140,7 @@ def test_a_server_without_an_engine_has_nothing_to_analyze(mounted):
     endpoint.attach_router("app")
     _start(endpoint, engine=None)
 
-    assert mounted.started == []
+    assert mounted.started == _Frontend.started == []
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [("PORT", "high", "PORT='high'"), ("API_KEY", "", "not empty")])
@@ -141,6 +162,7 @@ def test_a_service_that_cannot_be_imported_or_started_does_not_stop_vllm(mounted
     endpoint.attach_router("app")
     mounted.error = RuntimeError("no process to be had")
     _start(endpoint)
+    assert len(_Frontend.started) == 1  # requests are timed all the same
 
     monkeypatch.setitem(sys.modules, "taxbreak_vllm.service.mount", None)
     plugin.endpoint_plugin().attach_router("app")
@@ -172,11 +194,5 @@ def test_an_entry_point_of_before_finds_the_plugin():
     assert before.endpoint_plugin is plugin.endpoint_plugin
 
 
-def test_vllm_takes_it_for_an_endpoint_plugin():
-    pytest.importorskip("vllm", exc_type=ImportError)
-    code = """
-from taxbreak_vllm.plugin import endpoint_plugin
-from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
-print(isinstance(endpoint_plugin(), EndpointPlugin))
-"""
-    assert _python(code).splitlines()[-1] == "True"
+def test_vllm_takes_it_for_an_endpoint_plugin(in_vllm):
+    assert in_vllm[2] == "True"

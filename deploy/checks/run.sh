@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check everything under deploy/ and the dashboards with the tools that will read it; `make check-deploy`.
+# Check all that is under deploy/ and the dashboards with the tools that will read it; `make check-deploy`.
 #
 # The tools go into .venv-deploy (Python's, helm and kubectl) and .venv-deploy/node (npm's), since checkov's dependencies
 # do not go together with vLLM's. They are installed anew when what pins them changes.
@@ -53,11 +53,15 @@ render() {
     "$bin/helm" template taxbreak "$chart" --namespace llm "$@" >"$out/chart/$name.yaml" 2>"$out/helm.log" ||
         { cat "$out/helm.log" >&2; exit 1; }
 }
+nonroot="--set user.uid=2000 --set user.podWide=true"
 render sidecar
-render sidecar-flag --set-json 'vllm.plugins=[]' --set 'imagePullSecrets[0].name=registry' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
-render deployment --set mode=deployment --set apiKey.existingSecret=taxbreak
-render deployment-claim --set mode=deployment --set spool.existingClaim=spool --set networkPolicy.enabled=false
-for wrong in mode=daemonset settings.sampleEvery=1 spool.size=big no.such.value=1; do
+render sidecar-nonroot $nonroot --set port=9000 --set grafanaUrl=https://grafana.example/ --set settings.overheadBudgetRatio=0.01
+render sidecar-service --set podMonitor.enabled=false --set serviceMonitor.enabled=true --set user.uid=2000
+render sidecar-flag $nonroot --set-json 'vllm.plugins=[]' --set 'imagePullSecrets[0].name=registry' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
+render deployment $nonroot --set mode=deployment --set apiKey.existingSecret=taxbreak
+render deployment-claim $nonroot --set results.existingClaim=results --set mode=deployment --set spool.existingClaim=spool --set networkPolicy.enabled=false
+for wrong in mode=daemonset settings.sampleEvery=1 settings.overheadBudgetRatio=2 port=80 spool.size=big \
+    grafanaUrl=grafana serviceMonitor.enabled=true no.such.value=1; do
     ! "$bin/helm" template t "$chart" --set "$wrong" >/dev/null 2>&1 || die "helm takes $wrong"
 done
 
@@ -66,6 +70,16 @@ say "kubectl patch: the chart's patch on a Deployment of vLLM"
 for patch in "$out"/k8s/*.patch; do
     "$bin/kubectl" patch --local -f "$checks/vllm.yaml" --patch-file "$patch" -o yaml >"${patch%.yaml.patch}-vllm.yaml"
 done
+
+say "kustomize: the component on what other stacks render, its patches those of the chart"
+mkdir -p "$out/kustomize"
+"$bin/python" deploy/kustomize/generate.py "$out/kustomize" <"$out/chart/sidecar.yaml"
+for patch in "$out"/kustomize/*.yaml; do
+    diff "$patch" "deploy/kustomize/${patch##*/}" ||
+        die "write the patches anew: helm template taxbreak $chart | python deploy/kustomize/generate.py"
+done
+"$bin/kubectl" kustomize "$checks/stacks" >"$out/stacks.yaml"
+"$bin/python" "$checks/pods.py" "$out/k8s" "$out/stacks.yaml"
 
 say "kubernetes-validate --strict"
 "$bin/kubernetes-validate" --strict --quiet "$out"/k8s/*.yaml
@@ -77,8 +91,8 @@ say "Grafana's types"
 node "$checks/dashboards.mjs" "$venv/node" dashboards/*.json
 
 say "checkov"
-# In mode deployment vLLM's pods get no policy of ours, so those are left out.
-rm "$out"/k8s/deployment*-vllm.yaml
+# Left out: vLLM's pods that get no policy of ours, or whose user is vLLM's own, and what other stacks render.
+rm "$out"/k8s/deployment*-vllm.yaml "$out"/k8s/sidecar-vllm.yaml "$out"/k8s/sidecar-service-vllm.yaml "$out"/k8s/stacks.yaml
 "$bin/checkov" --config-file "$checks/checkov.yaml" --file deploy/Dockerfile "$out"/k8s/*.yaml
 
 say "check-deploy: done"

@@ -3,49 +3,101 @@
 Nothing here loads typer, as the shortest of runs is over before that is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from taxbreak_vllm.cli.printing import print_breakdown, print_json, with_advice
+from taxbreak_vllm.cli.opening import opened
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_iterations, print_json, with_advice
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.findings import Findings
+from taxbreak_vllm.iterations.report import report
+from taxbreak_vllm.iterations.window import holds_windows, read_windows
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import IterationReport
+from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
 from taxbreak_vllm.taxes.analyze import choose
-from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
-Analyses = Sequence[tuple[Breakdown, AdviceReport]]
+Exports = Sequence[tuple[Path, Exporter]]
 
 
-def analyses(
+def analyze_paths(
     paths: Iterable[Path],
     terms: Terms,
+    exports: Exports,
     *,
+    json: bool,
+    top: int = TOP_ROWS,
     phase: Phase | None = None,
     step: str | None = None,
     plain_ns: int | None = None,
-    exporters: Iterable[Exporter] = (),
-) -> Analyses:
-    """Return breakdown and advice of each path, read once for all `exporters`; of the steps chosen alone."""
-    found = []
+) -> None:
+    """Read each path once, write what is to be exported and print the rest, of the steps chosen alone.
+
+    Printed is one JSON object, or a table each with `top` rows of its dearest kernels. A path may hold windows of an
+    engine's turns as well: these are an account of its iterations.
+    """
+    found: list[tuple[Breakdown, AdviceReport]] = []
+    loops: list[IterationReport] = []
     for path in paths:
-        with Recording.open(path, terms) as recording:
+        if holds_windows(path):
+            if exports or step is not None:
+                raise SettingsError(
+                    f"{path}: an engine's iterations are exported to no file, and none of them has a name"
+                )
+            loops.append(report(read_windows(path), path=path, phase=phase))
+            continue
+        with opened(path, terms) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
-            for exporter in exporters:
+            for _, exporter in exports:
                 exporter.add(findings)
             found.append((findings.breakdown, findings.advice))
-    return found
-
-
-def print_analyses(found: Analyses, *, json: bool, top: int = 0) -> None:
-    """Print one JSON object, or a table each with `top` rows of its dearest kernels."""
+    for target, exporter in exports:
+        exporter.write(target)
     if json:
-        parts = [with_advice(breakdown, advice) for breakdown, advice in found]
-        print_json(parts[0] if len(parts) == 1 else b'{"breakdowns":[' + b",".join(parts) + b"]}")
+        print_json(_object([with_advice(*each) for each in found], [each.to_json() for each in loops]))
         return
     for breakdown, advice in found:
         print_breakdown(breakdown, advice, top)
+    for loop in loops:
+        print_iterations(loop)
+
+
+def _object(breakdowns: Sequence[bytes], iterations: Sequence[bytes]) -> bytes:
+    if len(breakdowns) + len(iterations) == 1:
+        return (*breakdowns, *iterations)[0]
+    kinds = {b"breakdowns": breakdowns, b"iterations": iterations}
+    return b"{" + b",".join(b'"%b":[%b]' % (name, b",".join(parts)) for name, parts in kinds.items() if parts) + b"}"
+
+
+def exports_to(targets: Mapping[str, Path], *, sources: Iterable[Path]) -> Exports:
+    """Make the exporters asked for, each with where it writes; what loads pyarrow or Jinja is loaded for them alone.
+
+    Raises SettingsError where a file would be written over one of `sources`, or two into one place.
+    """
+    taken = [source.resolve() for source in sources]
+    exports: list[tuple[Path, Exporter]] = []
+    for name, target in targets.items():
+        if name != "parquet" and target.resolve() in taken:
+            raise SettingsError(f"{target}: is read or written already; give another name to write to")
+        taken.append(target.resolve())
+        exports.append((target, _exporter(name)))
+    return exports
+
+
+def _exporter(name: str) -> Exporter:
+    if name == "html":
+        from taxbreak_vllm.output.html import HtmlPage
+
+        return HtmlPage()
+    if name == "speedscope":
+        from taxbreak_vllm.output.speedscope import Speedscope
+
+        return Speedscope()
+    from taxbreak_vllm.output.parquet import ParquetTables
+
+    return ParquetTables()

@@ -20,6 +20,7 @@ for command in (
     measuring.baselines,
     servers.serve,
     servers.capture,
+    servers.advice,
     servers.control,
     agents.mcp,
     doctor.doctor,

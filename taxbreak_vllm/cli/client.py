@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from taxbreak_vllm.model import defaults
+from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model.worker import ControlState
@@ -31,11 +32,15 @@ class Unreachable(CaptureError):
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The steps that came of a request; `gap` says what is missing, and `is_expired` whether for want of time."""
+    """The steps that came of a request; `gap` says what is missing, and `is_expired` whether for want of time.
+
+    `advice` is the server's, None of one that does not advise.
+    """
 
     breakdown: Breakdown
     gap: str = ""
     is_expired: bool = False
+    advice: AdviceReport | None = None
 
 
 class _Ticket(msgspec.Struct):
@@ -104,7 +109,8 @@ def capture_steps(
                 sleep(_POLL_S)
             if outcome.breakdown is None:
                 raise CaptureError(f"{url}: {outcome.gap()}")
-            return Captured(outcome.breakdown, outcome.gap(), is_expired=outcome.status != "done")
+            advice = _advice(client, capture_id)
+            return Captured(outcome.breakdown, outcome.gap(), is_expired=outcome.status != "done", advice=advice)
         except BaseException:
             with suppress(httpx.HTTPError):
                 client.delete(f"captures/{capture_id}")
@@ -150,6 +156,19 @@ def control_server(
             if now() > deadline:
                 raise CaptureError(f"{url}: the workers have not taken the change within {timeout_s:g} s")
             sleep(_POLL_S)
+
+
+def read_advice(url: str, *, server_id: str | None = None, api_key: str | None = None) -> AdviceReport:
+    """Return what a server advises; raises CaptureError where it cannot be reached or refuses."""
+    with _connected(url, api_key) as client:
+        return _ask(client, AdviceReport, "GET", "advice", params={} if server_id is None else {"server_id": server_id})
+
+
+def _advice(client: httpx.Client, capture_id: str) -> AdviceReport | None:
+    try:
+        return _ask(client, AdviceReport, "GET", "advice", params={"capture_id": capture_id})
+    except TaxbreakError:  # an older server: it has recorded what was asked for nevertheless
+        return None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Exit 0 when done, 2 for bad usage or input, 1 for a failure.
 
 import atexit
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from taxbreak_vllm.cli.printing import say
 from taxbreak_vllm.model.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
 
 _BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
+_EXPORTS = ("--html", "--speedscope", "--parquet")
 
 
 def main() -> None:
@@ -20,12 +22,13 @@ def main() -> None:
     try:
         _check_text(words)
         if words[:1] == ["analyze"]:
-            _collect_nothing()
-        if paths := _paths_alone(words):
-            from taxbreak_vllm.cli.analyses import analyses, print_analyses
+            _start_lean()
+        if asked := _paths_alone(words):
+            from taxbreak_vllm.cli.analyses import analyze_paths, exports_to
             from taxbreak_vllm.taxes.terms import Terms
 
-            print_analyses(analyses(paths, Terms()), json=True)
+            paths, targets, is_json = asked
+            analyze_paths(paths, Terms(), exports_to(targets, sources=paths), json=is_json)
         else:
             from taxbreak_vllm.cli.app import app
 
@@ -38,10 +41,11 @@ def main() -> None:
         _fail("interrupted", 130)
 
 
-def _collect_nothing() -> None:
-    """Let the end of the process free what cycles there are, unsearched: a sixth of a short run goes into looking."""
+def _start_lean() -> None:
+    """Leave out what costs a short run a quarter of its time: looking for garbage, and threads for linear algebra."""
     gc.disable()
     atexit.register(gc.freeze)  # the interpreter would look through all that is loaded once more
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads spin at its import and are never asked
 
 
 def _check_text(words: list[str]) -> None:
@@ -52,15 +56,25 @@ def _check_text(words: list[str]) -> None:
             raise SettingsError(f"{shown}: not UTF-8; give the file another name")
 
 
-def _paths_alone(words: list[str]) -> list[Path] | None:
-    """Return the paths of `analyze --json PATH…`, which leaves a parser nothing to do, None for any other words.
+def _paths_alone(words: list[str]) -> tuple[list[Path], dict[str, Path], bool] | None:
+    """Read `analyze` of paths, exported or not: paths, targets, whether in JSON; None for any other words.
 
-    Loading typer, and its model of two words, takes longer than most traces.
+    Loading typer, and its model of so few words, takes longer than most traces.
     """
-    command, *rest = words or [""]
-    paths = [Path(word) for word in rest if word != "--json"]
-    is_plain = command == "analyze" and len(paths) == len(rest) - 1 and not any(w[:1] == "-" for w in map(str, paths))
-    return paths if is_plain else None
+    paths: list[Path] = []
+    targets: dict[str, Path] = {}
+    is_json = False
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "--json":
+            is_json = True
+        elif not word.startswith("-"):
+            paths.append(Path(word))
+        elif word in _EXPORTS and not (target := next(rest, "-")).startswith("-"):
+            targets[word.removeprefix("--")] = Path(target)
+        else:
+            return None
+    return (paths, targets, is_json) if words[:1] == ["analyze"] and paths else None
 
 
 def _fail(message: str, code: int) -> None:

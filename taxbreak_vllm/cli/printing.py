@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
+    from taxbreak_vllm.model.engine import IterationReport
 
 TOP_ROWS = 12
 
@@ -28,11 +29,19 @@ def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
 
 def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
     """Print where the figures come from, the steps, the dearest kernels and the advice."""
-    from taxbreak_vllm.output.text.breakdown import advice_lines, step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.advice import advice_lines
+    from taxbreak_vllm.output.text.breakdown import step_table, summary_lines, top_table
 
     step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
     dearest = [top_table(step, top)] if top else []
     print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *advice_lines(advice))
+
+
+def print_iterations(report: "IterationReport") -> None:
+    """Print what an engine's iterations went to, phase by phase."""
+    from taxbreak_vllm.output.text.iterations import iteration_lines, iteration_tables
+
+    print_text(*iteration_lines(report), *iteration_tables(report))
 
 
 def print_json(data: bytes) -> None:

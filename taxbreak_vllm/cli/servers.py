@@ -58,7 +58,7 @@ def capture(
     captured = capture_steps(
         url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
     )
-    advice = advise([captured.breakdown])
+    advice = captured.advice or advise([captured.breakdown])
     if json:
         print_json(with_advice(captured.breakdown, advice))
     else:
@@ -67,6 +67,27 @@ def capture(
         raise CaptureError(captured.gap)
     if captured.gap:
         say(captured.gap)
+
+
+def advice(
+    *,
+    url: Url = defaults.URL,
+    server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
+    json: Json = False,
+) -> None:
+    """Say what to change about a running server, and whether what was changed before its last start held."""
+    from taxbreak_vllm.cli.client import read_advice
+
+    report = read_advice(url, server_id=server_id, api_key=api_key)
+    if json:
+        import msgspec
+
+        print_json(msgspec.json.encode(report))
+        return
+    from taxbreak_vllm.output.text.advice import advice_lines
+
+    print_text(*advice_lines(report))
 
 
 def control(

@@ -10,16 +10,20 @@ import typer
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_json, print_text
 from taxbreak_vllm.model.breakdown import Attribution
-from taxbreak_vllm.model.errors import BaselineError, SettingsError
+from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.step import Phase
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines
-    from taxbreak_vllm.output.exporter import Exporter
 
 
 def analyze(
-    paths: Annotated[list[Path], typer.Argument(help="traces (.json, .json.gz, .json.zst) or captures (folders)")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="traces (.json, .json.gz, .json.zst), captures (folders), or an engine's iterations (SERVER/engine-E)"
+        ),
+    ],
     *,
     json: Json = False,
     floor_us: FloorUs = None,
@@ -41,24 +45,24 @@ def analyze(
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
-    """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI."""
-    from taxbreak_vllm.cli.analyses import analyses, print_analyses
+    """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI; an engine's iterations into its parts."""
+    from taxbreak_vllm.cli.analyses import analyze_paths, exports_to
     from taxbreak_vllm.taxes.terms import Terms
 
-    _check_targets([html, speedscope], [*paths, baselines])
-    exports = _exports(html=html, speedscope=speedscope, parquet=parquet)
-    with _opened(baselines) as store:
-        found = analyses(
+    named = {"html": html, "speedscope": speedscope, "parquet": parquet}
+    targets = {name: target for name, target in named.items() if target}
+    exports = exports_to(targets, sources=paths if baselines is None else [*paths, baselines])
+    with _store(baselines) as store:
+        analyze_paths(
             paths,
             Terms(floor_ns=floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank),
+            exports,
+            json=json,
+            top=top,
             phase=phase,
             step=step,
             plain_ns=None if plain_ms is None else round(plain_ms * 1e6),
-            exporters=exports.values(),
         )
-    for target, exporter in exports.items():
-        exporter.write(target)
-    print_analyses(found, json=json, top=top)
 
 
 def fusion(
@@ -73,9 +77,12 @@ def fusion(
     top: Annotated[int, typer.Option(min=0, help="rows in the table of chains")] = TOP_ROWS,
 ) -> None:
     """Find kernels that always run one after another, and the launches that fusing them would save."""
+    from taxbreak_vllm.cli.opening import opened
     from taxbreak_vllm.insight.fusion import fusion as find_fusion
+    from taxbreak_vllm.taxes.terms import Terms
 
-    report = find_fusion(path, lengths=range(2, max_length + 1), min_score=min_score, rank=rank)
+    with opened(path, Terms(rank=rank)) as recording:
+        report = find_fusion(recording, lengths=range(2, max_length + 1), min_score=min_score)
     if json:
         print_json(report.to_json())
         return
@@ -94,10 +101,15 @@ def diff(
     top: Annotated[int, typer.Option(min=0, help="rows in the table of ops and kernels")] = TOP_ROWS,
 ) -> None:
     """Show what moved from A to B: by phase, by family, by op and kernel."""
+    from taxbreak_vllm.cli.opening import opened
     from taxbreak_vllm.insight.diff import diff as compare
-    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+    from taxbreak_vllm.taxes.terms import Terms
 
-    found = compare(*(analyze_path(path, floor_ns=floor_ns(floor_us), rank=rank) for path in (a, b)))
+    breakdowns = []
+    for path in (a, b):
+        with opened(path, Terms(floor_ns=floor_ns(floor_us), rank=rank)) as recording:
+            breakdowns.append(recording.breakdown)
+    found = compare(*breakdowns)
     if json:
         print_json(found.to_json())
         return
@@ -106,17 +118,8 @@ def diff(
     print_text(*diff_lines(found), *diff_tables(found, top))
 
 
-def _check_targets(targets: list[Path | None], sources: list[Path | None]) -> None:
-    """Refuse to write over what is read, or two files to one place, before any work is done."""
-    taken = [source.resolve() for source in sources if source]
-    for target in (target for target in targets if target):
-        if target.resolve() in taken:
-            raise SettingsError(f"{target}: is read or written already; give another name to write to")
-        taken.append(target.resolve())
-
-
 @contextmanager
-def _opened(path: Path | None) -> "Iterator[Baselines | None]":
+def _store(path: Path | None) -> "Iterator[Baselines | None]":
     """Open a store that must be there already."""
     if path is None:
         yield None
@@ -127,21 +130,3 @@ def _opened(path: Path | None) -> "Iterator[Baselines | None]":
         raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
     with Baselines(path) as store:
         yield store
-
-
-def _exports(*, html: Path | None, speedscope: Path | None, parquet: Path | None) -> "dict[Path, Exporter]":
-    """Make the exporters asked for, by where they write; what loads pandas or Jinja is loaded for them alone."""
-    exports: dict[Path, Exporter] = {}
-    if html:
-        from taxbreak_vllm.output.html import HtmlPage
-
-        exports[html] = HtmlPage()
-    if speedscope:
-        from taxbreak_vllm.output.speedscope import Speedscope
-
-        exports[speedscope] = Speedscope()
-    if parquet:
-        from taxbreak_vllm.output.parquet import ParquetTables
-
-        exports[parquet] = ParquetTables()
-    return exports

@@ -1,371 +1,163 @@
-"""What to change: rules from a phase's evidence to a component, a setting, a bound on the win and what would refute it.
+"""What to change: the findings of all phases as one card a change, with a bound on the win over the serving time.
 
-In: breakdowns, of a trace or of the captures of a window. Out: `AdviceReport`. A rule fires only on evidence that
-outweighs all the profiler may have added, so nothing is advised on recordings without coverage and calibration; "no
-action" is an answer. Settings are those of vLLM 0.32. What an engine does between two steps is judged only where one
-trace holds several.
+In: breakdowns, of a trace or of the captures of a window, and how long all plain steps were. Out: `AdviceReport`. A
+finding counts only where it outweighs all the profiler may have added, and only in recordings with coverage and a
+calibration that is not poor; "no action" is an answer. Where nobody timed a plain step, what would be advised hangs on
+how long that is.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from taxbreak_vllm.insight.evidence import GRAPHS, WORTH_RATIO, Evidence, by_phase, distrust
+from taxbreak_vllm.insight.cards import Found, card
+from taxbreak_vllm.insight.evidence import Doubt, Evidence, Finding, by_phase, distrust, most_are_poor, recorded_ns
+from taxbreak_vllm.insight.plain import Spent
+from taxbreak_vllm.insight.rules import RULES
+from taxbreak_vllm.insight.serving_time import serving_time
 from taxbreak_vllm.machine.limits import Machine
-from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Verdict
-from taxbreak_vllm.model.breakdown import Breakdown, sum_or_none
-from taxbreak_vllm.model.step import GraphMode, Phase
-from taxbreak_vllm.taxes.add import add_steps
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Serving, Verdict
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.calibration import USABLE
+from taxbreak_vllm.model.step import Phase, StepHistogram
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport
 
-DEVICE_BOUND_RATIO = 0.80  # of the time between the first and the last activity
-SMALL_BATCH = 16  # requests a step; host work hardly grows with them
-SMALL_PREFILL = 2048  # prompt tokens a step, vLLM's smallest default budget
-MIN_LAUNCHES = 20  # a step; fewer are no reason for a graph
-MIN_SPEEDUP = 1.2  # of launches, by fusing chains
-
-_MATMULS = frozenset({"gemm", "moe"})
-_ATTENTION = frozenset({"attention", "kv-cache"})
-_FUSIBLE = frozenset({"norm", "activation", "rope", "quantization", "elementwise", "reduction"})
-_DECODING = frozenset({Phase.DECODE, Phase.VERIFY})
-_FULL_GRAPHS = """--compilation-config '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'"""
-
-Rule = Callable[[Evidence], Advice | None]
+MIN_SERVING_RATIO = 0.02  # of the serving time; a card that cannot win as much is left out
+_SETTLED = "time these steps without a profiler, then: taxbreak analyze … --plain-ms MS"
+_SETTLES_ITSELF = "plain steps of the same kind are timed by themselves while the server is under load"
 
 
 def advise(
-    breakdowns: Sequence[Breakdown], *, fusion: "FusionReport | None" = None, machine: Machine | None = None
+    breakdowns: Sequence[Breakdown],
+    *,
+    fusion: "FusionReport | None" = None,
+    machine: Machine | None = None,
+    timed: Iterable[StepHistogram] = (),
 ) -> AdviceReport:
-    """Apply every rule to every phase of the breakdowns that can be trusted."""
+    """Apply every rule to every phase of the breakdowns that can be trusted.
+
+    `timed` are all plain steps of a server (`timed_steps`); without them the recorded ones tell what is served.
+    """
     doubts = [distrust(breakdown) for breakdown in breakdowns]
+    doubts = _with_poor_phases(breakdowns, doubts)
+    said = _counted(doubts)
     trusted = [breakdown for breakdown, doubt in zip(breakdowns, doubts, strict=True) if doubt is None]
-    said = [_counted(doubt, num, len(doubts)) for doubt, num in Counter(filter(None, doubts)).items()]
-    if not trusted:
-        return AdviceReport(verdict=Verdict.WITHHELD, reasons=tuple(said or ["nothing was recorded yet"]))
-    found: list[Advice] = []
-    is_doubtful = False
-    silent: list[str] = []
-    for evidence in by_phase(trusted, fusion, machine):
-        advice = [one for rule in RULES if (one := rule(evidence)) is not None]
-        if not advice:
-            is_doubtful |= evidence.is_doubtful
-            silent.append(_why_nothing(evidence))
-        found += advice
-    found.sort(key=lambda advice: -advice.at_most_ratio)
-    verdict = Verdict.ACT if found else Verdict.WITHHELD if is_doubtful else Verdict.NO_ACTION
-    return AdviceReport(verdict=verdict, advice=tuple(found), reasons=(*silent, *said))
+    untimed = [b for b, doubt in zip(breakdowns, doubts, strict=True) if doubt is not None and doubt.is_untimed]
+    if trusted:
+        return _advise(list(by_phase(trusted, fusion, machine)), said, timed)
+    if untimed:
+        return _if_plain(list(by_phase(untimed, fusion, machine)), untimed, said)
+    return AdviceReport(verdict=Verdict.WITHHELD, reasons=said or ("nothing was recorded yet",))
 
 
-def _counted(reason: str, count: int, num_all: int) -> str:
-    return reason if num_all == 1 else f"{count} of {num_all} recordings left out: {reason}"
+def _advise(found: Sequence[Evidence], said: tuple[str, ...], timed: Iterable[StepHistogram]) -> AdviceReport:
+    serving = serving_time(found, timed)
+    cards, silent = _cards(
+        [(e, [Found(e, one) for rule in RULES if (one := rule(e)) is not None and e.is_worth(one)]) for e in found],
+        serving,
+    )
+    kept = [advice for advice in cards if advice.at_most_ratio >= MIN_SERVING_RATIO]
+    small = [
+        f"{advice.rule} is left out: it cannot win more than {advice.at_most_ratio:.1%} of the serving time"
+        for advice in cards
+        if advice.at_most_ratio < MIN_SERVING_RATIO
+    ]
+    is_doubtful = any(e.is_doubtful for e in silent)
+    verdict = Verdict.ACT if kept else Verdict.WITHHELD if is_doubtful else Verdict.NO_ACTION
+    reasons = (*map(_why_nothing, silent), *small, *said)
+    return AdviceReport(verdict=verdict, advice=tuple(kept), reasons=reasons, serving=serving)
+
+
+def _if_plain(found: Sequence[Evidence], untimed: Sequence[Breakdown], said: tuple[str, ...]) -> AdviceReport:
+    """Advise for every plain step there may be: a rule fires if it is longer than some duration."""
+    mean_ns = recorded_ns([step for breakdown in untimed for step in breakdown.steps])
+    serving = serving_time(found)
+    cards, silent = _cards(
+        [
+            (e, [Found(e, one, _above_ns(e, one, mean_ns)) for rule in RULES if (one := rule(e)) and e.is_worth(one)])
+            for e in found
+        ],
+        serving,
+    )
+    hangs_on_it = any(one.if_plain_above_ns for one in cards) or any(_is_open(e) for e in silent)
+    verdict = Verdict.CONDITIONAL if cards or hangs_on_it else Verdict.NO_ACTION
+    is_live = all(breakdown.source.server_id for breakdown in untimed)
+    return AdviceReport(
+        verdict=verdict,
+        conditional=tuple(cards),
+        reasons=(*(_why_nothing_yet(e, mean_ns) for e in silent), *said),
+        settled_by=None if not hangs_on_it else _SETTLES_ITSELF if is_live else _SETTLED,
+    )
+
+
+def _above_ns(e: Evidence, finding: Finding, mean_ns: float) -> int:
+    """Return the mean plain step from which on a finding weighs; below half of the recorded one nothing is advised."""
+    if finding.spent is Spent.DEVICE:
+        return 0
+    return round(mean_ns * max(1 / USABLE, e.plain_total.weighs_from_ns(finding.weighed_ns)))
+
+
+def _cards(
+    found: Iterable[tuple[Evidence, Sequence[Found]]], serving: Serving | None
+) -> tuple[list[Advice], list[Evidence]]:
+    """Make one card of each change, those first that stand on enough steps and win most; and name the silent phases."""
+    by_change: defaultdict[tuple[str, str], list[Found]] = defaultdict(list)
+    silent = []
+    for evidence, findings in found:
+        if not findings:
+            silent.append(evidence)
+        for one in findings:
+            by_change[one.finding.rule, one.finding.change].append(one)
+    cards = [card(same, serving) for same in by_change.values()]
+    return sorted(cards, key=lambda advice: (advice.interval is None, -advice.at_most_ratio)), silent
+
+
+def _with_poor_phases(breakdowns: Sequence[Breakdown], doubts: Sequence[Doubt | None]) -> list[Doubt | None]:
+    """Leave out all of a phase where most of its recordings are poor: those that are not were picked by chance."""
+    of_phase: defaultdict[Phase | None, list[int]] = defaultdict(list)
+    for number, breakdown in enumerate(breakdowns):
+        of_phase[breakdown.steps[0].phase if breakdown.steps else None].append(number)
+    result = list(doubts)
+    for phase, numbers in of_phase.items():
+        own = [doubts[number] for number in numbers]
+        if most_are_poor(own):
+            words = f"calibration of {phase or 'these steps'} is poor: most of their recordings are not the plain step"
+            worst = next(doubt for doubt in own if doubt is not None and doubt.is_poor)
+            for number in numbers:
+                result[number] = doubts[number] or Doubt(words, worst.words, is_poor=True)
+    return result
+
+
+def _counted(doubts: Sequence[Doubt | None]) -> tuple[str, ...]:
+    """Say once why recordings were left out, and how many."""
+    if len(doubts) == 1:
+        return tuple(doubt.words for doubt in doubts if doubt is not None)
+    kinds = Counter(doubt.kind for doubt in doubts if doubt is not None)
+    return tuple(f"{num} of {len(doubts)} recordings left out: {kind}" for kind, num in kinds.items())
 
 
 def _why_nothing(e: Evidence) -> str:
     waits = f"the device waits for the host {e.percent(e.host_ns)} of the time"
     if e.is_doubtful:
-        why = f"too little evidence: {waits}, but {e.percent(e.doubt_ns)} of it may be the profiler's"
-    elif e.weighs(e.host_ns):
+        doubt = f"{e.plain_total.ratio(e.plain_total.doubt_ns):.0%}"
+        why = f"too little evidence: {waits}, but {doubt} of it may be the profiler's"
+    elif e.plain_total.weighs(sum(e.host_ns)):
         why = f"no rule applies: {waits}, and none of the changes known here would lower that"
     else:
         why = f"nothing to change: {waits}, and no part of its own work stands out"
     return f"{e.phase or 'these steps'}: {why}"
 
 
-def cuda_graphs(e: Evidence) -> Advice | None:
-    """Many launches one by one, and the device waits for them: replay them as a graph."""
-    launches = e.per_step(e.total.launches) or 0
-    if not e.is_gpu or e.has_graphs or launches < MIN_LAUNCHES or not e.weighs(e.host_ns):
-        return None
-    tokens = max((step.batch.prompt_tokens or 0) + (step.batch.output_tokens or 0) for step in e.steps)
-    settings: tuple[str, ...] = (_FULL_GRAPHS, "no --enforce-eager")
-    if e.phase not in _DECODING and tokens:
-        settings += (f"--max-cudagraph-capture-size {tokens} or more",)
-    exposed = e.total.exposed
-    parts = {
-        Component.FRAMEWORK: exposed.delta_ft_ns or 0,
-        Component.LIBRARY: exposed.delta_ct_ns or 0,
-        Component.LAUNCH_PATH: exposed.delta_kt_ns or 0,
-    }
-    return e.advise(
-        "cuda-graphs",
-        max(parts, key=lambda component: parts[component]),
-        e.host_ns,
-        finding=f"{launches:,.0f} launches a step, none of them a graph; for {e.percent(e.host_ns)} of the step the"
-        " device waits for the next one",
-        change="Replay the step as CUDA graphs: one launch instead of hundreds.",
-        settings=settings,
-        refuted_by="graph_mode stays NONE after the change (the batch is larger than the largest captured size), or the"
-        " step is as long as before",
-    )
+def _is_open(e: Evidence) -> bool:
+    host_ns, plain = sum(e.host_ns), e.plain_total
+    return not plain.weighs(host_ns) and not plain.never_weighs(host_ns)
 
 
-def full_graphs(e: Evidence) -> Advice | None:
-    """Decode steps in pieces of graphs, with host work between the pieces that the device waits for."""
-    piecewise = any(step.graph_mode is GraphMode.PIECEWISE for step in e.steps)
-    if not piecewise or e.phase not in _DECODING or not e.weighs(e.host_ns):
-        return None
-    return e.advise(
-        "full-graphs",
-        Component.LAUNCH_PATH,
-        e.host_ns,
-        finding=f"{e.per_step(e.total.launches) or 0:,.0f} launches a step although graphs are used in pieces; for"
-        f" {e.percent(e.host_ns)} of the step the device waits for the host between them",
-        change="Capture decode steps whole, attention included.",
-        settings=(_FULL_GRAPHS,),
-        refuted_by="vLLM logs that the attention backend does not support full graphs, or launches a step do not fall",
-    )
-
-
-def capture_sizes(e: Evidence) -> Advice | None:
-    """Some steps of a phase find a graph of their size and others do not."""
-    outside = [step for step in e.steps if step.graph_mode is GraphMode.NONE]
-    if not outside or not any(step.graph_mode in GRAPHS for step in e.steps):
-        return None
-    lost = add_steps(outside).exposed
-    amount_ns = sum_or_none((lost.delta_ft_ns, lost.delta_ct_ns, lost.delta_kt_ns)) or 0
-    if not e.weighs(amount_ns):
-        return None
-    sizes = sorted({step.batch.requests for step in outside if step.batch.requests})
-    return e.advise(
-        "capture-sizes",
-        Component.LAUNCH_PATH,
-        amount_ns,
-        finding=f"{len(outside)} of {len(e.steps)} steps ran without a graph while others of this phase had one"
-        + (f"; their batches: {', '.join(map(str, sizes[:12]))}" if sizes else ""),
-        change="Capture graphs for the batch sizes that occur.",
-        settings=(
-            f"--max-cudagraph-capture-size {sizes[-1]} or more" if sizes else "--max-cudagraph-capture-size",
-            "--cudagraph-capture-sizes …",
-        ),
-        refuted_by="steps of these batch sizes still show graph_mode none",
-    )
-
-
-def compilation(e: Evidence) -> Advice | None:
-    """Op by op from Python, with no compiled region seen, and the device waits for it."""
-    amount_ns = e.framework_ns
-    if e.has_graphs or e.is_compiled or not e.weighs(amount_ns):
-        return None
-    return e.advise(
-        "compilation",
-        Component.FRAMEWORK,
-        amount_ns,
-        finding=f"{e.percent(amount_ns)} of the step is Python and op dispatch that the device waits for, and no op or"
-        " kernel here is of torch.compile",
-        change="Let vLLM compile the model: fewer ops to dispatch, and fused ones.",
-        settings=("""--compilation-config '{"mode": 3}'""", "no --enforce-eager"),
-        refuted_by="the number of kernels a step does not fall, or vLLM logs that the model cannot be compiled",
-    )
-
-
-def library_front_end(e: Evidence) -> Advice | None:
-    """The device waits while cuBLAS or its like makes up its mind."""
-    amount_ns = e.total.exposed.delta_ct_ns or 0
-    if not e.weighs(amount_ns):
-        return None
-    return e.advise(
-        "library-front-end",
-        Component.LIBRARY,
-        amount_ns,
-        finding=f"for {e.percent(amount_ns)} of the step the device waits for a vendor library to choose and launch",
-        change="Take the library out of the step: replay it in a graph, or use kernels that launch directly.",
-        settings=("--linear-backend cutlass", _FULL_GRAPHS),
-        refuted_by="replayed alone (taxbreak replay) these ops dispatch as fast as framework-native ones",
-    )
-
-
-def async_scheduling(e: Evidence) -> Advice | None:
-    """The device idles while the host is inside a blocking call."""
-    amount_ns = e.total.device.idle.blocked_ns or 0
-    if not e.is_gpu or not e.weighs(amount_ns):
-        return None
-    return e.advise(
-        "async-scheduling",
-        Component.SYNCHRONIZATION,
-        amount_ns,
-        finding=f"for {e.percent(amount_ns)} of the step the device idles while the host sits in a synchronize or a"
-        " synchronous copy",
-        change="Let the next step be prepared while this one runs.",
-        settings=("--async-scheduling",),
-        refuted_by="vLLM logs that asynchronous scheduling is on already, or idle by cause 'blocked' stays",
-    )
-
-
-def engine_loop(e: Evidence) -> Advice | None:
-    """Time passes between steps, while requests are there."""
-    if e.between_ns is None:
-        return None
-    whole_ns = e.between_ns + e.total.device.window_ns
-    if not e.weighs(e.between_ns) or e.between_ns / whole_ns < WORTH_RATIO:
-        return None
-    return e.advise(
-        "engine-loop",
-        Component.ENGINE_LOOP,
-        e.between_ns,
-        finding=f"{e.between_ns / whole_ns:.0%} of the recorded time lies between steps: scheduling, output and"
-        " input processing",
-        change="Overlap the engine loop with the device and take work off it.",
-        settings=("--async-scheduling", "--api-server-count 2 or more", "--stream-interval 4", "--disable-log-stats"),
-        refuted_by="vllm:num_requests_running is 0 in between: then the server had nothing to do",
-    )
-
-
-def batch_size(e: Evidence) -> Advice | None:
-    """Few requests share a step whose host work hardly depends on how many there are."""
-    requests = e.per_step(e.total.batch.requests)
-    if e.phase not in _DECODING or requests is None or requests >= SMALL_BATCH or not e.weighs(e.host_ns):
-        return None
-    return e.advise(
-        "batch-size",
-        Component.ENGINE_LOOP,
-        e.host_ns,
-        finding=f"{requests:.1f} requests share a step, and for {e.percent(e.host_ns)} of it the device waits for the"
-        " host, which works nearly as long for one request as for many",
-        change="Let more requests share a step: the same host work then serves more tokens.",
-        settings=("--max-num-seqs (larger)", "fewer replicas for the same load"),
-        refuted_by="vllm:num_requests_waiting is 0: there are no more requests to share the step; and it raises"
-        " throughput only, a single request becomes no faster",
-    )
-
-
-def prefill_budget(e: Evidence) -> Advice | None:
-    """Prompts go through in chunks so small that the host's work shows."""
-    tokens = e.per_step(e.total.batch.prompt_tokens)
-    if e.phase not in (Phase.PREFILL, Phase.MIXED) or not tokens or tokens >= SMALL_PREFILL or not e.weighs(e.host_ns):
-        return None
-    return e.advise(
-        "prefill-budget",
-        Component.ENGINE_LOOP,
-        e.host_ns,
-        finding=f"{tokens:,.0f} prompt tokens a step, and for {e.percent(e.host_ns)} of it the device waits for the"
-        " host",
-        change="Give a step more prompt tokens, so that fewer steps carry the same prompts.",
-        settings=("--max-num-batched-tokens (larger)", "--enable-chunked-prefill"),
-        refuted_by="prompts are shorter than the budget and arrive one by one, or decode steps that share a step with"
-        " longer chunks become too slow",
-    )
-
-
-def cpu_limit(e: Evidence) -> Advice | None:
-    """More threads than processors, or a container that is throttled, while the host's time matters."""
-    machine = e.machine
-    if machine is None or machine.cpu_limit is None:
-        return None
-    is_crowded = machine.omp_threads is not None and machine.omp_threads > machine.cpu_limit
-    is_throttled = (machine.throttled_ratio or 0.0) >= WORTH_RATIO
-    amount_ns = e.host_ns if e.is_gpu else e.host_ns + e.total.device.active_ns
-    if not (is_crowded or is_throttled) or not e.weighs(amount_ns):
-        return None
-    facts = [f"the worker may use {machine.cpu_limit:g} CPUs"]
-    facts += [f"computes with {machine.omp_threads} threads"] if machine.omp_threads is not None else []
-    facts += [f"was throttled in {machine.throttled_ratio:.0%} of its periods"] if machine.throttled_ratio else []
-    return e.advise(
-        "cpu-limit",
-        Component.FRAMEWORK,
-        amount_ns,
-        finding=f"{' and '.join(facts)}; {e.percent(amount_ns)} of the step is the host's",
-        change="Raise the container's CPU limit, or use no more threads than it allows, each on a core of its own.",
-        settings=(
-            f"OMP_NUM_THREADS={max(1, int(machine.cpu_limit))}",
-            "VLLM_CPU_OMP_THREADS_BIND=auto" if not e.is_gpu else "--numa-bind",
-            "resources.limits.cpu (Kubernetes), --cpus (Docker)",
-        ),
-        refuted_by="nr_throttled in the container's cpu.stat stands still, or the step is as long with more CPUs",
-    )
-
-
-def faster_core(e: Evidence) -> Advice | None:
-    """What graphs and compilation leave over is single-threaded Python and dispatch."""
-    amount_ns = e.framework_ns
-    if not (e.has_graphs if e.is_gpu else e.is_compiled) or not e.weighs(amount_ns):
-        return None
-    return e.advise(
-        "faster-core",
-        Component.FRAMEWORK,
-        amount_ns,
-        finding=f"{'graphs are' if e.is_gpu else 'compiled code is'} in use, and still the device waits"
-        f" {e.percent(amount_ns)} of the step for Python and dispatch on one thread",
-        change="Give that thread a faster core of its own: performance governor, a CPU with a higher single-thread"
-        " clock, pinned to the device's NUMA node.",
-        settings=("cpupower frequency-set -g performance", "--numa-bind" if e.is_gpu else "VLLM_CPU_OMP_THREADS_BIND"),
-        refuted_by="the step does not get shorter in proportion to the clock",
-    )
-
-
-def smaller_weights(e: Evidence) -> Advice | None:
-    """The device works nearly all the time, most of it for one kind of kernel."""
-    active_ns = {family: share.active_ns for family, share in e.total.families.items()}
-    whole_ns = sum(active_ns.values())
-    if not e.is_gpu or not whole_ns or (e.shares.between_activities_ratio or 0.0) < DEVICE_BOUND_RATIO:
-        return None
-    matmul_ns = sum(active_ns.get(family, 0) for family in _MATMULS)
-    attention_ns = sum(active_ns.get(family, 0) for family in _ATTENTION)
-    if "float8" in e.dtype or max(matmul_ns, attention_ns) < 0.4 * whole_ns:
-        return None
-    is_matmul = matmul_ns >= attention_ns
-    amount_ns = matmul_ns if is_matmul else attention_ns
-    what = "matrix products" if is_matmul else "attention and its cache"
-    busy = f"{e.shares.between_activities_ratio:.0%}"
-    return e.advise(
-        "quantization",
-        Component.DEVICE_WORK,
-        amount_ns,
-        finding=f"the device works {busy} of the time from its first to its last activity, and"
-        f" {amount_ns / whole_ns:.0%} of its work is {what}; a faster host would change nothing",
-        change="Make the work smaller: 8-bit weights and activations, or a faster device."
-        if is_matmul
-        else "Make the cache smaller, or use a faster attention kernel.",
-        settings=("--quantization fp8",) if is_matmul else ("--kv-cache-dtype fp8", "--attention-backend …"),
-        refuted_by="the weights are quantized already, or the quality of the answers suffers",
-    )
-
-
-def fused_kernels(e: Evidence) -> Advice | None:
-    """Small kernels that always follow one another take the device's time, or the host's to launch them."""
-    small_ns = sum(share.active_ns for family, share in e.total.families.items() if family in _FUSIBLE)
-    report = e.fusion
-    chains = [chain for chain in report.chains if chain.is_maximal] if report is not None else []
-    saves = bool(chains) and report is not None and (report.ideal_speedup or 1.0) >= MIN_SPEEDUP
-    if e.is_gpu and saves and not e.has_graphs and e.weighs(e.host_ns):
-        assert report is not None
-        amount_ns = round(e.host_ns * (1 - 1 / (report.ideal_speedup or 1.0)))
-        component, bound = Component.LAUNCH_PATH, f"{report.launches} launches could be {report.launches_after}"
-    elif e.is_gpu and e.weighs(small_ns) and (e.shares.between_activities_ratio or 0.0) >= DEVICE_BOUND_RATIO:
-        amount_ns, component = small_ns, Component.DEVICE_WORK
-        bound = f"{e.percent(small_ns)} of the step goes to norms, activations, rotary embeddings and the like"
-    else:
-        return None
-    chain = (
-        f"; the longest that always run together: {chains[0].length} kernels, {chains[0].count} times" if chains else ""
-    )
-    return e.advise(
-        "fused-kernels",
-        component,
-        amount_ns,
-        finding=bound + chain,
-        change="Fuse the small kernels: vLLM's own passes first, torch.compile for the rest.",
-        settings=(
-            """--compilation-config '{"mode": 3, "pass_config": {"fuse_norm_quant": true, "fuse_act_quant": true}}'""",
-            "-O3",
-        ),
-        refuted_by="kernels a step do not fall after the change (taxbreak diff)",
-    )
-
-
-RULES: tuple[Rule, ...] = (
-    cuda_graphs,
-    full_graphs,
-    capture_sizes,
-    compilation,
-    library_front_end,
-    async_scheduling,
-    engine_loop,
-    batch_size,
-    prefill_budget,
-    cpu_limit,
-    faster_core,
-    smaller_weights,
-    fused_kernels,
-)
+def _why_nothing_yet(e: Evidence, mean_ns: float) -> str:
+    if not _is_open(e):
+        always = "" if e.plain_total.weighs(sum(e.host_ns)) else ", however long a plain step is"
+        return _why_nothing(e).replace("nothing to change", f"nothing to change{always}")
+    least_ns = mean_ns * e.plain_total.is_small_from_ns(sum(e.host_ns))
+    return f"{e.phase or 'these steps'}: nothing to change if the plain step is above {least_ns / 1e6:.2f} ms"

@@ -32,8 +32,9 @@ class Findings:
     @cached_property
     def advice(self) -> AdviceReport:
         """What to change; chains are looked for only where anything can be advised."""
-        is_trusted = distrust(self.breakdown) is None
-        return advise([self.breakdown], fusion=self.chains if is_trusted else None)
+        doubt = distrust(self.breakdown)
+        is_used = doubt is None or doubt.is_untimed
+        return advise([self.breakdown], fusion=self.chains if is_used else None)
 
     def timelines(self, numbers: Sequence[int]) -> list[StepTimeline]:
         """The steps of these numbers, instant by instant."""

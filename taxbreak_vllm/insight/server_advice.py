@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taxbreak_vllm.insight.evidence import WORTH_RATIO
+from taxbreak_vllm.insight.plain import WORTH_RATIO
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Per, Verdict
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import DELIVERY, FrontendState, Stage
@@ -215,18 +215,33 @@ def queueing(e: ServerEvidence) -> Advice | None:
 
 
 def more_cpu(e: ServerEvidence) -> Advice | None:
-    """A thread of the server was ready to run and had no CPU."""
-    waits = {f"engine {e.engine.engine}": e.engine.runqueue_wait_ratio}
-    waits |= {f"API server {state.api}": state.runqueue_wait_ratio for state in e.frontends}
-    known = {process: ratio for process, ratio in waits.items() if ratio is not None}
-    if not known:
-        return None
-    worst = max(known, key=lambda process: known[process])
+    """A thread that the device waits for was ready to run and had no CPU."""
+    mean_worker_ns = e.engine.worker_ns / max(1, e.engine.num_iterations)
+    waits_ns = {f"engine {e.engine.engine}": (e.engine.runqueue_wait_ratio or 0.0) * e.exposed_ns(*EnginePart)}
+    waits_ns |= {
+        f"the worker of rank {worker.server.rank}": (worker.runqueue_wait_ratio or 0.0) * mean_worker_ns
+        for worker in e.workers
+    }
+    worst = max(waits_ns, key=lambda thread: waits_ns[thread])
     return e.of_iteration(
         "more-cpu",
         Component.MACHINE,
-        known[worst] * e.iteration_ns,
+        waits_ns[worst],
         finding=f"{worst} is ready to run and has no CPU",
+        change="Give the server more CPUs, or pin its processes so that they do not share one.",
+        settings=("more CPUs for the container", "taskset, or --numa-bind"),
+        refuted_by="runqueue_wait_ratio stays, or the machine's CPUs are idle",
+    )
+
+
+def more_cpu_for_api(e: ServerEvidence) -> Advice | None:
+    """An API server's event loop was ready to run and had no CPU."""
+    ratio = max((state.runqueue_wait_ratio or 0.0 for state in e.frontends), default=0.0)
+    return e.of_request(
+        "more-cpu-for-api",
+        Component.MACHINE,
+        ratio * e.stages_ns(*_BEFORE_ENGINE, *DELIVERY),
+        finding="the API server is ready to run and has no CPU",
         change="Give the server more CPUs, or pin its processes so that they do not share one.",
         settings=("more CPUs for the container", "taskset, or --numa-bind"),
         refuted_by="runqueue_wait_ratio stays, or the machine's CPUs are idle",
@@ -285,7 +300,12 @@ def _api_settings(e: ServerEvidence) -> tuple[str, ...]:
     return f"--api-server-count {len(e.frontends) + 1} or more", "--renderer-num-workers 2 or more"
 
 
-RULES_ON_REQUESTS: tuple[Callable[[ServerEvidence], Advice | None], ...] = (slow_before_engine, slow_delivery, queueing)
+RULES_ON_REQUESTS: tuple[Callable[[ServerEvidence], Advice | None], ...] = (
+    slow_before_engine,
+    slow_delivery,
+    queueing,
+    more_cpu_for_api,
+)
 RULES: tuple[Callable[[ServerEvidence], Advice | None], ...] = (
     one_process,
     work_ahead,

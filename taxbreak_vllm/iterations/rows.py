@@ -38,12 +38,16 @@ class Column(IntEnum):
     UPDATE1 = auto()
     STEP1 = auto()
     END = auto()
+    THREAD_CPU = auto()  # of the engine's thread up to then, `time.thread_time_ns`; stamped for windows alone
     WORKER_EXECUTE0 = auto()
     WORKER_EXECUTE1 = auto()
     WORKER_SAMPLE0 = auto()
     WORKER_SAMPLE1 = auto()
+    WORKER_PHASE = auto()  # the step's place in `PHASES`; UNKNOWN where the worker has lost count of its steps
+    DEVICE_IDLE = auto()  # how long the worker's device was, up to its first call; UNKNOWN where nothing tells
+    DEVICE_IDLE_SAMPLE = auto()  # and between the two
 
 
 NUM_COLUMNS = len(Column)
 
-UNKNOWN = -1  # WORKER_EXECUTE0 of a step with tokens whose output bore no times
+UNKNOWN = -1  # also WORKER_EXECUTE0 of a step with tokens whose output bore no times

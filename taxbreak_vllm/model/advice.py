@@ -1,5 +1,6 @@
 """What to change, what it can win at most, and what would refute it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -24,27 +25,54 @@ class Component(StrEnum):
 
 
 class Per(StrEnum):
-    """What a bound is of, on average: a step, the time from one step to the next, or a request."""
+    """What a bound is of, on average: a step, the time from one step to the next, a token, or a request."""
 
     STEP = "step"
     ITERATION = "iteration"
+    TOKEN = "token"
     REQUEST = "request"
 
 
 class Verdict(StrEnum):
-    """What the evidence allows to say."""
+    """What the evidence allows to say; conditional: it hangs on how long the step takes without a profiler."""
 
     ACT = "act"
+    CONDITIONAL = "conditional"
     NO_ACTION = "no action"
     WITHHELD = "withheld"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseAdvice:
+    """What a change can win in the steps of one phase, and what that stands on.
+
+    `at_most_ns` and `at_most_ratio` are of an average plain step of the phase (or its token, as the advice says).
+    `interval` holds the share with a probability of 95 %, None where fewer than `MIN_STEPS` were recorded.
+    `serving_ratio` is the phase's share of the serving time, None where nothing is known of that.
+    `if_plain_above_ns` is the plain step from which on this weighs, in conditional advice.
+    """
+
+    phase: Phase | None
+    finding: str
+    num_steps: int
+    at_most_ns: int
+    at_most_ratio: float
+    interval: tuple[float, float] | None = None
+    serving_ratio: float | None = None
+    if_plain_above_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """One change. `at_most_ns` bounds what it can win in an average step from above, `at_most_ratio` as a share of it.
+    """One change. `at_most_ns` bounds what it can win from above, of what `per` says, `at_most_ratio` as a share of it.
 
     The bound is the time the device waited for that component (of device work: the time it took; of a request: what it
-    spent there), so no change to the component can win more; most win less. `per` says what it is a bound of.
+    spent there), carried over to the plain step, so no change to the component can win more; most win less. Of several
+    `phases` it is the sum over the serving time, those without a finding counted as 0: `at_most_ns` is then of an
+    average step, and `phase` is None. `num_steps` were recorded of these phases; `interval` as in `PhaseAdvice`.
+    `tokens_per_s_at_most` is the rate of output tokens if all of the bound were won, `at_most_ns_per_token` the time
+    that would be won for each of them. `if_plain_above_ns`, in conditional advice alone, is the plain step from which
+    on the change is worth trying.
     """
 
     rule: str
@@ -57,15 +85,90 @@ class Advice:
     at_most_ratio: float
     refuted_by: str
     per: Per = Per.STEP
+    phases: tuple[PhaseAdvice, ...] = ()
+    num_steps: int | None = None
+    interval: tuple[float, float] | None = None
+    tokens_per_s_at_most: float | None = None
+    at_most_ns_per_token: int | None = None
+    if_plain_above_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedPhase:
+    """One phase of the serving time: its share, how many steps it is of, and how long a plain one takes on average.
+
+    `host_ratio` bounds the share of a plain step that the device waits for the host, None where none was recorded.
+    """
+
+    phase: Phase | None
+    serving_ratio: float
+    num_steps: int
+    plain_ns: int
+    num_recorded: int = 0
+    host_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What serving time goes to, while there is work: the phases, largest first.
+
+    `is_timed`: from the durations of all plain steps; else from the recorded steps, which are few and chosen.
+    `tokens_per_s` is the rate of output tokens of one engine, `host_ns_per_token` what the device waits for the host
+    for each of them, at most; tokens of a step are those of the recorded ones of its phase.
+    """
+
+    phases: tuple[ServedPhase, ...]
+    is_timed: bool
+    step_ns: int
+    tokens_per_s: float | None = None
+    host_ns_per_token: int | None = None
+
+
+class Held(StrEnum):
+    """What came of a change."""
+
+    HELD = "held"
+    DID_NOT_HOLD = "did not hold"
+    NOT_ENOUGH_YET = "not enough yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a restart with other settings: plain time after it over plain time before, less than 1 is a win.
+
+    `rules` name the advice that asked for one of the settings changed, none where nothing did. `change` is what was
+    measured, `interval` holds it with a probability of 95 % (None: too few steps), `promised_ratio` was the bound.
+    `settings` are those that differ: before and after.
+    """
+
+    held: Held
+    rules: tuple[str, ...]
+    settings: Mapping[str, tuple[str, str]]
+    per: Per
+    phase: Phase | None
+    change: float | None
+    interval: tuple[float, float] | None
+    promised_ratio: float | None
+    num_before: int
+    num_after: int
+    words: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdviceReport:
-    """What to change, the largest bound first; `reasons` say why nothing else is advised, or nothing at all."""
+    """What to change, the largest bound first; `reasons` say why nothing else is advised, or nothing at all.
+
+    `conditional` is what to change if the plain step is long enough, where nobody timed one; `settled_by` is the
+    measurement that would tell. `outcomes` say what came of the changes made before.
+    """
 
     verdict: Verdict
     advice: tuple[Advice, ...] = ()
     reasons: tuple[str, ...] = ()
+    conditional: tuple[Advice, ...] = ()
+    settled_by: str | None = None
+    serving: Serving | None = None
+    outcomes: tuple[Outcome, ...] = ()
 
     def to_builtins(self) -> dict[str, Any]:
         """Return the report as dicts, lists and numbers."""

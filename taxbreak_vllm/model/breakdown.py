@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from taxbreak_vllm.model.calibration import Calibration as Calibration
 from taxbreak_vllm.model.evidence import Evidence
+from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
 if TYPE_CHECKING:
@@ -209,21 +211,6 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Observer effect (methodology section 5).
-
-    `dilation` is the recorded step over the median plain one. Where that and the profiler's cost per op are known, the
-    cost is taken off ΔFT and `state` is "calibrated"; `residual` is what the step then still takes beyond the plain
-    one, as a share of it. `host` and `device` stay as recorded.
-    """
-
-    dilation: float | None = None
-    op_cost_ns: int | None = None
-    residual: float | None = None
-    state: str = "uncalibrated"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """What was read, joined and lost. `linked` and `unlinked` count kernels, `launches` those with an activity.
 
@@ -265,7 +252,10 @@ class ThreadShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
-    """The decomposition of one trace or capture; `taxbreak.breakdown/1`."""
+    """The decomposition of one trace or capture; `taxbreak.breakdown/1`.
+
+    `hdbi_server` is of the steps of a window beside the engines that run; None for any other breakdown.
+    """
 
     source: Source
     attribution: Attribution = Attribution.EXCLUSIVE
@@ -276,6 +266,7 @@ class Breakdown:
     total: StepBreakdown = field(default_factory=StepBreakdown)
     devices: tuple[DeviceShare, ...] = ()
     threads: tuple[ThreadShare, ...] = ()
+    hdbi_server: HdbiServer | None = None
     notes: tuple[str, ...] = ()
     schema: str = BREAKDOWN_SCHEMA
 
@@ -320,7 +311,7 @@ def sum_or_none(values: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def hdbi(active_ns: int, orchestration_ns: int | None) -> float | None:
+def hdbi(active_ns: float, orchestration_ns: float | None) -> float | None:
     """HDBI = T_device / (T_device + T_orchestration): 0 host-bound, 1 device-bound (TaxBreak Eq. 4)."""
     if orchestration_ns is None or active_ns + orchestration_ns == 0:
         return None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from taxbreak_vllm.model.step import Int64, Phase
 
 
@@ -64,12 +66,13 @@ class EngineState:
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
     back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
 
-    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is the share of its time
-    that the engine's thread was ready to run and had no CPU, of late.
+    `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is, of late, the share
+    of the time in which the engine's thread was ready to run that it waited for a CPU.
 
     With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
-    waited for is not told by the worker's times then: without events on the device (`idle_from` is None) `exposed_ns`
-    and `between_ns` stay empty.
+    waited for is told by events on the device alone then, and where it has none (`idle_from` is None) `exposed_ns` and
+    `between_ns` stay empty. Where events tell, `worker_ns` is what is left of the iterations: the device at work, and
+    its worker in its calls. With `works_ahead` an iteration of which they do not tell is in no sum.
     """
 
     server_id: str = ""
@@ -91,6 +94,50 @@ class EngineState:
     num_lost: Int64 = 0
     works_ahead: bool = False
     off_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """How long something took in each of several iterations, ns; `share` of all the time in them that had work."""
+
+    median_ns: Int64
+    p90_ns: Int64
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseIterations:
+    """Iterations whose first step is of one phase; medians of parts do not add up to that of the whole, shares do."""
+
+    num: Int64
+    total: Durations
+    worker: Durations
+    parts: Mapping[str, Durations] = field(default_factory=dict)
+    unexplained_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationReport:
+    """What windows of one engine's turns tell; `taxbreak.iterations-report/1`.
+
+    `thread_cpu_ratio` is the engine's thread's CPU time over the time in which it waited for nothing: it had a CPU for
+    at most that share, as a wait takes some too. The rest went to other threads, by the GIL or by the kernel.
+    """
+
+    path: str = ""
+    server_id: str
+    engine: str
+    works_ahead: bool = False
+    num_windows: Int64
+    num_turns: Int64
+    num_unjoined: Int64 = 0
+    thread_cpu_ratio: float | None = None
+    phases: Mapping[Phase, PhaseIterations] = field(default_factory=dict)
+    schema: str = "taxbreak.iterations-report/1"
+
+    def to_json(self) -> bytes:
+        """Encode as one JSON object."""
+        return msgspec.json.encode(self)
 
 
 def unexplained_ratio(state: EngineState) -> float | None:

@@ -47,12 +47,14 @@ class SpanHistogram:
 class FrontendState:
     """The requests one API server has answered since its start; all durations in ns.
 
-    `stages` hold every request whose stages are known, `ttft` the first byte of their answers, `total` their ends.
+    `num_requests` counts those that the engine's client took and that have ended. Of these `stages`, `ttft` (to the
+    first byte of the answer after the first output) and `total` (to its end) hold all but `num_failed`, which had no
+    end (an error, an abort, a client that left), and `num_unknown`, without vLLM's own stamps (statistics are off, or
+    on another machine's clock) or not what a request is (answered in the background, more than 256 of the engine's).
     `tokens` are the four parts of the delivery of single outputs, of one request in `followed_every`. `loop_lag` is how
-    late the event loop was. `num_unknown` counts requests without vLLM's own stamps (statistics are off), `num_failed`
-    those that got no token: neither is in a histogram. `num_lost` counts those nobody had time to count. `off_reason`
-    says why counting ended. `runqueue_wait_ratio` is the share of its time that the event loop's thread was ready to
-    run and had no CPU, of late.
+    late the event loop was, to about 1 ms. `num_lost` counts requests nobody had time to count, `num_in_flight` those
+    that have not ended. `off_reason` says why counting ended. `runqueue_wait_ratio` is, of late, the share of the
+    time in which the event loop's thread was ready to run that it waited for a CPU.
     """
 
     server_id: str = ""
@@ -80,8 +82,10 @@ class FrontendState:
 class Waterfall:
     """One request: what its time went to. `stages_ns` sum to `total_ns`, to the nanosecond.
 
-    `ttft_ns` is the time to the first byte of its answer's body, and `first_token_ns` cuts the delivery of that.
-    `number` is the 32 random bits of vLLM's id; `engine` served it.
+    `ttft_ns` is the time to the first byte of its answer after its first output (of an answer in one piece: its end),
+    and `first_token_ns` cuts the delivery of that. A request of several choices or prompts is queued until the first
+    of them is scheduled, in prefill until one has a token and in decode until all have their last. `number` is the 32
+    random bits of vLLM's id; `engine` served it, the first of several.
     """
 
     number: Int64

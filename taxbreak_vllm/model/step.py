@@ -26,6 +26,9 @@ class Phase(StrEnum):
     IDLE = "idle"
 
 
+PHASES = tuple(Phase)
+
+
 class GraphMode(StrEnum):
     """How a step ran: op by op, in pieces of CUDA graphs, or as one (vllm/config/compilation.py, CUDAGraphMode).
 
@@ -58,7 +61,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """One worker of one server: the labels of everything it produces."""
+    """One worker of one server: the labels of everything it produces.
+
+    `cuda` is what its torch was built for (`12.9`, `hip 6.4`), `device_uuid` its GPU as DCGM names it (`GPU-…`), `host`
+    the machine it runs on (in Kubernetes the node, where NODE_NAME tells). `settings_hash` is alike for two starts of a
+    server whose configuration has the same bearing on its steps. Empty is what is not known.
+    """
 
     server_id: str
     engine: str = "0"
@@ -69,6 +77,10 @@ class Server:
     device_name: str = ""
     torch: str = ""
     vllm: str = ""
+    cuda: str = ""
+    settings_hash: str = ""
+    device_uuid: str = ""
+    host: str = ""
     pid: Int64 = 0
 
 

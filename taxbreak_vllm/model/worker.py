@@ -23,7 +23,9 @@ class WorkerState:
     since the control `control_id` (None: since the start); to stay within the budget one step in `sample_every` ·
     `slowdown` is recorded. `capture_refusal` says why the latest step of the request was not recorded. `num_sessions`
     counts the profiler's starts, `num_device_records` what they brought of the device; `cupti_version` is the number
-    that CUPTI gives itself. `notes` are for whoever reads the figures or turns recording on.
+    that CUPTI gives itself. `runqueue_wait_ratio` is, of late, the share of the time in which the steps' thread was
+    ready to run that it waited for a CPU. `settings` are those of vLLM that advice is about. `notes` are for whoever
+    reads the figures or turns recording on.
     """
 
     server: Server
@@ -50,6 +52,8 @@ class WorkerState:
     num_device_records: Int64 = 0
     cupti_attached: bool = False
     cupti_version: int | None = None
+    runqueue_wait_ratio: float | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -1,6 +1,6 @@
 """What an exporter is: recordings go in one after the other, a file or folder comes out.
 
-To add one, write a class with these two calls and name it in `cli.traces`.
+To add one, write a class with these two calls and name it in `cli.analyses`.
 """
 
 from pathlib import Path

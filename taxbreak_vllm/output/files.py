@@ -14,7 +14,7 @@ def replacing(target: str | Path) -> Iterator[Path]:
     Raises TaxbreakError where the disk refuses.
     """
     target = Path(target)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.parent / f".{target.name}.tmp"  # `.` has no name to exchange
     try:
         yield temporary
         temporary.replace(target)

@@ -28,7 +28,7 @@ POLL_NS = 150_000_000
 PUBLISH_NS = 1_000_000_000
 HEARTBEAT_NS = 5_000_000_000
 
-_CLOCKS = {"updated_unix_ns", "serving_ns", "overhead_ns"}
+_CLOCKS = {"updated_unix_ns", "serving_ns", "overhead_ns", "runqueue_wait_ratio"}
 _CHUNK_BYTES = 2**20
 _DEVICE_RECORDS = (b'"cat": "kernel"', b'"cat": "gpu_memcpy"', b'"cat": "gpu_memset"')  # as Kineto writes them
 _CLOSE_TIMEOUT_S = 2.0

@@ -4,10 +4,11 @@
 """
 
 import time
-from collections.abc import Callable
-from threading import get_ident
+from collections.abc import Callable, Mapping
+from threading import get_ident, get_native_id
 from typing import Any
 
+from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
@@ -37,6 +38,8 @@ from taxbreak_vllm.spool.spool import Spool
 # What an engine runs to keep in step with its data-parallel siblings; its size is vLLM's own affair.
 _DUMMY_BATCH = Work(Phase.IDLE, 1)
 
+_UNKNOWN = -1
+
 
 class Watch:
     """Times every step of a worker and records some. It never holds the worker, whose memory must go when vLLM's does.
@@ -55,6 +58,7 @@ class Watch:
         records: bool = True,
         off_reason: str | None = None,
         works_ahead: bool = False,
+        server_settings: Mapping[str, str] | None = None,
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -67,6 +71,7 @@ class Watch:
         self._records = records
         self._works_ahead = works_ahead
         self._max_capture_steps = settings.max_capture_steps
+        self._server_settings = server_settings or {}
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
@@ -95,6 +100,7 @@ class Watch:
         )
         self._started_unix_ns = unix_ns()
         self._armed_ns: int | None = None
+        self._run_queue: RunQueueWait | None = None
         self._cost_before_ns = 0
         self._overhead_ns = 0
         self._asked_overhead_ns = 0
@@ -111,6 +117,7 @@ class Watch:
         self._bracket: Bracket | None = None
         self.is_recording = False  # whether the profiler is on; read on every step, like the next one
         self.is_paused = False
+        self.phase_index = _UNKNOWN  # of the step begun last, in `PHASES`; unknown once a fault has ended the watch
 
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
@@ -119,7 +126,8 @@ class Watch:
         self.outbox.start()
 
     def arm(self) -> None:
-        """Begin to count serving time, and what recording takes of it: the first real request is here."""
+        """Begin to count serving time, and what recording takes of it: this thread has the first real request."""
+        self._run_queue = RunQueueWait(get_native_id())
         self._armed_ns = self._now_ns()
         self._cost_before_ns = self.outbox.cost_ns
 
@@ -138,6 +146,7 @@ class Watch:
                 self.abandon("unfinished")
             kinds = self._kinds
             kind = kinds.of(_DUMMY_BATCH.phase, 1) if scheduled is None else kinds.of_step(scheduled)
+            self.phase_index = kind.phase_index
             kind.num_steps = num_steps = kind.num_steps + 1
             if (num_steps >= kind.due or self._has_more) and not self._look(worker, scheduled, kind):
                 self._plain = None
@@ -243,6 +252,8 @@ class Watch:
             num_device_records=self.outbox.num_device_records,
             cupti_attached=recorder.is_cupti_attached,
             cupti_version=recorder.cupti_version,
+            runqueue_wait_ratio=None if self._run_queue is None else self._run_queue.ratio(),
+            settings=self._server_settings,
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 
@@ -437,6 +448,7 @@ class Watch:
 
     def _break(self, error: Exception) -> None:
         self._is_broken = True
+        self.phase_index = _UNKNOWN
         self.is_paused = False
         self._read_graph_mode()
         self._kind = self._bracket = None

@@ -11,7 +11,6 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable
-from time import monotonic_ns
 from typing import Any, Self
 
 import msgspec
@@ -19,12 +18,15 @@ import msgspec
 from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.serving import build
+from taxbreak_vllm.serving.device_idle import DeviceIdle, open_device_idle
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
+from taxbreak_vllm.serving.server_settings import settings_of
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, is_real
 from taxbreak_vllm.serving.torch_profile import device_type
 from taxbreak_vllm.serving.watch import Watch
-from taxbreak_vllm.serving.worker_times import NUMBER, answer
+from taxbreak_vllm.serving.worker_times import StepTimes
 from taxbreak_vllm.settings import load_settings
 
 
@@ -54,6 +56,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
             records=records,
             off_reason=off_reason,
             works_ahead=works_ahead(worker),
+            server_settings=settings_of(worker.vllm_config),
         )
         watch.start(worker)
     except SettingsError as error:
@@ -75,11 +78,12 @@ def install(
     worker: Any,  # noqa: ANN401 - a vLLM worker, not yet initialized
     *,
     open_watch: Callable[[Any], Watch | None] = open_watch,
+    open_device_idle: Callable[[Any], DeviceIdle | None] = open_device_idle,
 ) -> None:
     """Put sleeping hooks on a worker, once; a worker that they don't fit is left alone."""
     try:
         if "taxbreak_status" not in vars(worker):
-            _Hooks(worker, open_watch).attach()
+            _Hooks(worker, open_watch, open_device_idle).attach()
     except Exception as error:
         logger.warning("taxbreak: this worker cannot be watched: %r", error)
 
@@ -165,8 +169,12 @@ def describe(worker: Any) -> Server:  # noqa: ANN401 - a vLLM worker
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         device_type=device_type(worker),
         device_name=_device_name(worker),
-        torch=_version("torch"),
-        vllm=_version("vllm"),
+        torch=build.version("torch"),
+        vllm=build.version("vllm"),
+        cuda=build.runtime_version(),
+        settings_hash=build.settings_hash(config),
+        device_uuid=build.device_uuid(getattr(worker, "device", None)),
+        host=build.host_name(),
         pid=os.getpid(),
     )
 
@@ -177,9 +185,15 @@ class _Hooks:
     Each calls the original exactly once and returns its result, or lets its exception pass, unchanged.
     """
 
-    def __init__(self, worker: Any, open_watch: Callable[[Any], Watch | None]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        worker: Any,  # noqa: ANN401 - a vLLM worker
+        open_watch: Callable[[Any], Watch | None],
+        open_device_idle: Callable[[Any], DeviceIdle | None],
+    ) -> None:
         self._worker = worker
         self._open_watch = open_watch
+        self._open_device_idle = open_device_idle
         self._execute_model = worker.execute_model
         self._sample_tokens = worker.sample_tokens
         self._execute_dummy_batch = worker.execute_dummy_batch
@@ -189,7 +203,7 @@ class _Hooks:
         self._is_open = False
         self._opened: Watch | None = None
         self._armed: Watch | None = None
-        self._times: tuple[str, int, int, int] | None = None  # of the step that is between its calls
+        self._times = StepTimes(None)
 
     def attach(self) -> None:
         """Replace the calls on this one worker, and add the status for `collective_rpc`."""
@@ -231,8 +245,7 @@ class _Hooks:
         if watch is None:
             return self._execute_model(scheduler_output, *args, **kwargs)
         watch.begin(self._worker, scheduler_output)
-        number = getattr(scheduler_output, NUMBER, 0)
-        begun_ns = monotonic_ns() if number else 0
+        self._times.begin_execute(scheduler_output, watch.phase_index)
         try:
             # as vLLM calls it: unpacking nothing would take as long as a clock read
             if args or kwargs:
@@ -242,10 +255,7 @@ class _Hooks:
         except BaseException:
             watch.abandon()
             raise
-        if number:
-            self._times = (watch.server_id, number, begun_ns, monotonic_ns())
-            if output is not None:
-                self._answer(output, self._times[-1])
+        self._times.end_execute(output, watch.server_id)
         if output is None:
             # a step may wait here for the tokens of the one before, which its grammar needs (v1/engine/core.py)
             if watch.is_recording or getattr(scheduler_output, "pending_structured_output_tokens", False):
@@ -260,7 +270,7 @@ class _Hooks:
             return self._sample_tokens(*args, **kwargs)
         if watch.is_paused:
             watch.resume()
-        begun_ns = monotonic_ns() if self._times else 0
+        self._times.begin_sample()
         try:
             if len(args) == 1 and not kwargs:
                 output = self._sample_tokens(args[0])
@@ -269,8 +279,7 @@ class _Hooks:
         except BaseException:
             watch.abandon()
             raise
-        if self._times:
-            self._answer(output, begun_ns)
+        self._times.end_sample(output, watch.server_id)
         watch.end(output, has_sampled=True)
         return output
 
@@ -284,17 +293,9 @@ class _Hooks:
         except BaseException:
             watch.abandon()
             raise
+        self._times.end_other()
         watch.end(output, has_sampled=False)
         return output
-
-    def _answer(self, output: Any, begun_ns: int) -> None:  # noqa: ANN401 - what a worker returns
-        """Send the times of a step back to its engine, which asked for them."""
-        times, self._times = self._times, None
-        try:
-            if times is not None:
-                answer(output, (*times, begun_ns, monotonic_ns()))
-        except Exception as error:
-            logger.debug("taxbreak: the times of a step do not go back to its engine: %r", error)
 
     def _arm(self, scheduled: ScheduledStep) -> Watch | None:
         try:
@@ -302,6 +303,7 @@ class _Hooks:
                 return None
             self._open()
             if self._opened is not None:
+                self._times = StepTimes(self._open_device_idle(self._worker))
                 self._opened.arm()
                 self._armed = self._opened
         except Exception as error:
@@ -322,8 +324,3 @@ def _device_name(worker: Any) -> str:  # noqa: ANN401 - a vLLM worker
 
         return str(getattr(torch, device_type(worker)).get_device_name(worker.device))
     return processor_name()
-
-
-def _version(package: str) -> str:
-    """Return the version of a package that is loaded already; nothing is loaded for it."""
-    return str(getattr(sys.modules.get(package), "__version__", ""))

@@ -5,6 +5,7 @@ and, where a file marks it as nothing but a spool, what writers left that died. 
 called as here is never touched.
 """
 
+import fcntl
 import logging
 import os
 import re
@@ -23,10 +24,12 @@ ENGINE = "engine-"  # and its number: the folder of an engine beside those of it
 API = "api-"  # and its number: the folder of an API server
 REQUESTS = "requests.json"  # of an API server: its newest waterfalls
 ARRIVALS = "arrivals"  # of an API server: which requests are on their way to an engine
-WINDOW = "iterations-{}.json.gz"  # of an engine: consecutive turns of its loop; the newest few are kept
+WINDOW = "iterations-{}.json.gz"  # of an engine: consecutive turns of its loop
+NUM_WINDOWS = 8  # of an engine are kept, the newest
 REQUEST = "capture.json"
 CONTROL = "control.json"
 ANALYZED = "analyzed"
+SPILL = ".spill-"  # and letters and .tmp: rows of a large trace, while it is analyzed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -36,9 +39,11 @@ _LOST_AND_FOUND = "lost+found"  # in the root of a volume
 _DATABASES = r"(results|baselines)\.sqlite3(-wal|-shm|-journal)?"
 _LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(tmp|gone)")  # of a capture, or of a file that was being written
 
+_SPILLED = re.compile(rf"{re.escape(SPILL)}\w+\.tmp")
+
 _ROOT, _SERVER, _RANK = range(3)
 _FILES = (
-    re.compile(rf"{re.escape(MARKER)}|\.[a-z]+\.lock|{_DATABASES}"),
+    re.compile(rf"{re.escape(MARKER)}|\.[a-z]+\.lock|{_DATABASES}|{_SPILLED.pattern}"),
     re.compile(rf"{REQUEST}|{CONTROL}|{_LEFTOVER.pattern}"),
     re.compile(rf"{STATE}|{REQUESTS}|{ARRIVALS}|iterations-[0-9]\.json\.gz|{_LEFTOVER.pattern}"),
 )
@@ -128,6 +133,14 @@ def remove_leftovers(rank_dir: str, *, older_than_ns: int) -> int:
     return len(doomed)
 
 
+def spilled_bytes(root: Path) -> int:
+    """Return the bytes of large traces being analyzed; what a process that died left of one is deleted.
+
+    To be called with the writer's lock: between its making and its own lock a file looks like one that was left.
+    """
+    return sum(_spill_bytes(entry.path) for entry in entries(root) if _SPILLED.fullmatch(entry.name))
+
+
 def remove_rank(rank_dir: str, *, older_than_ns: int) -> bool:
     """Delete the folder of a rank that publishes no more and has no capture left."""
     return _remove_bare(rank_dir, _RANK, older_than_ns)
@@ -167,6 +180,19 @@ def _say_shared(root: str, name: str) -> None:  # once
 @cache
 def _say_unreadable(folder: str) -> None:  # once
     logger.warning("%s: may not be read by this user and is left out", folder)
+
+
+def _spill_bytes(path: str) -> int:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+            return 0
+    except BlockingIOError:
+        return size_bytes
+    except OSError:  # gone meanwhile, or none of ours
+        return 0
 
 
 def _server_parts(root: Path) -> list[str]:

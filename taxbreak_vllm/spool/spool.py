@@ -27,11 +27,13 @@ from taxbreak_vllm.spool.layout import (
     CONTROL,
     ENGINE,
     NAME,
+    NUM_WINDOWS,
     REQUEST,
     REQUESTS,
     STATE,
     STEP,
     TRACE,
+    WINDOW,
     api_dirs,
     capture_dirs,
     engine_dirs,
@@ -44,6 +46,7 @@ from taxbreak_vllm.spool.layout import (
     remove_rank,
     remove_server,
     server_dirs,
+    spilled_bytes,
     take,
 )
 from taxbreak_vllm.spool.values import T, read_value, write_bytes, write_value
@@ -84,7 +87,7 @@ class Spool:
                 size = Capture(temporary).size_bytes()
                 if size > self.max_bytes:
                     raise SpoolError(f"{self.root}: a capture of {size} bytes exceeds the spool's {self.max_bytes}")
-                with self._lock():
+                with self.lock():
                     evicted = self.evict(spare_bytes=size, spare_captures=1)
                     temporary.rename(rank_dir / info.step_id)
             finally:
@@ -100,6 +103,15 @@ class Spool:
     def put_engine_state(self, state: EngineState) -> None:
         """Publish an engine's state; raises SpoolError where the disk refuses."""
         self._publish(self.engine_dir(state.server_id, state.engine) / STATE, state)
+
+    def put_window(self, server_id: str, engine: str, number: int, data: bytes) -> None:
+        """Keep consecutive turns of an engine's loop, over an older one; raises SpoolError where the disk refuses."""
+        path = self.engine_dir(server_id, engine) / WINDOW.format(number % NUM_WINDOWS)
+        try:
+            self._make(path.parent)
+            write_bytes(path, data)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot store {path.name}: {error.strerror or error}") from error
 
     def engine_states(self) -> list[EngineState]:
         """Read the state of every engine that ever published one here; unreadable ones are left out."""
@@ -149,7 +161,7 @@ class Spool:
         """Remove the oldest captures until the spared room is free; return those that nobody had analyzed."""
         captures = self.captures()
         sizes = [capture.size_bytes() for capture in captures]
-        size, count = sum(sizes) + spare_bytes, len(captures) + spare_captures
+        size, count = sum(sizes) + self.spilled_bytes() + spare_bytes, len(captures) + spare_captures
         lost = []
         for capture, capture_size in zip(captures, sizes, strict=True):
             if size <= self.max_bytes and count <= self.max_captures:
@@ -228,7 +240,7 @@ class Spool:
         server_dir = self.root / _checked(server_id)
         try:
             self._make(server_dir)
-            with self._lock():
+            with self.lock():
                 earlier = self.read_control(server_id)
                 given = {name: value for name, value in dataclasses.asdict(control).items() if value is not None}
                 merged = control if earlier is None else dataclasses.replace(earlier, **given)
@@ -253,10 +265,13 @@ class Spool:
     def sweep(self, *, older_than_ns: int) -> int:
         """Remove what was left behind before `older_than_ns` (Unix time); return how many folders that were.
 
-        That is temporary folders of writers that died, and servers that publish no more and have no capture left.
+        That is temporary folders of writers that died, and servers that publish no more and have no capture left; a
+        large trace whose analysis died is removed at once.
         """
         if not is_marked(self.root):
             return 0
+        with suppress(PermissionError), self.lock():  # of another user
+            self.spilled_bytes()
         ranks = [*rank_dirs(self.root), *engine_dirs(self.root), *api_dirs(self.root)]
         num_left = sum(remove_leftovers(rank, older_than_ns=older_than_ns) for rank in ranks)
         num_ranks = sum(remove_rank(rank, older_than_ns=older_than_ns) for rank in ranks)
@@ -289,8 +304,13 @@ class Spool:
             if self.root in part.parents:
                 part.mkdir(mode=0o700, exist_ok=True)
 
+    def spilled_bytes(self) -> int:
+        """Bytes of large traces being analyzed in the spool, to be asked for with the lock."""
+        return spilled_bytes(self.root)
+
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
+        """Be the only one who stores, evicts or makes room."""
         with os.fdopen(open_private(self.root / ".writer.lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

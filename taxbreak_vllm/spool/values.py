@@ -17,7 +17,7 @@ def read_value(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise SpoolError(f"{path}: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SpoolError(f"{path}: {error}") from error
 
 

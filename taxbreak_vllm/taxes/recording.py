@@ -27,6 +27,7 @@ from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.backend import Backend, backend_of
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host, link, require
 from taxbreak_vllm.trace.events import EventKind, Events
+from taxbreak_vllm.trace.large.bins import FindRoom, TemporaryRoom
 from taxbreak_vllm.trace.large.spill import SpilledEvents, open_trace
 from taxbreak_vllm.trace.parts import Part
 from taxbreak_vllm.trace.processes import of_process
@@ -64,10 +65,18 @@ class Recording:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, terms: Terms | None = None, *, with_calls: bool = False) -> Iterator["Recording"]:
+    def open(
+        cls,
+        path: str | Path,
+        terms: Terms | None = None,
+        *,
+        with_calls: bool = False,
+        find_room: FindRoom = TemporaryRoom,
+    ) -> Iterator["Recording"]:
         """Read a trace (.json, .json.gz, .json.zst) or a capture (its folder).
 
-        `with_calls` reads what ops were called with too, which baselines need. Raises TraceFormatError for a file that
+        `with_calls` reads what ops were called with too, which baselines need. What is too large for memory waits
+        where `find_room` says, by default in the temporary folder. Raises TraceFormatError for a file that
         is missing, damaged or not a trace, SpoolError for a capture without its StepInfo.
         """
         path, terms = Path(path), terms or Terms()
@@ -80,7 +89,7 @@ class Recording:
             events = read_events(path, with_calls=with_calls)
             yield cls(events if terms.rank is None else of_process(events, terms.rank), terms)
         else:
-            with open_trace(path) as trace:
+            with open_trace(path, find_room=find_room) as trace:
                 yield cls(trace, terms)
 
     @cached_property
@@ -186,11 +195,13 @@ class Recording:
             found = replace(found, total=without(found.total, _ALONE))
         if self.info is None:
             return found
+        calibration = _calibration(self.info, self._num_ops)
         return replace(
             found,
             steps=tuple(_labelled(step, self.info) for step in found.steps),
             total=_labelled(found.total, self.info),
-            calibration=_calibration(self.info, self._num_ops),
+            calibration=calibration,
+            notes=(*found.notes, *calibration.notes),
         )
 
     @property
@@ -306,6 +317,8 @@ def _calibration(info: StepInfo, num_ops: int) -> Calibration:
         return Calibration(op_cost_ns=info.op_cost_ns)
     dilation = recorded_ns / plain_ns
     if info.op_cost_ns is None or not _is_calibrated(info):
-        return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns)
+        return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, plain_ns=plain_ns)
     residual = (recorded_ns - num_ops * info.op_cost_ns) / plain_ns - 1
-    return Calibration(dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated")
+    return Calibration(
+        dilation=dilation, op_cost_ns=info.op_cost_ns, residual=residual, state="calibrated", plain_ns=plain_ns
+    )

@@ -4,7 +4,6 @@ Whatever is shown adds up, nothing is negative or no number, and what is null ha
 """
 
 import gzip
-import json
 import math
 from dataclasses import astuple
 from random import Random
@@ -24,7 +23,7 @@ ODD = (None, True, -1, 0, 1, "", "x", "7", 1e300, -1e18, 2**63, [], {})
 def events(trace_path):
     if trace_path.stat().st_size > MAX_BYTES:
         pytest.skip(f"{trace_path.name} is too large for many variants")
-    return json.loads(gzip.decompress(trace_path.read_bytes()))
+    return msgspec.json.decode(gzip.decompress(trace_path.read_bytes()))
 
 
 def drop(event, random):
@@ -86,7 +85,8 @@ def test_spoiled_recordings_are_refused_in_a_line_or_add_up(events, tmp_path):
 def faults_of(events, random, folder):
     """What is wrong with the analysis of a variant."""
     path = folder / "trace.json"
-    path.write_text(json.dumps(events | {"traceEvents": variant(events["traceEvents"], random)}))
+    changed = msgspec.json.encode(events | {"traceEvents": variant(events["traceEvents"], random)})
+    path.write_bytes(msgspec.json.format(changed, indent=0))
     try:
         found = analyze(path, floor_ns=random.choice((None, 5_000)))
     except TaxbreakError as error:

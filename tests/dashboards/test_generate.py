@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from taxbreak_vllm.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dashboards"
 BOARDS = {path.name: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -18,7 +20,12 @@ PANELS = {
     for panel in board["panels"]
     if panel["type"] != "row"
 }
-VARIABLES = ["datasource", "job", "model_name", "instance", "engine", "phase"]
+VARIABLES = ["datasource", "job", "model_name", "instance", "engine", "phase", "window"]
+ONLY_ON_GPUS = ("taxbreak_launches_total", "taxbreak_tklqt_seconds_total")
+RECORDED = re.compile(
+    r"taxbreak_((exposed_)?orchestration_seconds|device_(idle|active)_seconds|sampled_\w+|withheld_steps|tklqt_seconds"
+    r"|launches|kernels|samples_dropped)_total"
+)
 
 READ_AND_WRITE = """
 import json, sys
@@ -73,8 +80,8 @@ def test_they_sit_in_vllm_s_menu(board):
 
 
 @all_boards
-def test_every_variable_but_the_data_source_offers_all_and_is_read_anew(board):
-    for variable in board["templating"]["list"][1:]:
+def test_every_variable_of_labels_offers_all_and_is_read_anew(board):
+    for variable in board["templating"]["list"][1:-1]:
         assert variable["multi"]
         assert variable["includeAll"]
         assert variable["refresh"] in (1, 2)
@@ -125,14 +132,46 @@ def test_every_query_has_an_id_of_its_own_and_the_chosen_data_source(panel):
     assert all(target["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for target in targets)
 
 
+@all_boards
+def test_the_window_of_recorded_steps_is_at_first_the_one_of_the_hdbi_gauge(board):
+    window = board["templating"]["list"][-1]
+
+    assert window["type"] == "custom"
+    assert [option["value"] for option in window["options"]] == window["query"].split(",")
+    assert window["current"]["value"] == f"{Settings().window_s // 60}m" == window["options"][0]["value"]
+
+
 @all_panels
-def test_rates_follow_the_scrape_interval_and_nothing_is_divided_by_nothing(panel):
+def test_rates_of_all_steps_follow_the_scrape_interval_and_those_of_the_few_recorded_ones_the_window(panel):
     for target in panel["targets"]:
-        assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval"}
+        windows = set(re.findall(r"\[(.*?)\]", target["expr"]))
+        if RECORDED.search(target["expr"]):
+            assert windows == {"$window"}
+        elif "$window" not in windows:
+            assert windows <= {"$__rate_interval"}
+
+
+@all_panels
+def test_nothing_is_divided_by_nothing(panel):
+    for target in panel["targets"]:
         if "/ " in target["expr"]:
             assert re.search(r"/ .*> 0\)$", target["expr"])
         if "histogram_quantile" in target["expr"]:
             assert target["expr"].endswith(">= 0")  # no steps give NaN, and NaN is not >= 0
+
+
+@all_panels
+def test_a_panel_that_is_empty_on_a_cpu_says_so(panel):
+    told = panel["fieldConfig"]["defaults"].get("noValue", "")
+    is_gpu_only = any(name in target["expr"] for target in panel["targets"] for name in ONLY_ON_GPUS)
+
+    assert ("device is the CPU" in told) == is_gpu_only == panel["title"].endswith(" (GPU)")
+
+
+@all_panels
+def test_a_panel_over_time_without_a_recorded_step_says_so(panel):
+    if panel["type"] == "timeseries" and any("$window" in target["expr"] for target in panel["targets"]):
+        assert "recorded" in panel["fieldConfig"]["defaults"]["noValue"]
 
 
 def test_every_metric_named_is_one_that_the_code_exposes():

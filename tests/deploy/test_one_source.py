@@ -83,11 +83,45 @@ def test_no_service_of_the_namespace_can_set_a_setting_in_our_pods(name):
 def test_vllm_and_the_sidecar_share_user_spool_and_plugin_in_the_compose_file():
     vllm, sidecar = (services(COMPOSE[0])[name] for name in ("vllm", "sidecar"))
     dockerfile = (DEPLOY / "Dockerfile").read_text()
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
 
     assert f"USER {vllm['user']}" in dockerfile
-    assert f"{values['user']['uid']}:{values['user']['gid']}" == vllm["user"]
     assert "spool:/spool" in vllm["volumes"]
     assert "spool:/spool" in sidecar["volumes"]
     assert vllm["environment"]["TAXBREAK_SPOOL"] == "/spool"
     assert "TAXBREAK_SPOOL=/spool" in dockerfile
+
+
+def test_the_chart_s_port_is_the_sidecar_s_own_and_its_bounds_are_the_settings_defaults():
+    values, settings = yaml.safe_load((CHART / "values.yaml").read_text()), Settings()
+
+    assert values["port"] == settings.port
+    assert values["spool"]["maxBytes"] == settings.spool_max_bytes
+    assert values["results"]["maxBytes"] == settings.results_max_bytes
+    assert values["settings"]["overheadBudgetRatio"] == settings.overhead_budget_ratio
+    assert values["settings"]["sampleEvery"] == settings.sample_every
+
+
+def test_spool_and_results_fit_the_volume_that_a_pod_is_evicted_for_exceeding():
+    """With a quarter to spare, for the results' log and what is being written."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    assert values["spool"]["sizeLimit"] == "1Gi"
+    assert 1.25 * (values["spool"]["maxBytes"] + values["results"]["maxBytes"]) <= 2**30
+
+
+def test_nothing_in_a_pod_of_vllm_s_can_fill_a_disk_that_the_pod_is_evicted_for():
+    parts = (CHART / "templates" / "_parts.tpl").read_text()
+
+    assert re.search(r"name: taxbreak-tmp\n  emptyDir: \{medium: Memory, sizeLimit: \w+\}", parts)
+
+
+def test_the_chart_leaves_vllm_s_user_alone_unless_it_is_told_otherwise():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    patch = (CHART / "templates" / "patch.yaml").read_text()
+
+    assert values["user"]["podWide"] is False
+    assert patch.count("taxbreak.podSecurity") == len(
+        re.findall(
+            r"if \.Values\.user\.podWide \}\}\n +securityContext:\n +\{\{- include \"taxbreak\.podSecurity", patch
+        )
+    )

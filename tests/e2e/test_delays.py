@@ -102,9 +102,12 @@ def test_every_place_has_a_part_of_its_own():
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_delay_is_found_where_it_was_put(slow_server, place):
+    """Within a tenth; a busy machine adds to any part, so it is given three tries."""
     part = OF_ITERATION.get(place) or OF_REQUEST[place]
-
-    plain, slow = slow_server.means(), slow_server.means(place, DELAY_NS)
-    more = {key: slow[key] - plain[key] for key in slow if _number(key) == _number(part)}
-
-    assert more[part] == pytest.approx(DELAY_NS, rel=0.1), more
+    tried = []
+    for _ in range(3):
+        plain, slow = slow_server.means(), slow_server.means(place, DELAY_NS)
+        tried.append({str(key): round(slow[key] - plain[key]) for key in slow if _number(key) == _number(part)})
+        if abs(tried[-1][part] - DELAY_NS) <= 0.1 * DELAY_NS:
+            return
+    pytest.fail(f"{part}: {tried}")

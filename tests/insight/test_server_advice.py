@@ -81,11 +81,31 @@ def test_time_without_requests_is_in_no_share_but_its_own():
     assert [one.at_most_ratio for one in idle] == [one.at_most_ratio for one in busy]
 
 
-def test_a_thread_without_a_cpu_asks_for_one():
-    (advice,) = advise_server([engine(runqueue=0.25)], [WORKER], []).advice
+def test_a_worker_without_a_cpu_asks_for_one():
+    starved = replace(WORKER, runqueue_wait_ratio=0.25)
+    (advice,) = advise_server([engine()], [starved], []).advice
 
-    assert (advice.rule, advice.component, advice.at_most_ratio) == ("more-cpu", Component.MACHINE, 0.25)
-    assert advice.finding == "for 25% of an iteration engine 0 is ready to run and has no CPU"
+    assert (advice.rule, advice.component, advice.at_most_ns) == ("more-cpu", Component.MACHINE, 0.25 * 2 * MS)
+    assert advice.finding == "for 25% of an iteration the worker of rank 0 is ready to run and has no CPU"
+
+
+def test_an_engine_without_a_cpu_asks_for_one_as_far_as_the_device_waits_for_it():
+    (advice,) = (
+        one
+        for one in advise_server([engine(schedule=1.0, runqueue=0.5)], [WORKER], []).advice
+        if one.rule == "more-cpu"
+    )
+
+    assert advice.at_most_ns == 0.5 * MS
+
+
+def test_an_api_server_without_a_cpu_asks_for_one_as_far_as_requests_wait_for_it():
+    starved = replace(frontend(render=40.0), runqueue_wait_ratio=0.5)
+    (advice,) = (
+        one for one in advise_server([engine()], [WORKER], [starved]).advice if one.component is Component.MACHINE
+    )
+
+    assert (advice.rule, advice.per, advice.at_most_ns) == ("more-cpu-for-api", Per.REQUEST, 20 * MS)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ class Clock:
         self.number = 0
 
     def row(self) -> list[int]:
-        self.rows.append([0] * NUM_COLUMNS)
-        return self.rows[-1]
+        row = [0] * NUM_COLUMNS
+        row[Column.DEVICE_IDLE] = row[Column.DEVICE_IDLE_SAMPLE] = UNKNOWN
+        self.rows.append(row)
+        return row
 
     def span(self, row: list[int], first: Column, length: int, last: Column | None = None) -> None:
         row[first] = self.now
@@ -128,6 +130,8 @@ def test_a_worker_elsewhere_by_hand():
         EnginePart.LOOP: [5 * US] * 2,
         Between.IPC_DISPATCH: [64 * US] * 2,  # that of two calls, a grammar of 2 µs among each
         Between.IPC_RETURN: [160 * US] * 2,
+        Between.FRONTEND: [0] * 2,
+        Between.IPC_INPUT: [0] * 2,
         Between.NO_WORK: [0] * 2,
     }
     assert found.worker_ns.tolist() == [2000 * US] * 2
@@ -184,6 +188,8 @@ def test_the_parts_sum_to_the_iteration_and_none_is_negative(turn, data):
         turn(clock, {name: data.draw(lengths) + (name == "worker") for name in SPANS})
         clock.wait(data.draw(lengths))
     rows = clock.table()
+    for column in (Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE):
+        rows[:, column] = [data.draw(st.integers(UNKNOWN, 2**62)) for _ in rows]
 
     found = Turns(rows).iterations()
 
@@ -192,6 +198,84 @@ def test_the_parts_sum_to_the_iteration_and_none_is_negative(turn, data):
     assert all((parts >= 0).all() for parts in found.parts_ns.values())
     busy = Turns(rows).busy_ns(BASE, clock.now)
     assert min(busy.values()) >= 0
+
+
+def test_while_its_device_works_on_nobody_waits():
+    """The engine takes 237 µs between two steps, in the last 60 of which the device is idle."""
+    clock = Clock()
+    for _ in range(3):
+        worker_elsewhere(clock, SPANS)
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = 60 * US
+    rows[:, Column.DEVICE_IDLE_SAMPLE] = 0
+
+    found = Turns(rows).iterations()
+
+    assert {str(label): parts.tolist() for label, parts in found.parts_ns.items() if parts.any()} == {
+        "dispatch": [28 * US] * 2,  # of 40 before the call was sent
+        "ipc_dispatch": [32 * US] * 2,
+    }
+    assert (found.worker_ns == found.total_ns - 60 * US).all()
+    assert found.is_from_device.all()
+
+
+def test_between_the_calls_of_a_step_a_device_may_wait_too():
+    clock = Clock()
+    for _ in range(2):
+        worker_elsewhere(clock, SPANS | {"grammar": 300 * US})
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = 0
+    rows[:, Column.DEVICE_IDLE_SAMPLE] = 400 * US
+
+    found = Turns(rows).iterations()
+
+    assert found.worker_ns.tolist() == (found.total_ns - 400 * US).tolist()
+    assert sum(int(parts[0]) for parts in found.parts_ns.values()) == 400 * US
+
+
+def test_a_step_that_samples_nothing_has_no_time_between_its_calls():
+    clock = Clock()
+    for _ in range(2):
+        worker_elsewhere(clock, SPANS)
+    rows = clock.table()
+    rows[:, [Column.WORKER_SAMPLE0, Column.WORKER_SAMPLE1]] = rows[:, [Column.WORKER_EXECUTE1]]
+    rows[:, Column.DEVICE_IDLE] = 20 * US
+
+    found = Turns(rows).iterations()
+
+    assert found.is_from_device.all()
+    assert found.worker_ns.tolist() == (found.total_ns - 20 * US).tolist()
+
+
+def test_of_a_long_pause_a_slow_clock_of_the_device_leaves_its_worker_nothing():
+    clock = Clock()
+    worker_elsewhere(clock, SPANS)
+    worker_elsewhere(clock, SPANS | {"idle": 3600 * 10**9})
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = 3600 * 10**9 - 100 * 10**6
+    rows[:, Column.DEVICE_IDLE_SAMPLE] = 0
+
+    found = Turns(rows).iterations()
+
+    assert found.parts_ns[Between.NO_WORK].tolist() == [3600 * 10**9]
+
+
+@pytest.mark.parametrize("column", [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE])
+def test_where_the_device_does_not_tell_the_calls_of_its_worker_do(column):
+    clock = Clock()
+    for _ in range(3):
+        worker_elsewhere(clock, SPANS)
+    from_calls = Turns(clock.table()).iterations()
+    rows = clock.table()
+    rows[:, Column.DEVICE_IDLE] = rows[:, Column.DEVICE_IDLE_SAMPLE] = 0
+    rows[1, column] = UNKNOWN
+
+    found = Turns(rows).iterations()
+
+    is_told = [False, True] if column is Column.DEVICE_IDLE else [True, False]
+    assert found.is_from_device.tolist() == is_told
+    unknown = is_told.index(False)
+    assert found.worker_ns[unknown] == from_calls.worker_ns[unknown]
 
 
 @pytest.mark.parametrize("turn", [worker_elsewhere, worker_in_the_thread])
@@ -239,7 +323,7 @@ def test_times_of_another_machines_clock_are_none_and_counted():
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
-    rows[:, Column.WORKER_EXECUTE0 :] += 10**14
+    rows[:, Column.WORKER_EXECUTE0 : Column.WORKER_PHASE] += 10**14
 
     turns = Turns(rows)
     assert turns.iterations().step.tolist() == []
@@ -251,7 +335,8 @@ def test_a_step_whose_times_did_not_come_back_is_counted_and_one_without_tokens_
     for _ in range(3):
         worker_elsewhere(clock, SPANS)
     rows = clock.table()
-    rows[:2, Column.WORKER_EXECUTE0 :] = [[UNKNOWN, 0, 0, 0], [0, 0, 0, 0]]
+    rows[:2, Column.WORKER_EXECUTE0 :] = 0
+    rows[0, Column.WORKER_EXECUTE0] = UNKNOWN
 
     assert Turns(rows).is_unjoined.tolist() == [True, False, False]
 

@@ -13,10 +13,3 @@ def test_a_graph_mode_is_read_in_any_spelling(written):
 
 def test_a_graph_mode_that_nobody_knows_is_unknown():
     assert GraphMode("FULL_AND_A_HALF") is GraphMode.UNKNOWN
-
-
-def test_every_mode_that_vllm_dispatches_to_is_known():
-    modes = pytest.importorskip("vllm.config.compilation", reason="vLLM is not installed").CUDAGraphMode
-
-    dispatched = {mode.decode_mode() for mode in modes} | {mode.mixed_mode() for mode in modes}
-    assert {GraphMode(mode.name) for mode in dispatched} == {GraphMode.NONE, GraphMode.PIECEWISE, GraphMode.FULL}

@@ -434,10 +434,12 @@ def test_an_unknown_capture_is_not_found(client, method):
 ROUTES = [
     ("GET", "status"),
     ("GET", "breakdown"),
+    ("GET", "advice"),
     ("GET", "steps"),
     ("GET", "steps/a"),
     ("GET", "steps/a/trace"),
     ("GET", "iterations"),
+    ("GET", "requests"),
     ("POST", "captures"),
     ("GET", "captures"),
     ("GET", "captures/a"),
@@ -447,16 +449,16 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer wrong", "Basic c2VjcmV0", "Bearer sécret"])
-def test_with_a_key_every_route_asks_for_it(serve, running, spool, method, path, given):
+def test_with_a_key_every_route_asks_for_it(serve, running, spool, given):
     client = serve(api_key=SecretStr("secret"))
     headers = {} if given is None else {"Authorization": given.encode()}
 
-    response = client.request(method, path, headers=headers, content=b"not json")
+    answers = {route: client.request(*route, headers=headers, content=b"not json") for route in ROUTES}
 
-    problem(response, 401)
-    assert response.headers["www-authenticate"] == 'Bearer realm="taxbreak"'
+    for response in answers.values():
+        problem(response, 401)
+    assert {answer.headers["www-authenticate"] for answer in answers.values()} == {'Bearer realm="taxbreak"'}
     assert spool.read_request("vllm-a") is None
 
 

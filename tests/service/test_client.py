@@ -2,10 +2,10 @@
 
 import http.server
 import json
-import subprocess
-import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -14,15 +14,11 @@ from taxbreak_vllm.model.errors import SettingsError
 
 
 @pytest.fixture
-def ask(spool, make_state):
-    """Start the command line; another thread of the test is the server it asks."""
+def ask(taxbreak, spool, make_state):
+    """Start the command line, in a thread of its own; another thread of the test is the server it asks."""
     spool.put_state(make_state(updated_unix_ns=time.time_ns() + 3600 * 10**9))
-
-    def ask(*words):
-        command = [sys.executable, "-m", "taxbreak_vllm.cli", *map(str, words)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return ask
+    with ThreadPoolExecutor(1) as thread:
+        yield partial(thread.submit, taxbreak)
 
 
 @pytest.fixture
@@ -51,14 +47,23 @@ def record(spool, put, reference, until):
 def test_a_capture_prints_what_came_and_says_what_is_missing(
     start_sidecar, ask, record, steps, code, num_analyzed, said
 ):
-    asked = ask("capture", "--url", start_sidecar(), "--steps", 2, "--timeout-s", 5, "--json")
+    timeout_s = (3, 10, 60)[len(steps)]  # it is waited for only where steps are missing
+    asked = ask("capture", "--url", start_sidecar(), "--steps", 2, "--timeout-s", timeout_s, "--json")
     record(steps)
-    out, err = asked.communicate(timeout=60)
+    done = asked.result(timeout=90)
 
-    assert asked.returncode == code, err
-    assert len(json.loads(out or '{"steps": []}')["steps"]) == num_analyzed
-    assert err.count("\n") == (said is not None)
-    assert (said or "") in err
+    assert done.returncode == code, done.stderr
+    assert len(json.loads(done.stdout or '{"steps": []}')["steps"]) == num_analyzed
+    assert done.stderr.count("\n") == (said is not None)
+    assert (said or "") in done.stderr
+
+
+def test_advice_is_what_the_server_says_as_json_and_as_text(start_sidecar, ask):
+    url = start_sidecar()
+    tree, text = (ask("advice", "--url", url, *flag).result(timeout=60) for flag in (("--json",), ()))
+
+    assert json.loads(tree.stdout)["reasons"] == ["nothing was recorded yet"]
+    assert (text.stdout, text.stderr) == ("advice: withheld\n   nothing was recorded yet\n", "")
 
 
 @pytest.mark.parametrize(
@@ -70,11 +75,10 @@ def test_a_capture_prints_what_came_and_says_what_is_missing(
     ],
 )
 def test_what_the_api_does_not_take_is_said_in_its_words_with_exit_2(start_sidecar, ask, words, said):
-    asked = ask(*words, "--url", start_sidecar())
-    out, err = asked.communicate(timeout=60)
+    done = ask(*words, "--url", start_sidecar()).result(timeout=60)
 
-    assert (asked.returncode, out, err.count("\n")) == (2, "", 1), err
-    assert said in err
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("speak", [lambda url: capture_steps(url, steps=1), control_server], ids=["capture", "control"])
@@ -94,7 +98,7 @@ def test_a_server_of_another_kind_is_told_from_ours(speak, body):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises(CaptureError, match="no answer of this version of taxbreak"):
             speak(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from live_states import MS, engine_state, frontend_state, spans, waterfall
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -26,6 +27,7 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.evidence import Figure
+from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, SpanHistogram, Stage
 from taxbreak_vllm.model.step import GraphMode, Phase, Server
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -34,6 +36,15 @@ from taxbreak_vllm.trace.kernels import Family
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 TINY = {"model_name": "tiny", "engine": "0", "rank": "0"}
 DECODE = TINY | {"phase": "decode"}
+BUILD = {
+    "vllm": "0.32.0",
+    "torch": "2.13.0",
+    "cuda": "12.9",
+    "settings_hash": "62bd27feb1",
+    "gpu": "NVIDIA H100",
+    "uuid": "GPU-0f1e",
+    "host": "node-7",
+}
 
 
 @pytest.fixture
@@ -276,11 +287,118 @@ def test_of_an_engine_that_works_ahead_nothing_is_called_exposed(spool, turn, va
     assert value("server_unexplained_ratio", ENGINE) is None
 
 
+MODEL = {"model_name": "tiny"}
+API = frontend_state(waterfall(render=41), waterfall(render=3), num_failed=2, num_unknown=1)
+
+
+def test_requests_are_counted_by_stage_and_once(spool, turn, value, clock):
+    for state in (API, API, replace(API, stages=API.stages | {Stage.RENDER: spans(41 * MS, 3 * MS, 3 * MS)})):
+        spool.put_frontend_state(replace(state, updated_unix_ns=clock()))
+        turn()
+
+    assert value("request_stage_seconds_count", MODEL, stage="render") == 3
+    assert value("request_stage_seconds_sum", MODEL, stage="render") == pytest.approx(0.047)
+    assert value("request_stage_seconds_bucket", MODEL, stage="render", le="0.005") == 2
+    assert value("request_stage_seconds_bucket", MODEL, stage="render", le="0.05") == 3
+    assert value("request_stage_seconds_count", MODEL, stage="decode") == 2
+    assert value("request_seconds_sum", MODEL) == pytest.approx(API.total.sum_ns / 1e9)
+    assert value("time_to_first_byte_seconds_count", MODEL) == 2
+    assert value("api_token_seconds_count", MODEL, part="detokenize") == 2
+    assert value("event_loop_lag_seconds_count", MODEL) == 1
+    assert value("requests_not_followed_total", MODEL, reason="failed") == 2
+    assert value("requests_not_followed_total", MODEL, reason="lost") == 0
+
+
+def test_stages_add_up_to_the_requests(spool, turn, value, clock):
+    spool.put_frontend_state(replace(API, updated_unix_ns=clock()))
+    turn()
+
+    stages = sum(value("request_stage_seconds_sum", MODEL, stage=stage) for stage in Stage)
+    assert stages == pytest.approx(value("request_seconds_sum", MODEL))
+
+
+def test_an_api_server_that_was_started_anew_counts_on_and_two_of_one_model_count_together(spool, turn, value, clock):
+    for state in (API, replace(API, api="1"), replace(API, started_unix_ns=2)):
+        spool.put_frontend_state(replace(state, updated_unix_ns=clock()))
+        turn()
+    clock.sleep_s(31)
+
+    assert value("request_seconds_count", MODEL) == 6
+    assert value("runqueue_wait_ratio", MODEL, process="api-0") is None
+
+
+def test_histograms_that_are_missing_or_of_other_buckets_have_no_series_and_spoil_no_other(spool, turn, value, clock):
+    other = SpanHistogram(num=3, sum_ns=9, bucket_counts=(1, 2))
+    state = replace(API, stages={Stage.PARSE: other, Stage.RENDER: spans(MS)}, tokens={}, total=other)
+    spool.put_frontend_state(replace(state, updated_unix_ns=clock()))
+    turn()
+
+    assert value("request_stage_seconds_count", MODEL, stage="render") == 1
+    assert value("request_stage_seconds_count", MODEL, stage="parse") is None
+    assert value("api_token_seconds_count", MODEL, part="send") is None
+    assert value("request_seconds_count", MODEL) is None
+    assert value("time_to_first_byte_seconds_count", MODEL) == 2
+
+
+def test_a_state_that_the_results_cannot_hold_costs_no_other_one(spool, turn, value, clock):
+    least = -(2**63)
+    for num in (least, 2**63 - 1):
+        spool.put_frontend_state(replace(API, num_failed=num, updated_unix_ns=clock()))
+        spool.put_frontend_state(replace(API, api="1", updated_unix_ns=clock()))
+        spool.put_engine_state(replace(LOOP, num_iterations=num, num_unjoined=num, updated_unix_ns=clock()))
+        spool.put_engine_state(replace(LOOP, engine="1", updated_unix_ns=clock()))
+        turn()
+
+    assert value("request_seconds_count", MODEL) == 4
+    assert value("engine_iterations_total", ENGINE | {"engine": "1"}) == 4
+
+
+def test_who_waits_for_a_cpu_is_told_by_process_and_an_api_server_has_no_engine(spool, value, clock, make_state):
+    spool.put_state(make_state(runqueue_wait_ratio=0.4))
+    for engine, ratio in (("0", 0.2), ("1", None)):
+        state = replace(LOOP, engine=engine, runqueue_wait_ratio=ratio, updated_unix_ns=clock())
+        spool.put_engine_state(state)
+    spool.put_frontend_state(replace(API, runqueue_wait_ratio=0.3, updated_unix_ns=clock()))
+    spool.put_frontend_state(replace(API, server_id="vllm-b", runqueue_wait_ratio=0.1, updated_unix_ns=clock()))
+
+    assert value("runqueue_wait_ratio", ENGINE, process="rank-0") == 0.4
+    assert value("runqueue_wait_ratio", ENGINE, process="engine-0") == 0.2
+    assert value("runqueue_wait_ratio", ENGINE | {"engine": "1"}, process="engine-1") is None
+    assert value("runqueue_wait_ratio", MODEL, process="api-0") == 0.3
+
+
+def test_of_two_servers_of_one_model_the_worse_is_told(spool, registry, value, clock):
+    spool.put_engine_state(replace(LOOP, updated_unix_ns=clock()))
+    worse = {EnginePart.LOOP: 2_000_000}
+    spool.put_engine_state(replace(LOOP, server_id="vllm-b", exposed_ns=worse, updated_unix_ns=clock()))
+
+    samples = [s for family in registry.collect() for s in family.samples if s.name.endswith("unexplained_ratio")]
+    assert len(samples) == 1
+    assert value("server_unexplained_ratio", ENGINE) == pytest.approx(0.25)
+
+
+def test_the_server_s_hdbi_holds_what_the_device_waits_for_between_steps(put, spool, turn, value, clock):
+    labels = ENGINE | {"phase": "decode"}
+    put("a", 10_000)
+    put("b", 30_000)
+    turn()
+    assert value("hdbi_server", labels) is None
+
+    spool.put_engine_state(engine_state(exposed={EnginePart.SCHEDULE: 2}, updated_unix_ns=clock()))
+
+    assert value("hdbi_server", labels) == pytest.approx(2.2 / (2.2 + 1.8 + 2))
+    clock.sleep_s(31)
+    assert value("hdbi_server", labels) is None
+
+
 @pytest.fixture
 def busy(put, spool, make_state, turn, clock):
     spool.put_engine_state(replace(LOOP, updated_unix_ns=clock()))
+    spool.put_engine_state(engine_state(engine="7", runqueue_wait_ratio=0.1, updated_unix_ns=clock()))
+    spool.put_engine_state(engine_state(model_name="tiny", updated_unix_ns=clock(), server_id="vllm-c"))
+    spool.put_frontend_state(replace(API, updated_unix_ns=clock()))
     other = Server(server_id="vllm-b", engine="1", rank=3, model_name='odd "name"\\\n')
-    spool.put_state(make_state(dropped={"backlog": 1}, overhead_ns=1, serving_ns=10))
+    spool.put_state(make_state(dropped={"backlog": 1}, overhead_ns=1, serving_ns=10, runqueue_wait_ratio=0.1))
     spool.put_state(make_state(server=other))
     for index, phase in enumerate(Phase):
         put(f"a{index}", phase=phase)
@@ -292,7 +410,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     spool, results, make_state, make_info, make_step, registry
 ):
     """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
-    num_per_phase, num_per_worker = 82, 6 * 82 + 30
+    num_per_phase, num_per_worker = 82, 6 * 82 + 31
     (plain,) = make_state().steps
     plain_steps = [
         replace(plain, phase=phase, graph_mode=mode)
@@ -300,7 +418,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
         for mode in (GraphMode.NONE, GraphMode.FULL, GraphMode.PIECEWISE)
     ]
     times = {"steps": tuple(plain_steps), "iterations": tuple(plain_steps)}
-    spool.put_state(make_state(**times, overhead_ns=1, serving_ns=10, dropped={"backlog": 1}))
+    spool.put_state(make_state(**times, overhead_ns=1, serving_ns=10, dropped={"backlog": 1}, runqueue_wait_ratio=0.1))
     results.put_states(spool.states())
     unknown = StepBreakdown(device=DeviceTime(idle_ns=None, idle=IdleTime.unknown()), exposed=ExposedTax.unknown())
     for phase in Phase:
@@ -322,6 +440,17 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     assert sum("model_name" in s.labels for s in samples) < num_per_worker
     assert f"{num_per_phase} series" in METRICS_PAGE.read_text()
     assert f"{num_per_worker} series" in METRICS_PAGE.read_text()
+
+
+def test_the_number_of_series_of_a_model_s_api_servers_is_bounded_as_the_documents_say(spool, turn, registry, clock):
+    for api in ("0", "1"):
+        spool.put_frontend_state(replace(API, api=api, runqueue_wait_ratio=None, updated_unix_ns=clock()))
+        turn()
+
+    num = sum("model_name" in s.labels for family in registry.collect() for s in family.samples)
+
+    assert num == (len(Stage) + len(DELIVERY) + 3) * (len(SPAN_BUCKETS_NS) + 3) + 3
+    assert f"{num} series" in METRICS_PAGE.read_text()
 
 
 def test_every_metric_is_in_the_documents(busy, registry):
@@ -363,6 +492,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "capture_overhead_ratio": {*TINY},
         "recording_enabled": {*TINY},
         "cupti_attached": {*TINY},
+        "server": {*TINY, *BUILD},
     }
     of_engines = {
         "engine_iterations": {*ENGINE},
@@ -371,13 +501,25 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "engine_exposed_seconds": {*ENGINE, "part"},
         "idle_between_steps_seconds": {*ENGINE, "cause"},
         "server_unexplained_ratio": {*ENGINE},
+        "hdbi_server": {*ENGINE, "phase"},
+    }
+    of_api_servers = {
+        "request_stage_seconds": {*MODEL, "stage"},
+        "request_seconds": {*MODEL},
+        "time_to_first_byte_seconds": {*MODEL},
+        "api_token_seconds": {*MODEL, "part"},
+        "event_loop_lag_seconds": {*MODEL},
+        "requests_not_followed": {*MODEL, "reason"},
     }
     of_the_sidecar = {"spool_bytes": set(), "analysis_lag_seconds": set(), "build": {"version"}}
 
     for family in registry.collect():
         name = family.name.removeprefix("taxbreak_")
-        wanted = (without_phase | of_engines | of_the_sidecar).get(name, {*DECODE} | extra.get(name, set()))
+        known = without_phase | of_engines | of_api_servers | of_the_sidecar
+        wanted = known.get(name, {*DECODE} | extra.get(name, set()))
         for sample in family.samples:
+            if name == "runqueue_wait_ratio":
+                wanted = {*MODEL, "process"} | (set() if sample.labels["process"].startswith("api") else {"engine"})
             assert set(sample.labels) - {"le"} == wanted - {"le"}, name
 
 
@@ -399,3 +541,46 @@ def test_whether_steps_are_recorded_is_told_while_the_server_runs(spool, make_st
 
     clock.sleep_s(60)
     assert value("recording_enabled", TINY) is None
+
+
+@pytest.fixture
+def make_build(make_state):
+    """A worker's state that tells what it is built of."""
+
+    def make(*, server_id="s", started_ns=1, device_type="cuda", **changes):
+        told = BUILD | changes
+        told["device_name"], told["device_uuid"] = told.pop("gpu"), told.pop("uuid")
+        server = Server(server_id=server_id, model_name="tiny", device_type=device_type, **told)
+        return make_state(server=server, started_ns=started_ns)
+
+    return make
+
+
+def test_what_a_server_is_built_of_is_told_while_it_runs(spool, make_build, value, clock):
+    spool.put_state(make_build())
+
+    assert value("server_info", TINY, **BUILD) == 1
+
+    clock.sleep_s(60)
+    assert value("server_info", TINY, **BUILD) is None
+
+
+def test_a_server_that_was_restarted_with_other_settings_is_told_once(spool, make_build, value):
+    spool.put_state(make_build(server_id="before"))
+    spool.put_state(make_build(server_id="after", started_ns=2, settings_hash="97b4795840"))
+
+    assert value("server_info", TINY, **BUILD) is None
+    assert value("server_info", TINY, **BUILD | {"settings_hash": "97b4795840"}) == 1
+
+
+def test_replicas_on_two_gpus_are_both_told(spool, make_build, value):
+    spool.put_state(make_build(server_id="one"))
+    spool.put_state(make_build(server_id="other", uuid="GPU-2d3c"))
+
+    assert value("server_info", TINY, **BUILD) == value("server_info", TINY, **BUILD | {"uuid": "GPU-2d3c"}) == 1
+
+
+def test_a_cpu_is_no_gpu(spool, make_build, value):
+    spool.put_state(make_build(device_type="cpu", gpu="AMD EPYC", uuid=""))
+
+    assert value("server_info", TINY, **BUILD | {"gpu": "", "uuid": ""}) == 1

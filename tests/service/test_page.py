@@ -6,9 +6,11 @@ import time
 from html.parser import HTMLParser
 
 import pytest
+from live_states import ahead, engine_state, frontend_state, waterfall
 
-from taxbreak_vllm.model.breakdown import Breakdown, Source
-from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
+from taxbreak_vllm.model.breakdown import Breakdown, ExposedTax, Source
+from taxbreak_vllm.model.engine import Between, EnginePart
+from taxbreak_vllm.model.frontend import Stage
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.http.page import page, read_article
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -82,7 +84,7 @@ def test_it_shows_phases_taxes_steps_and_servers_per_step(show, spool, make_stat
 
     text = Tags(show()[0]).text
 
-    assert "decode 0.550 55.0% 55.0% 25.0% 400.0 µs 5 2" in text
+    assert "decode 0.550 – 55.0% 55.0% 25.0% 400.0 µs 5 2" in text
     assert "decode 120.0 µs 80.0 µs 40.0 µs 0.0 µs 20.0 µs 8.0 µs 180.0 µs 100.0 µs" in text
     assert "vllm-a 0 tiny recording 10" in text
     assert 'href="v1/taxbreak/steps/a"' in show()[0]
@@ -129,7 +131,7 @@ def test_calibrated_steps_are_advised_on(article, put, turn, results, analyze, m
     breakdown = dataclasses.replace(breakdown, calibration=calibrated, coverage=covered)
     results.add_step("a", make_info("a"), breakdown, now_ns=clock())
 
-    assert [(advice.rule, advice.at_most_ns) for advice in article().advice.advice][:1] == [("batch-size", 44_000)]
+    assert [(advice.rule, advice.at_most_ns) for advice in article().advice.advice][:1] == [("batch-size", 46_875)]
 
 
 def test_a_form_asks_for_steps_with_the_key_where_there_is_one(show, spool, make_state):
@@ -211,27 +213,189 @@ def test_what_one_should_know_of_a_servers_recording_is_on_the_page(spool, make_
     assert "this CUPTI is old" not in later
 
 
-def test_what_an_iteration_went_to_is_a_bar_for_each_engine_whose_workers_tell(show, spool, clock):
-    loop = EngineState(
-        server_id="vllm-a",
-        engine="0",
-        model_name="tiny",
-        updated_unix_ns=clock(),
-        num_iterations=1000,
-        iterations_ns=4 * 10**9,
-        worker_ns=2 * 10**9,
-        exposed_ns={EnginePart.SCHEDULE: 5 * 10**8, EnginePart.LOOP: 10**7},
-        between_ns={Between.IPC_RETURN: 49 * 10**7, Between.NO_WORK: 10**9},
+SLOW_TOKENIZER = [waterfall(number, render=41, prefill=21) for number in range(20)]
+
+
+@pytest.fixture
+def serve(spool, clock):
+    """A server with this engine and an API server with these requests; either may be missing."""
+
+    def serve(engine=None, waterfalls=None, **fields):
+        if engine is not None:
+            spool.put_engine_state(dataclasses.replace(engine, updated_unix_ns=clock()))
+        if waterfalls is not None:
+            spool.put_frontend_state(frontend_state(*waterfalls, updated_unix_ns=clock(), **fields))
+            spool.put_waterfalls("vllm-a", fields.get("api", "0"), waterfalls)
+
+    return serve
+
+
+def bars(tags, word):
+    """What the bars that have this word say of themselves."""
+    return [a["aria-label"] for a in tags.attributes if a.get("class") == "bar" and word in a["aria-label"]]
+
+
+def test_the_device_s_second_is_one_bar_from_client_to_kernel_for_each_engine_that_tells(show, serve, put, turn):
+    put("a", 1000)
+    turn()
+    serve(
+        engine_state(
+            worker_ms=4,
+            exposed={EnginePart.SCHEDULE: 2, EnginePart.LOOP: 0.1},
+            between={Between.IPC_RETURN: 0.9, Between.FRONTEND: 1, Between.NO_WORK: 2},
+        )
     )
-    spool.put_engine_state(loop)
-    spool.put_engine_state(dataclasses.replace(loop, engine="1", works_ahead=True, exposed_ns={}, between_ns={}))
+    serve(ahead(engine="1"))
 
     tags = Tags(show()[0])
 
-    (bar,) = [a["aria-label"] for a in tags.attributes if "bar" in a.get("class", "") and "schedule" in a["aria-label"]]
+    (bar,) = bars(tags, "schedule")
     assert bar == (
-        "the worker's step 2.00 ms (66.7%); engine: schedule 500.0 µs (16.7%);"
-        " result on its way to the engine 490.0 µs (16.3%); not explained 10.0 µs (0.3%)"
+        "no request 2.00 ms (20.0%); a request is in the API server 1.00 ms (10.0%); engine: schedule 2.00 ms (20.0%);"
+        " not explained 100.0 µs (1.0%); result on its way to the engine 900.0 µs (9.0%);"
+        " worker: Python, op dispatch (ΔFT) 842.1 µs (8.4%); worker: launch calls (ΔKT) 84.2 µs (0.8%);"
+        " worker: other runtime calls 126.3 µs (1.3%); launched, not begun 631.6 µs (6.3%);"
+        " the device works 2.32 ms (23.2%)"
     )
+    assert sum(float(share) for share in re.findall(r"\(([\d.]+)%\)", bar)) == pytest.approx(100, abs=0.5)
     assert [a["data-engine"] for a in tags.attributes if "data-engine" in a] == ["0", "1"]
     assert any("works a step ahead" in text for text in tags.texts)
+    assert "the device works 2.32 ms (23.2%) 8.00 ms 1,000" in tags.text
+
+
+def test_the_bar_s_parts_stand_side_by_side_and_fill_it(show, serve):
+    serve(engine_state(exposed={EnginePart.SCHEDULE: 2}, between={Between.NO_WORK: 2}))
+
+    document = show()[0]
+
+    svg = document[document.index("data-engine") :]
+    rects = re.findall(r'<rect class="k-\S+" x="([\d.]+)" width="([\d.]+)"', svg[: svg.index("</svg>")])
+    assert [float(x) for x, _ in rects] == pytest.approx([0, 200, 400], abs=0.02)
+    assert sum(float(width) for _, width in rects) == pytest.approx(1000, abs=0.05)
+
+
+def test_another_server_s_steps_do_not_divide_this_one_s_second(show, serve, put, turn):
+    put("a", 1000, server=Server(server_id="vllm-b", model_name="tiny"))
+    turn()
+    serve(engine_state())
+
+    (bar,) = bars(Tags(show()[0]), "worker")
+
+    assert "the worker's step, not recorded yet 6.00 ms (99.8%)" in bar
+
+
+def test_requests_are_waterfalls_with_the_first_byte_marked_and_a_table_of_their_stages(show, serve):
+    slow = waterfall(0xABCDEF12, started_unix_ns=10**9, render=41, prefill=21, decode=400)
+    serve(waterfalls=[*SLOW_TOKENIZER, slow])
+
+    document, _ = show()
+    tags = Tags(document)
+
+    (median,) = bars(tags, "median")
+    assert median.startswith("median: receive 100.0 µs; parse 100.0 µs; render: template, tokenizer 41.00 ms;")
+    assert median.endswith("; first byte after 62.90 ms")
+    (late,) = bars(tags, "abcdef12")
+    assert "decode 400.0 ms" in late
+    assert "render: template, tokenizer 41.00 ms 41.00 ms" in tags.text
+    assert "62.90 ms 102.9 ms of 21" in tags.text
+    (mark, _) = re.findall(r'<rect class="mark" x="([\d.]+)"', document)
+    assert float(mark) == pytest.approx(1000 * 62.9 / 462.9, abs=0.01)
+    tables = [tag.get("aria-label") for tag in tags.attributes]
+    assert "Stages of these requests" in tables
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        (None, "No API server is followed: name the plugin on the server (VLLM_PLUGINS=taxbreak)"),
+        ({}, "No request has ended yet."),
+        ({"num_unknown": 1}, "The server keeps no times of its requests"),
+    ],
+)
+def test_without_requests_the_reason_stands_there(show, serve, fields, why):
+    serve(engine_state(), *([] if fields is None else [()]), **(fields or {}))
+
+    assert why in Tags(show()[0]).text
+
+
+def test_a_slow_tokenizer_is_the_first_sentence_of_the_page(show, serve, put, turn):
+    put("a", 1000)
+    turn()
+    serve(engine_state(exposed={EnginePart.SCHEDULE: 0.4}), SLOW_TOKENIZER)
+
+    tags = Tags(show()[0])
+
+    sentence = (
+        "Requests wait 41.00 ms of the 62.90 ms to their first token in the tokenizer (render) of the API server,"
+    )
+    assert tags.text.partition("Skip to the figures taxbreak tiny ")[2].startswith(sentence)
+
+
+def test_advice_on_what_lies_around_the_steps_stands_with_that_on_the_steps(show, article, serve, put, turn):
+    put("a", 1000)
+    turn()
+    serve(engine_state(between={Between.IPC_RETURN: 3}), SLOW_TOKENIZER)
+
+    assert [advice.rule for advice in article().advice.advice] == ["before-the-engine", "work-ahead"]
+    assert any("kernels have no launch event" in reason for reason in article().advice.reasons)
+    assert "2 changes worth trying" in Tags(show()[0]).text
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        (None, "is not known yet: no server writes into this spool"),
+        (engine_state(num=3), "is not known yet: 3 iterations so far, and it takes 100"),
+        (ahead(), "is not known yet: the engine works a step ahead"),
+        (engine_state(between={Between.NO_WORK: 900}), "Nothing is held up: the server had no request for 99.3%"),
+        (engine_state(exposed={EnginePart.SCHEDULE: 5}), "for the engine's loop: of each 11.00 ms"),
+        (engine_state(exposed={}, between={Between.IPC_RETURN: 0.1}), "worker's host work: of each 6.11 ms"),
+    ],
+)
+def test_the_page_begins_with_what_the_engine_tells(show, serve, put, turn, engine, words):
+    put("a", 1000)
+    turn()
+    serve(engine)
+
+    assert words in Tags(show()[0]).text.partition("refresh every")[0]
+
+
+def test_a_device_that_works_is_said_to_be_well(show, serve, results, make_info, make_step, clock):
+    step = make_step(1000)
+    idle = dataclasses.replace(step.device.idle, host_ns=10_000, queue_ns=0, edge_ns=0)
+    device = dataclasses.replace(step.device, window_ns=120_000, idle_ns=10_000, idle=idle)
+    step = dataclasses.replace(step, device=device, exposed=ExposedTax(delta_ft_ns=10_000))
+    source = Source(server_id="vllm-a", model_name="tiny")
+    results.add_step("a", make_info("a"), Breakdown(source=source, steps=(step,)), now_ns=clock())
+    serve(engine_state(worker_ms=9.9))
+
+    assert (
+        "All is well on the host: while there are requests, the device works 91.6% of the time." in Tags(show()[0]).text
+    )
+
+
+def test_the_server_s_hdbi_stands_beside_hdbi_with_the_reason_where_there_is_none(show, serve, put, turn):
+    put("a", 10_000)
+    turn()
+    assert "Decode: no engine of this model runs that tells of its loop." in Tags(show()[0]).text
+
+    serve(engine_state(exposed={EnginePart.SCHEDULE: 2}))
+
+    text = Tags(show()[0]).text
+    assert "decode 0.550 0.275 55.0%" in text
+    assert "beside the host's work: 0.275 over all iterations." in text
+
+
+@pytest.mark.parametrize("name", ["state.json", "requests.json"])
+def test_an_api_folder_that_cannot_be_read_costs_nothing_else(show, serve, spool, name):
+    serve(engine_state(), SLOW_TOKENIZER)
+    (spool.api_dir("vllm-a", "0") / name).write_bytes(b"\xff{")
+
+    assert "Where the device's second went" in Tags(show()[0]).text
+
+
+def test_times_that_cannot_be_are_drawn_as_none(show, serve):
+    odd = dataclasses.replace(waterfall(), stages_ns=dict.fromkeys(Stage, -5), total_ns=-60, ttft_ns=-1)
+    serve(engine_state(exposed={EnginePart.LOOP: -1}), [odd])
+
+    assert "works a step ahead" in Tags(show()[0]).text

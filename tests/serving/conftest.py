@@ -5,8 +5,8 @@ import __future__
 import ast
 import importlib.util
 import os
-import warnings
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -21,18 +21,11 @@ from taxbreak_vllm.serving.watch import Watch
 from taxbreak_vllm.settings import Settings
 
 
-@pytest.fixture(scope="session")
-def vllm_output():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of vLLM's own imports
-        return pytest.importorskip("vllm.v1.core.sched.output", exc_type=ImportError)
-
-
-def _scheduling(vllm_output):
+def _scheduling(vllm):
     def schedule(tokens, *, new=(), cached=(), resumed=(), drafts=None, encoder=None):
-        output = vllm_output.SchedulerOutput.make_empty()
+        output = vllm.SchedulerOutput.make_empty()
         output.scheduled_new_reqs = [
-            vllm_output.NewRequestData(
+            vllm.NewRequestData(
                 req_id=req_id,
                 prompt_token_ids=None if prompt is None else [7] * prompt,
                 mm_features=[],
@@ -44,7 +37,7 @@ def _scheduling(vllm_output):
             )
             for req_id, prompt, computed in new
         ]
-        output.scheduled_cached_reqs = vllm_output.CachedRequestData(
+        output.scheduled_cached_reqs = vllm.CachedRequestData(
             req_ids=[req_id for req_id, _ in cached],
             resumed_req_ids=set(resumed),
             new_token_ids=[],
@@ -63,9 +56,16 @@ def _scheduling(vllm_output):
 
 
 @pytest.fixture(scope="session")
-def schedule(vllm_output):
-    """Build a SchedulerOutput from new requests (id, prompt, computed) and cached ones (id, outputs)."""
-    return _scheduling(vllm_output)
+def schedule(vllm_source):
+    """Build a SchedulerOutput of vLLM's own classes from new requests (id, prompt, computed) and cached ones.
+
+    The classes are run from their source, as to import them takes seconds.
+    """
+    path = "v1/core/sched/output.py"
+    names = ["NewRequestData", "CachedRequestData", "ScheduledEncoderInputStats", "SchedulerOutput"]
+    names = [name for name in names if name in vllm_source.definitions(path)]
+    given = {"dataclass": dataclass, "field": field, "cached_property": cached_property}
+    return _scheduling(vllm_source.load(path, *names, **given))
 
 
 class VllmSource:
@@ -130,12 +130,6 @@ def vllm_source():
     if spec is None or spec.origin is None:
         pytest.skip("no vLLM here: install one, or name the folder of its source in CONTRACT_SOURCE")
     return VllmSource(Path(spec.origin).parent)
-
-
-@pytest.fixture(scope="session")
-def scheduling():
-    """Make `schedule` from classes of vLLM other than the installed one's."""
-    return _scheduling
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +32,6 @@ from taxbreak_vllm.serving.worker import WorkerExtension, is_led, is_passed_by, 
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, answer, when_fetched
 from taxbreak_vllm.spool.spool import Spool
 
-SCHEDULER_OUTPUT = "v1/core/sched/output.py"
 OUTPUTS = "v1/outputs.py"
 SECOND_RUNNER_OUTPUT = "v1/worker/gpu/async_utils.py"
 FIRST_RUNNER = "v1/worker/gpu_model_runner.py"
@@ -47,12 +45,9 @@ ENGINE = "v1/engine/core.py"
 
 
 @pytest.fixture(scope="module")
-def send(vllm_source, scheduling):
+def send(schedule):
     """Build a SchedulerOutput of the source's own classes."""
-    names = ["NewRequestData", "CachedRequestData", "ScheduledEncoderInputStats", "SchedulerOutput"]
-    names = [name for name in names if name in vllm_source.definitions(SCHEDULER_OUTPUT)]
-    given = {"dataclass": dataclass, "field": field, "cached_property": cached_property}
-    return scheduling(vllm_source.load(SCHEDULER_OUTPUT, *names, **given))
+    return schedule
 
 
 def test_every_phase_is_told_from_what_the_scheduler_sends(send):
@@ -68,6 +63,14 @@ def test_every_phase_is_told_from_what_the_scheduler_sends(send):
 
     assert {phase: classify(step).phase for phase, step in steps.items()} == {phase: phase for phase in steps}
     assert {phase: kinds.of_step(step).phase for phase, step in steps.items()} == {phase: phase for phase in steps}
+
+
+def test_every_mode_that_vllm_dispatches_to_is_known(vllm_source):
+    modes = vllm_source.load("config/compilation.py", "CUDAGraphMode", enum=enum).CUDAGraphMode
+
+    dispatched = {mode.decode_mode() for mode in modes} | {mode.mixed_mode() for mode in modes}
+
+    assert {GraphMode(mode.name) for mode in dispatched} == {GraphMode.NONE, GraphMode.PIECEWISE, GraphMode.FULL}
 
 
 def test_warm_up_is_told_from_requests_by_the_name_that_vllm_gives_it(vllm_source, send):
@@ -548,7 +551,12 @@ def test_a_multiprocess_executor_sends_a_calls_name_first_and_fetches_from_one_q
     assert "self.output_rank" in text
 
 
-_TIMES = ("server", 7, 1, 2, 3, 4)
+_STAMPS, _IDLE = ("server", 7, 1, 2, 3, 4, 1), (5, 6)
+_TIMES = (*_STAMPS, *_IDLE)
+
+
+def answer_at_once(output):
+    answer(output, _STAMPS, lambda: _IDLE)
 
 
 def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, outputs):
@@ -556,7 +564,7 @@ def test_what_travels_with_a_step_survives_the_way_between_the_processes(send, o
     output = outputs.ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0}, sampled_token_ids=[[5]])
 
     setattr(scheduled, NUMBER, 7)
-    answer(output, _TIMES)
+    answer_at_once(output)
 
     assert getattr(copy(scheduled), NUMBER) == 7
     assert getattr(copy(output), TIMES) == _TIMES
@@ -569,7 +577,7 @@ def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothin
 ):
     """Whoever else stands before its call: the count of a recorded step's tokens, an engine that times its wait."""
     output, waits = first_runner_output([[5], [6]]), []
-    answer(output, _TIMES)
+    answer_at_once(output)
     if is_recorded:
         SampledTokens().follow(output)
     if is_waited_for:
@@ -589,7 +597,7 @@ def test_an_output_still_on_its_way_brings_the_times_along_and_is_held_by_nothin
 def test_an_output_asked_for_and_let_go_at_once_is_fetched_all_the_same(first_runner_output):
     def ready():
         output = first_runner_output([[5], [6]])
-        answer(output, _TIMES)
+        answer_at_once(output)
         return output
 
     assert getattr(ready().get_output(), TIMES) == _TIMES
@@ -607,13 +615,13 @@ def test_an_output_on_which_nothing_can_be_put_comes_as_it_is():
             return closed
 
     closed, output = Closed(), Output()
-    answer(output, _TIMES)
+    answer_at_once(output)
 
     assert output.get_output() is closed
 
 
 def test_the_output_that_all_empty_steps_share_carries_nothing(outputs):
     empty = outputs.ModelRunnerOutput(req_ids=[], req_id_to_index={}, sampled_token_ids=[])
-    answer(empty, _TIMES)
+    answer_at_once(empty)
 
     assert not hasattr(empty, TIMES)

@@ -1,11 +1,12 @@
 import gzip
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from taxbreak_vllm.model import cupti
-from taxbreak_vllm.model.step import Batch, Phase
+from taxbreak_vllm.model.step import PHASES, Batch, Phase
 from taxbreak_vllm.model.worker import CaptureRequest, Control
 from taxbreak_vllm.serving.sampling.stalls import Detail
 from taxbreak_vllm.spool.spool import Spool
@@ -62,6 +63,19 @@ def test_every_plain_step_is_counted_by_phase(open_watch, decode, schedule):
         (Phase.PREFILL, 1, 1000),
         (Phase.IDLE, 1, 1000),
     ]
+
+
+def test_the_phase_of_the_step_is_there_once_it_has_begun_until_a_fault_of_ours(open_watch, decode, schedule):
+    watch = open_watch(sample_every=2)
+    phases = []
+    for step in (schedule({"a": 5}, new=[("a", 5, 0)]), decode):
+        _run(watch, step)
+        phases.append(PHASES[watch.phase_index])
+    watch.outbox.offer = None
+    _run(watch, decode)
+
+    assert phases == [Phase.PREFILL, Phase.DECODE]
+    assert watch.phase_index == -1
 
 
 def test_a_picked_step_becomes_a_capture_beside_its_plain_twin(open_watch, decode, tmp_path):
@@ -1028,3 +1042,16 @@ def test_what_a_stop_took_is_that_of_the_kind_that_was_picked_whatever_was_recor
             watch.outbox.turn(wait_s=0)
 
     assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]
+
+
+def test_the_wait_for_a_cpu_is_that_of_the_thread_with_the_first_request(open_watch, monkeypatch):
+    monkeypatch.setattr("taxbreak_vllm.serving.watch.RunQueueWait", lambda tid: SimpleNamespace(ratio=lambda: tid))
+    watch = open_watch()
+    before = watch.state().runqueue_wait_ratio
+
+    thread = threading.Thread(target=watch.arm)
+    thread.start()
+    thread.join()
+
+    assert before is None
+    assert watch.state().runqueue_wait_ratio == thread.native_id

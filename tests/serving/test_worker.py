@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from taxbreak_vllm.serving.device_idle import UNKNOWN, DeviceIdle
 from taxbreak_vllm.serving.worker import (
     WorkerExtension,
     describe,
@@ -18,6 +19,7 @@ from taxbreak_vllm.serving.worker import (
     server_id,
     works_ahead,
 )
+from taxbreak_vllm.serving.worker_times import NUMBER, TIMES
 from taxbreak_vllm.spool.spool import Spool
 
 
@@ -71,6 +73,8 @@ class PlainWorker:
 class FakeWatch:
     """Notes what the hooks tell it."""
 
+    server_id = "server"
+    phase_index = 1
     is_recording = True
     is_paused = False
 
@@ -111,6 +115,29 @@ def worker(watch):
     worker = PlainWorker()
     install(worker, open_watch=lambda worker: watch)
     return worker
+
+
+class BrokenEvent:
+    """An event of a device that is gone."""
+
+    def record(self):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_a_device_whose_events_fail_costs_a_step_its_idle_time_and_nothing_else(watch):
+    worker = PlainWorker()
+    install(worker, open_watch=lambda _: watch, open_device_idle=lambda _: DeviceIdle(BrokenEvent))
+    output = SimpleNamespace(req_ids=["a"])
+    worker.outputs["sample_tokens"] = output
+
+    scheduled = SimpleNamespace(num_scheduled_tokens={"a": 1}, **{NUMBER: 7})
+    assert worker.execute_model(scheduled) is None
+    assert worker.sample_tokens(None) is output
+
+    server_id, number, *stamps, phase_index, idle_ns, sample_idle_ns = getattr(output, TIMES)
+    assert (server_id, number, phase_index) == ("server", 7, watch.phase_index)
+    assert stamps == sorted(stamps)
+    assert (idle_ns, sample_idle_ns) == (UNKNOWN, UNKNOWN)
 
 
 def _extend(worker_class):

@@ -102,6 +102,14 @@ def test_a_link_is_no_capture_no_rank_and_no_server_as_it_may_lead_out_of_the_sp
     assert spool.states() == []
 
 
+def test_a_state_that_is_no_text_is_left_out(spool):
+    spool.put_state(WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=2, enabled=True))
+    path = spool.root / "server-a" / "0" / "state.json"
+    path.write_bytes(path.read_bytes().replace(b"server-a", b"server-\x80"))
+
+    assert spool.states() == []
+
+
 def test_a_writer_that_dies_leaves_nothing_to_read(spool):
     def dies(path: Path) -> None:
         path.write_bytes(b"half")

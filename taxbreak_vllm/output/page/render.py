@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.kernel_names import kernel_name
+from taxbreak_vllm.output.page.server import legend_of
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
 from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
@@ -55,6 +56,7 @@ def _template() -> Template:
         "percent": percent,
         "json": _json,
         "kernel": kernel_name,
+        "legend": legend_of,
         "one": one,
         "per": per,
         "span": span,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, ExposedTax, StepBreakdown, Taxes
-from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
+from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.page.server import RequestsView, SecondView
 
 if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
     from taxbreak_vllm.model.fusion import FusionReport
@@ -87,24 +88,17 @@ class WorkerLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoopView:
-    """The iterations of one engine: `parts` (class of colour, words, ns) sum to them, times without work aside."""
-
-    engine: str
-    model_name: str
-    num_iterations: int
-    parts: tuple[tuple[str, str, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What only the page of a running sidecar has."""
+    """What only the page of a running sidecar has; `lead` is its first sentence."""
 
     window_s: int
     has_key: bool
     servers: tuple[str, ...]
     workers: tuple[WorkerLine, ...]
-    loops: tuple[LoopView, ...] = ()
+    lead: str
+    hdbi_server: HdbiServer
+    seconds: tuple[SecondView, ...]
+    requests: RequestsView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,35 +159,6 @@ def lines_of(steps: Iterable[StepBreakdown]) -> Iterator[StepLine]:
             exposed_ns=step.device.idle.host_ns,
             active_ns=step.device.active_ns,
         )
-
-
-_BETWEEN: tuple[tuple[str, str, str], ...] = (
-    ("library", "engine: schedule", EnginePart.SCHEDULE),
-    ("dispatch", "engine: dispatch", EnginePart.DISPATCH),
-    ("python", "engine: update", EnginePart.UPDATE),
-    ("runtime", "engine: input", EnginePart.INPUT),
-    ("runtime", "engine: grammar", EnginePart.GRAMMAR),
-    ("runtime", "engine: outputs", EnginePart.POST),
-    ("queue", "call on its way to the worker", Between.IPC_DISPATCH),
-    ("launch", "result on its way to the engine", Between.IPC_RETURN),
-    ("host", "not explained", EnginePart.LOOP),
-)
-
-
-def loop_view(state: EngineState) -> LoopView:
-    """Show an engine's loop; one that works ahead has no parts, as its worker's times do not tell what was waited for.
-
-    Its exposed parts and what it waited for itself are one bar.
-    """
-    spent = {str(part): ns for parts in (state.exposed_ns, state.between_ns) for part, ns in parts.items()}
-    between = [(css, word, spent[part]) for css, word, part in _BETWEEN if part in spent]
-    parts = [("active", "the worker's step", state.worker_ns), *between]
-    return LoopView(
-        engine=state.engine,
-        model_name=state.model_name,
-        num_iterations=state.num_iterations,
-        parts=tuple(parts) if spent else (),
-    )
 
 
 def phase_view(phase: Phase | None, num_steps: int, total: StepBreakdown) -> PhaseView:

@@ -1,16 +1,18 @@
 """Breakdowns as text for people. In: the nouns of `model`. Out: rich tables; times in ms or µs, shares in percent."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
-from taxbreak_vllm.model.worker import ControlState, WorkerControl
 from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.text.names import visible
-from taxbreak_vllm.output.words import UNKNOWN, duration, one, ratio
+from taxbreak_vllm.output.words import UNKNOWN, duration, ratio
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.model.worker import ControlState, WorkerControl
 
 MAX_STEPS = 40
 _NAME_CHARS = 60
@@ -93,26 +95,14 @@ def summary_lines(breakdown: Breakdown) -> Iterable[str]:
     yield from (f"note: {note}" for note in dict.fromkeys(notes))
 
 
-def advice_lines(report: AdviceReport) -> Iterable[str]:
-    """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
-    yield f"advice: {report.verdict}"
-    for number, advice in enumerate(report.advice, start=1):
-        where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
-        yield f"{number}. {advice.change} ({where})"
-        share = f"{duration(advice.at_most_ns)} of {one(advice.per)} ({advice.at_most_ratio:.1%})"
-        yield f"   wins at most {share}, an upper bound"
-        yield f"   set: {'   '.join(advice.settings)}"
-        yield f"   why: {advice.finding}"
-        yield f"   wrong if: {advice.refuted_by}"
-    yield from (f"   {reason}" for reason in report.reasons)
-
-
 def _calibration(calibration: Calibration) -> str:
-    parts = [f"calibration: {calibration.state}"]
+    grade = f" ({calibration.grade})" if calibration.grade is not None else ""
+    parts = [f"calibration: {calibration.state}{grade}"]
     if calibration.dilation is not None:
         parts.append(f"recording made this step {calibration.dilation:.2f}× as long as a plain one")
     if calibration.residual is not None:
-        parts.append(f"{calibration.residual:+.1%} unexplained after {calibration.op_cost_ns} ns an op")
+        known = f" after {calibration.op_cost_ns} ns an op" if calibration.op_cost_ns is not None else ""
+        parts.append(f"{calibration.residual:+.1%} unexplained{known}")
     return "; ".join(parts)
 
 
@@ -120,7 +110,7 @@ def _name(name: str) -> Text:
     return Text(visible(name.removeprefix("void "))[:_NAME_CHARS].replace(" ", "\u00a0"))
 
 
-def control_lines(state: ControlState) -> list[str]:
+def control_lines(state: "ControlState") -> list[str]:
     """Say in one line a worker how it records, and below what one should know of that."""
     lines = []
     for worker in state.workers:
@@ -129,7 +119,7 @@ def control_lines(state: ControlState) -> list[str]:
     return lines
 
 
-def _recording(worker: WorkerControl) -> str:
+def _recording(worker: "WorkerControl") -> str:
     if not worker.enabled:
         return f"recording is off ({worker.off_reason or 'unknown'})"
     slowed = f", slowed down {worker.slowdown} times to keep to it" if worker.slowdown > 1 else ""

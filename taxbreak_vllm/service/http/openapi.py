@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Verdict
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
@@ -18,7 +19,9 @@ from taxbreak_vllm.model.breakdown import (
     Taxes,
     Tier,
 )
-from taxbreak_vllm.model.engine import Between, EnginePart
+from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
+from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
@@ -29,6 +32,8 @@ from taxbreak_vllm.service.http.responses import (
     CaptureView,
     EngineLoop,
     Iterations,
+    Requests,
+    RequestWaterfall,
     ResultsUse,
     SpoolUse,
     Status,
@@ -74,6 +79,7 @@ _BREAKDOWN = Breakdown(
     coverage=Coverage(activities=100, kernels=100, linked=100, launches=100, replay={Tier.TRACE: 1.0}),
     steps=(_STEP,),
     total=_STEP,
+    hdbi_server=HdbiServer(total=0.29, phases={Phase.DECODE: 0.29}),
 )
 _CAPTURE = CaptureView(
     id="0f0e6f7d3c3b4f0f9d7c3a5b1e2d4c6f",
@@ -153,13 +159,95 @@ _LOOP = EngineLoop(
     busy_ns={EnginePart.SCHEDULE: 55_000_000, EnginePart.DISPATCH: 159_000_000, EnginePart.LOOP: 36_000_000},
     exposed_ns={EnginePart.SCHEDULE: 55_000_000, EnginePart.DISPATCH: 119_000_000, EnginePart.LOOP: 28_000_000},
     between_ns={Between.IPC_DISPATCH: 49_000_000, Between.IPC_RETURN: 165_000_000, Between.NO_WORK: 177_000_000},
+    phases={
+        Phase.DECODE: IterationSums(
+            num=950,
+            total_ns=2_510_000_000,
+            worker_ns=2_130_000_000,
+            exposed_ns={EnginePart.SCHEDULE: 51_000_000, EnginePart.DISPATCH: 112_000_000, EnginePart.LOOP: 26_000_000},
+            between_ns={Between.IPC_DISPATCH: 44_000_000, Between.IPC_RETURN: 147_000_000},
+        )
+    },
+    idle_from=IdleFrom.WORKER_CALLS,
+    runqueue_wait_ratio=0.02,
     unexplained_ratio=0.0103,
+)
+
+
+def _spans(duration_ns: int) -> SpanHistogram:
+    index = sum(bound_ns < duration_ns for bound_ns in SPAN_BUCKETS_NS)
+    return SpanHistogram(
+        num=1, sum_ns=duration_ns, bucket_counts=tuple(int(i == index) for i in range(len(SPAN_BUCKETS_NS) + 1))
+    )
+
+
+_STAGES_NS = {
+    Stage.RECEIVE: 200_000,
+    Stage.PARSE: 300_000,
+    Stage.RENDER: 41_000_000,
+    Stage.SUBMIT: 500_000,
+    Stage.IPC_INPUT: 400_000,
+    Stage.QUEUE: 600_000,
+    Stage.PREFILL: 19_000_000,
+    Stage.DECODE: 80_000_000,
+    Stage.IPC_OUTPUT: 400_000,
+    Stage.DETOKENIZE: 100_000,
+    Stage.SERIALIZE: 300_000,
+    Stage.SEND: 200_000,
+}
+_DELIVERY_NS = {stage: _STAGES_NS[stage] for stage in DELIVERY}
+_TOTAL_NS = sum(_STAGES_NS.values())
+_TTFT_NS = sum(ns for stage, ns in _STAGES_NS.items() if stage is not Stage.DECODE)
+_FRONTEND = FrontendState(
+    server_id="vllm-a",
+    api="0",
+    model_name="tiny-llama",
+    started_unix_ns=_YEAR_2025_NS - 3600 * 10**9,
+    updated_unix_ns=_YEAR_2025_NS,
+    num_requests=1,
+    stages={stage: _spans(ns) for stage, ns in _STAGES_NS.items()},
+    ttft=_spans(_TTFT_NS),
+    total=_spans(_TOTAL_NS),
+    tokens={stage: _spans(ns) for stage, ns in _DELIVERY_NS.items()},
+    loop_lag=_spans(150_000),
+    runqueue_wait_ratio=0.01,
+)
+_WATERFALL = Waterfall(
+    number=0x5F3759DF,
+    engine="0",
+    started_unix_ns=_YEAR_2025_NS,
+    total_ns=_TOTAL_NS,
+    ttft_ns=_TTFT_NS,
+    stages_ns=_STAGES_NS,
+    first_token_ns=_DELIVERY_NS,
+    num_prompt_tokens=900,
+    num_output_tokens=16,
+    is_streamed=True,
+)
+_REQUESTS = Requests(api_servers=[_FRONTEND], waterfalls=[RequestWaterfall.of(_WATERFALL, _FRONTEND)], reason=None)
+_ADVICE = AdviceReport(
+    verdict=Verdict.ACT,
+    advice=(
+        Advice(
+            rule="cuda-graphs",
+            component=Component.FRAMEWORK,
+            phase=Phase.DECODE,
+            finding="929 launches a step, none of them a graph; for up to 58% of the step it waits",
+            change="Replay the step as CUDA graphs: one launch instead of hundreds.",
+            settings=("no --enforce-eager",),
+            at_most_ns=2_900_000,
+            at_most_ratio=0.58,
+            refuted_by="graph_mode stays NONE after the change",
+        ),
+    ),
 )
 
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
+    Requests: msgspec.to_builtins(_REQUESTS),
     Breakdown: _BREAKDOWN.to_builtins(),
+    AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),

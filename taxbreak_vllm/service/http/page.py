@@ -1,24 +1,23 @@
-"""The page at `/`: the window's balance per phase, advice, newest steps, servers, and a form that asks for steps.
+"""The page at `/`: what to know first, the window's balance per phase, advice, requests, steps, servers, and a form.
 
 Rendered on the server by `page.render`; it refreshes itself. Totals are those of `GET breakdown`. A step's instants and
 chains are fetched when they are looked at (`timelines`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.machine.limits import read_machine
-from taxbreak_vllm.model.advice import AdviceReport
-from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.insight.headline import headline
+from taxbreak_vllm.insight.requests import newest, slow, typical
+from taxbreak_vllm.insight.second import device_second
+from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.output.page.render import render
+from taxbreak_vllm.output.page.server import requests_view, second_view
 from taxbreak_vllm.output.page.view import (
     MAX_POINTS,
     Article,
@@ -29,19 +28,21 @@ from taxbreak_vllm.output.page.view import (
     calibration_words,
     coverage_words,
     facts_of,
-    loop_view,
     phase_view,
 )
+from taxbreak_vllm.output.text.headline import first_sentence
+from taxbreak_vllm.service.http.advice import read_advice
 from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.problems import Problem, check_token, problem_response
+from taxbreak_vllm.service.http.waterfalls import why_none
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.rows import StepRow
+from taxbreak_vllm.service.results.server import window_hdbi
 from taxbreak_vllm.service.results.store import Results
-from taxbreak_vllm.service.results.window import MAX_STEPS
+from taxbreak_vllm.service.results.window import MAX_STEPS, Window
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
-MAX_ADVISED_STEPS = 10  # of each phase; decoding one takes half a millisecond
 LISTED_STEPS = 20
 
 _ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -71,23 +72,14 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
     """Read the window that ends now."""
     since_ns = now_ns - window_s * 10**9
     rows = results.steps(since_ns=since_ns, limit=MAX_POINTS)
-    phases = {balance.series.phase for balance in results.balances(since_ns=since_ns)}
-    seen = [phase for phase in Phase if phase in phases]
-    every, *of_phase = (
-        results.window(since_ns=since_ns, phase=phase, limit=MAX_STEPS, listed=0, with_ops=phase is None)
-        for phase in (None, *seen)
-    )
+    every = results.window(since_ns=since_ns, limit=MAX_STEPS, listed=0)
+    of_phase = _by_phase(results, every, since_ns=since_ns)
     whole = every.breakdown
-    states = spool.states()
-    alive = live(states, now_ns=now_ns)
     return Article(
         title=whole.source.model_name or "host and device of vLLM",
         facts=facts_of(whole),
-        advice=_advice(results, rows, alive),
-        phases=tuple(
-            phase_view(phase, found.num_steps, found.breakdown.total)
-            for phase, found in zip(seen, of_phase, strict=True)
-        ),
+        advice=read_advice(results, spool, since_ns=since_ns, now_ns=now_ns),
+        phases=tuple(phase_view(phase, found.num_steps, found.breakdown.total) for phase, found in of_phase.items()),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(limit=LISTED_STEPS))),
         num_steps=every.num_steps,
@@ -96,14 +88,55 @@ def read_article(results: Results, spool: Spool, *, window_s: int, has_key: bool
         calibration=tuple(calibration_words(whole.calibration)),
         coverage=tuple(coverage_words(whole.coverage)),
         notes=tuple(dict.fromkeys((*whole.notes, *whole.total.notes))),
-        live=Live(
-            window_s=window_s,
-            has_key=has_key,
-            servers=tuple(sorted({state.server.server_id for state in alive if state.enabled})),
-            workers=tuple(_worker_line(state, is_live=state in alive) for state in states),
-            loops=tuple(loop_view(state) for state in live(spool.engine_states(), now_ns=now_ns)),
-        ),
+        live=_read_live(results, spool, every, of_phase, window_s=window_s, has_key=has_key, now_ns=now_ns),
     )
+
+
+def _read_live(
+    results: Results,
+    spool: Spool,
+    every: Window,
+    of_phase: Mapping[Phase, Window],
+    *,
+    window_s: int,
+    has_key: bool,
+    now_ns: int,
+) -> Live:
+    """Read what the servers that run say of themselves, beside the steps of the window."""
+    states = spool.states()
+    alive = live(states, now_ns=now_ns)
+    engines, frontends = live(spool.engine_states(), now_ns=now_ns), live(spool.frontend_states(), now_ns=now_ns)
+    recorded: dict[str, dict[Phase, StepBreakdown]] = {}
+    for server_id in {state.server_id for state in engines}:
+        is_all = every.breakdown.source.server_id == server_id
+        own = of_phase if is_all else _by_phase(results, every, since_ns=now_ns - window_s * 10**9, server_id=server_id)
+        recorded[server_id] = {phase: window.breakdown.total for phase, window in own.items()}
+    seconds = [(state, device_second(state, recorded[state.server_id])) for state in engines]
+    waterfalls = newest(one for state in frontends for one in spool.waterfalls(state.server_id, state.api))
+    request = typical(waterfalls, frontends)
+    known = [second for _, second in seconds if second is not None]
+    return Live(
+        window_s=window_s,
+        has_key=has_key,
+        lead=first_sentence(headline(known, request, engines=engines, num_workers=len(alive))),
+        servers=tuple(sorted({state.server.server_id for state in alive if state.enabled})),
+        workers=tuple(_worker_line(state, is_live=state in alive) for state in states),
+        hdbi_server=window_hdbi(every, engines),
+        seconds=tuple(second_view(state, second) for state, second in seconds),
+        requests=requests_view(request, slow(waterfalls), why_none(frontends)),
+    )
+
+
+def _by_phase(results: Results, every: Window, *, since_ns: int, server_id: str | None = None) -> dict[Phase, Window]:
+    """Return the steps of each phase that a window has, of one server or of all."""
+    windows = {
+        phase: results.window(
+            since_ns=since_ns, phase=phase, server_id=server_id, limit=MAX_STEPS, listed=0, with_ops=False
+        )
+        for phase in Phase
+        if phase in every.balances
+    }
+    return {phase: window for phase, window in windows.items() if window.num_steps}
 
 
 def page(article: Article) -> tuple[str, dict[str, str]]:
@@ -114,25 +147,6 @@ def page(article: Article) -> tuple[str, dict[str, str]]:
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-
-
-def _advice(results: Results, rows: Sequence[StepRow], alive: Sequence[WorkerState]) -> AdviceReport:
-    """Advise on the newest steps of each phase, and on the machine where one worker runs on it."""
-    chosen: dict[Phase, list[str]] = {}
-    for row in rows:
-        chosen.setdefault(row.phase, []).append(row.step_id)
-    ids = [step_id for of_phase in chosen.values() for step_id in of_phase[:MAX_ADVISED_STEPS]]
-    machine = read_machine(alive[0].server.pid) if len(alive) == 1 else None
-    return advise(list(_read_breakdowns(results, ids)), machine=machine)
-
-
-def _read_breakdowns(results: Results, step_ids: Iterable[str]) -> Iterator[Breakdown]:
-    """Yield those that are kept and that this version can read: another one may have written them."""
-    for step_id in step_ids:
-        data = results.breakdown(step_id)
-        if data is not None:
-            with suppress(msgspec.ValidationError):
-                yield Breakdown.from_json(data)
 
 
 def _point(row: StepRow) -> Point:

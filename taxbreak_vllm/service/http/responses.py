@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
+from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
@@ -39,6 +40,32 @@ class Iterations:
     """The loops of the engines that run."""
 
     engines: list[EngineLoop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestWaterfall(Waterfall):
+    """A request, and which API server of which server it came to."""
+
+    server_id: str
+    api: str
+
+    @classmethod
+    def of(cls, waterfall: Waterfall, state: FrontendState) -> "RequestWaterfall":
+        """Add to a request whose it is."""
+        members = {field.name: getattr(waterfall, field.name) for field in fields(waterfall)}
+        return cls(**members, server_id=state.server_id, api=state.api)
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The API servers that run, with the sums since their start, and some of their requests, the newest first.
+
+    `waterfalls` are null where there is none, and `reason` says why.
+    """
+
+    api_servers: list[FrontendState]
+    waterfalls: list[RequestWaterfall] | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

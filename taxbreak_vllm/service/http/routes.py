@@ -9,12 +9,14 @@ from http import HTTPStatus
 
 from fastapi import APIRouter
 
+from taxbreak_vllm.service.http.advice import add_advice_route
 from taxbreak_vllm.service.http.captures import add_capture_routes
 from taxbreak_vllm.service.http.control import add_control_routes
 from taxbreak_vllm.service.http.iterations import add_iteration_routes
 from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
+from taxbreak_vllm.service.http.waterfalls import add_request_routes
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -35,6 +37,10 @@ def create_router(
         now_ns=now_ns,
     )
     router = new_router(settings, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
-    for add in (add_status_route, add_step_routes, add_iteration_routes, add_capture_routes, add_control_routes):
+    for add in (
+        *(add_status_route, add_step_routes, add_iteration_routes, add_request_routes),
+        *(add_capture_routes, add_control_routes),
+    ):
         add(router, context)
+    add_advice_route(router, context)
     return router

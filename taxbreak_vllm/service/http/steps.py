@@ -7,10 +7,13 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.service.http.advice import AdvisedBreakdown, read_advice
 from taxbreak_vllm.service.http.openapi import answer, errors
 from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.responses import StepsPage
 from taxbreak_vllm.service.http.router import Cursor, Limit, RouteContext, json_response
+from taxbreak_vllm.service.results.live import live
+from taxbreak_vllm.service.results.server import window_hdbi
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, MAX_STEPS
 from taxbreak_vllm.settings import WindowS
@@ -26,7 +29,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
     """Add `GET breakdown` and the routes below `steps`."""
     Store = Annotated[Results, Depends(context.results)]
 
-    @router.get("/breakdown", response_model=Breakdown, responses=answer(Breakdown))
+    @router.get("/breakdown", response_model=AdvisedBreakdown, responses=answer(Breakdown))
     def breakdown(
         results: Store,
         phase: Phase | None = None,
@@ -37,12 +40,17 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
         ] = MAX_LISTED_STEPS,
     ) -> Response:
         """All steps recorded in the last `window_s` seconds as one breakdown."""
-        since_ns = context.now_ns() - (window_s or context.settings.window_s) * 10**9
+        now_ns = context.now_ns()
+        since_ns = now_ns - (window_s or context.settings.window_s) * 10**9
         window = results.window(since_ns=since_ns, phase=phase, server_id=server_id, limit=MAX_STEPS, listed=limit)
         notes = ["no step was analyzed in this window"] if not window.num_steps else []
         if window.num_steps == MAX_STEPS:
             notes.append(f"only the newest {MAX_STEPS} steps of this window are counted")
-        return json_response(window.to_builtins() | {"notes": [*notes, *window.breakdown.notes]})
+        engines = live(context.spool.engine_states(), now_ns=now_ns)
+        balance = window_hdbi(window, engines, server_id=server_id, phase=phase)
+        advice = read_advice(results, context.spool, now_ns=now_ns, since_ns=since_ns, phase=phase, server_id=server_id)
+        told = {"hdbi_server": balance, "notes": [*notes, *window.breakdown.notes], "advice": advice}
+        return json_response(window.to_builtins() | told)
 
     @router.get("/steps", response_model=StepsPage, responses=answer(StepsPage))
     def steps(results: Store, limit: Limit = 100, phase: Phase | None = None, cursor: Cursor = None) -> Response:

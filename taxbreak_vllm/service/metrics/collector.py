@@ -13,8 +13,18 @@ from prometheus_client.registry import Collector
 
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.metrics.counters import counters, exemplars, iteration_seconds, step_seconds
-from taxbreak_vllm.service.metrics.gauges import launch_floors, overhead, recording, unexplained, window_gauges
+from taxbreak_vllm.service.metrics.counters import counters, exemplars
+from taxbreak_vllm.service.metrics.gauges import (
+    launch_floors,
+    overhead,
+    recording,
+    runqueue_waits,
+    server_balance,
+    server_info,
+    unexplained,
+    window_gauges,
+)
+from taxbreak_vllm.service.metrics.histograms import request_histograms, step_histograms
 from taxbreak_vllm.service.metrics.labels import NS_PER_S
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.store import Results
@@ -58,6 +68,7 @@ class TaxbreakCollector(Collector):
         now_ns = self._now_ns()
         states = live(self._spool.states(), now_ns=now_ns)
         engines = live(self._spool.engine_states(), now_ns=now_ns)
+        frontends = live(self._spool.frontend_states(), now_ns=now_ns)
         with Results(self._results_path) as results:
             totals = results.totals()
             balances = results.balances(since_ns=now_ns - self._window_ns)
@@ -65,10 +76,12 @@ class TaxbreakCollector(Collector):
         of_steps = exemplars(balances)
         families = (
             *counters(totals, of_steps),
-            step_seconds(totals, of_steps),
-            iteration_seconds(totals),
+            *step_histograms(totals, of_steps),
+            *request_histograms(totals),
             *window_gauges(balances, dilations, states),
             unexplained(engines),
+            server_balance(balances, engines),
+            runqueue_waits(engines, states, frontends),
             *self._gauges(states, now_ns),
         )
         yield from (family for family in families if family.samples)
@@ -77,6 +90,7 @@ class TaxbreakCollector(Collector):
         yield overhead(states)
         yield launch_floors(states, self._baselines_path)
         yield from recording(states)
+        yield server_info(states)
         size_bytes, oldest_unix_ns = self._survey.read()
         yield GaugeMetricFamily(
             "taxbreak_spool_bytes", "Bytes of all captures in the spool.", value=size_bytes, unit="bytes"

@@ -1,19 +1,23 @@
 """The counters, as the `totals` table has them: they never fall. What is in ns there is in seconds here.
 
-The steps of the window that were recorded are their exemplars.
+The steps of the window that were recorded are their exemplars. `histograms` has those whose buckets are counters.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
 from typing import NamedTuple
 
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.samples import Exemplar
 
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS
-from taxbreak_vllm.service.metrics.labels import ENGINE_LABELS, NS_PER_S, SERVER_LABELS, STEP_LABELS, series_labels
-from taxbreak_vllm.service.results.counts import NUM_BUCKETS
+from taxbreak_vllm.service.metrics.labels import (
+    ENGINE_LABELS,
+    MODEL_LABELS,
+    NS_PER_S,
+    SERVER_LABELS,
+    STEP_LABELS,
+    series_labels,
+)
 from taxbreak_vllm.service.results.rows import Balance, Series, Total
 
 _MAX_STEP_ID = 128 - len("step_id")  # OpenMetrics bounds the label set of an exemplar
@@ -26,8 +30,7 @@ class _CounterFamily(NamedTuple):
     name: str
     help: str
     label: str = ""
-    has_phase: bool = True
-    has_rank: bool = True
+    own: tuple[str, ...] = STEP_LABELS
 
 
 _COUNTERS = (
@@ -42,7 +45,7 @@ _COUNTERS = (
         "figure",
     ),
     _CounterFamily(
-        "dropped", "samples_dropped", "Samples lost before their analysis, by reason.", "reason", has_phase=False
+        "dropped", "samples_dropped", "Samples lost before their analysis, by reason.", "reason", SERVER_LABELS
     ),
     _CounterFamily(
         "orchestration_ns",
@@ -72,39 +75,41 @@ _COUNTERS = (
         "engine_iterations",
         "engine_iterations",
         "Steps of which engine and worker were joined, from one start to the next.",
-        has_phase=False,
-        has_rank=False,
+        own=ENGINE_LABELS,
     ),
     _CounterFamily(
         "engine_unjoined",
         "engine_unjoined_steps",
         "Steps of which the worker's times did not come back, or that nobody had time to count.",
-        has_phase=False,
-        has_rank=False,
+        own=ENGINE_LABELS,
     ),
     _CounterFamily(
         "engine_busy_ns",
         "engine_busy_seconds",
         "Time of the engine's thread by part, whether a worker waited for it or not.",
         "part",
-        has_phase=False,
-        has_rank=False,
+        own=ENGINE_LABELS,
     ),
     _CounterFamily(
         "engine_exposed_ns",
         "engine_exposed_seconds",
         "Time of the engine's thread by part in which its worker stood between two calls.",
         "part",
-        has_phase=False,
-        has_rank=False,
+        own=ENGINE_LABELS,
     ),
     _CounterFamily(
         "between_steps_ns",
         "idle_between_steps_seconds",
         "Time a worker stood between two calls while the engine's thread waited too, by cause.",
         "cause",
-        has_phase=False,
-        has_rank=False,
+        own=ENGINE_LABELS,
+    ),
+    _CounterFamily(
+        "requests_not_followed",
+        "requests_not_followed",
+        "Requests to API servers that are in no histogram of them, by reason.",
+        "reason",
+        own=MODEL_LABELS,
     ),
 )
 
@@ -124,8 +129,7 @@ def counters(totals: Iterable[Total], of_steps: Exemplars) -> Iterator[Metric]:
     by_counter: dict[str, list[Total]] = defaultdict(list)
     for total in totals:
         by_counter[total.counter].append(total)
-    for counter, name, text, label, has_phase, has_rank in _COUNTERS:
-        own = STEP_LABELS if has_phase else SERVER_LABELS if has_rank else ENGINE_LABELS
+    for counter, name, text, label, own in _COUNTERS:
         labels = (*own, *([label] if label else []))
         is_time = name.endswith("_seconds")
         family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
@@ -136,39 +140,3 @@ def counters(totals: Iterable[Total], of_steps: Exemplars) -> Iterator[Metric]:
             values = (*series_labels(series)[: len(own)], *([total.label] if label else []))
             family.add_metric(values, total.value / NS_PER_S if is_time else total.value, exemplar=exemplar)
         yield family
-
-
-def step_seconds(totals: Iterable[Total], of_steps: Exemplars) -> Metric:
-    """Plain steps by duration; the exemplar of a bucket is a recorded step that took as long."""
-    help_text = "Duration of engine steps timed without being recorded."
-    return _histogram("taxbreak_step_seconds", help_text, totals, ("step_ns", "step_bucket"), of_steps)
-
-
-def iteration_seconds(totals: Iterable[Total]) -> Metric:
-    """Plain steps by the time to the start of the next: a server's cadence, where it works a step ahead."""
-    help_text = "From the start of an engine step to the start of the next, of steps that were not recorded."
-    return _histogram("taxbreak_iteration_seconds", help_text, totals, ("iteration_ns", "iteration_bucket"), {})
-
-
-def _histogram(
-    name: str, help_text: str, totals: Iterable[Total], counters: tuple[str, str], of_steps: Exemplars
-) -> Metric:
-    sum_counter, bucket_counter = counters
-    family = HistogramMetricFamily(name, help_text, labels=STEP_LABELS, unit="seconds")
-    sums_ns: dict[Series, int] = {}
-    buckets: dict[Series, list[int]] = defaultdict(lambda: [0] * NUM_BUCKETS)
-    for total in totals:
-        series = Series(total.model_name, total.engine, total.rank, total.phase)
-        if total.counter == sum_counter:
-            sums_ns[series] = total.value
-        elif total.counter == bucket_counter:
-            buckets[series][int(total.label)] = total.value
-    bounds = [*(str(bound_ns / NS_PER_S) for bound_ns in STEP_BUCKETS_NS), "+Inf"]
-    for series, counts in buckets.items():
-        of_series = of_steps.get(series, {})
-        up_to = zip(bounds, accumulate(counts), strict=True)
-        with_exemplars = [
-            (*bucket, of_series[index]) if index in of_series else bucket for index, bucket in enumerate(up_to)
-        ]
-        family.add_metric(series_labels(series), with_exemplars, sums_ns[series] / NS_PER_S)
-    return family

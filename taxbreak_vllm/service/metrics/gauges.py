@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import FloorKind
 from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.errors import BaselineError
+from taxbreak_vllm.model.frontend import FrontendState
+from taxbreak_vllm.model.server import PhaseBalance
+from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.metrics.labels import (
     ENGINE_LABELS,
@@ -24,6 +27,7 @@ from taxbreak_vllm.service.metrics.labels import (
 )
 from taxbreak_vllm.service.results.rows import Balance, Series
 from taxbreak_vllm.service.results.window import replay_shares
+from taxbreak_vllm.taxes.server import server_hdbi
 
 
 def window_gauges(
@@ -92,10 +96,70 @@ def unexplained(engines: Iterable[EngineState]) -> Metric:
         labels=ENGINE_LABELS,
         unit="ratio",
     )
+    worst: dict[tuple[str, str], float] = {}
     for state in engines:
         if (ratio := unexplained_ratio(state)) is not None:
-            family.add_metric((state.model_name, state.engine), ratio)
+            labels = (state.model_name, state.engine)
+            worst[labels] = max(ratio, worst.get(labels, ratio))
+    for labels, ratio in worst.items():
+        family.add_metric(labels, ratio)
     return family
+
+
+def server_balance(balances: Iterable[Balance], engines: Iterable[EngineState]) -> Metric:
+    """Return the balance of each phase that also holds what the device waits for between steps."""
+    family = GaugeMetricFamily(
+        "taxbreak_hdbi_server",
+        "As taxbreak_hdbi, with the exposed time of engine, messages and API server in the orchestration.",
+        labels=(*ENGINE_LABELS, "phase"),
+    )
+    recorded: dict[tuple[str, str], dict[Phase, PhaseBalance]] = defaultdict(dict)
+    for row in balances:
+        of_engine, phase = recorded[row.series.model_name, row.series.engine], Phase(row.series.phase)
+        before = of_engine.get(phase, PhaseBalance(num_steps=0, active_ns=0, orchestration_ns=0))
+        of_engine[phase] = PhaseBalance(
+            num_steps=before.num_steps + row.num_balanced,
+            active_ns=before.active_ns + (row.active_ns or 0),
+            orchestration_ns=before.orchestration_ns + (row.orchestration_ns or 0),
+        )
+    by_labels: dict[tuple[str, str], list[EngineState]] = defaultdict(list)
+    for state in engines:
+        by_labels[state.model_name, state.engine].append(state)
+    for labels, states in by_labels.items():
+        for phase, value in server_hdbi(recorded[labels], states).phases.items():
+            if value is not None:
+                family.add_metric((*labels, phase), value)
+    return family
+
+
+def runqueue_waits(
+    engines: Iterable[EngineState], workers: Iterable[WorkerState], frontends: Iterable[FrontendState]
+) -> Metric:
+    """Return how long each process waited for a CPU; an API server is of no engine, so it has no such label."""
+    family = GaugeMetricFamily(
+        "taxbreak_runqueue_wait_ratio",
+        "Share of the time, of late, in which the process's busiest thread wanted to run, that it had no CPU.",
+        unit="ratio",
+    )
+    worst: dict[tuple[tuple[str, str], ...], float] = {}
+    for ratio, labels in (
+        *((s.runqueue_wait_ratio, _process(s.model_name, f"engine-{s.engine}", s.engine)) for s in engines),
+        *(
+            (s.runqueue_wait_ratio, _process(s.server.model_name, f"rank-{s.server.rank}", s.server.engine))
+            for s in workers
+        ),
+        *((s.runqueue_wait_ratio, _process(s.model_name, f"api-{s.api}")) for s in frontends),
+    ):
+        if ratio is not None:
+            worst[labels] = max(ratio, worst.get(labels, ratio))
+    for labels, ratio in worst.items():
+        family.add_sample(family.name, dict(labels), ratio)
+    return family
+
+
+def _process(model_name: str, process: str, engine: str | None = None) -> tuple[tuple[str, str], ...]:
+    of_engine = () if engine is None else (("engine", engine),)
+    return (("model_name", model_name), *of_engine, ("process", process))
 
 
 def launch_floors(states: Iterable[WorkerState], path: Path | None) -> Metric:
@@ -141,3 +205,29 @@ def recording(states: Iterable[WorkerState]) -> Iterator[Metric]:
         enabled.add_metric(labels, min(state.enabled for state in members))
         attached.add_metric(labels, max(state.cupti_attached for state in members))
     yield from (enabled, attached)
+
+
+def server_info(states: Iterable[WorkerState]) -> Metric:
+    """Return what each worker is built of and runs on; of two on one device under the same labels the newer one's."""
+    family = InfoMetricFamily(
+        "taxbreak_server",
+        "What a running worker is built of and runs on: labels to compare versions by and to join with DCGM's.",
+        labels=SERVER_LABELS,
+    )
+    newest = {
+        (*server_labels(state), state.server.device_uuid): state
+        for state in sorted(states, key=lambda state: state.started_unix_ns)
+    }
+    for state in newest.values():
+        server = state.server
+        told = {
+            "vllm": server.vllm,
+            "torch": server.torch,
+            "cuda": server.cuda,
+            "settings_hash": server.settings_hash,
+            "gpu": "" if server.device_type == "cpu" else server.device_name,
+            "uuid": server.device_uuid,
+            "host": server.host,
+        }
+        family.add_metric(server_labels(state), told)
+    return family

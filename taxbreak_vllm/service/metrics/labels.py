@@ -1,9 +1,10 @@
-"""The labels of our series: those of an engine, of a rank, and of its steps of one phase; and ns as seconds."""
+"""The labels of our series: of a model, an engine, a rank, and of its steps of one phase; and ns as seconds."""
 
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results.rows import Series
 
-ENGINE_LABELS = ("model_name", "engine")
+MODEL_LABELS = ("model_name",)
+ENGINE_LABELS = (*MODEL_LABELS, "engine")
 SERVER_LABELS = (*ENGINE_LABELS, "rank")
 STEP_LABELS = (*SERVER_LABELS, "phase")
 NS_PER_S = 1e9

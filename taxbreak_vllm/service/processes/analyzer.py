@@ -12,13 +12,16 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.model.frontend import FrontendState
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, spool_of, spool_parser
@@ -29,6 +32,7 @@ from taxbreak_vllm.spool.spool import Spool
 logger = logging.getLogger("taxbreak.analyzer")
 
 Analyze = Callable[[Capture], Breakdown]
+State = TypeVar("State", WorkerState, EngineState, FrontendState)
 
 MAX_ATTEMPTS = 3
 MAX_CAPTURES_PER_TURN = 8  # so that the workers' states are never much older than a turn
@@ -64,7 +68,7 @@ class Analyzer:
         self._now_ns = now_ns
         self._housekeeping_due_ns = 0
         self._postponed: set[Path] = set()
-        self._refused: set[Server] = set()
+        self._refused: set[tuple[str, ...]] = set()
 
     def run(self, stop: StopEvent) -> None:
         """Do one turn after the other until `stop` is set, resting only when there is nothing to do."""
@@ -73,9 +77,10 @@ class Analyzer:
                 stop.wait(_AWAITED_POLL_S if self._is_awaited() else _POLL_S)
 
     def turn(self) -> int:
-        """Take over the workers' states, settle the next few captures; return how many those were."""
-        self._take(self._spool.states())
-        self._results.put_engine_states(self._spool.engine_states())
+        """Take over what the servers say of themselves, settle the next few captures; return how many those were."""
+        self._take(self._results.put_states, self._spool.states())
+        self._take(self._results.put_engine_states, self._spool.engine_states())
+        self._take(self._results.put_frontend_states, self._spool.frontend_states())
         captures = self._next_captures()
         for capture in captures:
             try:
@@ -89,20 +94,20 @@ class Analyzer:
             self._keep_house()
         return len(captures)
 
-    def _take(self, states: Sequence[WorkerState]) -> None:
-        """Take over the workers' states; one that the results cannot hold is left out from then on."""
-        states = [state for state in states if state.server not in self._refused]
+    def _take(self, put: Callable[[Iterable[State]], None], states: Iterable[State]) -> None:
+        """Take over states; one that the results cannot hold is left out from then on."""
+        states = [state for state in states if _name(state) not in self._refused]
         try:
-            self._results.put_states(states)
+            put(states)
         except _NOT_ITS_FAULT:
             raise
         except Exception as error:
             if len(states) > 1:
                 for state in states:
-                    self._take([state])
+                    self._take(put, [state])
             else:
-                logger.warning("the state of %s is left out: %r", states[0].server, error)
-                self._refused.add(states[0].server)
+                logger.warning("the state of %s is left out: %r", _name(states[0]), error)
+                self._refused.add(_name(states[0]))
 
     def _is_awaited(self) -> bool:
         """Whether someone waits for a request for steps."""
@@ -189,6 +194,18 @@ def run_on(analyzer: Analyzer, stop: StopEvent) -> None:
         except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
             logger.warning("the results cannot be written: %s; trying again", error)
             stop.wait(_POLL_S)
+
+
+def _name(state: State) -> tuple[str, ...]:
+    """Return what tells it from the other states in a spool."""
+    started = str(state.started_unix_ns)
+    match state:
+        case WorkerState():
+            return ("worker", state.server.server_id, str(state.server.rank), started)
+        case EngineState():
+            return ("engine", state.server_id, state.engine, started)
+        case _:
+            return ("api", state.server_id, state.api, started)
 
 
 def _info_or_none(capture: Capture) -> StepInfo | None:

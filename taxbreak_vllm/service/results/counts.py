@@ -1,20 +1,22 @@
-"""What a step and a worker's state add to the counters: (counter, label, value), integers only.
+"""What a step and the states of workers, engines and API servers add to the counters: (counter, label, value).
 
-Whatever is None adds nothing, so that a counter nobody could measure has no series. The names are those of the `totals`
-table; `metrics` maps them to families.
+All are integers. Whatever is None adds nothing, so that a counter nobody could measure has no series. The names are
+those of the `totals` table; `metrics` maps them to families.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.evidence import Figure
+from taxbreak_vllm.model.frontend import SPAN_BUCKETS_NS, FrontendState, SpanHistogram
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS
 from taxbreak_vllm.model.worker import WorkerState
 
 NUM_BUCKETS = len(STEP_BUCKETS_NS) + 1
+NUM_SPAN_BUCKETS = len(SPAN_BUCKETS_NS) + 1
 
 _COMPONENTS = ("delta_ft", "delta_ct", "delta_kt")
 _CAUSES = ("host", "blocked", "queue", "edge")
@@ -29,7 +31,7 @@ class Count(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A counter of a worker; `phase` is "" where the counter knows none."""
+    """A counter of a worker, an engine or an API server; `phase` is "" where the counter knows none."""
 
     phase: str
     counter: str
@@ -86,6 +88,37 @@ def engine_counts(state: EngineState) -> Counter[Key]:
         ("between_steps_ns", state.between_ns),
     ):
         counts.update({Key("", counter, str(part)): value for part, value in parts.items()})
+    return counts
+
+
+def frontend_counts(state: FrontendState) -> Counter[Key]:
+    """Return all counters of an API server since its start; a bucket is labelled by stage and index ("render 3")."""
+    counts = Counter(
+        {
+            Key("", "requests_not_followed", reason): num
+            for reason, num in (("failed", state.num_failed), ("unknown", state.num_unknown), ("lost", state.num_lost))
+        }
+    )
+    named: tuple[tuple[str, Mapping[str, SpanHistogram]], ...] = (
+        ("stage", {str(stage): histogram for stage, histogram in state.stages.items()}),
+        ("token", {str(stage): histogram for stage, histogram in state.tokens.items()}),
+        ("ttfb", {"": state.ttft}),
+        ("request", {"": state.total}),
+        ("loop_lag", {"": state.loop_lag}),
+    )
+    for counter, histograms in named:
+        counts.update(_span_counts(counter, histograms))
+    return counts
+
+
+def _span_counts(counter: str, histograms: Mapping[str, SpanHistogram]) -> Counter[Key]:
+    counts: Counter[Key] = Counter()
+    for name, histogram in histograms.items():
+        if len(histogram.bucket_counts) != NUM_SPAN_BUCKETS:
+            continue  # of another version of the API server: its buckets mean something else
+        counts[Key("", f"{counter}_ns", name)] = histogram.sum_ns
+        for index, num in enumerate(histogram.bucket_counts):
+            counts[Key("", f"{counter}_bucket", f"{name} {index}")] = num
     return counts
 
 

@@ -49,8 +49,9 @@ class Series(NamedTuple):
 class Balance:
     """The steps of one series whose recorded duration is of one bucket of `STEP_BUCKETS_NS`, within a window.
 
-    `active_ns` and `orchestration_ns` are over the steps that have an HDBI; `tier_sums` are the orchestration time that
-    rests on each `Tier`; `step_id`, `started_unix_ns` and `window_ns` are those of the step analyzed last.
+    `active_ns` and `orchestration_ns` are over the `num_balanced` steps that have an HDBI; `tier_sums` are the
+    orchestration time that rests on each `Tier`; `step_id`, `started_unix_ns` and `window_ns` are those of the step
+    analyzed last.
     """
 
     series: Series
@@ -60,6 +61,7 @@ class Balance:
     window_ns: int
     active_ns: int | None
     orchestration_ns: int | None
+    num_balanced: int
     tier_sums: tuple[int | None, ...]
 
 

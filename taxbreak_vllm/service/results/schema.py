@@ -58,6 +58,7 @@ CREATE TABLE totals (
 ) WITHOUT ROWID;
 CREATE TABLE workers (server_id TEXT, rank INTEGER, state BLOB NOT NULL, PRIMARY KEY (server_id, rank));
 CREATE TABLE engines (server_id TEXT, engine TEXT, state BLOB NOT NULL, PRIMARY KEY (server_id, engine));
+CREATE TABLE frontends (server_id TEXT, api TEXT, state BLOB NOT NULL, PRIMARY KEY (server_id, api));
 CREATE TABLE attempts (step_id TEXT PRIMARY KEY, num INTEGER NOT NULL);
 CREATE TABLE failures (
     step_id TEXT PRIMARY KEY, server_id TEXT NOT NULL, rank INTEGER NOT NULL, capture_id TEXT,

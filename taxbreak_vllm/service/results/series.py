@@ -7,7 +7,7 @@ from dataclasses import fields
 from taxbreak_vllm.service.results.rows import Balance, Series
 from taxbreak_vllm.service.results.window import BALANCE_SUMS, TIERS
 
-_SUMS = ", ".join(f"sum_{index}" for index in range(2 + len(TIERS)))
+_SUMS = ", ".join(f"sum_{index}" for index in range(3 + len(TIERS)))
 _BALANCES = f"""
 WITH sums (series_id, bucket, seq, {_SUMS}) AS (
     SELECT series_id, bucket, max(seq), {BALANCE_SUMS} FROM steps WHERE started_unix_ns >= ? GROUP BY series_id, bucket
@@ -22,7 +22,7 @@ def read_balances(db: sqlite3.Connection, *, since_ns: int) -> list[Balance]:
     """Return the balance of every series and bucket that has a step since then."""
     names = [field.name for field in fields(Balance)[1:-1]]
     return [
-        Balance(series=Series(*row[:4]), **dict(zip(names, row[4:10], strict=True)), tier_sums=row[10:])
+        Balance(series=Series(*row[:4]), **dict(zip(names, row[4:11], strict=True)), tier_sums=row[11:])
         for row in db.execute(_BALANCES, (since_ns,))
     ]
 

@@ -64,10 +64,16 @@ def insert_step(db: sqlite3.Connection, step_id: str, info: StepInfo, breakdown:
 
 
 def read_steps(
-    db: sqlite3.Connection, *, since_ns: int | None, phase: Phase | None, limit: int, after: str | None
+    db: sqlite3.Connection,
+    *,
+    since_ns: int | None,
+    phase: Phase | None,
+    server_id: str | None,
+    limit: int,
+    after: str | None,
 ) -> list[StepRow]:
     """Return the newest steps, newest first; with `after`, the id of a step, those that follow it in that order."""
-    where, values = condition(since_ns=since_ns, phase=phase)
+    where, values = condition(since_ns=since_ns, phase=phase, server_id=server_id)
     if after is not None:
         where += " AND (started_unix_ns, seq) < (SELECT started_unix_ns, seq FROM steps WHERE step_id = ?)"
         values.append(after)

@@ -6,10 +6,10 @@ failure or a change of a worker's counters counts once, however often it is hand
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -17,15 +17,19 @@ from taxbreak_vllm.baselines.database import transaction
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.model.frontend import FrontendState
 from taxbreak_vllm.model.step import Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, WorkerState
 from taxbreak_vllm.service.results.captures import add_capture, read_captures
-from taxbreak_vllm.service.results.counts import Count, Key, engine_counts, step_counts, worker_counts
+from taxbreak_vllm.service.results.counts import Count, Key, engine_counts, frontend_counts, step_counts, worker_counts
 from taxbreak_vllm.service.results.rows import Balance, CaptureRow, Refusal, Series, StepRow, Total
 from taxbreak_vllm.service.results.schema import open_results
 from taxbreak_vllm.service.results.series import read_balances, read_dilations
 from taxbreak_vllm.service.results.steps import NEWEST, condition, insert, insert_step, read_steps
 from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, Window, read_window
+
+N = TypeVar("N", bound=EngineState | FrontendState)
+T = TypeVar("T", bound=WorkerState | EngineState | FrontendState)
 
 _PORTIONS = 16  # of the steps one goes at a time where there are too many: few enough to commit, enough to be done soon
 
@@ -112,11 +116,7 @@ class Results:
             return
         with transaction(self._db):
             for state, last in fresh:
-                is_same = last is not None and last.started_unix_ns == state.started_unix_ns
-                before = worker_counts(last) if last is not None and is_same else Counter[Key]()
-                for key, value in worker_counts(state).items():
-                    increase = Count(key.counter, key.label, max(0, value - before[key]))
-                    self._count(state.server, key.phase, [increase])
+                self._count_increase(state.server, worker_counts, state, last)
                 self._db.execute(
                     "INSERT OR REPLACE INTO workers (server_id, rank, state) VALUES (?, ?, ?)",
                     (state.server.server_id, state.server.rank, msgspec.json.encode(state)),
@@ -128,31 +128,29 @@ class Results:
 
     def put_engine_states(self, states: Iterable[EngineState]) -> None:
         """Take over the engines' states and count what is new in them since the last time."""
-        fresh = [(state, last) for state in states if (last := self.engine(state)) != state]
+        self._put_named("engines", "engine", states, engine_counts)
+
+    def put_frontend_states(self, states: Iterable[FrontendState]) -> None:
+        """Take over the API servers' states and count what is new in them since the last time; they have no engine."""
+        self._put_named("frontends", "api", states, frontend_counts)
+
+    def _put_named(self, table: str, name: str, states: Iterable[N], counts: Callable[[N], Counter[Key]]) -> None:
+        fresh: list[tuple[tuple[str, str], N, N | None]] = []
+        for state in states:
+            key = (state.server_id, state.engine if isinstance(state, EngineState) else state.api)
+            found = self._one(f"SELECT state FROM {table} WHERE server_id = ? AND {name} = ?", *key)
+            last = msgspec.json.decode(found[0], type=type(state)) if found else None
+            if last != state:
+                fresh.append((key, state, last))
         if not fresh:
             return
         with transaction(self._db):
-            for state, last in fresh:
-                is_same = last is not None and last.started_unix_ns == state.started_unix_ns
-                before = engine_counts(last) if last is not None and is_same else Counter[Key]()
-                server = Server(server_id=state.server_id, engine=state.engine, model_name=state.model_name)
-                self._count(
-                    server,
-                    "",
-                    [
-                        Count(key.counter, key.label, max(0, value - before[key]))
-                        for key, value in engine_counts(state).items()
-                    ],
-                )
-                self._db.execute(
-                    "INSERT OR REPLACE INTO engines (server_id, engine, state) VALUES (?, ?, ?)",
-                    (state.server_id, state.engine, msgspec.json.encode(state)),
-                )
-
-    def engine(self, state: EngineState) -> EngineState | None:
-        """Return the last state seen of the same engine."""
-        found = self._one("SELECT state FROM engines WHERE server_id = ? AND engine = ?", state.server_id, state.engine)
-        return msgspec.json.decode(found[0], type=EngineState) if found else None
+            for names, state, last in fresh:
+                engine = state.engine if isinstance(state, EngineState) else ""
+                server = Server(server_id=state.server_id, engine=engine, model_name=state.model_name)
+                self._count_increase(server, counts, state, last)
+                row = (*names, msgspec.json.encode(state))
+                self._db.execute(f"INSERT OR REPLACE INTO {table} (server_id, {name}, state) VALUES (?, ?, ?)", row)
 
     def worker(self, server: Server) -> WorkerState | None:
         """Return the last state seen of the worker with this server id and rank."""
@@ -205,6 +203,7 @@ class Results:
         *,
         since_ns: int | None = None,
         phase: Phase | None = None,
+        server_id: str | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> list[StepRow]:
@@ -212,7 +211,7 @@ class Results:
 
         With `after`, the id of a step, those that follow it in that order; none where it is unknown.
         """
-        return read_steps(self._db, since_ns=since_ns, phase=phase, limit=_all(limit), after=after)
+        return read_steps(self._db, since_ns=since_ns, phase=phase, server_id=server_id, limit=_all(limit), after=after)
 
     def balances(self, *, since_ns: int) -> list[Balance]:
         """Return the balance of every series and bucket that has a step since then."""
@@ -273,6 +272,14 @@ class Results:
         The ranks of an engine that record each record the steps asked for, so the slowest tells how far a request is.
         """
         return read_captures(self._db, capture_id, limit=_all(limit), after=after)
+
+    def _count_increase(self, server: Server, counts: Callable[[T], Counter[Key]], state: T, last: T | None) -> None:
+        """Count what is new in a state; one that was started anew counts from zero again, so all of it is new."""
+        is_same = last is not None and last.started_unix_ns == state.started_unix_ns
+        before = counts(last) if last is not None and is_same else Counter[Key]()
+        for key, value in counts(state).items():
+            if key not in before or value > before[key]:
+                self._count(server, key.phase, [Count(key.counter, key.label, max(0, value - before[key]))])
 
     def _count(self, server: Server, phase: str, counts: Iterable[Count]) -> None:
         labels = (server.model_name, server.engine, server.rank, phase)

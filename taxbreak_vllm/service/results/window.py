@@ -23,6 +23,7 @@ from taxbreak_vllm.model.breakdown import (
     Tier,
     TopRow,
 )
+from taxbreak_vllm.model.server import PhaseBalance
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.taxes.add import derived
 
@@ -72,6 +73,7 @@ BALANCE_SUMS = ", ".join(
     (
         'sum("device.active_ns") FILTER (WHERE hdbi IS NOT NULL)',
         'sum("taxes.orchestration_ns") FILTER (WHERE hdbi IS NOT NULL)',
+        "count(hdbi)",
         *(f'sum("{path}")' for path in TIER_SUMS),
     )
 )
@@ -98,7 +100,9 @@ SELECT count(*), max(unique_kernels),
     {BALANCE_SUMS}, {", ".join(map(_sum, (*STEP_SUMS, *COVERAGE_SUMS)))}
 FROM chosen JOIN steps USING (seq)
 """
-_PHASES = "SELECT DISTINCT phase FROM chosen JOIN steps USING (seq) JOIN series USING (series_id)"
+_PHASES = f"""
+SELECT phase, {BALANCE_SUMS} FROM chosen JOIN steps USING (seq) JOIN series USING (series_id) GROUP BY phase
+"""
 _FAMILIES = f"""
 SELECT family, {", ".join(f'sum("{path}")' for path in FAMILY_SUMS)} FROM chosen JOIN families USING (seq)
 GROUP BY family ORDER BY family
@@ -119,11 +123,15 @@ ORDER BY started_unix_ns DESC, seq DESC LIMIT ?
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """All steps chosen, as one: how many, their sum, and the newest of them, named by their ids, as JSON."""
+    """All steps chosen, as one: how many, their sum, and the newest of them, named by their ids, as JSON.
+
+    `balances` are, by phase, of the steps that have an HDBI.
+    """
 
     num_steps: int
     breakdown: Breakdown
     steps: tuple[msgspec.Raw, ...]
+    balances: dict[Phase, PhaseBalance]
 
     def to_builtins(self) -> dict[str, Any]:
         """Return the JSON object of a breakdown, for msgspec to encode: the steps in it are JSON already."""
@@ -136,16 +144,19 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
     Without ops, which are most of the rows, the total has neither `top` nor `families`.
     """
     row = db.execute(_TOTALS).fetchone()
-    num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, *sums = row
+    num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, _, *sums = row
     unknown = _MAY_BE_UNKNOWN if num_steps else ()
     tree = _tree(zip((*STEP_SUMS, *COVERAGE_SUMS), sums[len(TIERS) :], strict=True), unknown)
     coverage = msgspec.convert(tree.pop("coverage", {}), Coverage)
     total = msgspec.convert(tree, StepBreakdown)
-    phases = db.execute(_PHASES).fetchall()
+    balances = {
+        Phase(phase): PhaseBalance(num_steps=num, active_ns=active or 0, orchestration_ns=orchestration or 0)
+        for phase, active, orchestration, num, *_ in db.execute(_PHASES)
+    }
     families = db.execute(_FAMILIES) if with_ops else ()
     total = replace(
         derived(total, active_ns=active_ns or 0, orchestration_ns=orchestration_ns),
-        phase=Phase(phases[0][0]) if len(phases) == 1 else None,
+        phase=next(iter(balances)) if len(balances) == 1 else None,
         graph_mode=graph_mode,
         unique_kernels=unique_kernels or 0,
         families={family: _family_share(values) for family, *values in families},
@@ -163,7 +174,7 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
         total=total,
         notes=notes,
     )
-    return Window(num_steps, breakdown, steps)
+    return Window(num_steps, breakdown, steps, balances)
 
 
 def top_values(row: TopRow) -> dict[str, int | None]:

@@ -6,7 +6,8 @@ unchanged. What an engine lacks is not stamped: its time is `loop` then. Read in
 """
 
 from collections.abc import Callable
-from time import monotonic_ns
+from itertools import count
+from time import monotonic_ns, thread_time_ns
 from typing import Any
 
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
@@ -23,24 +24,22 @@ class LoopHooks:
         self._engine = engine
         self._write = write
         self._row = list(_ZEROS)
-        self._num_scheduled = 0
         self.server_id = ""  # as the workers have it: an engine's own instance id has changed by now
         self.fault: str | None = None
+        self.stamps_cpu = False  # any thread may set it
 
     def attach(self) -> None:
         """Put the hooks on the engine, its scheduler and its executor."""
         engine, scheduler, executor = self._engine, self._engine.scheduler, self._engine.model_executor
-        engine._process_input_queue = self._turn_of(engine._process_input_queue)
+        engine._process_input_queue = self._beginning(engine._process_input_queue)
         engine.input_queue.get = self._waiting(engine.input_queue.get)
-        scheduler.schedule = self._numbering(self._timed(scheduler.schedule, Column.SCHEDULE0))
-        scheduler.get_grammar_bitmask = self._timed(scheduler.get_grammar_bitmask, Column.GRAMMAR0)
-        scheduler.update_from_output = self._joining(self._timed(scheduler.update_from_output, Column.UPDATE0))
+        scheduler.schedule = self._numbering(scheduler.schedule)
+        scheduler.get_grammar_bitmask = self._timed(scheduler.get_grammar_bitmask, Column.GRAMMAR0, Column.GRAMMAR1)
+        scheduler.update_from_output = self._joining(scheduler.update_from_output)
         executor.execute_model = self._timed(executor.execute_model, Column.EXECUTE0, Column.EXECUTE1)
-        executor.sample_tokens = self._sampling(
-            self._timed(executor.sample_tokens, Column.SAMPLE0, Column.SAMPLE1),
-        )
+        executor.sample_tokens = self._following(self._timed(executor.sample_tokens, Column.SAMPLE0, Column.SAMPLE1))
         self._attach_queues(executor)
-        engine.step_fn = self._ending(engine.step_fn, Column.STEP1)
+        engine.step_fn = self._ending(engine.step_fn)
         engine._process_engine_step = self._finishing(engine._process_engine_step)
 
     def _attach_queues(self, executor: Any) -> None:  # noqa: ANN401 - an executor, with workers of its own or without
@@ -51,64 +50,37 @@ class LoopHooks:
         results = executor.response_mqs[getattr(executor, "output_rank", 0) or 0]
         results.dequeue = self._receiving(results.dequeue)
 
-    def _timed(self, call: Callable[..., Any], begin: Column, end: Column | None = None) -> Callable[..., Any]:
-        first, last = int(begin), int(begin + 1 if end is None else end)
-        row = self._row
+    def _timed(self, call: Callable[..., Any], begin: Column, end: Column) -> Callable[..., Any]:
+        row, first, last = self._row, int(begin), int(end)
 
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
-            row[first] = monotonic_ns()
             try:
-                return call(*args, **kwargs)
-            finally:
+                row[first] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            result = call(*args, **kwargs)
+            try:
                 row[last] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            return result
 
         return timed
 
-    def _ending(self, call: Callable[..., Any], end: Column) -> Callable[..., Any]:
-        last, row = int(end), self._row
-
-        def ending(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
-            try:
-                return call(*args, **kwargs)
-            finally:
-                row[last] = monotonic_ns()
-
-        return ending
-
-    def _turn_of(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, begin, end = self._row, int(Column.INPUT0), int(Column.INPUT1)
-
-        def turn(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
-            row[:] = _ZEROS
-            row[begin] = monotonic_ns()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                row[end] = monotonic_ns()
-
-        return turn
-
-    def _waiting(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, begin, end = self._row, int(Column.IDLE0), int(Column.IDLE1)
-
-        def get(block: bool = True, timeout: float | None = None) -> Any:  # noqa: ANN401 - queue.Queue.get
-            if not block:
-                return call(block, timeout)
-            row[begin] = row[begin] or monotonic_ns()
-            try:
-                return call(block, timeout)
-            finally:
-                row[end] = monotonic_ns()
-
-        return get
-
     def _numbering(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, begin, end, number = self._row, int(Column.SCHEDULE0), int(Column.SCHEDULE1), int(Column.SCHEDULED)
+        numbers = count(1)
+
         def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            try:
+                row[begin] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
             scheduled = call(*args, **kwargs)
             try:
-                self._num_scheduled += 1
-                setattr(scheduled, NUMBER, self._num_scheduled)
-                self._row[Column.SCHEDULED] = self._num_scheduled
+                row[end] = monotonic_ns()
+                row[number] = number_of_step = next(numbers)
+                setattr(scheduled, NUMBER, number_of_step)
             except Exception as error:
                 self._fail(error)
             return scheduled
@@ -116,17 +88,22 @@ class LoopHooks:
         return schedule
 
     def _joining(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, first = self._row, int(Column.WORKER_EXECUTE0)
+        row, begin, end, updated = self._row, int(Column.UPDATE0), int(Column.UPDATE1), int(Column.UPDATED)
+        first, behind = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1
 
         def update_from_output(scheduled: Any, output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            try:
+                row[begin] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
             result = call(scheduled, output, *args, **kwargs)
             try:
-                number = getattr(scheduled, NUMBER, 0)
+                row[end] = monotonic_ns()
+                row[updated] = number = getattr(scheduled, NUMBER, 0)
                 times = getattr(output, TIMES, None)
-                row[Column.UPDATED] = number
                 if times is not None and times[1] == number:
                     self.server_id = times[0]
-                    row[first : first + 4] = times[2:]
+                    row[first:behind] = times[2:]
                 elif getattr(output, "req_ids", None):
                     row[first] = UNKNOWN
             except Exception as error:
@@ -135,31 +112,71 @@ class LoopHooks:
 
         return update_from_output
 
-    def _sampling(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _following(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def sample_tokens(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             future = call(*args, **kwargs)
             try:
                 # a worker in this process: its tokens are waited for in the future's own result
                 output = getattr(future, "async_output", None)
                 if output is not None:
-                    when_fetched(output, self._timed(lambda fetch: fetch(), Column.WAIT0))
+                    when_fetched(output, self._timed(lambda fetch: fetch(), Column.WAIT0, Column.WAIT1))
             except Exception as error:
                 self._fail(error)
             return future
 
         return sample_tokens
 
+    def _beginning(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, begin, end = self._row, int(Column.INPUT0), int(Column.INPUT1)
+
+        def process_input_queue(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            try:
+                row[:] = _ZEROS
+                row[begin] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            result = call(*args, **kwargs)
+            try:
+                row[end] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            return result
+
+        return process_input_queue
+
+    def _waiting(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, begin, end = self._row, int(Column.IDLE0), int(Column.IDLE1)
+
+        def get(block: bool = True, timeout: float | None = None) -> Any:  # noqa: ANN401 - queue.Queue.get
+            if not block:
+                return call(block, timeout)
+            try:
+                row[begin] = row[begin] or monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            try:
+                return call(block, timeout)
+            finally:
+                try:
+                    row[end] = monotonic_ns()
+                except Exception as error:
+                    self._fail(error)
+
+        return get
+
     def _sending(self, call: Callable[..., Any]) -> Callable[..., Any]:
         row = self._row
         columns = {"execute_model": int(Column.EXECUTE_SENT), "sample_tokens": int(Column.SAMPLE_SENT)}
 
         def enqueue(message: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            result = call(message, *args, **kwargs)
             try:
-                return call(message, *args, **kwargs)
-            finally:
                 name = message[0] if type(message) is tuple and message else None
                 if isinstance(name, str) and name in columns:
                     row[columns[name]] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            return result
 
         return enqueue
 
@@ -171,22 +188,42 @@ class LoopHooks:
             begin = again if row[first] else first
             if row[begin] or row[after] or not row[in_step]:  # of a call that is no step's
                 return call(*args, **kwargs)
-            row[begin] = monotonic_ns()
             try:
-                return call(*args, **kwargs)
-            finally:
+                row[begin] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            result = call(*args, **kwargs)
+            try:
                 row[begin + 1] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            return result
 
         return dequeue
 
+    def _ending(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, end = self._row, int(Column.STEP1)
+
+        def step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            result = call(*args, **kwargs)
+            try:
+                row[end] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            return result
+
+        return step
+
     def _finishing(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, end = self._row, int(Column.END)
+        row, end, cpu = self._row, int(Column.END), int(Column.THREAD_CPU)
 
         def process_engine_step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             result = call(*args, **kwargs)
             try:
                 if self.fault is None:
                     row[end] = monotonic_ns()
+                    if self.stamps_cpu:
+                        row[cpu] = thread_time_ns()
                     self._write(row)
             except Exception as error:
                 self._fail(error)

@@ -6,30 +6,31 @@ The thread of the engine writes rows; one of ours counts them. A fault of ours e
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from taxbreak_vllm.iterations.account import Turns
-from taxbreak_vllm.iterations.rows import Column
-from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
+from taxbreak_vllm.iterations.count import LoopCount
+from taxbreak_vllm.iterations.spans import Int64
+from taxbreak_vllm.iterations.waits import Arrivals
+from taxbreak_vllm.machine.run_queue import RunQueueWait
+from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.engine.arrivals import read_arrivals
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
+from taxbreak_vllm.serving.engine.windows import Windows
 from taxbreak_vllm.spool.spool import Spool
 
 _TURN_S = 1.0
 _HEARTBEAT_NS = 5 * 10**9
-_HELD = 4  # turns whose steps may not have come back
-_KEPT = 32  # turns that what is counted next is joined with
 
 
 class LoopWatch:
-    """Counts the iterations of one engine from now on."""
+    """Counts the iterations of one engine from now on; made on the engine's thread."""
 
     def __init__(
         self,
@@ -43,9 +44,9 @@ class LoopWatch:
         self._unix_ns = unix_ns
         self._ring = Ring()
         self._hooks = LoopHooks(engine, self._ring.write)
-        self._rows = self._ring.take()
-        self._counted_ns: int | None = None
-        self._last_step = 0
+        self._run_queue = RunQueueWait(threading.get_native_id())
+        self._windows = Windows(self._hooks, spool)
+        self._sums = LoopCount(works_ahead=state.works_ahead)
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
         self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
 
@@ -57,12 +58,17 @@ class LoopWatch:
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
         before = self.state
-        self._count()
+        rows, slots = self._ring.take(), self._slots()
+        self._sums.add(rows, Arrivals.of(slots, int(self.state.engine)))
         now_ns = self._unix_ns()
-        fault = "hook" if self._hooks.fault else None
         self.state = replace(
-            self.state, server_id=self._hooks.server_id, num_lost=self._ring.num_lost, off_reason=fault
+            self._sums.told(self.state),
+            server_id=self._hooks.server_id,
+            num_lost=self._ring.num_lost,
+            runqueue_wait_ratio=self._run_queue.ratio(),
+            off_reason="hook" if self._hooks.fault else None,
         )
+        self._windows.add(rows, slots, self.state)
         if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (
             now_ns - before.updated_unix_ns >= _HEARTBEAT_NS
         ):
@@ -80,49 +86,15 @@ class LoopWatch:
                 self._publish()
                 return
 
-    def _count(self) -> None:
-        new = self._ring.take()
-        rows = np.concatenate((self._rows, new))
-        if not len(new) and (not len(rows) or self._counted_ns == rows[-1, Column.INPUT0]):
-            return
-        until_ns = int(rows[-_HELD if len(new) and len(rows) > _HELD else -1, Column.INPUT0])
-        from_ns = int(rows[0, Column.INPUT0]) if self._counted_ns is None else self._counted_ns
-        state, turns = self.state, Turns(rows)
-        if until_ns > from_ns:
-            busy = Counter(state.busy_ns)
-            busy.update(turns.busy_ns(from_ns, until_ns))
-            state = replace(state, busy_ns=dict(busy))
-            self._counted_ns = until_ns
-        found = turns.iterations()
-        is_new = found.step > self._last_step
-        if is_new.any() and not state.works_ahead:
-            exposed, between = Counter(state.exposed_ns), Counter(state.between_ns)
-            for label, parts_ns in found.parts_ns.items():
-                value = int(parts_ns[is_new].sum())
-                if isinstance(label, EnginePart):
-                    exposed[label] += value
-                else:
-                    between[label] += value
-            state = replace(
-                state,
-                exposed_ns=dict(exposed),
-                between_ns={Between(label): value for label, value in between.items()},
-            )
-        if is_new.any():
-            state = replace(
-                state,
-                num_iterations=state.num_iterations + int(is_new.sum()),
-                iterations_ns=state.iterations_ns + int(found.total_ns[is_new].sum()),
-                worker_ns=state.worker_ns + int(found.worker_ns[is_new].sum()),
-            )
-            self._last_step = int(found.step[-1])
-        num_unjoined = int(turns.is_unjoined[len(rows) - len(new) :].sum())
-        self.state = replace(state, num_unjoined=state.num_unjoined + num_unjoined)
-        self._rows = rows[-_KEPT:]
+    def _slots(self) -> Int64:
+        server_id = self._hooks.server_id
+        if not server_id:
+            return np.zeros((0, 4), dtype=np.int64)  # no worker has answered yet
+        return read_arrivals(self._spool.engine_dir(server_id, self.state.engine).parent)
 
     def _publish(self) -> None:
         if not self.state.server_id:
-            return  # no worker has answered yet
+            return
         try:
             self._spool.put_engine_state(self.state)
         except SpoolError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median_low
 from typing import NamedTuple
 
-from taxbreak_vllm.model.step import STEP_BUCKETS_NS, GraphMode, Phase, StepHistogram
+from taxbreak_vllm.model.step import PHASES, STEP_BUCKETS_NS, GraphMode, Phase, StepHistogram
 from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_generation
 
 NEVER = 2**62
@@ -95,6 +95,7 @@ class StepKind(PlainTimes):
         "num_steps",
         "num_weighed",
         "phase",
+        "phase_index",
         "pick",
         "size",
         "weight",
@@ -104,6 +105,7 @@ class StepKind(PlainTimes):
         super().__init__()
         self.iterations = PlainTimes()
         self.phase = phase
+        self.phase_index = PHASES.index(phase)
         self.graph_mode = graph_mode
         self.size = size
         self.name = f"{phase}/{graph_mode}/{size}"

@@ -49,7 +49,7 @@ class Parts:
                 num_parts = len(self._cuts) + 1
                 self._begins_ns = np.full(num_parts, np.iinfo(np.int64).max)
                 self._ends_ns = np.full(num_parts, np.iinfo(np.int64).min)
-                self._bins = stack.enter_context(Bins(_PART_ROW, num_parts))
+                self._bins = stack.enter_context(Bins(_PART_ROW, num_parts, self._trace.rows.find_room))
                 self._distribute(owners)
             self._stack = stack.pop_all()
         return self
@@ -130,7 +130,7 @@ def _owners(trace: SpilledEvents) -> Bins:
     waits = np.array([is_wait(name) for name in trace.head.names], dtype=bool)
     firsts = [0]
     num_bins = 1 + trace.rows.num_rows // _ROWS_PER_JOIN
-    with Bins(_END, num_bins) as ends:
+    with Bins(_END, num_bins, trace.rows.find_room) as ends:
         for rows in trace.additions():
             is_end = _is_on_device(rows) | ((rows["kind"] == EventKind.RUNTIME) & ~waits[rows["name"]])
             chosen = np.flatnonzero((rows["correlation"] >= 0) & is_end)
@@ -142,7 +142,7 @@ def _owners(trace: SpilledEvents) -> Bins:
             added["role"] = np.where(is_call, np.where(enqueues[rows["name"][chosen]], _ENQUEUE, _CALL), _ACTIVITY)
             ends.add(added, (added["id"] % num_bins).astype(np.intp))
             firsts.append(firsts[-1] + len(rows))
-        owners = Bins(_OWNER, len(firsts) - 1)
+        owners = Bins(_OWNER, len(firsts) - 1, trace.rows.find_room)
         for number in range(num_bins):
             joined = _join(ends.read(number))
             owners.add(joined, np.searchsorted(firsts, joined["row"], side="right") - 1)

@@ -1,4 +1,4 @@
-"""A trace too large for memory: its rows wait in a temporary file, and it is measured part by part.
+"""A trace too large for memory: its rows wait on disk, and it is measured part by part.
 
 In: a path. Out: `Events` for a small trace, `SpilledEvents` for a large one, and what is known of that as a whole.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from taxbreak_vllm.trace.events import COLUMNS, Events
-from taxbreak_vllm.trace.large.bins import Bins, Rows
+from taxbreak_vllm.trace.large.bins import Bins, FindRoom, Rows, TemporaryRoom
 from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES
 from taxbreak_vllm.trace.read.kineto import TYPES, Columns, read_events
 
@@ -63,12 +63,14 @@ def open_trace(
     spill_above_bytes: int = SPILL_ABOVE_BYTES,
     rows_per_part: int = ROWS_PER_PART,
     block_bytes: int = BLOCK_BYTES,
+    find_room: FindRoom = TemporaryRoom,
 ) -> Iterator[Events | SpilledEvents]:
     """Read a trace file; where it has more than `spill_above_bytes` of JSON, onto disk until the context is left.
 
-    A spilled trace will be measured about `rows_per_part` rows at a time. Raises as `read_events` does.
+    A spilled trace will be measured about `rows_per_part` rows at a time; its rows wait where `find_room`
+    says, by default in the temporary folder. Raises as `read_events` does, and TaxbreakError where there is no room.
     """
-    with Bins(ROW, 1) as rows:
+    with Bins(ROW, 1, find_room) as rows:
         waiting: list[Rows] = []
 
         def spill(columns: Columns) -> None:

@@ -9,7 +9,7 @@ import pytest
 from taxbreak_vllm.iterations.rows import UNKNOWN, Column
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
-from taxbreak_vllm.serving.worker_times import NUMBER, answer
+from taxbreak_vllm.serving.worker_times import NUMBER, TIMES
 
 
 class Engine:
@@ -24,7 +24,7 @@ class Engine:
         )
         self.model_executor = SimpleNamespace(execute_model=self._execute, sample_tokens=self._sample)
         self.step_fn = self.step
-        self.worker = worker or (lambda number: ("server", number, 1, 2, 3, 4))
+        self.worker = worker or (lambda number: ("server", number, 1, 2, 3, 4, 5, 6, 7))
         self.failure = None
 
     def _execute(self, scheduled, non_block=False):
@@ -37,7 +37,7 @@ class Engine:
         if self.failure:
             raise self.failure
         output = SimpleNamespace(req_ids=["a"])
-        answer(output, self.worker(self.number))
+        setattr(output, TIMES, self.worker(self.number))
         return output
 
     def step(self):
@@ -79,7 +79,7 @@ def test_each_turn_leaves_a_row_with_the_times_of_its_step(ring):
 
     rows = ring.take()
     assert rows[:, Column.SCHEDULED].tolist() == rows[:, Column.UPDATED].tolist() == [1, 2, 3]
-    assert rows[:, Column.WORKER_EXECUTE0 :].tolist() == [[1, 2, 3, 4]] * 3
+    assert rows[:, Column.WORKER_EXECUTE0 :].tolist() == [[1, 2, 3, 4, 5, 6, 7]] * 3
     assert hooks.server_id == "server"
     order = [Column.INPUT0, Column.INPUT1, Column.SCHEDULE0, Column.SCHEDULE1, Column.EXECUTE0, Column.EXECUTE1]
     order += [Column.GRAMMAR0, Column.SAMPLE0, Column.SAMPLE1, Column.UPDATE0, Column.UPDATE1, Column.STEP1, Column.END]
@@ -100,7 +100,7 @@ def test_an_error_of_vllms_passes_and_the_next_turn_counts(ring):
     assert ring.take()[:, Column.UPDATED].tolist() == [2]
 
 
-@pytest.mark.parametrize("times", [("server", 99, 1, 2, 3, 4), None], ids=["another step's", "none"])
+@pytest.mark.parametrize("times", [("server", 99, 1, 2, 3, 4, 5, 6, 7), None], ids=["another step's", "none"])
 def test_times_of_another_step_are_not_taken(ring, times):
     engine = Engine(worker=lambda number: times)
     hooked(engine, ring.write)

@@ -16,7 +16,7 @@ taxbreak-vllm/sidecar: {{ .Release.Name }}
 {{- end }}
 
 {{- define "taxbreak.podSecurity" -}}
-runAsNonRoot: true
+runAsNonRoot: {{ ne (int .Values.user.uid) 0 }}
 runAsUser: {{ .Values.user.uid }}
 runAsGroup: {{ .Values.user.gid }}
 fsGroup: {{ .Values.user.uid }}
@@ -27,13 +27,21 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "taxbreak.security" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
-runAsNonRoot: true
+runAsNonRoot: {{ ne (int .Values.user.uid) 0 }}
 runAsUser: {{ .Values.user.uid }}
+runAsGroup: {{ .Values.user.gid }}
+seccompProfile: {type: RuntimeDefault}
 capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "taxbreak.claim" -}}
 {{ .Values.spool.existingClaim | default (printf "%s-spool" .Release.Name) }}
+{{- end }}
+
+{{- /* In memory: what fills it is told so, where a folder on the node's disk would cost the pod, vLLM included. */ -}}
+{{- define "taxbreak.tmp" -}}
+- name: taxbreak-tmp
+  emptyDir: {medium: Memory, sizeLimit: 64Mi}
 {{- end }}
 
 {{- /* Settings that workers and sidecar share. */ -}}
@@ -49,8 +57,10 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 env:
   {{- include "taxbreak.sharedEnv" . | nindent 2 }}
   - {name: TAXBREAK_HOST, value: 0.0.0.0}
+  - {name: TAXBREAK_PORT, value: {{ .Values.port | int64 | quote }}}
   - {name: TAXBREAK_WINDOW_S, value: {{ .Values.settings.windowSeconds | int64 | quote }}}
   - {name: TAXBREAK_RETENTION_S, value: {{ .Values.settings.retentionSeconds | int64 | quote }}}
+  - {name: TAXBREAK_RESULTS_MAX_BYTES, value: {{ .Values.results.maxBytes | int64 | quote }}}
   {{- if eq .Values.mode "deployment" }}
   - {name: TAXBREAK_RESULTS, value: /results/results.sqlite3} # SQLite and network volumes do not go together
   {{- end }}
@@ -60,7 +70,7 @@ env:
       secretKeyRef: {name: {{ .Values.apiKey.existingSecret }}, key: {{ .Values.apiKey.key }}}
   {{- end }}
 ports:
-  - {name: taxbreak, containerPort: 9797}
+  - {name: taxbreak, containerPort: {{ .Values.port }}}
 securityContext:
   {{- include "taxbreak.security" . | nindent 2 }}
 resources:

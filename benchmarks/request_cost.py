@@ -1,0 +1,175 @@
+"""What timing requests costs an API server's event loop: requests and outputs through calls that do nothing.
+
+    python benchmarks/request_cost.py
+
+Rounds of bare and hooked requests take turns in one run. A round's cost is the mean CPU time of its requests; that of
+an output is the slope between requests of few and of many. What is reported is the median round: of a request whose
+outputs are not followed, of one that is, and of one that does not go to the engine. Beside them the time another thread
+takes to count a second's rows, of 500 requests.
+"""
+
+import asyncio
+import statistics
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from taxbreak_vllm.model.frontend import FrontendState
+from taxbreak_vllm.serving.frontend import in_flight as in_flight_module
+from taxbreak_vllm.serving.frontend.arrivals import Arrivals
+from taxbreak_vllm.serving.frontend.hooks import RequestHooks
+from taxbreak_vllm.serving.frontend.in_flight import InFlight
+from taxbreak_vllm.serving.frontend.middleware import RequestMiddleware
+from taxbreak_vllm.serving.frontend.watch import FrontendWatch
+from taxbreak_vllm.spool.spool import Spool
+
+NUM_ROUNDS = 41
+NUM_REQUESTS = 100
+FEW, MANY = 2, 102
+LIMIT_NS = 500
+ROWS_PER_S = 500
+POST = {"type": "http", "method": "POST", "path": "/v1/completions"}
+GET = {"type": "http", "method": "GET", "path": "/health"}
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+PART = {"type": "http.response.body", "body": b"data", "more_body": True}
+LAST = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+class Collector:
+    """Where the outputs of a request are put."""
+
+    def put(self, output: object) -> None:
+        return None
+
+
+class Client:
+    """The calls of vLLM's AsyncLLM that are hooked, doing nothing, and an app that makes them for each request."""
+
+    def __init__(self) -> None:
+        self.renderer = SimpleNamespace(render_cmpl_async=self._render, render_chat_async=self._render)
+        self.input_processor = SimpleNamespace(process_inputs=lambda request: None)
+        self.output_processor = SimpleNamespace(
+            request_states={}, add_request=lambda request: None, process_outputs=lambda outputs, at_s: outputs()
+        )
+        self.engine_core = SimpleNamespace(add_request_async=self._add, core_engine=b"\0\0")
+        self.request = SimpleNamespace(request_id="cmpl-0-0123abcd", external_req_id="cmpl-0")
+        self.num_outputs = FEW
+
+    async def _render(self, prompt: object) -> None:
+        return None
+
+    async def _add(self, request: object) -> None:
+        return None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        if scope["method"] == "GET":
+            return
+        await receive()
+        await self.renderer.render_cmpl_async("prompt")
+        self.input_processor.process_inputs(self.request)
+        collector, now_s = Collector(), time.monotonic()
+        stats = SimpleNamespace(
+            queued_ts=now_s, scheduled_ts=now_s, first_token_ts=now_s, last_token_ts=now_s, num_generation_tokens=1
+        )
+        state = SimpleNamespace(stats=stats, request_index=0, prompt_len=1, queue=collector)
+        self.output_processor.request_states[self.request.request_id] = state
+        self.output_processor.add_request(self.request)
+        await self.engine_core.add_request_async(self.request)
+        await send(START)
+        for _ in range(self.num_outputs):
+            collector.put(None)
+            await send(PART)
+        await send(LAST)
+
+
+async def receive() -> dict[str, object]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def send(message: object) -> None:
+    return None
+
+
+async def time_requests(app: Any, scope: Any) -> float:  # noqa: ANN401 - an ASGI app
+    """Return the mean CPU time of a request in ns."""
+    begun_ns = time.thread_time_ns()
+    for _ in range(NUM_REQUESTS):
+        await app(scope, receive, send)
+    return (time.thread_time_ns() - begun_ns) / NUM_REQUESTS
+
+
+async def compare(folder: Path, *, followed_every: int) -> tuple[float, float, float]:
+    """Return what a request, one of its outputs and a request past the engine cost in ns."""
+    in_flight_module.FOLLOWED_EVERY = followed_every
+    bare, hooked, in_flight = Client(), Client(), InFlight()
+    app = RequestMiddleware(hooked, in_flight=in_flight)
+    RequestHooks(in_flight).attach(hooked)
+    in_flight.arrivals, in_flight.is_on = Arrivals(folder / "arrivals"), True
+    costs: dict[int, list[float]] = {FEW: [], MANY: []}
+    past = []
+    for _ in range(NUM_ROUNDS):
+        for num_outputs, found in costs.items():
+            bare.num_outputs = hooked.num_outputs = num_outputs
+            found.append(-await time_requests(bare, POST) + await time_requests(app, POST))
+            in_flight.requests.take()
+            in_flight.outputs.take()
+            in_flight.lags.take()
+        past.append(-await time_requests(bare, GET) + await time_requests(app, GET))
+    output_ns = statistics.median((many - few) / (MANY - FEW) for few, many in zip(*costs.values(), strict=True))
+    return statistics.median(costs[FEW]) - FEW * output_ns, output_ns, statistics.median(past)
+
+
+async def time_messages() -> float:
+    """Return what a message of the engine costs in ns."""
+    bare, hooked = Client(), Client()
+    RequestHooks(InFlight()).attach(hooked)
+    rounds = []
+    for _ in range(NUM_ROUNDS):
+        spent = []
+        for client in (bare, hooked):
+            take = client.output_processor.process_outputs
+            begun_ns = time.thread_time_ns()
+            for _ in range(10 * NUM_REQUESTS):
+                take(int, 1.5)
+            spent.append((time.thread_time_ns() - begun_ns) / NUM_REQUESTS / 10)
+        rounds.append(spent[1] - spent[0])
+    return statistics.median(rounds)
+
+
+async def time_counting(folder: Path) -> float:
+    """Return the CPU time that counting a second's requests and publishing them takes, in ns."""
+    client, in_flight = Client(), InFlight()
+    in_flight_module.FOLLOWED_EVERY = 64
+    app = RequestMiddleware(client, in_flight=in_flight)
+    spool = Spool(folder / "spool", max_bytes=2**30, max_captures=1)
+    watch = FrontendWatch(in_flight, spool, FrontendState(server_id="server"))
+    watch.attach(client)
+    rounds = []
+    for _ in range(NUM_ROUNDS):
+        for _ in range(ROWS_PER_S):
+            await app(POST, receive, send)
+        begun_ns = time.thread_time_ns()
+        watch.turn()
+        rounds.append(time.thread_time_ns() - begun_ns)
+    return statistics.median(rounds)
+
+
+def main() -> int:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        request_ns, output_ns, past_ns = asyncio.run(compare(folder, followed_every=10**9))
+        followed_ns, followed_output_ns, _ = asyncio.run(compare(folder, followed_every=1))
+        message_ns, counting_ns = asyncio.run(time_messages()), asyncio.run(time_counting(folder))
+    print(f"an output of a request: {output_ns:,.0f} ns; at most {LIMIT_NS} ns; followed {followed_output_ns:,.0f} ns")
+    print(f"a message of the engine: {message_ns:,.0f} ns")
+    print(f"a request, its outputs aside: {request_ns:,.0f} ns; followed {followed_ns:,.0f} ns")
+    print(f"a request that does not go to the engine: {past_ns:,.0f} ns")
+    print(f"counting {ROWS_PER_S} requests, on another thread: {counting_ns / 1e6:.2f} ms")
+    return int(output_ns > LIMIT_NS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

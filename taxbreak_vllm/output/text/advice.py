@@ -1,0 +1,84 @@
+"""Advice as text for people. In: `AdviceReport`. Out: lines of at most 80 columns, but for settings."""
+
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Per, PhaseAdvice, Serving
+from taxbreak_vllm.output.words import duration, one
+
+_COLUMNS = 80
+
+
+def advice_lines(report: AdviceReport) -> Iterator[str]:
+    """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
+    yield f"advice: {report.verdict}"
+    if report.serving is not None and len(report.serving.phases) > 1:
+        yield from _wrapped(_serving(report.serving))
+    for number, advice in enumerate((*report.advice, *report.conditional), start=1):
+        yield from _card(number, advice, report.serving)
+    for outcome in report.outcomes:
+        yield from _wrapped(f"{outcome.held}: {outcome.words}")
+    for reason in report.reasons:
+        yield from _wrapped(reason)
+    if report.settled_by is not None:
+        yield from _wrapped(f"to settle it: {report.settled_by}")
+
+
+def _card(number: int, advice: Advice, serving: Serving | None) -> Iterator[str]:
+    where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
+    if_long = "" if advice.if_plain_above_ns is None else f"{_if_long(advice.if_plain_above_ns)}: "
+    yield from _wrapped(f"{number}. {if_long}{advice.change} ({where})", indent="")
+    yield from _wrapped(f"wins {_bound(advice, serving)}, an upper bound{_evidence(advice)}")
+    if advice.tokens_per_s_at_most is not None and serving is not None and serving.tokens_per_s is not None:
+        yield from _wrapped(
+            f"tokens: at most {advice.tokens_per_s_at_most:,.0f} a second ({serving.tokens_per_s:,.0f} now),"
+            f" {duration(advice.at_most_ns_per_token)} less for each"
+        )
+    for place, setting in enumerate(advice.settings):  # not wrapped: it is to be copied
+        yield f"   {'set: ' if place == 0 else '     '}{setting}"
+    yield from _wrapped(f"why: {advice.finding}")
+    if len(advice.phases) > 1:
+        yield from (line for phase in advice.phases for line in _wrapped(_of_phase(phase), indent="     "))
+    yield from _wrapped(f"wrong if: {advice.refuted_by}")
+
+
+def _if_long(above_ns: int) -> str:
+    return f"if the plain step is above {duration(above_ns)}" if above_ns else "however long the plain step is"
+
+
+def _bound(advice: Advice, serving: Serving | None) -> str:
+    whole = (
+        one(advice.per) if advice.per is not Per.STEP or serving is None else f"a step of {duration(serving.step_ns)}"
+    )
+    return f"at most {duration(advice.at_most_ns)} of {whole} ({advice.at_most_ratio:.1%})"
+
+
+def _evidence(advice: Advice) -> str:
+    if advice.num_steps is None:
+        return ""
+    steps = f"{advice.num_steps} recorded step{'s' if advice.num_steps > 1 else ''}"
+    if advice.interval is None:
+        return f"; it stands on {steps}, too few for an interval"
+    low, high = advice.interval
+    return f"; {low:.1%} to {high:.1%} with 95 %, from {steps}"
+
+
+def _of_phase(phase: PhaseAdvice) -> str:
+    share = "" if phase.serving_ratio is None else f", which is {phase.serving_ratio:.0%} of the serving time"
+    return f"{phase.phase or 'steps'}: at most {phase.at_most_ratio:.0%} of it{share}; {phase.num_steps} recorded"
+
+
+def _serving(serving: Serving) -> str:
+    phases = ", ".join(f"{served.phase or 'steps'} {served.serving_ratio:.0%}" for served in serving.phases)
+    return f"serving time ({'all steps' if serving.is_timed else 'recorded steps'}): {phases}"
+
+
+def _wrapped(text: str, indent: str = "   ") -> Iterable[str]:
+    return textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent=indent,
+        subsequent_indent="   " + ("  " if indent else ""),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

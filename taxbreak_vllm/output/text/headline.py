@@ -1,0 +1,83 @@
+"""The first sentence: what an operator should know of a server before anything else, in plain words."""
+
+from taxbreak_vllm.model.engine import Between, EnginePart
+from taxbreak_vllm.model.frontend import DELIVERY, Stage
+from taxbreak_vllm.model.server import Concern, DevicePart, Headline, StepPart
+from taxbreak_vllm.output.words import duration, percent
+
+STAGE_WORDS = {
+    Stage.RECEIVE: "the body's arrival (receive)",
+    Stage.PARSE: "the parsing (parse)",
+    Stage.RENDER: "the tokenizer (render)",
+    Stage.SUBMIT: "the checking and sending (submit)",
+    Stage.IPC_INPUT: "the message to the engine (ipc_input)",
+    Stage.IPC_OUTPUT: "the message from the engine (ipc_output)",
+    Stage.DETOKENIZE: "the detokenizer (detokenize)",
+    Stage.SERIALIZE: "the making of JSON (serialize)",
+    Stage.SEND: "the sending (send)",
+}
+PART_WORDS: dict[DevicePart, str] = {
+    EnginePart.INPUT: "taking requests in (input)",
+    EnginePart.SCHEDULE: "the scheduler (schedule)",
+    EnginePart.GRAMMAR: "structured output (grammar)",
+    EnginePart.DISPATCH: "sending the step (dispatch)",
+    EnginePart.UPDATE: "taking tokens in (update)",
+    EnginePart.POST: "sending outputs (post)",
+    EnginePart.LOOP: "what no part of it explains (loop)",
+    Between.IPC_DISPATCH: "the message to the worker (ipc_dispatch)",
+    Between.IPC_RETURN: "the message from the worker (ipc_return)",
+    Between.FRONTEND: "the API server (frontend)",
+    Between.IPC_INPUT: "the message to the engine (ipc_input)",
+    StepPart.DELTA_FT: "Python and the dispatch of ops (ΔFT)",
+    StepPart.DELTA_CT: "vendor libraries (ΔCT)",
+    StepPart.DELTA_KT: "launch calls (ΔKT)",
+    StepPart.CALLS: "other runtime calls",
+}
+
+
+def first_sentence(found: Headline) -> str:
+    """Say it in one sentence, with its figures."""
+    lost, whole, share = duration(found.lost_ns), duration(found.of_ns), percent(found.ratio)
+    part = None if isinstance(found.part, Stage) else found.part
+    most = "" if part is None else f"{lost} of it in {PART_WORDS.get(part, part)}"
+    engine = f" of engine {found.engine}" if found.engine else ""
+    match found.concern:
+        case Concern.FRONTEND if isinstance(found.part, Stage):
+            to, when = "first token", "before the engine sees them"
+            if found.part in DELIVERY:
+                to, when = "last byte", "after the engine has answered"
+            return (
+                f"Requests wait {lost} of the {whole} to their {to} in {STAGE_WORDS[found.part]} of the API server,"
+                f" {when}."
+            )
+        case Concern.FRONTEND:
+            return (
+                f"The device{engine} waits {share} of the time for requests on their way to the engine: of each"
+                f" {whole} from one step to the next, {most}."
+            )
+        case Concern.ENGINE:
+            return (
+                f"The device{engine} waits {share} of the time for the engine's loop: of each {whole} from one step to"
+                f" the next, {most}."
+            )
+        case Concern.HOST:
+            return (
+                f"The device{engine} waits {share} of the time for its worker's host work: of each {whole} from one"
+                f" step to the next, {most}."
+            )
+        case Concern.QUEUE:
+            return (
+                f"Requests wait {lost} of the {whole} to their first token for a place in a step (queue): the engine"
+                " has as many as it takes, and the host is not why."
+            )
+        case Concern.NO_WORK:
+            return f"Nothing is held up: the server had no request for {share} of the time."
+        case Concern.DEVICE:
+            return f"All is well on the host: while there are requests, the device works {share} of the time."
+        case Concern.NOTHING:
+            return (
+                f"Nothing stands out: while there are requests, the device works {share} of the time, and no part of"
+                " the host takes a fifth of it."
+            )
+        case Concern.UNKNOWN:
+            return f"Where the time goes is not known yet: {found.reason}."

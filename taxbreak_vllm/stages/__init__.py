@@ -1,0 +1,1 @@
+"""What the time of requests went to: stamps of a request in, its stages out."""

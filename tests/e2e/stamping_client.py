@@ -1,0 +1,76 @@
+"""A client that stamps what it waits for: `stamping_client.py URL` prints a JSON list of (prompt tokens, time to the
+first byte, time to the end, both ns, whether it was streamed).
+
+It goes first where that is allowed: what a client waits for a processor is no server's doing.
+"""
+
+import http.client
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+NUM_REQUESTS = 120
+NUM_AT_A_TIME = 2
+SHORTEST = 340  # tokens; each request has a prompt of its own length, by which it is known again
+OUTPUT_TOKENS = 48
+
+
+def go_first() -> None:
+    """Put this process and its session before others; Linux may weigh whole sessions (sched(7), autogroup)."""
+    with suppress(OSError):
+        os.nice(-5)
+        Path("/proc/self/autogroup").write_text("-15")
+
+
+def work(address: str, numbers, found: list) -> None:
+    connection = http.client.HTTPConnection(address)
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for number in numbers:
+        asked = {"model": "tiny-llama", "max_tokens": OUTPUT_TOKENS, "temperature": 0, "ignore_eos": True}
+        prompt = f"{time.monotonic_ns():020}".ljust(SHORTEST + number, "x")
+        asked |= {"prompt": prompt, "stream": bool(number % 2)}
+        body = json.dumps(asked).encode()
+        begun_ns = time.monotonic_ns()
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        response.read1()
+        first_ns = time.monotonic_ns()
+        response.read()
+        ended_ns = time.monotonic_ns()
+        assert response.status == 200
+        found.append((len(prompt), first_ns - begun_ns, ended_ns - begun_ns, asked["stream"]))
+
+
+def main(url: str) -> None:
+    go_first()
+    found: list = []
+    lock, counter = threading.Lock(), itertools.count()
+
+    def numbers():
+        while True:
+            with lock:
+                number = next(counter)
+            if number >= NUM_REQUESTS:
+                return
+            yield number
+
+    threads = [
+        threading.Thread(target=work, args=(urlsplit(url).netloc, numbers(), found)) for _ in range(NUM_AT_A_TIME)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

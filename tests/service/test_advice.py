@@ -1,0 +1,147 @@
+"""Advice over HTTP: of the newest start of a server, with what is around its steps, and what came of a change."""
+
+from dataclasses import replace
+from itertools import count
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from taxbreak_vllm.model.advice import AdviceReport, Held, Per
+from taxbreak_vllm.model.calibration import Calibration
+from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepHistogram
+from taxbreak_vllm.service.http.routes import create_router
+
+MS = 10**6
+OLD = Server(server_id="vllm-old", model_name="tiny", device_type="cuda")
+NEW = Server(server_id="vllm-new", model_name="tiny", device_type="cuda")
+
+
+@pytest.fixture
+def get(settings, clock):
+    app = FastAPI()
+    app.include_router(create_router(settings, now_ns=clock))
+    client = TestClient(app, base_url="http://test/v1/taxbreak/")
+
+    def get(path="advice", **query):
+        response = client.get(path, params=query)
+        response.raise_for_status()
+        return response.json()
+
+    return get
+
+
+@pytest.fixture
+def record(results, put, analyze, make_info, clock):
+    """Store analyzed steps of a server whose plain steps take that long, calibrated and covered."""
+
+    numbers = count()
+
+    def record(num, *, server=NEW, plain_ns=200_000, phase=Phase.DECODE, requests=2, capture_id=None):
+        breakdown = analyze(put(f"template-{next(numbers)}", 1000, phase=phase))
+        step = replace(breakdown.steps[0], batch=Batch(requests=requests, prompt_tokens=0, output_tokens=requests))
+        for number in range(num):
+            step_id = f"{server.server_id}-{phase}-{capture_id}-{number}"
+            whole = replace(
+                breakdown,
+                source=replace(breakdown.source, device_type="cuda", server_id=server.server_id),
+                calibration=Calibration(
+                    dilation=200_000 / plain_ns, residual=0.0, state="calibrated", plain_ns=plain_ns + number
+                ),
+                coverage=replace(breakdown.coverage, linked=breakdown.coverage.kernels, events=99),
+                steps=(step,),
+            )
+            info = make_info(step_id, server=server, phase=phase, capture_id=capture_id)
+            results.add_step(step_id, info, whole, now_ns=clock())
+
+    return record
+
+
+def histogram(phase, num, each_ns):
+    return StepHistogram(phase=phase, graph_mode=GraphMode.NONE, num_steps=num, sum_ns=num * each_ns, bucket_counts=())
+
+
+def rules(report):
+    return [one["rule"] for one in report["advice"]]
+
+
+def test_advice_weighs_phases_by_all_timed_steps(get, spool, record, make_state):
+    spool.put_state(
+        make_state(server=NEW, steps=(histogram(Phase.DECODE, 900, 10**5), histogram(Phase.MIXED, 100, 10**5)))
+    )
+    record(8)
+    record(8, phase=Phase.MIXED)
+
+    report = get()
+
+    assert report["verdict"] == "act"
+    assert [(one["phase"], one["serving_ratio"]) for one in report["serving"]["phases"]] == [
+        ("decode", 0.9),
+        ("mixed", 0.1),
+    ]
+    assert report["serving"]["is_timed"]
+    assert report["advice"][0]["phases"][0]["num_steps"] == 8
+    assert get("breakdown")["advice"] == report
+
+
+def test_what_is_around_the_steps_is_advised_on_beside_them(get, spool, record, make_state, clock):
+    spool.put_state(make_state(server=NEW))
+    parts = dict.fromkeys(EnginePart, 0) | {EnginePart.SCHEDULE: 900 * MS}
+    spool.put_engine_state(
+        EngineState(
+            server_id="vllm-new", engine="0", updated_unix_ns=clock(), num_iterations=1000, iterations_ns=1900 * MS,
+            worker_ns=1000 * MS, exposed_ns=parts, between_ns=dict.fromkeys(Between, 0),
+            idle_from=IdleFrom.WORKER_CALLS,
+        )
+    )  # fmt: skip
+    record(8)
+
+    report = get()
+
+    assert {"batch-size", "work-ahead"} <= set(rules(report))
+    assert report["advice"] == sorted(report["advice"], key=lambda one: -one["at_most_ratio"])
+    assert "work-ahead" not in rules(get(phase="decode"))
+
+
+def test_only_the_running_start_of_a_server_is_advised_on(get, spool, record, make_state, clock):
+    spool.put_state(make_state(server=OLD))
+    clock.sleep_s(60)
+    spool.put_state(make_state(server=NEW))
+    record(8, server=OLD, requests=4)
+    before_any = get()
+    record(7, server=NEW, requests=2)
+
+    (batch,) = [one for one in get()["advice"] if one["rule"] == "batch-size"]
+
+    assert (before_any["verdict"], before_any["reasons"]) == ("withheld", ["nothing was recorded yet"])
+    assert batch["num_steps"] == 7
+    assert batch["finding"].startswith("2.0 requests share a step")
+
+
+def test_after_a_restart_with_other_settings_it_is_said_whether_the_change_held(get, spool, record, make_state, clock):
+    two, eight = {"max_num_seqs": "2"}, {"max_num_seqs": "8"}
+    spool.put_state(make_state(server=OLD, settings=two))
+    record(20, server=OLD, requests=2)
+    clock.sleep_s(60)
+    spool.put_state(make_state(server=NEW, settings=eight, started_ns=clock()))
+
+    (waiting,) = get()["outcomes"]
+    record(20, server=NEW, requests=8, plain_ns=250_000)
+    (outcome,) = get()["outcomes"]
+
+    assert waiting["held"] == Held.NOT_ENOUGH_YET
+    assert (outcome["held"], outcome["rules"], outcome["per"]) == (Held.HELD, ["batch-size"], Per.TOKEN)
+    assert outcome["settings"] == {"max_num_seqs": ["2", "8"]}
+    assert 1 / outcome["change"] == pytest.approx(3.2, rel=0.01)
+
+
+def test_the_steps_of_one_request_can_be_advised_on_alone(get, record):
+    record(8)
+    record(6, capture_id="asked")
+
+    report = get(capture_id="asked")
+
+    assert {one["num_steps"] for one in report["advice"]} == {6}
+    assert AdviceReport(**{"verdict": report["verdict"]}).outcomes == ()
+    assert get(capture_id="unknown")["verdict"] == "withheld"
