@@ -14,6 +14,13 @@ Verdict = Annotated[
     ),
 ]
 Reasons = Annotated[list[str], Field(description="why nothing else is advised, or nothing at all")]
+Serving = Annotated[
+    Members | None,
+    Field(
+        description="what serving time goes to: the share of each phase, of all steps where `is_timed`, else of the few"
+        " recorded ones; tokens per second. null: not known"
+    ),
+]
 Source = Annotated[Members, Field(description="what was measured: model, server, device, versions, or the file")]
 Calibration = Annotated[
     Members,
@@ -41,6 +48,7 @@ class Slowness(TypedDict):
             " share of the time that the device waits for the host; hdbi 0 is host-bound, 1 device-bound"
         ),
     ]
+    serving: Serving
     top: Top
     source: Source
     calibration: Calibration
@@ -63,6 +71,7 @@ class Reasoning(TypedDict):
     settled_by: Annotated[str | None, Field(description="the one measurement that would settle what is conditional")]
     reasons: Reasons
     outcomes: Annotated[list[Members], Field(description="what came of settings changed before the last restart")]
+    serving: Serving
     evidence: Annotated[Members, Field(description="how far the recordings can be trusted, and what was withheld")]
     source: Source
     calibration: Calibration

@@ -39,7 +39,7 @@ class Server(Protocol):
     """Who asks a server: `/v1/taxbreak/PATH` in, its JSON out; TaxbreakError where it does not answer so."""
 
     def get(self, path: str, **params: str | int | None) -> Tree: ...
-    def capture(self, report: Callable[[int, int], None], **wish: object) -> tuple[Breakdown, str]: ...
+    def capture(self, report: Callable[[int, int], None], **wish: object) -> tuple[Tree, str]: ...
 
 
 class Questions:
@@ -68,14 +68,20 @@ class Questions:
             name: [{key: each[key] for key in _IN_SHORT if key in each} for each in advice.get(name, ())]
             for name in ("advice", "conditional")
         }
-        tree = whole | advice | in_short | {"phases": list(map(_bare, phases)), "top": whole["total"]["top"]}
+        tree = (
+            whole
+            | {"serving": None}
+            | advice
+            | in_short
+            | {"phases": list(map(_bare, phases)), "top": whole["total"]["top"]}
+        )
         return _answer(Slowness, tree, most)
 
     def reasoning(
         self, *, trace: str | None, phase: Phase | None, window_s: int | None, server_id: str | None, most: int
     ) -> Reasoning:
         whole, advice = self._whole(trace, phase=phase, window_s=window_s, server_id=server_id)
-        absent: Tree = {"conditional": [], "settled_by": None, "outcomes": []}
+        absent: Tree = {"conditional": [], "settled_by": None, "serving": None, "outcomes": []}
         return _answer(Reasoning, whole | absent | advice, most)
 
     def steps(self, *, phase: Phase | None, limit: int, cursor: str | None) -> Steps:
@@ -102,8 +108,8 @@ class Questions:
         return _answer(Comparison, tree, most)
 
     def capture(self, report: Callable[[int, int], None], *, most: int, **wish: object) -> Analysis:
-        breakdown, gap = self._server.capture(report, **wish)
-        tree, advice = _advised(breakdown.to_builtins())
+        found, gap = self._server.capture(report, **wish)
+        tree, advice = _advised(found)
         return _analysis(tree | {"gap": gap}, advice, most)
 
     def _whole(

@@ -11,7 +11,6 @@ import typer
 
 from taxbreak_vllm.cli.servers import Url
 from taxbreak_vllm.model import defaults
-from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -65,11 +64,12 @@ class _Server:
         given = {name: value for name, value in params.items() if value is not None}
         return read(self._url, path, params=given, api_key=self._api_key)
 
-    def capture(self, report: Callable[[int, int], None], **wish: Any) -> tuple[Breakdown, str]:  # noqa: ANN401
+    def capture(self, report: Callable[[int, int], None], **wish: Any) -> tuple[dict[str, Any], str]:  # noqa: ANN401
         from taxbreak_vllm.cli.client import capture_steps
 
         captured = capture_steps(self._url, api_key=self._api_key, report=report, **wish)
-        return captured.breakdown, captured.gap
+        advice = {} if captured.advice is None else {"advice": captured.advice.to_builtins()}
+        return captured.breakdown.to_builtins() | advice, captured.gap
 
 
 def _serve(server: "MCPServer[Any]", host: str, port: int, api_key: str | None) -> None:

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
+from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
 
 pytest.importorskip("mcp.server.mcpserver")
 from mcp import Client, StdioServerParameters
@@ -73,6 +74,12 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
         exposed_ns={EnginePart.SCHEDULE: 30}, between_ns={Between.NO_WORK: 70},
     )  # fmt: skip
     spool.put_engine_state(engine)
+    request = Waterfall(
+        number=7, engine="0", started_unix_ns=1, total_ns=30, ttft_ns=30, first_token_ns={},
+        stages_ns={Stage.QUEUE: 10, Stage.PREFILL: 20}, num_prompt_tokens=1, num_output_tokens=1, is_streamed=False,
+    )  # fmt: skip
+    spool.put_frontend_state(FrontendState(server_id="vllm-a", updated_unix_ns=2**62, num_requests=1))
+    spool.put_waterfalls("vllm-a", "0", [request])
 
     async def explore():
         async with over_stdio(command()) as client:
@@ -83,11 +90,12 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
             step = await ask(client, "get_step", step_id="step-decode")
             moved = await ask(client, "compare", a="step:step-decode", b="step:step-prefill")
             loops = await ask(client, "iterations")
+            requests = await ask(client, "requests")
             status = await ask(client, "server_status")
             unknown = await client.call_tool("get_step", {"step_id": "step-none"})
-            return slow, every, why, listed, step, moved, loops, status, unknown
+            return slow, every, why, listed, step, moved, loops, requests, status, unknown
 
-    slow, every, why, listed, step, moved, loops, status, unknown = asyncio.run(explore())
+    slow, every, why, listed, step, moved, loops, requests, status, unknown = asyncio.run(explore())
 
     assert [phase["phase"] for phase in slow["phases"]] == ["decode"]
     assert slow["phases"][0]["device"]["idle"]["host_ns"] == 50 * 10**6
@@ -99,6 +107,8 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
     assert listed["next"]
     assert step["steps"][0]["taxes"]["delta_ft_ns"] == 60 * 10**6
     assert {section["phase"] for section in moved["sections"]} >= {None}
+    assert [found["stages_ns"] for found in requests["waterfalls"]] == [{"queue": 10, "prefill": 20}]
+    assert [found["num_requests"] for found in requests["api_servers"]] == [1]
     assert loops["engines"][0]["exposed_ns"] == {"schedule": 30}
     assert [server["live"] for server in status["servers"]] == [True]
     assert unknown.is_error
