@@ -39,7 +39,7 @@ def doctor(
             raise
 
     findings = []
-    for finding in examine(spool=spool, url=where, ask=ask, now_ns=time.time_ns()):
+    for finding in examine(spool=spool, url=where, ask=ask, now_ns=time.time_ns):
         findings.append(finding)
         if not json:
             from taxbreak_vllm.output.text.doctor import finding_text

@@ -13,7 +13,9 @@ from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 
 
-def examine(*, spool: Path | None, url: str, ask: Callable[[], Status | None], now_ns: int) -> Iterator[Finding]:
+def examine(
+    *, spool: Path | None, url: str, ask: Callable[[], Status | None], now_ns: Callable[[], int]
+) -> Iterator[Finding]:
     """Yield what each check finds on this host; slow ones, a second or two for torch, come as they are done."""
     settings, of_settings = software.settings(lambda: load_settings(spool=spool))
     yield of_settings

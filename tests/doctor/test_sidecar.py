@@ -8,7 +8,7 @@ WORKER = {"live": True, "enabled": True, "dropped": {}, "num_samples": 5, "off_r
 
 
 def examined(ask, *, version="1.0"):
-    return list(sidecar("http://host:1", ask, version=version, now_ns=NOW_NS))
+    return list(sidecar("http://host:1", ask, version=version, now_ns=lambda: NOW_NS))
 
 
 def status(*workers, restarts=0, off_ns=0, **changes):
@@ -23,7 +23,7 @@ def status(*workers, restarts=0, off_ns=0, **changes):
 @pytest.mark.parametrize(
     ("answer", "grades", "seen"),
     [
-        (status({}), ["ok", "ok"], "1 running, 5 steps recorded, 0 lost"),
+        (status({}), ["ok", "ok"], "1 running, 5 steps recorded, 0 not"),
         (None, ["ok"], "absent: none at http://host:1"),
         (status({}, version="0.9"), ["warning", "ok"], "has version 0.9, this is 1.0"),
         (status({}, off_ns=5 * 10**9), ["ok", "warning", "ok"], "5 s off"),
@@ -32,7 +32,8 @@ def status(*workers, restarts=0, off_ns=0, **changes):
         (status({"live": False}), ["ok", "warning"], "no running server writes into its spool"),
         (status({"enabled": False, "off_reason": "overhead"}), ["ok", "warning"], "recording is off: overhead"),
         (status({"notes": ["CUPTI 24: faults"]}), ["ok", "warning"], "CUPTI 24: faults"),
-        (status({"dropped": {"outbox": 9}}), ["ok", "warning"], "9 lost: more than are kept"),
+        (status({"dropped": {"outbox": 9}}), ["ok", "warning"], "9 not (9 outbox): more than are kept"),
+        (status({"dropped": {"budget": 90}}), ["ok", "ok"], "90 not (90 budget)"),
         ({"detail": "Not Found"}, ["fail"], "version"),
     ],
 )
