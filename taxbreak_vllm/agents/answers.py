@@ -124,7 +124,8 @@ class Waterfalls(TypedDict):
 
     api_servers: Annotated[list[Members], Field(description="sums over the requests of each API server")]
     waterfalls: Annotated[
-        list[Members] | None, Field(description="single requests; stages_ns sum to total_ns. null: see `reason`")
+        list[Members] | None,
+        Field(description="single requests, one in `followed_every`; stages_ns sum to total_ns. null: see `reason`"),
     ]
     reason: Annotated[str | None, Field(description="why there is none")]
     left_out: LeftOut
