@@ -18,7 +18,7 @@ PLACES = {
     "grammar": ("vllm.v1.core.sched.scheduler", "Scheduler", "get_grammar_bitmask"),
     "update": ("vllm.v1.core.sched.scheduler", "Scheduler", "update_from_output"),
     "output thread": ("vllm.v1.serial_utils", "MsgpackEncoder", "encode_into"),
-    "detokenizer": ("vllm.v1.engine.output_processor", "OutputProcessor", "process_outputs"),
+    "detokenizer": ("vllm.v1.engine.detokenizer", "BaseIncrementalDetokenizer", "update"),
     "ipc": ("vllm.distributed.device_communicators.shm_broadcast", "MessageQueue", "dequeue"),
     "worker": ("vllm.v1.worker.cpu_worker", "CPUWorker", "execute_model"),
 }

@@ -22,7 +22,7 @@ ONE_BY_ONE = Requests(num_requests=16, prompt_tokens=8, output_tokens=48, concur
 
 OF_ITERATION = {
     "schedule": EnginePart.SCHEDULE,
-    "grammar": EnginePart.GRAMMAR,
+    "grammar": "busy grammar",  # beside the worker's step, which hides it
     "update": EnginePart.UPDATE,
     "ipc": Between.IPC_DISPATCH,
     "worker": "worker",
@@ -66,6 +66,8 @@ class SlowServer:
     def _spent(self):
         spent = Counter()
         for engine in self._spool.engine_states():
+            spent[("num", "turn")] += engine.num_iterations
+            spent.update({f"busy {part}": value for part, value in engine.busy_ns.items()})
             sums = engine.phases.get(Phase.DECODE)
             if sums is not None:
                 spent.update({("num", "iteration"): sums.num, "worker": sums.worker_ns})
@@ -78,7 +80,7 @@ class SlowServer:
 
 
 def _number(key):
-    return ("num", "request" if isinstance(key, Stage) else "iteration")
+    return ("num", "request" if isinstance(key, Stage) else "turn" if key.startswith("busy ") else "iteration")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,8 @@ def slow_server(commands, tiny_llama):
         "VLLM_PLUGINS": "taxbreak,slow_places",
         "TAXBREAK_SPOOL": str(commands.folder / "spool"),
         "TAXBREAK_SAMPLE_EVERY": "1000000",  # a recorded step is a slow one
+        "OMP_NUM_THREADS": "1",  # a thread that waits for its like takes the time of others
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     server = start_vllm(commands, tiny_llama, flags=WORKER_EXTENSION, env=env).wait()
     return SlowServer(server, Spool(commands.folder / "spool", max_bytes=2**30, max_captures=10), control)
