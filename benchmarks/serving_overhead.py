@@ -1,10 +1,10 @@
-"""What the plugin costs a server, as a client of it sees: vLLM's own `vllm bench serve` against five servers in turn.
+"""What the plugin costs a server, as a client of it sees: vLLM's own `vllm bench serve` against six servers in turn.
 
     python benchmarks/serving_overhead.py [--pairs N] [--round-s S] [--sidecar] [--strict]
 
 The servers differ in our part alone: `absent` (its entry points are not even loaded), `unnamed` (installed, not asked
-for: the same code on a step's path as `absent`, so the two tell how much two alike servers differ), `off`, `on` and
-`on, 10×` its rate and its budget. All stay up, idle ones cost nothing, and each pair measures every server, in an order
+for: the same code on a step's path as `absent`, so the two tell how much two alike servers differ), `off`, `on`, `whole`
+(the plugin named too: requests are timed and captures analyzed beside the server) and `on, 10×` its rate and its budget. All stay up, idle ones cost nothing, and each pair measures every server, in an order
 of its own, within a minute: what else the machine does meets all of them. A change is the ratio to `absent` in the same
 pair.
 Prints tables and writes `benchmarks/results/serving_overhead.json`.
@@ -35,7 +35,7 @@ from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, RunningSer
 from taxbreak_vllm.settings import Settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving_overhead.json"
-BASE, TWIN, ON = "absent", "unnamed", "on"
+BASE, TWIN, ON, WHOLE = "absent", "unnamed", "on", "whole"
 TIMES = 10
 # Threads and processes that spin for one another take each other's cores, and throughput halves or not by chance. And a
 # client that pauses between two rounds must not find its connections closed.
@@ -148,6 +148,7 @@ def _start(processes: Processes, model: Path, *, sample_every: int, with_sidecar
         TWIN: ((), {}),
         "off": (WORKER_EXTENSION, settings("off", sample_every, TAXBREAK_ENABLED="false")),
         ON: (WORKER_EXTENSION, settings("on", sample_every)),
+        WHOLE: (WORKER_EXTENSION, settings("whole", sample_every, VLLM_PLUGINS="taxbreak")),
         f"{ON}, {TIMES}×": (WORKER_EXTENSION, settings("often", often, TAXBREAK_OVERHEAD_BUDGET_RATIO=str(budget))),
     }
     servers = {}
