@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import urlsplit
 
 NUM_REQUESTS = 120
@@ -23,10 +22,9 @@ OUTPUT_TOKENS = 48
 
 
 def go_first() -> None:
-    """Put this process and its session before others; Linux may weigh whole sessions (sched(7), autogroup)."""
+    """Run this thread and its children before all others, where that is allowed (sched(7))."""
     with suppress(OSError):
-        os.nice(-5)
-        Path("/proc/self/autogroup").write_text("-15")
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def work(address: str, numbers, found: list) -> None:
