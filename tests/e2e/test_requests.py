@@ -131,8 +131,7 @@ def test_however_a_server_is_built_its_account_closes(built, forking, tiny_llama
     assert decode.num > 1000
     assert decode.worker_ns + sum(spent.values()) == decode.total_ns
     assert unexplained <= 0.03
-    if built != "two ranks":  # of two cores, none is left for a client
-        assert min(within) >= SHARE
+    assert min(within) >= SHARE
 
 
 def test_every_waterfall_is_cut_to_the_nanosecond(server, spool, counted):
