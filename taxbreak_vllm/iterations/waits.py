@@ -10,9 +10,7 @@ import numpy as np
 
 from taxbreak_vllm.iterations.spans import Bool, Int64, Spans
 from taxbreak_vllm.model.engine import Between
-
-UNKNOWN_ENGINE = -1  # of a request on its way through an API server: any may get it
-NO_ENGINE = -2  # of one that ended there
+from taxbreak_vllm.model.frontend import UNKNOWN_ENGINE
 
 _FOREVER = 2**63 - 1
 

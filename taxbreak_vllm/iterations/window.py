@@ -15,8 +15,8 @@ import numpy as np
 
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.iterations.spans import Int64
-from taxbreak_vllm.iterations.waits import UNKNOWN_ENGINE
 from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.frontend import UNKNOWN_ENGINE
 from taxbreak_vllm.model.step import Int64 as Integer
 
 SCHEMA = "taxbreak.iterations/1"

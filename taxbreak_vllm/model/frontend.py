@@ -11,6 +11,8 @@ from enum import StrEnum
 from taxbreak_vllm.model.step import Int64
 
 SPAN_BUCKETS_NS = (*(m * 10**e for e in range(4, 11) for m in (1, 2, 5)), 10**11)
+UNKNOWN_ENGINE = -1  # of a request on its way through an API server: any may get it
+NO_ENGINE = -2  # of one that ended there
 NUM_WATERFALLS = 256  # kept of each API server, the newest
 
 

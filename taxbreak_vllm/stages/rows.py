@@ -51,6 +51,3 @@ class Output(_Columns):
     PUT = auto()
     SEND0 = auto()
     SEND1 = auto()
-
-
-UNKNOWN_ENGINE = -1

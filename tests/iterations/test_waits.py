@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.iterations.spans import covered
-from taxbreak_vllm.iterations.waits import NO_ENGINE, UNKNOWN_ENGINE, Arrivals, cut_waits
+from taxbreak_vllm.iterations.waits import Arrivals, cut_waits
 from taxbreak_vllm.model.engine import Between, EnginePart
+from taxbreak_vllm.model.frontend import NO_ENGINE, UNKNOWN_ENGINE
 from tests.iterations.test_account import SPANS, US, Clock, worker_elsewhere
 
 END = 40

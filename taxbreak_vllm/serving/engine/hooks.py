@@ -68,17 +68,12 @@ class LoopHooks:
         return timed
 
     def _numbering(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, begin, end, number = self._row, int(Column.SCHEDULE0), int(Column.SCHEDULE1), int(Column.SCHEDULED)
-        numbers = count(1)
+        row, number = self._row, int(Column.SCHEDULED)
+        numbers, timed = count(1), self._timed(call, Column.SCHEDULE0, Column.SCHEDULE1)
 
         def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            scheduled = timed(*args, **kwargs)
             try:
-                row[begin] = monotonic_ns()
-            except Exception as error:
-                self._fail(error)
-            scheduled = call(*args, **kwargs)
-            try:
-                row[end] = monotonic_ns()
                 row[number] = number_of_step = next(numbers)
                 setattr(scheduled, NUMBER, number_of_step)
             except Exception as error:
@@ -88,17 +83,12 @@ class LoopHooks:
         return schedule
 
     def _joining(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, begin, end, updated = self._row, int(Column.UPDATE0), int(Column.UPDATE1), int(Column.UPDATED)
+        row, updated, timed = self._row, int(Column.UPDATED), self._timed(call, Column.UPDATE0, Column.UPDATE1)
         first, behind = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1
 
         def update_from_output(scheduled: Any, output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            result = timed(scheduled, output, *args, **kwargs)
             try:
-                row[begin] = monotonic_ns()
-            except Exception as error:
-                self._fail(error)
-            result = call(scheduled, output, *args, **kwargs)
-            try:
-                row[end] = monotonic_ns()
                 row[updated] = number = getattr(scheduled, NUMBER, 0)
                 times = getattr(output, TIMES, None)
                 if times is not None and times[1] == number:
@@ -127,20 +117,14 @@ class LoopHooks:
         return sample_tokens
 
     def _beginning(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, begin, end = self._row, int(Column.INPUT0), int(Column.INPUT1)
+        row, timed = self._row, self._timed(call, Column.INPUT0, Column.INPUT1)
 
         def process_input_queue(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             try:
                 row[:] = _ZEROS
-                row[begin] = monotonic_ns()
             except Exception as error:
                 self._fail(error)
-            result = call(*args, **kwargs)
-            try:
-                row[end] = monotonic_ns()
-            except Exception as error:
-                self._fail(error)
-            return result
+            return timed(*args, **kwargs)
 
         return process_input_queue
 

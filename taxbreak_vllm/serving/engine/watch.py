@@ -69,9 +69,7 @@ class LoopWatch:
             off_reason="hook" if self._hooks.fault else None,
         )
         self._windows.add(rows, slots, self.state)
-        if replace(self.state, updated_unix_ns=0) != replace(before, updated_unix_ns=0) or (
-            now_ns - before.updated_unix_ns >= _HEARTBEAT_NS
-        ):
+        if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:
             self.state = replace(self.state, updated_unix_ns=now_ns)
             self._publish()
 
@@ -99,3 +97,7 @@ class LoopWatch:
             self._spool.put_engine_state(self.state)
         except SpoolError as error:
             logger.debug("taxbreak: %s", error)  # its workers say so aloud
+
+
+def _sums(state: EngineState) -> EngineState:
+    return replace(state, updated_unix_ns=0, runqueue_wait_ratio=None)

@@ -10,11 +10,10 @@ import os
 import struct
 from pathlib import Path
 
+from taxbreak_vllm.model.frontend import UNKNOWN_ENGINE
 from taxbreak_vllm.spool.layout import open_private
-from taxbreak_vllm.stages.rows import UNKNOWN_ENGINE
 
 NUM_SLOTS = 4096
-NO_ENGINE = -2
 _SLOT = struct.Struct("=4q")
 _MAX_TRIES = 64
 

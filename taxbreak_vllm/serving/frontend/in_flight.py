@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 
+from taxbreak_vllm.model.frontend import NO_ENGINE
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.ring import Ring
-from taxbreak_vllm.serving.frontend.arrivals import NO_ENGINE, Arrivals
+from taxbreak_vllm.serving.frontend.arrivals import Arrivals
 from taxbreak_vllm.serving.frontend.record import Record
 from taxbreak_vllm.stages.rows import Column, Output
 

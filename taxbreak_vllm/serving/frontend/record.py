@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from taxbreak_vllm.stages.rows import UNKNOWN_ENGINE, Column
+from taxbreak_vllm.model.frontend import UNKNOWN_ENGINE
+from taxbreak_vllm.stages.rows import Column
 
 RECORD: ContextVar["Record | None"] = ContextVar("taxbreak_request", default=None)
 

@@ -6,8 +6,8 @@ import struct
 import pytest
 
 from taxbreak_vllm.iterations import waits
+from taxbreak_vllm.model.frontend import NO_ENGINE, UNKNOWN_ENGINE
 from taxbreak_vllm.serving.engine.arrivals import read_arrivals
-from taxbreak_vllm.serving.frontend.arrivals import NO_ENGINE
 from taxbreak_vllm.serving.frontend.arrivals import Arrivals as Writer
 
 
@@ -82,6 +82,5 @@ def test_what_an_api_server_writes_is_what_an_engine_reads(tmp_path):
 
     found = read_arrivals(tmp_path)
 
-    assert found[found[:, 0] > 0].tolist() == [[10, 0, waits.UNKNOWN_ENGINE, 0], [20, 25, 3, 0], [30, 35, -2, 0]]
+    assert found[found[:, 0] > 0].tolist() == [[10, 0, UNKNOWN_ENGINE, 0], [20, 25, 3, 0], [30, 35, -2, 0]]
     assert waits.Arrivals.of(found, 3).sent_ns.tolist() == [25]
-    assert NO_ENGINE == waits.NO_ENGINE

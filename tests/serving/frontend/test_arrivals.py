@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from taxbreak_vllm.serving.frontend.arrivals import NO_ENGINE, NUM_SLOTS, Arrivals
+from taxbreak_vllm.model.frontend import NO_ENGINE
+from taxbreak_vllm.serving.frontend.arrivals import NUM_SLOTS, Arrivals
 
 
 @pytest.fixture
