@@ -26,9 +26,10 @@ _SCRIPTS = ("words.js", "uPlot.iife.min.js", "charts.js", "timeline.js", "live.j
 def render(articles: Sequence[Article]) -> tuple[str, str]:
     """Return the document and its policy, to be sent as a header where there are headers."""
     nonce = secrets.token_urlsafe(16)
+    forms = "'self'" if any(article.live for article in articles) else "'none'"
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
-        " img-src data:; base-uri 'none'; form-action 'none'"
+        f" img-src data:; base-uri 'none'; form-action {forms}"
     )
     document = _template().render(
         articles=articles,

@@ -89,7 +89,10 @@ class WorkerLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What only the page of a running sidecar has; `lead` is its first sentence."""
+    """What only the page of a running sidecar has; `lead` is its first sentence.
+
+    `has_key`: one is asked for, so one can log out. `why_read_only` is empty where steps may be recorded from it.
+    """
 
     window_s: int
     has_key: bool
@@ -99,6 +102,7 @@ class Live:
     hdbi_server: HdbiServer
     seconds: tuple[SecondView, ...]
     requests: RequestsView
+    why_read_only: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,10 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
         status_code=HTTPStatus.ACCEPTED,
         response_model=CaptureView,
         responses=answer(CaptureView, status=HTTPStatus.ACCEPTED)
-        | errors(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
+        | errors(
+            *(HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+            HTTPStatus.TOO_MANY_REQUESTS,
+        ),
     )
     def ask(results: Store, request: Request, body: CaptureBody) -> Response:
         """Ask a running server for its next steps."""
@@ -83,7 +86,7 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
     @router.delete(
         "/captures/{capture_id}",
         response_model=CaptureView,
-        responses=answer(CaptureView) | errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        responses=answer(CaptureView) | errors(HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     )
     def cancel(results: Store, capture_id: str) -> Response:
         """Take a request back, as often as one likes; what has ended cannot be."""

@@ -5,7 +5,7 @@ chains are fetched when they are looked at (`timelines`).
 """
 
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
@@ -32,8 +32,9 @@ from taxbreak_vllm.output.page.view import (
 )
 from taxbreak_vllm.output.text.headline import first_sentence
 from taxbreak_vllm.service.http.advice import read_advice
-from taxbreak_vllm.service.http.openapi import errors
-from taxbreak_vllm.service.http.problems import Problem, check_token, problem_response
+from taxbreak_vllm.service.http.keys import Keys
+from taxbreak_vllm.service.http.login import login_route
+from taxbreak_vllm.service.http.sessions import Access, Sessions, WrongKeys
 from taxbreak_vllm.service.http.waterfalls import why_none
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.rows import StepRow
@@ -45,23 +46,21 @@ from taxbreak_vllm.spool.spool import Spool
 
 LISTED_STEPS = 20
 
-_ERRORS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
 
+def create_page_router(
+    settings: Settings, spool: Spool, *, keys: Keys, sessions: Sessions, now_ns: Callable[[], int]
+) -> APIRouter:
+    """Build the router of the one route `/`; where there are keys, a form asks for one first."""
+    route_class = login_route(keys, sessions, WrongKeys(now_ns))
+    router = APIRouter(route_class=route_class, include_in_schema=False)  # what is for people is no API
 
-def create_page_router(settings: Settings, spool: Spool, *, now_ns: Callable[[], int]) -> APIRouter:
-    """Build the router of the one route `/`; a browser gives the key as the password of HTTP Basic."""
-    router = APIRouter()
-
-    @router.get("/", response_class=HTMLResponse, responses=errors(*_ERRORS))
+    @router.get("/", response_class=HTMLResponse)
     def show(request: Request) -> Response:
         """The page."""
-        try:
-            check_token(request, settings.api_key, with_basic=True)
-        except Problem as error:
-            return problem_response(error, challenge="Basic")
         with Results(settings.results_path) as results:
-            has_key = settings.api_key is not None
-            article = read_article(results, spool, window_s=settings.window_s, has_key=has_key, now_ns=now_ns())
+            article = read_article(results, spool, window_s=settings.window_s, has_key=keys.are_set, now_ns=now_ns())
+        if article.live is not None and keys.access_of(request) == Access.READ:
+            article = replace(article, live=replace(article.live, why_read_only=keys.why_read_only))
         document, headers = page(article)
         return Response(document, media_type="text/html", headers=headers)
 
@@ -145,6 +144,7 @@ def page(article: Article) -> tuple[str, dict[str, str]]:
     return document, {
         "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
 

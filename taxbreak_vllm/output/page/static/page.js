@@ -17,6 +17,7 @@ async function refresh() {
     // Its style is here already, and has a nonce that this page does not know.
     const text = (await answer.text()).replace(/<style[^]*?<\/style>/g, "");
     const fresh = new DOMParser().parseFromString(text, "text/html");
+    if (fresh.getElementById("login")) location.reload(); // the session has ended
     for (const section of document.querySelectorAll("[data-refresh]")) {
       const newer = fresh.getElementById(section.id);
       // What someone is reading by keyboard stays.
