@@ -134,14 +134,22 @@ def test_calibrated_steps_are_advised_on(article, put, turn, results, analyze, m
     assert [(advice.rule, advice.at_most_ns) for advice in article().advice.advice][:1] == [("batch-size", 46_875)]
 
 
-def test_a_form_asks_for_steps_with_the_key_where_there_is_one(show, spool, make_state):
+def test_a_form_asks_for_steps_and_one_can_log_out_where_there_is_a_key(show, spool, make_state):
     spool.put_state(make_state())
     spool.put_state(make_state(server=Server(server_id="vllm-b")))
 
     fields = {tag.get("name") for tag in Tags(show(has_key=True)[0]).attributes if "name" in tag}
 
-    assert {"steps", "phase", "timeout_s", "server_id", "key"} <= fields
-    assert 'name="key"' not in show()[0]
+    assert {"steps", "phase", "timeout_s", "server_id", "logout"} <= fields
+    assert 'name="logout"' not in show()[0]
+
+
+def test_whoever_may_only_look_is_told_why_they_cannot_record(article):
+    shown = article(has_key=True)
+    document, _ = page(dataclasses.replace(shown, live=dataclasses.replace(shown.live, why_read_only="the key reads")))
+
+    assert "You are here to look only: the key reads." in Tags(document).text
+    assert 'id="capture"' not in document
 
 
 def test_everything_from_outside_is_escaped(show, spool, make_state, put, turn):

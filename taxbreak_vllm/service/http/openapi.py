@@ -305,7 +305,7 @@ _ERRORS = {
     HTTPStatus.FORBIDDEN: "the key only reads, or another site's page sent this with the page's session",
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
     HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here, or a query parameter that is none of the route's",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "the request has not the form described here, or a query parameter of no meaning",
     HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",
 }
