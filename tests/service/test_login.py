@@ -12,7 +12,14 @@ from pydantic import SecretStr
 from taxbreak_vllm.service.app import create_app
 from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.login import login_route
-from taxbreak_vllm.service.http.sessions import MAX_SESSIONS, SESSION_S, WRONG_PER_MINUTE, Sessions, WrongKeys
+from taxbreak_vllm.service.http.sessions import (
+    MAX_SESSIONS,
+    SESSION_S,
+    WRONG_PER_MINUTE,
+    WRONG_PER_MINUTE_IN_ALL,
+    Sessions,
+    WrongKeys,
+)
 
 CONTROL, READ = "control-key", "read-key"
 OURS = {"Sec-Fetch-Site": "same-origin"}
@@ -57,6 +64,14 @@ def test_the_page_is_a_form_for_whoever_brings_no_key_and_tells_nothing_else(bro
     assert "unsafe" not in policy
 
 
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"])
+def test_no_other_method_gets_past_the_form(browser, method):
+    response = browser().request(method, "/")
+
+    assert response.status_code == 405
+    assert "data-article" not in response.text
+
+
 def test_the_key_opens_page_and_api_and_is_in_no_cookie(browser):
     client = browser()
 
@@ -71,6 +86,14 @@ def test_the_key_opens_page_and_api_and_is_in_no_cookie(browser):
     assert "data-article" in client.get("/").text
     assert client.get("/v1/taxbreak/status").status_code == 200
     assert client.post(CAPTURES, json={}, headers=OURS).status_code == 202
+
+
+def test_what_a_session_opens_is_kept_by_no_cache(browser):
+    client = browser()
+    log_in(client)
+
+    for path in ("/", "/v1/taxbreak/status", "/v1/taxbreak/steps/none"):
+        assert client.get(path).headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize("how", [{"base": "https://sidecar"}, {"headers": {"X-Forwarded-Proto": "https"}}])
@@ -175,10 +198,18 @@ def test_after_some_wrong_keys_of_one_address_no_key_is_taken_from_it_for_a_minu
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) == 60 - WRONG_PER_MINUTE
     assert f"Try again in {60 - WRONG_PER_MINUTE} s." in refused.text
-    assert log_in(guesser, headers=OURS | {"X-Forwarded-For": "10.9.9.9"}).status_code == 429
     assert log_in(other).status_code == 303
     clock.sleep_s(60 - WRONG_PER_MINUTE)
     assert log_in(guesser).status_code == 303
+
+
+def test_wrong_keys_of_many_addresses_are_bounded_too(browser, clock):
+    for number in range(WRONG_PER_MINUTE_IN_ALL):
+        assert log_in(browser(client=(f"10.0.0.{number}", 1)), "guess").status_code == 403
+
+    assert log_in(browser(client=("10.9.9.9", 1))).status_code == 429
+    clock.sleep_s(60)
+    assert log_in(browser(client=("10.9.9.9", 1))).status_code == 303
 
 
 def test_a_session_ends_by_itself(browser, clock):

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from taxbreak_vllm.output.page.login import render_login
 from taxbreak_vllm.service.http.keys import Keys, is_same_origin
-from taxbreak_vllm.service.http.sessions import WRONG_PER_MINUTE, Sessions, WrongKeys
+from taxbreak_vllm.service.http.sessions import Sessions, WrongKeys
 
 _MAX_FORM_BYTES = 8192
 
@@ -27,7 +27,7 @@ def login_route(keys: Keys, sessions: Sessions, wrong_keys: WrongKeys) -> type[A
             response: Response | None = None
             if keys.are_set and request.method == "POST":
                 response = await _post(request)
-            elif keys.access_of(request) is None:
+            elif request.method == "GET" and keys.access_of(request) is None:
                 response = _form(request)
             if response is None:
                 await super().handle(scope, receive, send)
@@ -46,7 +46,7 @@ def login_route(keys: Keys, sessions: Sessions, wrong_keys: WrongKeys) -> type[A
         address = request.client.host if request.client else ""
         wait_s = wrong_keys.wait_s(address)
         if wait_s:
-            text = f"{WRONG_PER_MINUTE} wrong keys came from your address. Try again in {wait_s} s."
+            text = f"Too many wrong keys. Try again in {wait_s} s."
             return _form(request, text, HTTPStatus.TOO_MANY_REQUESTS, retry_after_s=wait_s)
         access = keys.access_by(fields.get("key", [""])[0])
         if access is None:

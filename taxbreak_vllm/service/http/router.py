@@ -88,7 +88,7 @@ def problem_route(keys: Keys) -> type[APIRoute]:
                 try:
                     keys.check(request)
                     _check_query(request, known)
-                    return await handle(request)
+                    response = await handle(request)
                 except (
                     Problem,
                     RequestValidationError,
@@ -96,7 +96,10 @@ def problem_route(keys: Keys) -> type[APIRoute]:
                     TaxbreakError,
                     sqlite3.DatabaseError,
                 ) as error:
-                    return problem_response(error)
+                    response = problem_response(error)
+                if keys.are_set:  # a cache between here and a browser does not know that the cookie matters
+                    response.headers["Cache-Control"] = "no-store"
+                return response
 
             return answer
 

@@ -17,6 +17,7 @@ SESSION_S = 12 * 3600
 MAX_SESSIONS = 1000  # the oldest end
 
 WRONG_PER_MINUTE = 5  # from one address
+WRONG_PER_MINUTE_IN_ALL = 60
 _MAX_ADDRESSES = 1000
 _MINUTE_NS = 60 * 10**9
 
@@ -59,25 +60,27 @@ class Sessions:
 
 
 class WrongKeys:
-    """How often a wrong key came from an address of late."""
+    """The wrong keys of the last minute, from each address and in all: an address may be one that a client made up."""
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns = now_ns
+        self._all: deque[int] = deque(maxlen=WRONG_PER_MINUTE_IN_ALL)
         self._by_address: OrderedDict[str, deque[int]] = OrderedDict()
 
     def add(self, address: str) -> None:
         """Note one more."""
-        self._by_address.setdefault(address, deque(maxlen=WRONG_PER_MINUTE)).append(self._now_ns())
+        own = self._by_address.setdefault(address, deque(maxlen=WRONG_PER_MINUTE))
         self._by_address.move_to_end(address)
         while len(self._by_address) > _MAX_ADDRESSES:
             self._by_address.popitem(last=False)
+        for times in (own, self._all):
+            times.append(self._now_ns())
 
     def wait_s(self, address: str) -> int:
         """Return for how long no key is taken from an address: 0 where one is."""
-        times = self._by_address.get(address)
-        if times is None or len(times) < WRONG_PER_MINUTE:
-            return 0
-        return max(0, -((self._now_ns() - times[0] - _MINUTE_NS) // 10**9))
+        counts = (self._all, self._by_address.get(address, deque(maxlen=WRONG_PER_MINUTE)))
+        ends_ns = [times[0] + _MINUTE_NS for times in counts if len(times) == times.maxlen]
+        return max(0, -((self._now_ns() - max(ends_ns, default=0)) // 10**9))
 
 
 class _Attributes(TypedDict):
