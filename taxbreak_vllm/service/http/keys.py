@@ -18,7 +18,6 @@ from taxbreak_vllm.settings import Settings
 
 READING = frozenset(("GET", "HEAD"))
 
-
 _SETTINGS = {Access.CONTROL: "TAXBREAK_API_KEY", Access.READ: "TAXBREAK_READ_KEY"}
 
 
