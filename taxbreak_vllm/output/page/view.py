@@ -88,17 +88,39 @@ class WorkerLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
-    """What only the page of a running sidecar has; `lead` is its first sentence."""
+class ServerLink:
+    """One server that may be looked at, and its page."""
 
-    window_s: int
-    has_key: bool
-    servers: tuple[str, ...]
-    workers: tuple[WorkerLine, ...]
+    model_name: str
+    server_id: str
+    href: str
+    is_live: bool
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What only the page of a server has; `lead` is its first sentence, `choice` all servers if there are several."""
+
     lead: str
     hdbi_server: HdbiServer
     seconds: tuple[SecondView, ...]
     requests: RequestsView
+    window_s: int = 0
+    has_key: bool = False
+    server_id: str = ""
+    choice: tuple[ServerLink, ...] = ()
+    workers: tuple[WorkerLine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """What only the page of one recorded step has: its first sentence, and where to go from it (words, address)."""
+
+    step_id: str
+    lead: str
+    links: tuple[tuple[str, str], ...]
+    has_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +129,7 @@ class Article:
 
     title: str
     facts: tuple[str, ...]
-    advice: AdviceReport
+    advice: AdviceReport | None
     phases: tuple[PhaseView, ...]
     total: StepBreakdown
     steps: tuple[StepLine, ...]
@@ -120,6 +142,18 @@ class Article:
     timelines: "tuple[StepTimeline, ...]" = ()
     fusion: "FusionReport | None" = None
     live: Live | None = None
+    step: StepView | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether there is an API to ask for the instants of a step."""
+        return self.live is not None or self.step is not None
+
+    @property
+    def has_key(self) -> bool:
+        """Whether that API wants a key."""
+        served = self.live or self.step
+        return served is not None and served.has_key
 
 
 def facts_of(breakdown: Breakdown) -> tuple[str, ...]:

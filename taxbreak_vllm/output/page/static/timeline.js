@@ -37,6 +37,7 @@ class Timeline {
     if (chosen && !names.includes(chosen)) names.push(chosen);
     this.select.replaceChildren(...names.map((name) => make("option", name)));
     if (chosen) this.select.value = chosen;
+    this.select.parentElement.hidden = names.length < 2;
     this.section.hidden = this.fusion.hidden = !names.length;
     if (!chosen && this.isSeen) this.load();
   }

@@ -20,12 +20,13 @@ const isDark = (hex) => {
   return 0.3 * r + 0.59 * g + 0.11 * b < 140;
 };
 
-const keyField = () => document.querySelector("#capture [name=key]");
+const root = document.documentElement.dataset.root;
+const keyField = () => document.querySelector("[name=key]");
 
 async function ask(path, options = {}) {
   const key = keyField()?.value;
   const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  const answer = await fetch(`v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(`${root}v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail || answer.statusText);
   return body;
