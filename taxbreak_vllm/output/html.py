@@ -9,6 +9,7 @@ from pathlib import Path
 from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.output.files import replacing
+from taxbreak_vllm.output.page.advice import advice_view
 from taxbreak_vllm.output.page.render import render
 from taxbreak_vllm.output.page.view import (
     Article,
@@ -67,7 +68,7 @@ def article_of(findings: Findings) -> Article:
     return Article(
         title=Path(breakdown.source.path).name or "breakdown",
         facts=facts_of(breakdown),
-        advice=findings.advice,
+        advice=advice_view(findings.advice),
         phases=tuple(_phases(breakdown)),
         total=breakdown.total,
         steps=tuple(lines_of(breakdown.steps[:MAX_LINES])),

@@ -17,6 +17,7 @@ from taxbreak_vllm.insight.second import device_second
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.output.page.advice import advice_view
 from taxbreak_vllm.output.page.server import requests_view, second_view
 from taxbreak_vllm.output.page.step import step_article
 from taxbreak_vllm.output.page.view import (
@@ -68,7 +69,7 @@ def read_article(
     return Article(
         title=chosen.model_name or "host and device of vLLM",
         facts=(*([f"server {own}"] if len(found) > 1 else []), *facts_of(whole)),
-        advice=read_advice(results, spool, since_ns=since_ns, now_ns=now_ns, server_id=own),
+        advice=advice_view(read_advice(results, spool, since_ns=since_ns, now_ns=now_ns, server_id=own)),
         phases=tuple(phase_view(phase, found.num_steps, found.breakdown.total) for phase, found in of_phase.items()),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(server_id=own, limit=LISTED_STEPS))),
@@ -170,7 +171,7 @@ def _point(row: StepRow) -> Point:
         delta_ft_ns=row.delta_ft_ns,
         delta_ct_ns=row.delta_ct_ns,
         delta_kt_ns=row.delta_kt_ns,
-        orchestration_ns=row.orchestration_ns,
+        window_ns=row.window_ns,
         exposed_ns=row.exposed_ns,
     )
 
@@ -182,7 +183,6 @@ def _step_line(row: StepRow) -> StepLine:
         graph_mode=row.graph_mode,
         window_ns=row.window_ns,
         hdbi=row.hdbi,
-        orchestration_ns=row.orchestration_ns,
         exposed_ns=row.exposed_ns,
         active_ns=row.active_ns,
         href=f"steps/{row.step_id}",
