@@ -18,6 +18,7 @@ from taxbreak_vllm.output.page.view import (
     coverage_words,
     facts_of,
     lines_of,
+    once,
     phase_view,
     points_of,
 )
@@ -77,7 +78,7 @@ def article_of(findings: Findings) -> Article:
         history_is_time=False,
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
-        notes=tuple(dict.fromkeys([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)])),
+        notes=once([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]),
         timelines=tuple(findings.timelines([step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]])),
         fusion=findings.chains,
     )

@@ -14,6 +14,7 @@ from taxbreak_vllm.output.page.view import (
     calibration_words,
     coverage_words,
     facts_of,
+    once,
     phase_view,
 )
 from taxbreak_vllm.output.words import duration, one
@@ -41,7 +42,7 @@ def step_article(
         history_is_time=True,
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
-        notes=tuple(dict.fromkeys((*breakdown.notes, *step.notes))),
+        notes=once((*breakdown.notes, *step.notes)),
         step=StepView(step_id=step_id, lead=_lead(step), links=tuple(links), has_key=has_key),
     )
 

@@ -3,6 +3,7 @@
 In: breakdowns and what insight made of them. Out: `Article`, one per breakdown. No figure is computed here.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ WORK_WORDS = {
     "launch": "launch calls",
     "runtime": "other runtime calls",
 }
+_FIGURE = re.compile(r"\d[\d.,]*")
 MAX_POINTS = 600  # steps drawn over time
 MAX_CHAINS = 12
 
@@ -96,7 +98,6 @@ class WorkerLine:
     num_samples: int
     num_dropped: int
     overhead_ratio: float | None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,9 @@ class Live:
     server_id: str = ""
     choice: tuple[ServerLink, ...] = ()
     workers: tuple[WorkerLine, ...] = ()
+    worker_notes: tuple[str, ...] = ()
+    spool: str = ""
+    is_running: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +165,11 @@ class Article:
         """Return the layers of host work that any phase has, and what they are called."""
         seen = {layer for phase in self.phases for layer, one in phase.work.items() if one.work_ns}
         return tuple((layer, words) for layer, words in WORK_WORDS.items() if layer in {"all", *seen})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a running sidecar has no recorded step to show."""
+        return self.live is not None and not self.num_steps
 
     @property
     def is_served(self) -> bool:
@@ -210,6 +219,14 @@ def lines_of(steps: Iterable[StepBreakdown]) -> Iterator[StepLine]:
             exposed_ns=step.device.idle.host_ns,
             active_ns=step.device.active_ns,
         )
+
+
+def once(notes: Iterable[str]) -> tuple[str, ...]:
+    """Keep the first of the notes that differ in their figures alone, with how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(_FIGURE.sub("0", note), []).append(note)
+    return tuple(same[0] if len(same) == 1 else f"{same[0]} ({len(same)} such notes)" for same in kinds.values())
 
 
 def phase_view(phase: Phase | None, num_steps: int, total: StepBreakdown) -> PhaseView:

@@ -4,7 +4,7 @@ In: results, spool. Out: `Article`s. Totals are those of `GET breakdown` of the 
 step that is not there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from urllib.parse import urlencode
@@ -31,6 +31,7 @@ from taxbreak_vllm.output.page.view import (
     calibration_words,
     coverage_words,
     facts_of,
+    once,
     phase_view,
 )
 from taxbreak_vllm.output.text.headline import first_sentence
@@ -78,7 +79,7 @@ def read_article(
         history_is_time=True,
         calibration=tuple(calibration_words(whole.calibration)),
         coverage=tuple(coverage_words(whole.coverage)),
-        notes=tuple(dict.fromkeys((*whole.notes, *whole.total.notes))),
+        notes=once((*whole.notes, *whole.total.notes)),
         live=replace(
             _read_live(spool, every, of_phase, running.of(own)),
             window_s=window_s,
@@ -86,6 +87,9 @@ def read_article(
             server_id=own,
             choice=_links(found, chosen),
             workers=tuple(_worker_line(state, is_live=state in running.workers) for state in spool.states()),
+            worker_notes=tuple(_worker_notes(running.workers)),
+            spool=str(spool.root),
+            is_running=bool(running.workers or running.engines or running.frontends),
         ),
     )
 
@@ -199,5 +203,16 @@ def _worker_line(state: WorkerState, *, is_live: bool) -> WorkerLine:
         num_samples=state.num_samples,
         num_dropped=sum(state.dropped.values()),
         overhead_ratio=state.overhead_ns / state.serving_ns if state.serving_ns else None,
-        notes=state.notes if is_live else (),
     )
+
+
+def _worker_notes(workers: Iterable[WorkerState]) -> Iterator[str]:
+    """Say each note on recording once, and whose it is."""
+    by_note: dict[str, list[WorkerState]] = {}
+    for state in workers:
+        for note in state.notes:
+            by_note.setdefault(note, []).append(state)
+    for note, states in by_note.items():
+        first = states[0].server
+        whose = f"{first.server_id}, rank {first.rank}" if len(states) == 1 else f"{len(states)} workers"
+        yield f"{whose}: {note}"

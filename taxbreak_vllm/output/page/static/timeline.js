@@ -112,6 +112,7 @@ class Timeline {
       row.append(names, make("td", chain.length), make("td", number(chain.count, 0)), make("td", chain.score.toFixed(2)));
       return row;
     }));
+    nameCells(this.fusion);
   }
 
   word(lane, kind) {
@@ -278,6 +279,7 @@ class Timeline {
       row.append(make("td", IDLE[wait.kind], { class: "text" }), make("td", time(wait.from)), cell, make("td", doing, { class: "text name", title: doing }));
       return row;
     }));
+    nameCells(this.section);
   }
 
   doing(host, wait) {
