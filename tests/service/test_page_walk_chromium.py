@@ -184,6 +184,8 @@ def test_an_empty_page_tells_the_commands_until_there_is_something_to_show(
         run(TINY)
         page.get_by_role("heading", name="No step was recorded in the last 15 min").wait_for(timeout=20_000)
         assert page.locator(".empty code:visible").all_inner_texts() == [record]
+        assert page.locator("h1").inner_text() == "taxbreak tiny"
+        assert page.locator("#capture [name=server_id]").input_value() == "vllm-a"
 
         put_trace("first")
         page.locator("#a0-steps a").wait_for(timeout=60_000)
