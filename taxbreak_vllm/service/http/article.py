@@ -69,7 +69,7 @@ def read_article(
     whole = every.breakdown
     return Article(
         title=chosen.model_name or "host and device of vLLM",
-        facts=(*([f"server {own}"] if len(found) > 1 else []), *facts_of(whole)),
+        facts=(*([f"server {own}"] if len(found) > 1 else []), *(facts_of(whole) if every.num_steps else ())),
         advice=advice_view(read_advice(results, spool, since_ns=since_ns, now_ns=now_ns, server_id=own)),
         phases=tuple(phase_view(phase, found.num_steps, found.breakdown.total) for phase, found in of_phase.items()),
         total=whole.total,
