@@ -7,9 +7,9 @@ SettingsError with one line; inside a vLLM server the caller catches it, logs on
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from taxbreak_vllm.model import defaults
@@ -23,16 +23,18 @@ def _default_spool() -> Path:
     return Path(tempfile.gettempdir()) / f"taxbreak-{os.getuid()}"
 
 
-def checked_key(key: str) -> str:
+def checked_key(key: str, name: str = "api_key") -> str:
     """Strip the newline a Secret ends in; raises SettingsError for a key that fits no header or lets everyone in."""
     stripped = key.strip()
     if not (stripped and stripped.isascii() and stripped.isprintable()):
-        raise SettingsError(f"{PREFIX}API_KEY: a key is of printable ASCII characters, not empty; for none, unset it")
+        raise SettingsError(
+            f"{PREFIX}{name.upper()}: a key is of printable ASCII characters, not empty; for none, unset it"
+        )
     return stripped
 
 
-def _checked_secret(key: SecretStr) -> SecretStr:
-    return SecretStr(checked_key(key.get_secret_value()))
+def _checked_secret(key: SecretStr, info: ValidationInfo) -> SecretStr:
+    return SecretStr(checked_key(key.get_secret_value(), str(info.field_name)))
 
 
 # What a request may change or choose is bounded as the setting is.
@@ -116,6 +118,15 @@ class Settings(BaseSettings):
     api_key: Annotated[SecretStr, AfterValidator(_checked_secret)] | None = Field(
         default=None, description="bearer token asked for on /v1/taxbreak"
     )
+    read_key: Annotated[SecretStr, AfterValidator(_checked_secret)] | None = Field(
+        default=None, description="another that only reads; without TAXBREAK_API_KEY nobody may control"
+    )
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> Self:
+        if self.api_key is not None and self.api_key == self.read_key:
+            raise SettingsError(f"{PREFIX}READ_KEY: a key that only reads is another than that of {PREFIX}API_KEY")
+        return self
 
     @property
     def results_path(self) -> Path:

@@ -58,9 +58,9 @@ render sidecar
 render sidecar-nonroot $nonroot --set port=9000 --set grafanaUrl=https://grafana.example/ --set settings.overheadBudgetRatio=0.01
 render sidecar-service --set podMonitor.enabled=false --set serviceMonitor.enabled=true --set user.uid=2000
 render sidecar-flag $nonroot --set-json 'vllm.plugins=[]' --set 'imagePullSecrets[0].name=registry' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
-render deployment $nonroot --set mode=deployment --set apiKey.existingSecret=taxbreak
+render deployment $nonroot --set mode=deployment --set apiKey.existingSecret=taxbreak --set apiKey.readKey=read
 render deployment-claim $nonroot --set results.existingClaim=results --set mode=deployment --set spool.existingClaim=spool --set networkPolicy.enabled=false
-for wrong in mode=daemonset settings.sampleEvery=1 settings.overheadBudgetRatio=2 port=80 spool.size=big \
+for wrong in mode=daemonset settings.sampleEvery=1 settings.overheadBudgetRatio=2 port=80 spool.size=big apiKey.key= \
     grafanaUrl=grafana serviceMonitor.enabled=true no.such.value=1; do
     ! "$bin/helm" template t "$chart" --set "$wrong" >/dev/null 2>&1 || die "helm takes $wrong"
 done

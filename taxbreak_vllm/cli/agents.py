@@ -77,7 +77,7 @@ def _serve(server: "MCPServer[Any]", host: str, port: int, api_key: str | None) 
     from pydantic import SecretStr
 
     from taxbreak_vllm.service.app import listen
-    from taxbreak_vllm.service.http.problems import guarded
+    from taxbreak_vllm.service.http.keys import guarded
 
     app = guarded(
         server.streamable_http_app(host=host, streamable_http_path=_PATH),

@@ -21,11 +21,13 @@ from starlette.exceptions import HTTPException
 
 from taxbreak_vllm.model.errors import SettingsError, SpoolError, TaxbreakError
 from taxbreak_vllm.model.version import package_version
+from taxbreak_vllm.service.http.compression import Compressed
+from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.page import create_page_router
 from taxbreak_vllm.service.http.problems import problem_response
 from taxbreak_vllm.service.http.routes import create_router
-from taxbreak_vllm.service.http.timelines import create_timeline_router
+from taxbreak_vllm.service.http.sessions import Sessions
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.metrics.exposition import OPENMETRICS, Exposition
 from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, replayer_command
@@ -67,8 +69,13 @@ def create_app(
 
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
     app = FastAPI(title="taxbreak", version=package_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.include_router(create_router(settings, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns))
-    app.include_router(create_timeline_router(settings))
+    app.add_middleware(Compressed)
+    sessions = Sessions(now_ns)
+    keys = Keys.of(settings, sessions=sessions)
+    # `include_router` would build every route, and the models of its answers, once more.
+    app.routes.extend(
+        create_router(settings, keys=keys, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns).routes
+    )
 
     async def answer_error(_request: Request, error: Exception) -> Response:
         return problem_response(error)
@@ -87,7 +94,7 @@ def create_app(
         """Whether the sidecar answers at all; the analyzer is told of by `status`."""
         return PlainTextResponse("ok\n")
 
-    app.include_router(create_page_router(settings, spool, now_ns=now_ns))
+    app.routes.extend(create_page_router(settings, spool, keys=keys, sessions=sessions, now_ns=now_ns).routes)
     return app
 
 

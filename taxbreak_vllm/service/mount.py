@@ -1,7 +1,10 @@
 """The same routes and metrics on vLLM's own FastAPI app: cheap to mount, and nothing runs before `start`."""
 
+from typing import Any
+
 from fastapi import FastAPI
 
+from taxbreak_vllm.service.http.compression import Compressed
 from taxbreak_vllm.service.http.routes import create_router
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.metrics.exposition import Exposition, append_metrics
@@ -16,9 +19,10 @@ class MountedService:
     def __init__(self, settings: Settings) -> None:
         self._server_id: str | None = None
         self._supervisor = Supervisor(analyzer_command(settings))
-        self.router = create_router(
+        router = create_router(
             settings, server_id=lambda: self._server_id, num_restarts=lambda: self._supervisor.num_restarts
         )
+        self.routes: list[Any] = router.routes
         spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
         self.exposition = Exposition(TaxbreakCollector.of(settings, spool))
 
@@ -37,6 +41,8 @@ def mount(app: FastAPI, settings: Settings) -> MountedService:
     mounted: MountedService | None = getattr(app.state, "taxbreak", None)
     if mounted is None:
         mounted = app.state.taxbreak = MountedService(settings)
-        app.include_router(mounted.router)
+        for route in mounted.routes:
+            route.app = Compressed(route.app)
+        app.routes.extend(mounted.routes)
         append_metrics(app, mounted.exposition)
     return mounted

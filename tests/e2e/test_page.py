@@ -154,15 +154,15 @@ def test_it_fits_and_is_kept_as_a_picture(sidecar, visit, shoot, scheme, width):
         assert scroll <= client
 
 
-def test_with_a_key_the_browser_asks_for_it_and_the_form_too(sidecar, processes, spool, visit):
+def test_with_a_key_one_logs_in_and_may_do_what_one_may_without(sidecar, processes, spool, visit):
     guarded = start_sidecar(processes, spool, env={"TAXBREAK_API_KEY": KEY}, name="guarded").wait()
-    asks = {"http_credentials": {"username": "any", "password": KEY}, "expected_log": ("401", "404")}
 
-    with visit(guarded.url, **asks) as page:
-        page.get_by_role("textbox", name="key").fill("wrong")
-        page.get_by_role("button", name="Record").click()
-        page.get_by_text("this needs the key").wait_for()
-        page.get_by_role("textbox", name="key").fill(KEY)
+    with visit(guarded.url, expected_log=("403", "404")) as page:
+        page.get_by_label("key").fill("wrong")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("That is not the key.").wait_for()
+        page.get_by_label("key").fill(KEY)
+        page.get_by_role("button", name="Log in").click()
         page.get_by_role("button", name="Record").click()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("cancelled: 0 of 4 steps").wait_for()

@@ -24,6 +24,7 @@ from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, start_sidecar
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 KEY = "a-key-of-ours"
+READ_KEY = "another-that-reads"
 CANARY = "xylophone quixotic zeppelin"
 SECRET = "what lies beside the spool"
 OUTWARD = (
@@ -72,11 +73,12 @@ def client():
 def guarded(processes, tiny_llama, sample_often):
     spool = processes.folder / "spool"
     (processes.folder / "secret").write_text(SECRET)
-    env = sample_often | {"TAXBREAK_SPOOL": str(spool), "TAXBREAK_API_KEY": KEY, "VLLM_PLUGINS": "taxbreak"}
+    keys = {"TAXBREAK_API_KEY": KEY, "TAXBREAK_READ_KEY": READ_KEY}
+    env = sample_often | keys | {"TAXBREAK_SPOOL": str(spool), "VLLM_PLUGINS": "taxbreak"}
     before = os.umask(0)
     try:
         vllm = start_vllm(processes, tiny_llama, env=env, flags=ONE_PROCESS)
-        sidecar = start_sidecar(processes, spool, env={"TAXBREAK_API_KEY": KEY})
+        sidecar = start_sidecar(processes, spool, env=keys)
     finally:
         os.umask(before)
     guarded = Guarded(vllm.wait(), sidecar.wait(), spool)
@@ -136,17 +138,29 @@ def _routes(client, url):
     return [(method.upper(), path) for path, ways in paths.items() if "/taxbreak/" in path for method in ways]
 
 
-def test_every_route_asks_for_the_key_on_both_servers(guarded, client):
-    for url in guarded.both:
-        routes = _routes(client, url)
-        assert len(routes) >= 9
+def test_every_route_asks_for_the_key_on_both_servers_which_have_the_same(guarded, client):
+    by_server = [_routes(client, url) for url in guarded.both]
+    assert sorted(by_server[0]) == sorted(by_server[1])
+    assert len(by_server[0]) >= 9
+    for url, routes in zip(guarded.both, by_server, strict=True):
         for method, path in routes:
             there = url + re.sub(r"{\w+}", "some-id", path)
             for headers in ({}, _with_key("another"), {"Authorization": "Bearer"}, {"Authorization": KEY}):
                 assert client.request(method, there, headers=headers).status_code == 401, (method, there)
-            assert client.request(method, there, headers=_with_key()).status_code != 401, (method, there)
-    assert client.get(guarded.sidecar.url).status_code == 401
-    assert client.get(guarded.sidecar.url, auth=("anyone", KEY)).status_code == 200
+            assert client.request(method, there, headers=_with_key()).status_code not in (401, 403), (method, there)
+            is_refused = client.request(method, there, headers=_with_key(READ_KEY)).status_code == 403
+            assert is_refused == (method != "GET"), (method, there)
+
+
+def test_the_page_is_a_form_until_the_key_is_given(guarded, client):
+    own = {"Origin": guarded.sidecar.url}
+    assert "data-article" not in client.get(guarded.sidecar.url).text
+    assert client.post(guarded.sidecar.url, data={"key": "wrong"}, headers=own).status_code == 403
+
+    with httpx.Client(base_url=guarded.sidecar.url, follow_redirects=True, timeout=30.0) as browser:
+        assert "data-article" in browser.post("/", data={"key": KEY}, headers=own).text
+        assert browser.get("/v1/taxbreak/status").status_code == 200
+        assert browser.post("/v1/taxbreak/captures", json={}).status_code == 403  # from no page
 
 
 def test_no_id_in_a_request_leads_out_of_the_spool(guarded, client):

@@ -438,6 +438,8 @@ ROUTES = [
     ("GET", "steps"),
     ("GET", "steps/a"),
     ("GET", "steps/a/trace"),
+    ("GET", "steps/a/timeline"),
+    ("GET", "steps/a/fusion"),
     ("GET", "iterations"),
     ("GET", "requests"),
     ("POST", "captures"),

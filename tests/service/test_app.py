@@ -1,4 +1,3 @@
-import base64
 import os
 import re
 import signal
@@ -15,7 +14,6 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
-from pydantic import SecretStr
 
 from taxbreak_vllm.model.errors import SpoolError, TaxbreakError
 from taxbreak_vllm.service.app import create_app, serve
@@ -142,23 +140,6 @@ def test_metrics_over_results_that_broke_are_a_problem(open_app, tmp_path):
 
     assert response.status_code == 503
     assert response.headers["content-type"] == "application/problem+json"
-
-
-@pytest.mark.parametrize(
-    ("given", "status"),
-    [
-        (None, 401),
-        ("Basic " + base64.b64encode(b"any:wrong").decode(), 401),
-        ("Basic ???", 401),
-        ("Basic " + base64.b64encode(b"any:secret").decode(), 200),
-        ("Bearer secret", 200),
-    ],
-)
-def test_with_a_key_the_page_asks_for_it_as_browsers_can(open_app, given, status):
-    response = open_app(api_key=SecretStr("secret")).get("/", headers={"Authorization": given} if given else {})
-
-    assert response.status_code == status
-    assert (response.headers.get("www-authenticate") == 'Basic realm="taxbreak"') == (status == 401)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

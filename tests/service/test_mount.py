@@ -1,13 +1,17 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from taxbreak_vllm.model.step import Server
+from taxbreak_vllm.service.app import create_app
 from taxbreak_vllm.service.mount import mount
+
+SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 
 
 @pytest.fixture
@@ -39,6 +43,49 @@ def test_the_host_keeps_its_own_routes_and_errors(app, settings):
     assert client.get("/none").json() == {"detail": "Not Found"}
     assert client.get("/v1/taxbreak/steps/none").headers["content-type"] == "application/problem+json"
     assert client.get("/metrics").status_code == 404
+
+
+def test_the_routes_are_those_of_the_sidecar(app, settings):
+    mount(app, settings)
+
+    def routes(app):
+        return {(route.path, *sorted(route.methods)) for route in app.routes if route.path.startswith("/v1/taxbreak")}
+
+    assert routes(app) == routes(create_app(settings))
+    assert app.openapi()["paths"].keys() - {"/v1/models"} <= create_app(settings).openapi()["paths"].keys()
+
+
+def test_a_step_is_taken_apart_there_too(app, settings, put):
+    put("a", trace=SERVING.read_bytes())
+    mount(app, settings)
+
+    with TestClient(app) as client:
+        assert client.get("/v1/taxbreak/steps/a/fusion").json()["launches"] == 19
+        assert client.get("/v1/taxbreak/steps/none/fusion").status_code == 404
+
+
+def test_each_route_and_the_models_of_its_answers_are_built_once(settings, monkeypatch):
+    built = []
+    monkeypatch.setattr("fastapi.routing.create_model_field", lambda **field: built.append(field["name"]))
+
+    for build in (lambda: mount(FastAPI(), settings), lambda: create_app(settings)):
+        built.clear()
+        build()
+
+        assert len(built) > 10
+        assert len(built) == len(set(built))
+
+
+def test_long_answers_are_compressed_and_the_host_s_own_are_not(app, settings, put, spool, make_state):
+    app.get("/long")(lambda: "x" * 10_000)
+    put("a", trace=SERVING.read_bytes())
+    mount(app, settings)
+    client = TestClient(app)
+
+    assert client.get("/openapi.json").headers.get("content-encoding") is None
+    assert client.get("/long").headers.get("content-encoding") is None
+    assert client.get("/v1/taxbreak/breakdown").headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in client.get("/v1/taxbreak/steps/a/trace").headers
 
 
 def test_once_started_it_analyzes_and_asks_its_own_server(app, settings, spool, make_state, until):

@@ -143,15 +143,23 @@ def test_calibrated_steps_are_advised_on(article, put, turn, results, analyze, m
     ]
 
 
-def test_a_form_asks_for_steps_with_the_key_where_there_is_one(show, spool, make_state):
+def test_a_form_asks_for_steps_and_one_can_log_out_where_there_is_a_key(show, spool, make_state):
     spool.put_state(make_state())
     spool.put_state(make_state(server=Server(server_id="vllm-b")))
 
     fields = {tag["name"]: tag.get("value") for tag in Tags(show(has_key=True)[0]).attributes if "name" in tag}
 
-    assert {"steps", "phase", "timeout_s", "key"} <= fields.keys()
+    assert {"steps", "phase", "timeout_s", "logout"} <= fields.keys()
     assert fields["server_id"] == "vllm-b"
-    assert 'name="key"' not in show()[0]
+    assert 'name="logout"' not in show()[0]
+
+
+def test_whoever_may_only_look_is_told_why_they_cannot_record(article):
+    shown = article(has_key=True)
+    document, _ = page(dataclasses.replace(shown, live=dataclasses.replace(shown.live, why_read_only="the key reads")))
+
+    assert "You are here to look only: the key reads." in Tags(document).text
+    assert 'id="capture"' not in document
 
 
 def test_everything_from_outside_is_escaped(show, spool, make_state, put, turn):
@@ -495,7 +503,7 @@ def test_what_is_around_the_steps_of_a_stopped_server_is_not_that_of_another(art
 
 @pytest.fixture
 def step(spool, results):
-    return lambda step_id: page(read_step_article(results, spool, step_id, has_key=False), root="../")[0]
+    return lambda step_id: page(read_step_article(results, spool, step_id), root="../")[0]
 
 
 def test_a_step_has_a_page_with_its_phase_size_time_and_links(step, put, turn):
@@ -536,5 +544,5 @@ def test_a_step_that_is_not_there_has_a_page_that_says_why(spool, results, put, 
     put("new")
 
     with pytest.raises(Problem, match=why) as found:
-        read_step_article(results, spool, step_id, has_key=False)
+        read_step_article(results, spool, step_id)
     assert found.value.status == 404

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from taxbreak_vllm.service.http.timelines import create_timeline_router
+from taxbreak_vllm.service.http.routes import create_router
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 
@@ -23,7 +23,7 @@ def client(settings):
 
     def client(**changes):
         app = FastAPI()
-        app.include_router(create_timeline_router(settings.model_copy(update=changes)))
+        app.include_router(create_router(settings.model_copy(update=changes)))
         opened.append(TestClient(app))
         return opened[-1].__enter__()
 

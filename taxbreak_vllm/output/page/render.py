@@ -30,9 +30,10 @@ def render(articles: Sequence[Article], *, root: str = "", message: str = "") ->
     article.
     """
     nonce = secrets.token_urlsafe(16)
+    forms = "'self'" if any(article.live for article in articles) else "'none'"
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
-        " img-src data:; base-uri 'none'; form-action 'none'"
+        f" img-src data:; base-uri 'none'; form-action {forms}"
     )
     document = _template().render(
         articles=articles,

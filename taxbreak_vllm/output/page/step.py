@@ -21,7 +21,7 @@ from taxbreak_vllm.output.words import duration, one
 
 
 def step_article(
-    breakdown: Breakdown, *, step_id: str, started_unix_ns: int, all_steps: str, has_trace: bool, has_key: bool
+    breakdown: Breakdown, *, step_id: str, started_unix_ns: int, all_steps: str, has_trace: bool
 ) -> Article:
     """Show a step; its raw trace is linked to while the spool has it."""
     (step,) = breakdown.steps
@@ -43,7 +43,7 @@ def step_article(
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=once((*breakdown.notes, *step.notes)),
-        step=StepView(step_id=step_id, lead=_lead(step), links=tuple(links), has_key=has_key),
+        step=StepView(step_id=step_id, lead=_lead(step), links=tuple(links)),
     )
 
 

@@ -114,7 +114,10 @@ class ServerLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What only the page of a server has; `lead` is its first sentence, `choice` all servers if there are several."""
+    """What only the page of a server has; `lead` is its first sentence, `choice` all servers if there are several.
+
+    `has_key`: one is asked for, so one can log out. `why_read_only` is empty where steps may be recorded from it.
+    """
 
     lead: str
     hdbi_server: HdbiServer
@@ -122,6 +125,7 @@ class Live:
     requests: RequestsView
     window_s: int = 0
     has_key: bool = False
+    why_read_only: str = ""
     server_id: str = ""
     choice: tuple[ServerLink, ...] = ()
     workers: tuple[WorkerLine, ...] = ()
@@ -137,7 +141,6 @@ class StepView:
     step_id: str
     lead: str
     links: tuple[tuple[str, str], ...]
-    has_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,12 +179,6 @@ class Article:
     def is_served(self) -> bool:
         """Whether there is an API to ask for the instants of a step."""
         return self.live is not None or self.step is not None
-
-    @property
-    def has_key(self) -> bool:
-        """Whether that API wants a key."""
-        served = self.live or self.step
-        return served is not None and served.has_key
 
 
 def facts_of(breakdown: Breakdown) -> tuple[str, ...]:

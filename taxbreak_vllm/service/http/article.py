@@ -94,7 +94,7 @@ def read_article(
     )
 
 
-def read_step_article(results: Results, spool: Spool, step_id: str, *, has_key: bool) -> Article:
+def read_step_article(results: Results, spool: Spool, step_id: str) -> Article:
     """Read one recorded step; raises a `Problem` where there is none that this version can read."""
     data = results.breakdown(step_id)
     if data is None:
@@ -114,7 +114,6 @@ def read_step_article(results: Results, spool: Spool, step_id: str, *, has_key: 
         started_unix_ns=row.started_unix_ns,
         all_steps=_href(row.model_name, row.server_id),
         has_trace=spool.find(step_id) is not None,
-        has_key=has_key,
     )
 
 

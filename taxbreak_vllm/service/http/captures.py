@@ -16,6 +16,7 @@ from taxbreak_vllm.service.http.requests import CaptureBody
 from taxbreak_vllm.service.http.responses import CaptureOutcome, CapturesPage, CaptureView
 from taxbreak_vllm.service.http.router import Cursor, Limit, RouteContext, json_response
 from taxbreak_vllm.service.http.servers import choose, recording
+from taxbreak_vllm.service.http.tops import TopPage
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.rows import CaptureRow
 from taxbreak_vllm.service.results.store import Results
@@ -30,7 +31,10 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
         status_code=HTTPStatus.ACCEPTED,
         response_model=CaptureView,
         responses=answer(CaptureView, status=HTTPStatus.ACCEPTED)
-        | errors(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
+        | errors(
+            *(HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+            HTTPStatus.TOO_MANY_REQUESTS,
+        ),
     )
     def ask(results: Store, request: Request, body: CaptureBody) -> Response:
         """Ask a running server for its next steps."""
@@ -68,7 +72,7 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
         response_model=CaptureOutcome,
         responses=answer(CaptureOutcome) | errors(HTTPStatus.NOT_FOUND),
     )
-    def capture(results: Store, capture_id: str) -> Response:
+    def capture(results: Store, top: Annotated[TopPage, Depends()], capture_id: str) -> Response:
         """How far a request has come, and its breakdown once it has ended."""
         row = _find(results, capture_id)
         if row.is_cancelled:
@@ -76,14 +80,16 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
         found = msgspec.to_builtins(CaptureView.of(row, context.now_ns()))
         if failure := results.failure(capture_id=capture_id) or _refusal(context, capture_id):
             found["failure"] = failure
-        if found["status"] != "running" and (window := results.window(capture_id=capture_id)).num_steps:
-            found["breakdown"] = window.to_builtins()
+        if found["status"] != "running":
+            window = results.window(capture_id=capture_id, top=top.rows)
+            if window.num_steps:
+                found["breakdown"] = top.of_window(window)
         return json_response(found)
 
     @router.delete(
         "/captures/{capture_id}",
         response_model=CaptureView,
-        responses=answer(CaptureView) | errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        responses=answer(CaptureView) | errors(HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     )
     def cancel(results: Store, capture_id: str) -> Response:
         """Take a request back, as often as one likes; what has ended cannot be."""

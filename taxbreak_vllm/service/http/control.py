@@ -36,7 +36,7 @@ def add_control_routes(router: APIRouter, context: RouteContext) -> None:
     @router.put(
         "/control",
         response_model=ControlState,
-        responses=answer(ControlState) | unclear | errors(HTTPStatus.BAD_REQUEST),
+        responses=answer(ControlState) | unclear | errors(HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN),
     )
     def change(body: ControlBody) -> Response:
         """Change how a server records; its workers take it within a second, `applied` tells when all have."""

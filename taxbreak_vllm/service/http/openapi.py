@@ -21,8 +21,10 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
+from taxbreak_vllm.model.timeline import Lane, StepTimeline
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
 from taxbreak_vllm.service.http.responses import (
@@ -241,12 +243,42 @@ _ADVICE = AdviceReport(
         ),
     ),
 )
+_HOST_LANE = Lane(
+    title="host by component",
+    kinds=("python", "dispatch"),
+    start_ns=(0, 3_000_000),
+    length_ns=(3_000_000, 2_000_000),
+    kind=(0, 1),
+    name=(-1, -1),
+)
+_TIMELINE = StepTimeline(
+    step="vllm-a-0-1000",
+    device_type="cuda",
+    window_ns=5_000_000,
+    device_window_ns=5_000_000,
+    drawn_ns=5_000_000,
+    lanes=(_HOST_LANE,),
+    names=(),
+)
+_FUSION = FusionReport(
+    min_score=1.0,
+    kernels=100,
+    unlinked=0,
+    launches=100,
+    kernels_after=100,
+    launches_after=100,
+    ideal_speedup=1.0,
+    by_length=(),
+    chains=(),
+)
 
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
     Requests: msgspec.to_builtins(_REQUESTS),
     Breakdown: _BREAKDOWN.to_builtins(),
+    StepTimeline: msgspec.to_builtins(_TIMELINE),
+    FusionReport: msgspec.to_builtins(_FUSION),
     AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),
@@ -269,10 +301,11 @@ _PROBLEM_SCHEMA = {
 }
 _ERRORS = {
     HTTPStatus.BAD_REQUEST: "the body is no JSON",
-    HTTPStatus.UNAUTHORIZED: "the key of TAXBREAK_API_KEY is missing or wrong",
+    HTTPStatus.UNAUTHORIZED: "the key is missing or wrong",
+    HTTPStatus.FORBIDDEN: "the key only reads, or another site's page sent this with the page's session",
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
     HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not have the form described here",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "the request has not the form described here, or a query parameter of no meaning",
     HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",
 }

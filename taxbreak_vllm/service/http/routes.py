@@ -1,11 +1,11 @@
 """The routes under /v1/taxbreak, the same on the sidecar and on vLLM's own server: JSON out of the results.
 
-They read SQLite in the thread pool and never analyze; bodies leave as bytes that msgspec wrote, described by `openapi`.
+They read SQLite in the thread pool and never analyze, but that `timelines` has a child read a trace. Bodies leave as
+bytes that msgspec wrote, described by `openapi`.
 """
 
 import time
 from collections.abc import Callable
-from http import HTTPStatus
 
 from fastapi import APIRouter
 
@@ -13,9 +13,11 @@ from taxbreak_vllm.service.http.advice import add_advice_route
 from taxbreak_vllm.service.http.captures import add_capture_routes
 from taxbreak_vllm.service.http.control import add_control_routes
 from taxbreak_vllm.service.http.iterations import add_iteration_routes
+from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
+from taxbreak_vllm.service.http.timelines import add_timeline_routes
 from taxbreak_vllm.service.http.waterfalls import add_request_routes
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
@@ -24,11 +26,15 @@ from taxbreak_vllm.spool.spool import Spool
 def create_router(
     settings: Settings,
     *,
+    keys: Keys | None = None,
     server_id: Callable[[], str | None] = lambda: None,
     num_restarts: Callable[[], int] = lambda: 0,
     now_ns: Callable[[], int] = time.time_ns,
 ) -> APIRouter:
-    """Build the router; `server_id` names the server asked for steps where a request names none."""
+    """Build the router; `server_id` names the server asked for steps where a request names none.
+
+    `keys` are those of the settings, as bearer tokens alone, unless given.
+    """
     context = RouteContext(
         settings=settings,
         spool=Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures),
@@ -36,11 +42,10 @@ def create_router(
         num_restarts=num_restarts,
         now_ns=now_ns,
     )
-    router = new_router(settings, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
+    router = new_router(Keys.of(settings) if keys is None else keys)
     for add in (
-        *(add_status_route, add_step_routes, add_iteration_routes, add_request_routes),
-        *(add_capture_routes, add_control_routes),
+        *(add_status_route, add_step_routes, add_timeline_routes, add_iteration_routes, add_request_routes),
+        *(add_capture_routes, add_control_routes, add_advice_route),
     ):
         add(router, context)
-    add_advice_route(router, context)
     return router

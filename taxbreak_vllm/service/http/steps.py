@@ -12,6 +12,7 @@ from taxbreak_vllm.service.http.openapi import answer, errors
 from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.responses import StepsPage
 from taxbreak_vllm.service.http.router import Cursor, Limit, RouteContext, json_response
+from taxbreak_vllm.service.http.tops import TopPage
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.server import window_hdbi
 from taxbreak_vllm.service.results.store import Results
@@ -28,10 +29,12 @@ class GzipResponse(Response):
 def add_step_routes(router: APIRouter, context: RouteContext) -> None:
     """Add `GET breakdown` and the routes below `steps`."""
     Store = Annotated[Results, Depends(context.results)]
+    Top = Annotated[TopPage, Depends()]
 
     @router.get("/breakdown", response_model=AdvisedBreakdown, responses=answer(Breakdown))
     def breakdown(
         results: Store,
+        top: Top,
         phase: Phase | None = None,
         window_s: Annotated[WindowS | None, Query(description="TAXBREAK_WINDOW_S by default")] = None,
         server_id: str | None = None,
@@ -42,7 +45,9 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
         """All steps recorded in the last `window_s` seconds as one breakdown."""
         now_ns = context.now_ns()
         since_ns = now_ns - (window_s or context.settings.window_s) * 10**9
-        window = results.window(since_ns=since_ns, phase=phase, server_id=server_id, limit=MAX_STEPS, listed=limit)
+        window = results.window(
+            since_ns=since_ns, phase=phase, server_id=server_id, limit=MAX_STEPS, listed=limit, top=top.rows
+        )
         notes = ["no step was analyzed in this window"] if not window.num_steps else []
         if window.num_steps == MAX_STEPS:
             notes.append(f"only the newest {MAX_STEPS} steps of this window are counted")
@@ -50,7 +55,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
         balance = window_hdbi(window, engines, server_id=server_id, phase=phase)
         advice = read_advice(results, context.spool, now_ns=now_ns, since_ns=since_ns, phase=phase, server_id=server_id)
         told = {"hdbi_server": balance, "notes": [*notes, *window.breakdown.notes], "advice": advice}
-        return json_response(window.to_builtins() | told)
+        return json_response(top.of_window(window) | told)
 
     @router.get("/steps", response_model=StepsPage, responses=answer(StepsPage))
     def steps(results: Store, limit: Limit = 100, phase: Phase | None = None, cursor: Cursor = None) -> Response:
@@ -61,7 +66,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
     @router.get(
         "/steps/{step_id}", response_model=Breakdown, responses=answer(Breakdown) | errors(HTTPStatus.NOT_FOUND)
     )
-    def step(results: Store, step_id: str) -> Response:
+    def step(results: Store, top: Top, step_id: str) -> Response:
         """The breakdown of one step."""
         data = results.breakdown(step_id)
         if data is None:
@@ -69,7 +74,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
             raise Problem(
                 HTTPStatus.NOT_FOUND, f"its capture was set aside: {failure}" if failure else "no such analyzed step"
             )
-        return Response(data, media_type="application/json")
+        return Response(top.of_step(data), media_type="application/json")
 
     @router.get(
         "/steps/{step_id}/trace",

@@ -26,7 +26,7 @@ from taxbreak_vllm.service.results.rows import Balance, CaptureRow, Refusal, Ser
 from taxbreak_vllm.service.results.schema import open_results
 from taxbreak_vllm.service.results.series import read_balances, read_dilations, read_servers
 from taxbreak_vllm.service.results.steps import NEWEST, condition, insert, insert_step, read_steps
-from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, Window, read_window
+from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, MAX_TOP, Window, read_window
 
 N = TypeVar("N", bound=EngineState | FrontendState)
 T = TypeVar("T", bound=WorkerState | EngineState | FrontendState)
@@ -237,6 +237,7 @@ class Results:
         limit: int | None = None,
         listed: int = MAX_LISTED_STEPS,
         with_ops: bool = True,
+        top: slice = slice(MAX_TOP),
     ) -> Window:
         """Return the newest analyzed steps as one breakdown that lists the newest `listed` of them."""
         where, values = condition(since_ns=since_ns, phase=phase, server_id=server_id, capture_id=capture_id)
@@ -244,7 +245,7 @@ class Results:
         self._db.execute("BEGIN")  # all that is read below is of one moment
         try:
             self._db.execute(f"CREATE TEMP TABLE chosen AS {chosen}", (*values, _all(limit)))
-            return read_window(self._db, listed=listed, with_ops=with_ops)
+            return read_window(self._db, listed=listed, with_ops=with_ops, top=top)
         finally:
             self._db.execute("ROLLBACK")
 

@@ -30,9 +30,8 @@ from taxbreak_vllm.taxes.add import derived
 MAX_STEPS = 10_000  # some tenths of a second of one core
 MAX_LISTED_STEPS = 200
 MAX_NOTES = 20  # many name a figure of their own step
+MAX_TOP = 50
 TIERS = tuple(Tier)
-
-_MAX_TOP = 50
 
 T = TypeVar("T")
 
@@ -113,7 +112,7 @@ FROM (
     SELECT op_id, max(tier) AS worst, {", ".join(f'sum("{path}") AS "{path}"' for path in TOP_SUMS)}
     FROM chosen JOIN top USING (seq) GROUP BY op_id
 ) AS sums JOIN ops USING (op_id)
-ORDER BY coalesce(delta_ft_ns, 0) + coalesce(delta_ct_ns, 0) + active_ns DESC, op_id LIMIT {_MAX_TOP}
+ORDER BY coalesce(delta_ft_ns, 0) + coalesce(delta_ct_ns, 0) + active_ns DESC, op_id
 """
 _LISTED = """
 SELECT breakdown FROM chosen JOIN steps USING (seq) JOIN breakdowns USING (seq)
@@ -125,10 +124,12 @@ ORDER BY started_unix_ns DESC, seq DESC LIMIT ?
 class Window:
     """All steps chosen, as one: how many, their sum, and the newest of them, named by their ids, as JSON.
 
-    `balances` are, by phase, of the steps that have an HDBI.
+    `num_top` counts the rows that `top` of the sum was taken from. `balances` are, by phase, of the steps that have an
+    HDBI.
     """
 
     num_steps: int
+    num_top: int
     breakdown: Breakdown
     steps: tuple[msgspec.Raw, ...]
     balances: dict[Phase, PhaseBalance]
@@ -138,10 +139,17 @@ class Window:
         return self.breakdown.to_builtins() | {"steps": self.steps}
 
 
-def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_ops: bool = True) -> Window:
+def read_window(
+    db: sqlite3.Connection,
+    *,
+    listed: int = MAX_LISTED_STEPS,
+    with_ops: bool = True,
+    top: slice = slice(MAX_TOP),
+) -> Window:
     """Add up the steps whose `seq` the table `chosen` holds; of source, phase and graph mode what all share is kept.
 
-    Without ops, which are most of the rows, the total has neither `top` nor `families`.
+    Without ops, which are most of the rows, the total has neither `top` nor `families`; else `top` says which rows of
+    all it has.
     """
     row = db.execute(_TOTALS).fetchone()
     num_steps, unique_kernels, graph_mode, active_ns, orchestration_ns, _, *sums = row
@@ -154,13 +162,14 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
         for phase, active, orchestration, num, *_ in db.execute(_PHASES)
     }
     families = db.execute(_FAMILIES) if with_ops else ()
+    top_rows = db.execute(_TOP).fetchall() if with_ops else []
     total = replace(
         derived(total, active_ns=active_ns or 0, orchestration_ns=orchestration_ns),
         phase=next(iter(balances)) if len(balances) == 1 else None,
         graph_mode=graph_mode,
         unique_kernels=unique_kernels or 0,
         families={family: _family_share(values) for family, *values in families},
-        top=tuple(_top_row(*row) for row in db.execute(_TOP)) if with_ops else (),
+        top=tuple(_top_row(*row) for row in top_rows[top]),
         notes=_notes(db, "step_notes"),
     )
     steps = tuple(_decode_stored(data).steps[0] for (data,) in db.execute(_LISTED, (listed,)))
@@ -174,7 +183,7 @@ def read_window(db: sqlite3.Connection, *, listed: int = MAX_LISTED_STEPS, with_
         total=total,
         notes=notes,
     )
-    return Window(num_steps, breakdown, steps, balances)
+    return Window(num_steps, len(top_rows), breakdown, steps, balances)
 
 
 def top_values(row: TopRow) -> dict[str, int | None]:

@@ -64,10 +64,17 @@ env:
   {{- if eq .Values.mode "deployment" }}
   - {name: TAXBREAK_RESULTS, value: /results/results.sqlite3} # SQLite and network volumes do not go together
   {{- end }}
-  {{- if .Values.apiKey.existingSecret }}
+  {{- with .Values.apiKey }}
+  {{- if and .existingSecret .key }}
   - name: TAXBREAK_API_KEY
     valueFrom:
-      secretKeyRef: {name: {{ .Values.apiKey.existingSecret }}, key: {{ .Values.apiKey.key }}}
+      secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}
+  {{- end }}
+  {{- if and .existingSecret .readKey }}
+  - name: TAXBREAK_READ_KEY
+    valueFrom:
+      secretKeyRef: {name: {{ .existingSecret }}, key: {{ .readKey }}}
+  {{- end }}
   {{- end }}
 ports:
   - {name: taxbreak, containerPort: {{ .Values.port }}}

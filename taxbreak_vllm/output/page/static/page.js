@@ -18,6 +18,7 @@ async function refresh() {
     // Its style is here already, and has a nonce that this page does not know.
     const text = (await answer.text()).replace(/<style[^]*?<\/style>/g, "");
     const fresh = new DOMParser().parseFromString(text, "text/html");
+    if (fresh.getElementById("login")) location.reload(); // the session has ended
     nameCells(fresh);
     document.title = fresh.title;
     for (const section of document.querySelectorAll("[data-refresh]")) {

@@ -13,7 +13,6 @@ class Timeline {
     this.note = this.section.querySelector("[data-timeline-note]");
     this.help = this.note.textContent;
     this.select.addEventListener("change", () => this.load());
-    keyField()?.addEventListener("change", () => this.isSeen && this.load());
     for (const button of this.section.querySelectorAll("[data-do]")) button.addEventListener("click", () => this.move(button.dataset.do));
     this.listen();
     new ResizeObserver(() => this.draw()).observe(this.box);
@@ -48,10 +47,6 @@ class Timeline {
     if (!this.data.is_live) {
       this.show(this.data.timelines[this.select.selectedIndex]);
       this.showChains(this.data.fusion);
-      return;
-    }
-    if (this.data.has_key && !keyField()?.value) {
-      this.note.textContent = "Give the key above to see a step's instants and chains.";
       return;
     }
     this.note.textContent = "The step is being taken apart …";

@@ -29,12 +29,11 @@ const nameCells = (within) => {
 };
 
 const root = document.documentElement.dataset.root;
-const keyField = () => document.querySelector("[name=key]");
 
 async function ask(path, options = {}) {
-  const key = keyField()?.value;
-  const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const headers = options.body ? { "Content-Type": "application/json" } : {};
   const answer = await fetch(`${root}v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
+  if (answer.status === 401) location.reload(); // the session has ended: to the login
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail || answer.statusText);
   return body;
