@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from taxbreak_vllm.model.breakdown import Breakdown, Source
 from taxbreak_vllm.service.app import create_app
 from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.login import login_route
@@ -62,6 +63,20 @@ def test_the_page_is_a_form_for_whoever_brings_no_key_and_tells_nothing_else(bro
     assert "default-src 'none'" in policy
     assert "form-action 'self'; frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
+
+
+def test_a_step_s_page_is_behind_the_same_form_and_the_key_leads_to_it(browser, results, make_info, make_step, clock):
+    results.add_step("a", make_info("a"), Breakdown(source=Source(), steps=(make_step(),)), now_ns=clock())
+    client = browser()
+
+    before = client.get("/steps/a")
+    answer = log_in(client, path="/steps/a")
+
+    assert is_form(before)
+    assert "data-article" not in before.text
+    assert urljoin("http://sidecar:9797/steps/a", answer.headers["location"]) == "http://sidecar:9797/steps/a"
+    assert "decode step" in client.get("/steps/a").text
+    assert client.get("/steps/never").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"])

@@ -45,6 +45,7 @@ def test_a_step_has_lanes_and_chains(client, capture):
 
     assert timeline["lanes"][0]["title"] == "host by component"
     assert fusion["launches"] == 19
+    assert fusion["words"].keys() == {name for chain in fusion["chains"] for name in chain["kernels"]}
 
 
 def test_a_step_is_read_once_even_if_its_capture_is_evicted_then(client, capture):

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import msgspec
+
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.insight.fusion import fusion
 from taxbreak_vllm.insight.segments import step_timelines
 from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.output.page.view import named_chains
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
@@ -27,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.nice(_NICENESS)
     try:
         with _store(Path(baselines)) as store, Recording.open(path, Terms(baselines=store)) as recording:
-            found = fusion(recording) if what == "fusion" else step_timelines(recording)[0]
-            data = found.to_json()
+            if what == "fusion":
+                data = msgspec.json.encode(named_chains(fusion(recording)))
+            else:
+                data = step_timelines(recording)[0].to_json()
     except TaxbreakError as error:
         sys.stderr.write(f"{error}\n")
         return 1

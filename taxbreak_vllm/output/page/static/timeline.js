@@ -36,6 +36,7 @@ class Timeline {
     if (chosen && !names.includes(chosen)) names.push(chosen);
     this.select.replaceChildren(...names.map((name) => make("option", name)));
     if (chosen) this.select.value = chosen;
+    this.select.parentElement.hidden = names.length < 2;
     this.section.hidden = this.fusion.hidden = !names.length;
     if (!chosen && this.isSeen) this.load();
   }
@@ -102,10 +103,11 @@ class Timeline {
     words.textContent = `${[...report.notes, ...(report.launches ? [saved] : [])].join(". ")}.`;
     this.fusion.querySelector(".scroll").hidden = !chains.length;
     body.replaceChildren(...chains.map((chain) => {
-      const row = make("tr"), names = make("td", chain.kernels.join(" → "), { class: "text name", title: chain.kernels.join("\n") });
+      const row = make("tr"), names = make("td", chain.kernels.map((name) => report.words[name]).join(" → "), { class: "text name", title: chain.kernels.join("\n") });
       row.append(names, make("td", chain.length), make("td", number(chain.count, 0)), make("td", chain.score.toFixed(2)));
       return row;
     }));
+    nameCells(this.fusion);
   }
 
   word(lane, kind) {
@@ -272,6 +274,7 @@ class Timeline {
       row.append(make("td", IDLE[wait.kind], { class: "text" }), make("td", time(wait.from)), cell, make("td", doing, { class: "text name", title: doing }));
       return row;
     }));
+    nameCells(this.section);
   }
 
   doing(host, wait) {

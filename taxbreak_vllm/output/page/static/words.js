@@ -20,9 +20,19 @@ const isDark = (hex) => {
   return 0.3 * r + 0.59 * g + 0.11 * b < 140;
 };
 
+/* On a narrow screen a row is no row: each cell stands under the name of its column. */
+const nameCells = (within) => {
+  for (const table of within.querySelectorAll(".scroll table")) {
+    const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => cell.setAttribute("data-head", heads[i] ?? ""));
+  }
+};
+
+const root = document.documentElement.dataset.root;
+
 async function ask(path, options = {}) {
   const headers = options.body ? { "Content-Type": "application/json" } : {};
-  const answer = await fetch(`v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(`${root}v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
   if (answer.status === 401) location.reload(); // the session has ended: to the login
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail || answer.statusText);
