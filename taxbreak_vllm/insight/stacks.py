@@ -42,7 +42,7 @@ def host_stacks(recording: Recording, numbers: Sequence[int] | None = None) -> H
 def _tree(m: Measured, steps: ChosenSteps, title: str, *, has_exposed: bool) -> HostStacks:
     stretches, amount_ns = steps.delta_ft()
     exposed = steps.exposed() if has_exposed else None
-    nesting = _nesting(m, stretches if exposed is None else joined((stretches, exposed)))
+    nesting = _nesting(m, stretches if exposed is None else joined((stretches, exposed)), steps.whole_ns)
     cuts = np.union1d(m.partition.edges_ns, nesting.key)
     cell, ns, share = _cells(m, stretches.cut(cuts), nesting)
     columns = [(cell, _scaled(ns, share, amount_ns))]
@@ -58,14 +58,14 @@ def _tree(m: Measured, steps: ChosenSteps, title: str, *, has_exposed: bool) -> 
     return _named(m, steps, nesting, used, sums, title)
 
 
-def _nesting(m: Measured, stretches: Stretches) -> Nesting:
+def _nesting(m: Measured, stretches: Stretches, whole_ns: tuple[int, int]) -> Nesting:
     """Nest the frames from each thread's first stretch to its last."""
     num_threads, some = len(m.events.threads), stretches.end > stretches.start
     thread = stretches.start[some] // m.host.stride_ns
     begin, end = np.full(num_threads, np.iinfo(np.int64).max), np.full(num_threads, -1, dtype=np.int64)
     np.minimum.at(begin, thread, stretches.start[some])
     np.maximum.at(end, thread, stretches.end[some])
-    return nest(m.events, m.host, begin, end)
+    return nest(m.events, m.host, begin, end, whole_ns)
 
 
 def _cells(m: Measured, pieces: Stretches, nesting: Nesting) -> tuple[Index, Int64, Index]:

@@ -98,6 +98,12 @@ class ChosenSteps:
             np.array([labels.index(word) for word in (*of_step, BETWEEN)], dtype=np.intp),
         )
 
+    @property
+    def whole_ns(self) -> tuple[int, int]:
+        """The time from the first of them to the last."""
+        windows = [self.recording.survey.whole] if self.is_whole else [self.windows[n] for n in self.numbers]
+        return min(window.start_ns for window in windows), max(window.end_ns for window in windows)
+
     def step_of(self, at_ns: Int64) -> Index:
         if not self.recording.windows:
             return np.zeros(len(at_ns), dtype=np.intp)

@@ -294,12 +294,14 @@ class Recording:
 
 
 @contextmanager
-def opened(source: "Recording | str | Path", terms: Terms | None = None) -> Iterator[Recording]:
+def opened(
+    source: "Recording | str | Path", terms: Terms | None = None, *, with_frames: bool = False
+) -> Iterator[Recording]:
     """Open a path, or give a recording that is open already, on its own terms."""
     if isinstance(source, Recording):
         yield source
     else:
-        with Recording.open(source, terms) as recording:
+        with Recording.open(source, terms, with_frames=with_frames) as recording:
             yield recording
 
 

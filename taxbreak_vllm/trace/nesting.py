@@ -37,8 +37,8 @@ class Nesting:
         return np.where(index >= 0, self.place[np.maximum(index, 0)], TOP)
 
 
-def nest(events: Events, host: Host, begin: Int64, end: Int64) -> Nesting:
-    """Nest what ran in [begin, end), keys of each thread; a function that runs all that time says nothing of it.
+def nest(events: Events, host: Host, begin: Int64, end: Int64, whole_ns: tuple[int, int]) -> Nesting:
+    """Nest what ran in [begin, end), keys of each thread; a function that runs the `whole_ns` time says nothing of it.
 
     What outlives the frame around it is cut there.
     """
@@ -52,7 +52,7 @@ def nest(events: Events, host: Host, begin: Int64, end: Int64) -> Nesting:
         own_start = base + (frames.start_ns - host.origin_ns).clip(0, host.stride_ns - 1)
         own_end = base + (frames.end_ns - host.origin_ns).clip(0, host.stride_ns - 1)
         is_near = _overlaps(frames.thread, own_start, own_end, begin, end)
-        is_near &= (own_start > begin[frames.thread]) | (own_end < end[frames.thread])
+        is_near &= (frames.start_ns > whole_ns[0]) | (frames.end_ns < whole_ns[1])
         start, finish = np.concatenate((start, own_start[is_near])), np.concatenate((finish, own_end[is_near]))
         frame = np.concatenate((frame, len(events.names) + frames.name[is_near].astype(np.intp)))
         is_op = np.arange(len(start)) < len(is_op)
