@@ -101,9 +101,13 @@ def test_python_functions_stand_around_the_ops_they_call(tmp_path):
 
     write_speedscope([path], target)
 
-    assert [frame["name"] for frame in json.loads(target.read_text())["shared"]["frames"]][:2] == [
-        "model.py(7): forward",
-        "aten::copy_",
+    document = json.loads(target.read_text())
+    frames = _read(document["profiles"][0], [frame["name"] for frame in document["shared"]["frames"]])
+    assert [(stack, start // 1000, end // 1000) for stack, start, end in leaves(frames)] == [
+        (("model.py(7): forward", "[python]"), 0, 10),
+        (("model.py(7): forward", "aten::copy_", "[dispatch]"), 10, 20),
+        (("model.py(7): forward", "aten::copy_", "cudaLaunchKernel", "[launch]"), 20, 25),
+        (("model.py(7): forward", "aten::copy_", "[dispatch]"), 25, 40),
     ]
 
 

@@ -14,12 +14,13 @@ from taxbreak_vllm.trace.read.event import Event
 
 CATEGORY = "python_function"
 
-# An object's address makes a name of every object of one function.
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+# What makes a name of every object of one function, and of every layer of one kind: an address, torch's own count.
+_OBJECT = re.compile(r" at 0x[0-9a-fA-F]+|(?<=\w)_\d+$")
+_MODULE = "nn.Module: "
 
 
 class FrameCollector:
-    """Collects the calls of functions; a name is one whatever object it was called on."""
+    """Collects the calls of functions; a name is one whatever object or layer it was called on."""
 
     def __init__(self) -> None:
         self._rows = bytearray()
@@ -55,7 +56,7 @@ class FrameCollector:
 
 
 class _Names(dict[str, int]):
-    """Numbers texts by what is left of them without addresses."""
+    """Numbers texts by what is left of them without the object."""
 
     def __init__(self, number_by_name: dict[str, int]) -> None:
         super().__init__()
@@ -63,5 +64,6 @@ class _Names(dict[str, int]):
 
     def __missing__(self, text: str) -> int:
         names = self._number_by_name
-        number = self[text] = names.setdefault(_ADDRESS.sub("", text), len(names))
+        has_object = text.startswith(("<", _MODULE))
+        number = self[text] = names.setdefault(_OBJECT.sub("", text) if has_object else text, len(names))
         return number
