@@ -9,6 +9,7 @@ from pathlib import Path
 from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.output.files import replacing
+from taxbreak_vllm.output.page.advice import advice_view
 from taxbreak_vllm.output.page.render import render
 from taxbreak_vllm.output.page.view import (
     Article,
@@ -17,6 +18,7 @@ from taxbreak_vllm.output.page.view import (
     coverage_words,
     facts_of,
     lines_of,
+    once,
     phase_view,
     points_of,
 )
@@ -67,7 +69,7 @@ def article_of(findings: Findings) -> Article:
     return Article(
         title=Path(breakdown.source.path).name or "breakdown",
         facts=facts_of(breakdown),
-        advice=findings.advice,
+        advice=advice_view(findings.advice),
         phases=tuple(_phases(breakdown)),
         total=breakdown.total,
         steps=tuple(lines_of(breakdown.steps[:MAX_LINES])),
@@ -76,7 +78,7 @@ def article_of(findings: Findings) -> Article:
         history_is_time=False,
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
-        notes=tuple(dict.fromkeys([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)])),
+        notes=once([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]),
         timelines=tuple(findings.timelines([step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]])),
         fusion=findings.chains,
     )

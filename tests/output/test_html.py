@@ -89,12 +89,19 @@ def test_the_page_has_no_live_part(page):
 
 def test_the_page_has_advice_first_then_figures_timelines_chains_and_trust(page):
     headings = [text for text in page.texts if text in {
-        *("No advice yet", "Is it the host?", "Step by step", "A step, instant by instant", "Where it goes"),
+        "4 changes worth trying, if the plain step is long enough",
+        *("Is it the host?", "Step by step", "A step, instant by instant", "Where it goes"),
         *("Kernels that always run one after another", "Can these figures be trusted?", "Steps"),
     }]  # fmt: skip
 
     assert headings == [
-        *("No advice yet", "Is it the host?", "Step by step", "A step, instant by instant", "Where it goes"),
+        *(
+            "4 changes worth trying, if the plain step is long enough",
+            "Is it the host?",
+            "Step by step",
+            "A step, instant by instant",
+            "Where it goes",
+        ),
         *("Kernels that always run one after another", "Can these figures be trusted?", "Steps"),
     ]
 
@@ -115,8 +122,15 @@ def test_a_calibrated_trace_is_advised_on():
 
     shown = article(SERVING, breakdown)
 
-    assert {advice.phase for advice in shown.advice.advice} == {"prefill", "decode"}
-    assert "wins at most" in Page(rendered([shown])).texts
+    assert {card.advice.phase for card in shown.advice.cards} == {"prefill", "decode"}
+    assert any(text.startswith("Wins at most") for text in Page(rendered([shown])).texts)
+
+
+def test_a_trace_whose_plain_step_nobody_timed_is_advised_on_with_an_if_and_what_would_settle_it():
+    texts = " ".join(Page(rendered([article(SERVING)])).texts)
+
+    assert "If the plain step is above" in texts
+    assert "time these steps without a profiler, then: taxbreak analyze … --plain-ms MS" in texts
 
 
 def test_a_bar_says_its_parts_and_draws_them_in_proportion(page):

@@ -106,7 +106,13 @@ def make_step():
             graph_mode=GraphMode.NONE,
             batch=Batch(requests=1, prompt_tokens=0, output_tokens=4),
             window_ns=200 * scale,
-            host=HostTime(python_ns=200 * scale),
+            host=HostTime(
+                python_ns=120 * scale,
+                library_ns=30 * scale,
+                launch_ns=20 * scale,
+                runtime_ns=20 * scale,
+                blocked_ns=10 * scale,
+            ),
             device=DeviceTime(
                 window_ns=200 * scale,
                 active_ns=110 * scale,

@@ -12,17 +12,20 @@ from taxbreak_vllm.model.breakdown import Breakdown, ExposedTax, Source
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.frontend import Stage
 from taxbreak_vllm.model.step import Phase, Server
-from taxbreak_vllm.service.http.page import page, read_article
+from taxbreak_vllm.service.http.article import read_article, read_step_article
+from taxbreak_vllm.service.http.page import page
+from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.processes.analyzer import Analyzer
 
+SERVER = Server(server_id="vllm-a", engine="0", rank=0, model_name="tiny")
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "link", "input", "br"}
 
 
 @pytest.fixture
 def article(spool, results, clock):
-    def article(*, has_key=False):
-        return read_article(results, spool, window_s=900, has_key=has_key, now_ns=clock())
+    def article(*, has_key=False, **named):
+        return read_article(results, spool, window_s=900, has_key=has_key, now_ns=clock(), **named)
 
     return article
 
@@ -85,9 +88,13 @@ def test_it_shows_phases_taxes_steps_and_servers_per_step(show, spool, make_stat
     text = Tags(show()[0]).text
 
     assert "decode 0.550 – 55.0% 55.0% 25.0% 400.0 µs 5 2" in text
-    assert "decode 120.0 µs 80.0 µs 40.0 µs 0.0 µs 20.0 µs 8.0 µs 180.0 µs 100.0 µs" in text
+    assert "decode 120.0 µs 40.0 µs 20.0 µs 180.0 µs" in text
+    assert (
+        "380.0 µs waited for 26.3% of it 240.0 µs waited for 33.3% of it 60.0 µs waited for 0.0% of it"
+        " 40.0 µs waited for 20.0% of it 40.0 µs waited for 30.0% of it"
+    ) in text
     assert "vllm-a 0 tiny recording 10" in text
-    assert 'href="v1/taxbreak/steps/a"' in show()[0]
+    assert 'href="steps/a"' in show()[0]
 
 
 def test_the_history_has_every_step_of_the_window_newest_first(article, put, turn, clock):
@@ -105,12 +112,12 @@ def test_the_history_has_every_step_of_the_window_newest_first(article, put, tur
 
 
 def test_the_unknown_is_a_dash_and_nothing_yet_is_said(show, put, turn):
-    assert Tags(show()[0]).text.count("nothing yet") == 8
+    assert Tags(show()[0]).text.count("nothing yet") == 9
 
     put("a", 1000, is_cpu=True)
     turn()
 
-    assert "decode 60.0 µs 40.0 µs – – 0.0 µs" in Tags(show()[0]).text
+    assert "decode 60.0 µs – 0.0 µs 60.0 µs" in Tags(show()[0]).text
 
 
 def test_advice_stands_on_top_and_says_why_there_is_none(show, put, turn):
@@ -131,16 +138,19 @@ def test_calibrated_steps_are_advised_on(article, put, turn, results, analyze, m
     breakdown = dataclasses.replace(breakdown, calibration=calibrated, coverage=covered)
     results.add_step("a", make_info("a"), breakdown, now_ns=clock())
 
-    assert [(advice.rule, advice.at_most_ns) for advice in article().advice.advice][:1] == [("batch-size", 46_875)]
+    assert [(card.advice.rule, card.advice.at_most_ns) for card in article().advice.cards][:1] == [
+        ("batch-size", 46_875)
+    ]
 
 
 def test_a_form_asks_for_steps_with_the_key_where_there_is_one(show, spool, make_state):
     spool.put_state(make_state())
     spool.put_state(make_state(server=Server(server_id="vllm-b")))
 
-    fields = {tag.get("name") for tag in Tags(show(has_key=True)[0]).attributes if "name" in tag}
+    fields = {tag["name"]: tag.get("value") for tag in Tags(show(has_key=True)[0]).attributes if "name" in tag}
 
-    assert {"steps", "phase", "timeout_s", "server_id", "key"} <= fields
+    assert {"steps", "phase", "timeout_s", "key"} <= fields.keys()
+    assert fields["server_id"] == "vllm-b"
     assert 'name="key"' not in show()[0]
 
 
@@ -165,7 +175,7 @@ def test_it_is_well_formed_and_only_its_own_parts_may_run(show, put, turn):
 
     tags = Tags(document)
     addresses = [tag[name] for tag in tags.attributes for name in ("href", "src", "action") if name in tag]
-    assert all(address.startswith(("v1/taxbreak/", "data:", "#")) for address in addresses)
+    assert all(address.startswith(("steps/", "data:", "#")) for address in addresses)
     assert not [name for tag in tags.attributes for name in tag if name.startswith("on") or name == "style"]
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -336,7 +346,7 @@ def test_advice_on_what_lies_around_the_steps_stands_with_that_on_the_steps(show
     turn()
     serve(engine_state(between={Between.IPC_RETURN: 3}), SLOW_TOKENIZER)
 
-    assert [advice.rule for advice in article().advice.advice] == ["before-the-engine", "work-ahead"]
+    assert [card.advice.rule for card in article().advice.cards] == ["before-the-engine", "work-ahead"]
     assert any("kernels have no launch event" in reason for reason in article().advice.reasons)
     assert "2 changes worth trying" in Tags(show()[0]).text
 
@@ -399,3 +409,115 @@ def test_times_that_cannot_be_are_drawn_as_none(show, serve):
     serve(engine_state(exposed={EnginePart.LOOP: -1}), [odd])
 
     assert "works a step ahead" in Tags(show()[0]).text
+
+
+OTHER = Server(server_id="vllm-b", engine="0", rank=0, model_name="small")
+AGAIN = Server(server_id="vllm-c", engine="0", rank=0, model_name="tiny")
+
+
+@pytest.fixture
+def several(spool, make_state, put, turn, clock):
+    """Two models and two servers of one of them, one of which has stopped, each with steps of its own size."""
+    for scale, server in ((1000, SERVER), (3000, AGAIN), (7000, OTHER)):
+        put(f"of-{server.server_id}", scale, server=server)
+    turn()
+    spool.put_state(make_state(started_ns=clock() - 2))
+    spool.put_state(make_state(server=OTHER, started_ns=clock() - 1))
+
+
+def test_of_several_models_and_servers_one_is_shown_and_never_their_sum(article, several):
+    names = [("tiny", "vllm-a"), ("tiny", "vllm-c"), ("small", "vllm-b")]
+    shown = {server: article(model_name=model, server_id=server) for model, server in names}
+
+    assert [(shown[s].num_steps, shown[s].total.window_ns) for _, s in names] == [
+        (1, 2 * 10**5),
+        (1, 6 * 10**5),
+        (1, 14 * 10**5),
+    ]
+    assert [step.name for step in shown["vllm-c"].steps] == ["of-vllm-c"]
+    assert [point.name for point in shown["vllm-b"].history] == ["of-vllm-b"]
+    assert article().live.server_id == "vllm-b"  # which started last
+    assert article(model_name="tiny").live.server_id == "vllm-a"  # the other has stopped
+
+
+def test_links_lead_to_every_model_and_server_and_there_are_none_to_a_single_one(show, put, turn, several):
+    tags = Tags(show(server_id="vllm-c")[0])
+
+    links = {a["href"]: a.get("aria-current") for a in tags.attributes if "model=" in a.get("href", "")}
+    assert links == {
+        "?model=small&server=vllm-b": None,
+        "?model=tiny&server=vllm-a": None,
+        "?model=tiny&server=vllm-c": "page",
+    }
+    assert "vllm-c (stopped)" in tags.text
+
+
+def test_a_single_server_needs_no_choice(show, spool, make_state, put, turn):
+    spool.put_state(make_state())
+    put("a")
+    turn()
+
+    assert "?model=" not in show()[0]
+
+
+def test_a_server_that_is_named_and_not_there_is_not_replaced_by_another(article, several):
+    gone = article(model_name="tiny", server_id="vllm-gone")
+
+    assert (gone.num_steps, gone.steps, gone.live.server_id) == (0, (), "vllm-gone")
+    assert gone.advice.title == "No advice yet"
+    assert [one.server_id for one in gone.live.choice if one.is_chosen] == ["vllm-gone"]
+
+
+def test_what_is_around_the_steps_of_a_stopped_server_is_not_that_of_another(article, serve, several):
+    serve(dataclasses.replace(engine_state(between={Between.IPC_RETURN: 3}), server_id="vllm-b"))
+
+    assert "work-ahead" in {card.advice.rule for card in article(server_id="vllm-b").advice.cards}
+    assert article(server_id="vllm-c").advice.cards == ()
+    assert article(server_id="vllm-c").live.seconds == ()
+
+
+@pytest.fixture
+def step(spool, results):
+    return lambda step_id: page(read_step_article(results, spool, step_id, has_key=False), root="../")[0]
+
+
+def test_a_step_has_a_page_with_its_phase_size_time_and_links(step, put, turn):
+    put("a", 1000)
+    turn()
+
+    tags = Tags(step("a"))
+
+    assert (
+        "This decode took 200.0 µs while it was recorded; for 50.0 µs of it the device waited for the host."
+        in tags.text
+    )
+    assert "2023-11-14 22:13:20 UTC · 1 request · 4 output tokens · op by op · server vllm-a" in tags.text
+    assert {a["href"] for a in tags.attributes if "href" in a} >= {
+        "../?model=tiny&server=vllm-a#a0-steps",
+        "../v1/taxbreak/steps/a",
+        "../v1/taxbreak/steps/a/trace",
+    }
+
+
+def test_a_step_whose_trace_is_gone_keeps_its_page(step, put, turn, spool):
+    capture = put("a", 1000)
+    turn()
+    spool.remove(capture)
+
+    document = step("a")
+
+    assert "This decode took 200.0 µs" in document
+    assert "/trace" not in "".join(a.get("href", "") for a in Tags(document).attributes)
+
+
+@pytest.mark.parametrize(
+    ("step_id", "why"), [("never", "no such step"), ("bad", "set aside"), ("new", "still being analyzed")]
+)
+def test_a_step_that_is_not_there_has_a_page_that_says_why(spool, results, put, turn, step_id, why):
+    put("bad", trace=b"junk")
+    turn()
+    put("new")
+
+    with pytest.raises(Problem, match=why) as found:
+        read_step_article(results, spool, step_id, has_key=False)
+    assert found.value.status == 404

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 import msgspec
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
@@ -23,8 +23,12 @@ _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("words.js", "uPlot.iife.min.js", "charts.js", "timeline.js", "live.js", "page.js")
 
 
-def render(articles: Sequence[Article]) -> tuple[str, str]:
-    """Return the document and its policy, to be sent as a header where there are headers."""
+def render(articles: Sequence[Article], *, root: str = "", message: str = "") -> tuple[str, str]:
+    """Return the document and its policy, to be sent as a header where there are headers.
+
+    `root` leads from the document's address to that of the sidecar's first page; `message` stands on a page of no
+    article.
+    """
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
@@ -32,6 +36,8 @@ def render(articles: Sequence[Article]) -> tuple[str, str]:
     )
     document = _template().render(
         articles=articles,
+        root=root,
+        message=message,
         nonce=nonce,
         policy=policy,
         phases=[phase.value for phase in Phase if phase is not Phase.IDLE],
@@ -44,6 +50,7 @@ def render(articles: Sequence[Article]) -> tuple[str, str]:
 def _template() -> Template:
     static = files(__package__) / "static"
     environment = Environment(
+        loader=PackageLoader(__package__, "static"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -63,7 +70,7 @@ def _template() -> Template:
     }
     for name, parts in (("style", _STYLES), ("script", _SCRIPTS)):
         environment.globals[name] = Markup("\n".join((static / part).read_text(encoding="utf-8") for part in parts))
-    return environment.from_string((static / "page.html").read_text(encoding="utf-8"))
+    return environment.get_template("page.html")
 
 
 def per(value: float | None, count: int) -> float | None:

@@ -3,21 +3,31 @@
 In: breakdowns and what insight made of them. Out: `Article`, one per breakdown. No figure is computed here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from taxbreak_vllm.insight.host_work import HostWork, host_work
 from taxbreak_vllm.insight.shares import Shares
-from taxbreak_vllm.model.advice import AdviceReport
-from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, ExposedTax, StepBreakdown, Taxes
+from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, StepBreakdown, Taxes
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.output.page.server import RequestsView, SecondView
+from taxbreak_vllm.output.page.advice import AdviceView
+from taxbreak_vllm.output.page.server import Part, RequestsView, SecondView
 
 if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
     from taxbreak_vllm.model.fusion import FusionReport
     from taxbreak_vllm.model.timeline import StepTimeline
 
+WORK_WORDS = {
+    "all": "all",
+    "python": "Python, op dispatch",
+    "library": "vendor library",
+    "launch": "launch calls",
+    "runtime": "other runtime calls",
+}
+_FIGURE = re.compile(r"\d[\d.,]*")
 MAX_POINTS = 600  # steps drawn over time
 MAX_CHAINS = 12
 
@@ -33,7 +43,7 @@ class Point:
     delta_ft_ns: int | None
     delta_ct_ns: int | None
     delta_kt_ns: int | None
-    orchestration_ns: int | None
+    window_ns: int
     exposed_ns: int | None
 
 
@@ -45,6 +55,7 @@ class PhaseView:
     num_steps: int
     total: StepBreakdown
     shares: Shares
+    work: Mapping[str, HostWork]
 
     @property
     def taxes(self) -> Taxes:
@@ -52,9 +63,13 @@ class PhaseView:
         return self.total.taxes
 
     @property
-    def exposed(self) -> ExposedTax:
-        """The sums."""
-        return self.total.exposed
+    def work_parts(self) -> Iterator[Part]:
+        """Yield the bar of the host's work: of each layer what the device waited for, then what was hidden."""
+        for layer, one in self.work.items():
+            if layer != "all":
+                words = WORK_WORDS[layer]
+                yield layer, f"{words}, the device waited", one.work_ns - one.hidden_ns
+                yield f"{layer} pale", f"{words}, hidden behind a busy device", one.hidden_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +81,6 @@ class StepLine:
     graph_mode: str
     window_ns: int
     hdbi: float | None
-    orchestration_ns: int | None
     exposed_ns: int | None
     active_ns: int
     href: str = ""
@@ -84,21 +98,45 @@ class WorkerLine:
     num_samples: int
     num_dropped: int
     overhead_ratio: float | None
-    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLink:
+    """One server that may be looked at, and its page."""
+
+    model_name: str
+    server_id: str
+    href: str
+    is_live: bool
+    is_chosen: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What only the page of a running sidecar has; `lead` is its first sentence."""
+    """What only the page of a server has; `lead` is its first sentence, `choice` all servers if there are several."""
 
-    window_s: int
-    has_key: bool
-    servers: tuple[str, ...]
-    workers: tuple[WorkerLine, ...]
     lead: str
     hdbi_server: HdbiServer
     seconds: tuple[SecondView, ...]
     requests: RequestsView
+    window_s: int = 0
+    has_key: bool = False
+    server_id: str = ""
+    choice: tuple[ServerLink, ...] = ()
+    workers: tuple[WorkerLine, ...] = ()
+    worker_notes: tuple[str, ...] = ()
+    spool: str = ""
+    is_running: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """What only the page of one recorded step has: its first sentence, and where to go from it (words, address)."""
+
+    step_id: str
+    lead: str
+    links: tuple[tuple[str, str], ...]
+    has_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +145,7 @@ class Article:
 
     title: str
     facts: tuple[str, ...]
-    advice: AdviceReport
+    advice: AdviceView | None
     phases: tuple[PhaseView, ...]
     total: StepBreakdown
     steps: tuple[StepLine, ...]
@@ -120,6 +158,29 @@ class Article:
     timelines: "tuple[StepTimeline, ...]" = ()
     fusion: "FusionReport | None" = None
     live: Live | None = None
+    step: StepView | None = None
+
+    @property
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """Return the layers of host work that any phase has, and what they are called."""
+        seen = {layer for phase in self.phases for layer, one in phase.work.items() if one.work_ns}
+        return tuple((layer, words) for layer, words in WORK_WORDS.items() if layer in {"all", *seen})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a running sidecar has no recorded step to show."""
+        return self.live is not None and not self.num_steps
+
+    @property
+    def is_served(self) -> bool:
+        """Whether there is an API to ask for the instants of a step."""
+        return self.live is not None or self.step is not None
+
+    @property
+    def has_key(self) -> bool:
+        """Whether that API wants a key."""
+        served = self.live or self.step
+        return served is not None and served.has_key
 
 
 def facts_of(breakdown: Breakdown) -> tuple[str, ...]:
@@ -141,7 +202,7 @@ def points_of(steps: Sequence[StepBreakdown]) -> Iterator[Point]:
             delta_ft_ns=step.taxes.delta_ft_ns,
             delta_ct_ns=step.taxes.delta_ct_ns,
             delta_kt_ns=step.taxes.delta_kt_ns,
-            orchestration_ns=step.taxes.orchestration_ns,
+            window_ns=step.window_ns,
             exposed_ns=step.device.idle.host_ns,
         )
 
@@ -155,15 +216,28 @@ def lines_of(steps: Iterable[StepBreakdown]) -> Iterator[StepLine]:
             graph_mode=step.graph_mode or "–",
             window_ns=step.window_ns,
             hdbi=step.hdbi,
-            orchestration_ns=step.taxes.orchestration_ns,
             exposed_ns=step.device.idle.host_ns,
             active_ns=step.device.active_ns,
         )
 
 
+def once(notes: Iterable[str]) -> tuple[str, ...]:
+    """Keep the first of the notes that differ in their figures alone, with how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(_FIGURE.sub("0", note), []).append(note)
+    return tuple(same[0] if len(same) == 1 else f"{same[0]} ({len(same)} such notes)" for same in kinds.values())
+
+
 def phase_view(phase: Phase | None, num_steps: int, total: StepBreakdown) -> PhaseView:
     """Show a sum of steps."""
-    return PhaseView(name=phase or "all steps", num_steps=num_steps, total=total, shares=Shares.of(total))
+    return PhaseView(
+        name=phase or "all steps",
+        num_steps=num_steps,
+        total=total,
+        shares=Shares.of(total),
+        work={one.layer: one for one in host_work(total)},
+    )
 
 
 def calibration_words(calibration: Calibration) -> Iterator[str]:

@@ -26,34 +26,44 @@ def advice_lines(report: AdviceReport) -> Iterator[str]:
 
 def _card(number: int, advice: Advice, serving: Serving | None) -> Iterator[str]:
     where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
-    if_long = "" if advice.if_plain_above_ns is None else f"{_if_long(advice.if_plain_above_ns)}: "
-    yield from _wrapped(f"{number}. {if_long}{advice.change} ({where})", indent="")
-    yield from _wrapped(f"wins {_bound(advice, serving)}, an upper bound{_evidence(advice)}")
-    if advice.tokens_per_s_at_most is not None and serving is not None and serving.tokens_per_s is not None:
-        yield from _wrapped(
-            f"tokens: at most {advice.tokens_per_s_at_most:,.0f} a second ({serving.tokens_per_s:,.0f} now),"
-            f" {duration(advice.at_most_ns_per_token)} less for each"
-        )
+    condition = "" if advice.if_plain_above_ns is None else f"{if_long(advice.if_plain_above_ns)}: "
+    yield from _wrapped(f"{number}. {condition}{advice.change} ({where})", indent="")
+    yield from _wrapped(f"wins {bound_words(advice, serving)}, an upper bound{evidence_words(advice)}")
+    if tokens := token_words(advice, serving):
+        yield from _wrapped(tokens)
     for place, setting in enumerate(advice.settings):  # not wrapped: it is to be copied
         yield f"   {'set: ' if place == 0 else '     '}{setting}"
     yield from _wrapped(f"why: {advice.finding}")
     if len(advice.phases) > 1:
-        yield from (line for phase in advice.phases for line in _wrapped(_of_phase(phase), indent="     "))
+        yield from (line for phase in advice.phases for line in _wrapped(phase_words(phase), indent="     "))
     yield from _wrapped(f"wrong if: {advice.refuted_by}")
 
 
-def _if_long(above_ns: int) -> str:
+def token_words(advice: Advice, serving: Serving | None) -> str:
+    """Say the bound as a rate of output tokens, where that is known."""
+    if advice.tokens_per_s_at_most is None or serving is None or serving.tokens_per_s is None:
+        return ""
+    return (
+        f"tokens: at most {advice.tokens_per_s_at_most:,.0f} a second ({serving.tokens_per_s:,.0f} now),"
+        f" {duration(advice.at_most_ns_per_token)} less for each"
+    )
+
+
+def if_long(above_ns: int) -> str:
+    """Say for which plain steps conditional advice holds."""
     return f"if the plain step is above {duration(above_ns)}" if above_ns else "however long the plain step is"
 
 
-def _bound(advice: Advice, serving: Serving | None) -> str:
+def bound_words(advice: Advice, serving: Serving | None) -> str:
+    """Say the most that a change can win."""
     whole = (
         one(advice.per) if advice.per is not Per.STEP or serving is None else f"a step of {duration(serving.step_ns)}"
     )
     return f"at most {duration(advice.at_most_ns)} of {whole} ({advice.at_most_ratio:.1%})"
 
 
-def _evidence(advice: Advice) -> str:
+def evidence_words(advice: Advice) -> str:
+    """Say what that stands on."""
     if advice.num_steps is None:
         return ""
     steps = f"{advice.num_steps} recorded step{'s' if advice.num_steps > 1 else ''}"
@@ -63,7 +73,8 @@ def _evidence(advice: Advice) -> str:
     return f"; {low:.1%} to {high:.1%} with 95 %, from {steps}"
 
 
-def _of_phase(phase: PhaseAdvice) -> str:
+def phase_words(phase: PhaseAdvice) -> str:
+    """Say what a change can win in one phase."""
     share = "" if phase.serving_ratio is None else f", which is {phase.serving_ratio:.0%} of the serving time"
     return f"{phase.phase or 'steps'}: at most {phase.at_most_ratio:.0%} of it{share}; {phase.num_steps} recorded"
 

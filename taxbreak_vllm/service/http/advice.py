@@ -4,7 +4,7 @@ In: the newest recorded steps of each phase, and what servers publish of themsel
 server was started again with other settings, only its newest start is advised on, and what came of the change is said.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -88,13 +88,16 @@ def read_advice(
     machine = read_machine(of_model[0].server.pid) if len(of_model) == 1 else None
     report = advise(_breakdowns(results, rows), machine=machine, timed=timed_steps(of_model))
     if phase is None and capture_id is None:
-        report = _with_server(report, spool, of_model, now_ns=now_ns)
+        around = {state.server.server_id for state in of_model} if server_id is None else {server_id}
+        report = _with_server(report, spool, of_model, around, now_ns=now_ns)
         report = replace(report, outcomes=_outcomes(results, states, of_model))
     return report
 
 
-def _with_server(report: AdviceReport, spool: Spool, workers: Sequence[WorkerState], *, now_ns: int) -> AdviceReport:
-    ids = {worker.server.server_id for worker in workers}
+def _with_server(
+    report: AdviceReport, spool: Spool, workers: Sequence[WorkerState], ids: Collection[str], *, now_ns: int
+) -> AdviceReport:
+    """Add what is around the steps of these servers, or of all where none is named."""
     engines = [state for state in live(spool.engine_states(), now_ns=now_ns) if not ids or state.server_id in ids]
     frontends = [state for state in live(spool.frontend_states(), now_ns=now_ns) if not ids or state.server_id in ids]
     return joined(report, advise_server(engines, workers, frontends)) if engines or frontends else report

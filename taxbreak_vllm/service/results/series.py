@@ -34,3 +34,12 @@ def read_dilations(db: sqlite3.Connection, *, since_ns: int) -> dict[Series, lis
         found[series_id].append(dilation)
     series = db.execute("SELECT series_id, model_name, engine, rank, phase FROM series")
     return {Series(*labels): found[series_id] for series_id, *labels in series if series_id in found}
+
+
+def read_servers(db: sqlite3.Connection, *, since_ns: int) -> dict[tuple[str, str], int]:
+    """Return the model and id of every server that has a step since then, with when its newest one started."""
+    query = (
+        "SELECT model_name, server_id, max(started_unix_ns) FROM steps JOIN series USING (series_id)"
+        " WHERE started_unix_ns >= ? GROUP BY model_name, server_id"
+    )
+    return {(model_name, server_id): at_ns for model_name, server_id, at_ns in db.execute(query, (since_ns,))}

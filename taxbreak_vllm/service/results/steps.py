@@ -67,13 +67,15 @@ def read_steps(
     db: sqlite3.Connection,
     *,
     since_ns: int | None,
-    phase: Phase | None,
-    server_id: str | None,
     limit: int,
     after: str | None,
+    **equal: str | None,
 ) -> list[StepRow]:
-    """Return the newest steps, newest first; with `after`, the id of a step, those that follow it in that order."""
-    where, values = condition(since_ns=since_ns, phase=phase, server_id=server_id)
+    """Return the newest steps, newest first; with `after`, the id of a step, those that follow it in that order.
+
+    `equal` names columns and what they hold, as in `condition`.
+    """
+    where, values = condition(since_ns=since_ns, **equal)
     if after is not None:
         where += " AND (started_unix_ns, seq) < (SELECT started_unix_ns, seq FROM steps WHERE step_id = ?)"
         values.append(after)

@@ -24,7 +24,7 @@ from taxbreak_vllm.service.results.captures import add_capture, read_captures
 from taxbreak_vllm.service.results.counts import Count, Key, engine_counts, frontend_counts, step_counts, worker_counts
 from taxbreak_vllm.service.results.rows import Balance, CaptureRow, Refusal, Series, StepRow, Total
 from taxbreak_vllm.service.results.schema import open_results
-from taxbreak_vllm.service.results.series import read_balances, read_dilations
+from taxbreak_vllm.service.results.series import read_balances, read_dilations, read_servers
 from taxbreak_vllm.service.results.steps import NEWEST, condition, insert, insert_step, read_steps
 from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, Window, read_window
 
@@ -204,6 +204,7 @@ class Results:
         since_ns: int | None = None,
         phase: Phase | None = None,
         server_id: str | None = None,
+        step_id: str | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> list[StepRow]:
@@ -211,7 +212,8 @@ class Results:
 
         With `after`, the id of a step, those that follow it in that order; none where it is unknown.
         """
-        return read_steps(self._db, since_ns=since_ns, phase=phase, server_id=server_id, limit=_all(limit), after=after)
+        chosen = {"phase": phase, "server_id": server_id, "step_id": step_id}
+        return read_steps(self._db, since_ns=since_ns, limit=_all(limit), after=after, **chosen)
 
     def balances(self, *, since_ns: int) -> list[Balance]:
         """Return the balance of every series and bucket that has a step since then."""
@@ -220,6 +222,10 @@ class Results:
     def dilations(self, *, since_ns: int) -> dict[Series, list[float]]:
         """Return for every series the dilations of its steps since then."""
         return read_dilations(self._db, since_ns=since_ns)
+
+    def servers(self, *, since_ns: int) -> dict[tuple[str, str], int]:
+        """Return the model and id of every server that has a step since then, with when its newest one started."""
+        return read_servers(self._db, since_ns=since_ns)
 
     def window(
         self,

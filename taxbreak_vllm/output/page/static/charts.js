@@ -37,13 +37,13 @@ class Charts {
     const hdbi = this.phases.map((phase) => this.points.map((point) => (point.phase === phase ? point.hdbi : null)));
     const chosen = this.points.filter((point) => point.phase === this.select.value);
     const taxes = [
-      ["total", "orchestration_ns", "--fg", 2], ["exposed", "exposed_ns", "--k-launch", 2], ["ΔFT", "delta_ft_ns", "--k-python", 1],
-      ["ΔCT", "delta_ct_ns", "--k-library", 1], ["ΔKT", "delta_kt_ns", "--k-queue", 1],
+      ["step", "window_ns", "--fg", 2], ["of it: waits for the host", "exposed_ns", "--k-host", 2, "40"],
+      ["ΔFT", "delta_ft_ns", "--k-python", 1], ["ΔCT", "delta_ct_ns", "--k-library", 1], ["ΔKT", "delta_kt_ns", "--k-queue", 1],
     ].filter(([, field]) => chosen.some((point) => point[field] !== null));
     this.plots = [
       this.plot("hdbi", [at, ...hdbi], this.phases.map((phase, i) => [phase, PHASES[i % PHASES.length], 1.5]), { range: [0, 1] }, (v) => v.toFixed(1), (v) => v.toFixed(3)),
       this.plot("taxes", [chosen.map((point) => point.at), ...taxes.map(([, field]) => chosen.map((point) => point[field]))],
-        taxes.map(([title, , color, width]) => [title, color, width]), { range: (_, low, high) => [0, (high || 1) * 1.08] }, time, time),
+        taxes.map(([title, , color, width, fill]) => [title, color, width, fill]), { range: (_, low, high) => [0, (high || 1) * 1.08] }, time, time),
     ];
   }
 
@@ -54,8 +54,8 @@ class Charts {
       width: this.width(host), height: 220, scales: { x: { time: false }, y: scale },
       axes: [{ ...axis, incrs: STEPS, space: 70, ...(this.data.is_time ? { values: (_, ticks) => ticks.map(clock) } : {}) },
         { ...axis, size: 74, values: (_, ticks) => ticks.map(onAxis) }],
-      series: [this.data.is_time ? { label: "time", value: (_, v) => (v ? clock(v) : "–") } : { label: "step" }, ...series.map(([label, color, width]) => ({
-        label, stroke: cssColor(color), width, spanGaps: true, points: { size: 5, fill: cssColor(color) }, value: (_, v) => (v === null || v === undefined ? "–" : onLegend(v)),
+      series: [this.data.is_time ? { label: "time", value: (_, v) => (v ? clock(v) : "–") } : { label: "step" }, ...series.map(([label, color, width, fill]) => ({
+        label, stroke: cssColor(color), width, ...(fill ? { fill: cssColor(color) + fill } : {}), spanGaps: true, points: { size: 5, fill: cssColor(color) }, value: (_, v) => (v === null || v === undefined ? "–" : onLegend(v)),
       }))],
     };
     host.setAttribute("role", "img");

@@ -14,6 +14,11 @@ function watchCaptures(onDone) {
   };
   const why = (capture) => (capture.failure ? ` ${capture.failure}.` : "");
   const outcome = (capture) => `${capture.status}: ${capture.analyzed} of ${capture.steps} steps recorded and analyzed${capture.failed ? `, ${capture.failed} failed` : ""}.${why(capture)}`;
+  const stepLinks = (steps) => {
+    const list = make("span", "", { class: "links" });
+    list.append(...steps.map(({ name }) => make("a", name, { href: `${root}steps/${encodeURIComponent(name)}` })));
+    return list;
+  };
   const follow = async (id) => {
     try {
       const capture = await ask(`captures/${id}`);
@@ -25,6 +30,7 @@ function watchCaptures(onDone) {
         return;
       }
       end(outcome(capture));
+      if (capture.breakdown) status.append(stepLinks(capture.breakdown.steps));
       onDone();
     } catch (error) {
       if (running === id) end(error.message);

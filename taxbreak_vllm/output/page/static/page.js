@@ -3,6 +3,7 @@ const parts = [...document.querySelectorAll("[data-article]")].map((article) => 
   const data = JSON.parse(document.getElementById(`${article.id}-data`).textContent);
   return { article, charts: new Charts(article, data), timeline: new Timeline(article, data) };
 });
+nameCells(document);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const { charts, timeline } of parts) {
     charts.draw();
@@ -17,9 +18,11 @@ async function refresh() {
     // Its style is here already, and has a nonce that this page does not know.
     const text = (await answer.text()).replace(/<style[^]*?<\/style>/g, "");
     const fresh = new DOMParser().parseFromString(text, "text/html");
+    nameCells(fresh);
     for (const section of document.querySelectorAll("[data-refresh]")) {
       const newer = fresh.getElementById(section.id);
       // What someone is reading by keyboard stays.
+      if (newer) section.hidden = newer.hidden;
       if (!newer || section.contains(document.activeElement) || section.innerHTML === newer.innerHTML) continue;
       const scrolled = [...section.querySelectorAll(".scroll")].map((box) => [box.scrollLeft, box.scrollTop]);
       section.replaceChildren(...newer.childNodes);

@@ -37,6 +37,7 @@ class Timeline {
     if (chosen && !names.includes(chosen)) names.push(chosen);
     this.select.replaceChildren(...names.map((name) => make("option", name)));
     if (chosen) this.select.value = chosen;
+    this.select.parentElement.hidden = names.length < 2;
     this.section.hidden = this.fusion.hidden = !names.length;
     if (!chosen && this.isSeen) this.load();
   }
@@ -111,6 +112,7 @@ class Timeline {
       row.append(names, make("td", chain.length), make("td", number(chain.count, 0)), make("td", chain.score.toFixed(2)));
       return row;
     }));
+    nameCells(this.fusion);
   }
 
   word(lane, kind) {
@@ -277,6 +279,7 @@ class Timeline {
       row.append(make("td", IDLE[wait.kind], { class: "text" }), make("td", time(wait.from)), cell, make("td", doing, { class: "text name", title: doing }));
       return row;
     }));
+    nameCells(this.section);
   }
 
   doing(host, wait) {

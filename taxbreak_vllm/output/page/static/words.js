@@ -20,12 +20,21 @@ const isDark = (hex) => {
   return 0.3 * r + 0.59 * g + 0.11 * b < 140;
 };
 
-const keyField = () => document.querySelector("#capture [name=key]");
+/* On a narrow screen a row is no row: each cell stands under the name of its column. */
+const nameCells = (within) => {
+  for (const table of within.querySelectorAll(".scroll table")) {
+    const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => cell.setAttribute("data-head", heads[i] ?? ""));
+  }
+};
+
+const root = document.documentElement.dataset.root;
+const keyField = () => document.querySelector("[name=key]");
 
 async function ask(path, options = {}) {
   const key = keyField()?.value;
   const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  const answer = await fetch(`v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(`${root}v1/taxbreak/${path}`, { ...options, headers, cache: "no-store" });
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail || answer.statusText);
   return body;
