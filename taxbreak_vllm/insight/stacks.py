@@ -6,6 +6,7 @@ taken off its stretches in proportion.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def host_stacks(recording: Recording, numbers: Sequence[int] | None = None) -> H
     if numbers is None and recording.survey.is_live and len(breakdown.steps) == 1:
         numbers = (0,)  # its total is that of the step
     wanted = [breakdown.total] if numbers is None else [breakdown.steps[number] for number in numbers]
-    title = recording.path if numbers is None or len(wanted) != 1 else wanted[0].name or recording.path
+    title = Path(recording.path).name
     if any(step.taxes.delta_ft_ns is None for step in wanted):
         reason = breakdown.evidence.withheld.get(Figure.TAXES) or "; ".join(wanted[0].notes) or "ΔFT is not known"
         return HostStacks(title=title, reason=reason)

@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 REST = "…"  # the frames that are too small to be drawn
+LEAST_DRAWN = 1 / 5000  # of the whole: a screen has no more pixels
 
 
 class FrameKind(StrEnum):
@@ -48,7 +49,7 @@ class HostStacks:
             yield frame
             frame = self.parent[frame]
 
-    def trimmed(self, min_ratio: float) -> "HostStacks":
+    def trimmed(self, min_ratio: float = LEAST_DRAWN) -> "HostStacks":
         """Put frames that hold less than this share of the whole together, as one frame under what they stand under."""
         ft_ns = self._with_children(self.delta_ft_ns)
         exposed_ns = None if self.exposed_ns is None else self._with_children(self.exposed_ns)

@@ -54,7 +54,7 @@ class Pprof:
         for name in types:
             yield _message(1, _value_type(texts, name))
         for stacks in known:
-            label = Path(stacks.title).name if len(self._stacks) > 1 else ""
+            label = stacks.title if len(self._stacks) > 1 else ""
             yield from _samples(stacks, label, len(types), texts, functions)
         yield from functions.messages
         if self._began_unix_ns:
