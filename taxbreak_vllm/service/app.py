@@ -25,7 +25,6 @@ from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.page import create_page_router
 from taxbreak_vllm.service.http.problems import problem_response
 from taxbreak_vllm.service.http.routes import create_router
-from taxbreak_vllm.service.http.timelines import create_timeline_router
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.metrics.exposition import OPENMETRICS, Exposition
 from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, replayer_command
@@ -68,7 +67,6 @@ def create_app(
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
     app = FastAPI(title="taxbreak", version=package_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(create_router(settings, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns))
-    app.include_router(create_timeline_router(settings))
 
     async def answer_error(_request: Request, error: Exception) -> Response:
         return problem_response(error)

@@ -21,8 +21,11 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.server import HdbiServer
+from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
+from taxbreak_vllm.model.timeline import Lane, StepTimeline
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
 from taxbreak_vllm.service.http.responses import (
@@ -241,12 +244,53 @@ _ADVICE = AdviceReport(
         ),
     ),
 )
+_HOST_LANE = Lane(
+    title="host by component",
+    kinds=("python", "dispatch"),
+    start_ns=(0, 3_000_000),
+    length_ns=(3_000_000, 2_000_000),
+    kind=(0, 1),
+    name=(-1, -1),
+)
+_TIMELINE = StepTimeline(
+    step="vllm-a-0-1000",
+    device_type="cuda",
+    window_ns=5_000_000,
+    device_window_ns=5_000_000,
+    drawn_ns=5_000_000,
+    lanes=(_HOST_LANE,),
+    names=(),
+)
+_FUSION = FusionReport(
+    min_score=1.0,
+    kernels=100,
+    unlinked=0,
+    launches=100,
+    kernels_after=100,
+    launches_after=100,
+    ideal_speedup=1.0,
+    by_length=(),
+    chains=(),
+)
+_STACKS = HostStacks(
+    title="vllm-a-0-1000",
+    names=("decode", "[python]", "aten::linear", "aten::addmm"),
+    parent=(-1, 0, 0, 2),
+    name=(0, 1, 2, 3),
+    kind=(0, 1, 2, 2),
+    delta_ft_ns=(0, 2_000_000, 500_000, 1_000_000),
+    exposed_ns=(0, 1_800_000, 200_000, 900_000),
+    num_steps={"decode": 1},
+)
 
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
     Requests: msgspec.to_builtins(_REQUESTS),
     Breakdown: _BREAKDOWN.to_builtins(),
+    StepTimeline: msgspec.to_builtins(_TIMELINE),
+    FusionReport: msgspec.to_builtins(_FUSION),
+    HostStacks: msgspec.to_builtins(_STACKS),
     AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),

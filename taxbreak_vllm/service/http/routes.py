@@ -1,6 +1,7 @@
 """The routes under /v1/taxbreak, the same on the sidecar and on vLLM's own server: JSON out of the results.
 
-They read SQLite in the thread pool and never analyze; bodies leave as bytes that msgspec wrote, described by `openapi`.
+They read SQLite in the thread pool and never analyze, but that `timelines` has a child read a trace. Bodies leave as
+bytes that msgspec wrote, described by `openapi`.
 """
 
 import time
@@ -16,6 +17,7 @@ from taxbreak_vllm.service.http.iterations import add_iteration_routes
 from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
+from taxbreak_vllm.service.http.timelines import add_timeline_routes
 from taxbreak_vllm.service.http.waterfalls import add_request_routes
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
@@ -38,7 +40,7 @@ def create_router(
     )
     router = new_router(settings, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
     for add in (
-        *(add_status_route, add_step_routes, add_iteration_routes, add_request_routes),
+        *(add_status_route, add_step_routes, add_timeline_routes, add_iteration_routes, add_request_routes),
         *(add_capture_routes, add_control_routes),
     ):
         add(router, context)
