@@ -32,7 +32,7 @@ class Flame {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       seen.disconnect();
       this.load();
-      keyField()?.addEventListener("change", () => this.load());
+      document.querySelector("[name=key]")?.addEventListener("change", () => this.load());
     }, { rootMargin: "200px" });
     seen.observe(this.section);
   }
