@@ -7,12 +7,13 @@ are the phase, how many steps of that phase there are, and of several recordings
 
 import gzip
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.stacks import FrameKind, HostStacks
 from taxbreak_vllm.output.files import replacing
+from taxbreak_vllm.taxes.recording import Recording, opened
 
 _SAMPLE_TYPES = ("delta_ft", "delta_ft_exposed")
 _UNIT = "nanoseconds"
@@ -68,6 +69,18 @@ class Pprof:
         yield _number(14, texts[types[0]])
         for text in texts:  # the last, as all others add to it
             yield _message(6, text.encode())
+
+
+def write_pprof(sources: Sequence[Recording | str | Path], target: str | Path) -> None:
+    """Write the ΔFT of traces or captures as one pprof profile, gzip-compressed.
+
+    Raises TraceFormatError or SpoolError for what cannot be read, TaxbreakError where the disk refuses.
+    """
+    profile = Pprof()
+    for source in sources:
+        with opened(source, with_frames=True) as recording:
+            profile.add(Findings(recording))
+    profile.write(target)
 
 
 class _Texts(dict[str, int]):
