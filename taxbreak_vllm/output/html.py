@@ -18,6 +18,7 @@ from taxbreak_vllm.output.page.view import (
     coverage_words,
     facts_of,
     lines_of,
+    named_chains,
     once,
     phase_view,
     points_of,
@@ -82,7 +83,7 @@ def article_of(findings: Findings) -> Article:
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=once([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]),
         timelines=tuple(findings.timelines([step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]])),
-        fusion=findings.chains,
+        fusion=named_chains(findings.chains),
         stacks=findings.stacks.trimmed(),
     )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 
 import msgspec
 import pytest
@@ -200,6 +201,32 @@ def analyze():
         )
 
     return analyze
+
+
+@pytest.fixture
+def record(results, put, analyze, make_info, clock):
+    """Store analyzed steps of a server whose plain steps take that long, calibrated and covered."""
+
+    numbers = count()
+
+    def record(num, *, server=SERVER, plain_ns=200_000, phase=Phase.DECODE, requests=2, capture_id=None):
+        breakdown = analyze(put(f"template-{next(numbers)}", 1000, phase=phase))
+        step = replace(breakdown.steps[0], batch=Batch(requests=requests, prompt_tokens=0, output_tokens=requests))
+        for number in range(num):
+            step_id = f"{server.server_id}-{phase}-{capture_id}-{number}"
+            whole = replace(
+                breakdown,
+                source=replace(breakdown.source, device_type="cuda", server_id=server.server_id),
+                calibration=Calibration(
+                    dilation=200_000 / plain_ns, residual=0.0, state="calibrated", plain_ns=plain_ns + number
+                ),
+                coverage=replace(breakdown.coverage, linked=breakdown.coverage.kernels, events=99),
+                steps=(step,),
+            )
+            info = make_info(step_id, server=server, phase=phase, capture_id=capture_id)
+            results.add_step(step_id, info, whole, now_ns=clock())
+
+    return record
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
 """Advice over HTTP: of the newest start of a server, with what is around its steps, and what came of a change."""
 
-from dataclasses import replace
-from itertools import count
-
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from taxbreak_vllm.model.advice import AdviceReport, Held, Per
-from taxbreak_vllm.model.calibration import Calibration
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom
-from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepHistogram
+from taxbreak_vllm.model.step import GraphMode, Phase, Server, StepHistogram
 from taxbreak_vllm.service.http.routes import create_router
 
 MS = 10**6
@@ -32,32 +28,6 @@ def get(settings, clock):
     return get
 
 
-@pytest.fixture
-def record(results, put, analyze, make_info, clock):
-    """Store analyzed steps of a server whose plain steps take that long, calibrated and covered."""
-
-    numbers = count()
-
-    def record(num, *, server=NEW, plain_ns=200_000, phase=Phase.DECODE, requests=2, capture_id=None):
-        breakdown = analyze(put(f"template-{next(numbers)}", 1000, phase=phase))
-        step = replace(breakdown.steps[0], batch=Batch(requests=requests, prompt_tokens=0, output_tokens=requests))
-        for number in range(num):
-            step_id = f"{server.server_id}-{phase}-{capture_id}-{number}"
-            whole = replace(
-                breakdown,
-                source=replace(breakdown.source, device_type="cuda", server_id=server.server_id),
-                calibration=Calibration(
-                    dilation=200_000 / plain_ns, residual=0.0, state="calibrated", plain_ns=plain_ns + number
-                ),
-                coverage=replace(breakdown.coverage, linked=breakdown.coverage.kernels, events=99),
-                steps=(step,),
-            )
-            info = make_info(step_id, server=server, phase=phase, capture_id=capture_id)
-            results.add_step(step_id, info, whole, now_ns=clock())
-
-    return record
-
-
 def histogram(phase, num, each_ns):
     return StepHistogram(phase=phase, graph_mode=GraphMode.NONE, num_steps=num, sum_ns=num * each_ns, bucket_counts=())
 
@@ -70,8 +40,8 @@ def test_advice_weighs_phases_by_all_timed_steps(get, spool, record, make_state)
     spool.put_state(
         make_state(server=NEW, steps=(histogram(Phase.DECODE, 900, 10**5), histogram(Phase.MIXED, 100, 10**5)))
     )
-    record(8)
-    record(8, phase=Phase.MIXED)
+    record(8, server=NEW)
+    record(8, server=NEW, phase=Phase.MIXED)
 
     report = get()
 
@@ -95,7 +65,7 @@ def test_what_is_around_the_steps_is_advised_on_beside_them(get, spool, record, 
             idle_from=IdleFrom.WORKER_CALLS,
         )
     )  # fmt: skip
-    record(8)
+    record(8, server=NEW)
 
     report = get()
 
@@ -137,8 +107,8 @@ def test_after_a_restart_with_other_settings_it_is_said_whether_the_change_held(
 
 
 def test_the_steps_of_one_request_can_be_advised_on_alone(get, record):
-    record(8)
-    record(6, capture_id="asked")
+    record(8, server=NEW)
+    record(6, server=NEW, capture_id="asked")
 
     report = get(capture_id="asked")
 

@@ -223,6 +223,16 @@ def test_what_one_should_know_of_a_servers_recording_is_on_the_page(spool, make_
     assert "this CUPTI is old" not in later
 
 
+def test_a_note_that_several_workers_have_stands_once(spool, make_state, show):
+    for rank in range(3):
+        spool.put_state(make_state(server=dataclasses.replace(SERVER, rank=rank), notes=("an old CUPTI",)))
+
+    text = Tags(show()[0]).text
+
+    assert text.count("an old CUPTI") == 1
+    assert "3 workers: an old CUPTI" in text
+
+
 SLOW_TOKENIZER = [waterfall(number, render=41, prefill=21) for number in range(20)]
 
 
@@ -466,6 +476,13 @@ def test_a_server_that_is_named_and_not_there_is_not_replaced_by_another(article
     assert (gone.num_steps, gone.steps, gone.live.server_id) == (0, (), "vllm-gone")
     assert gone.advice.title == "No advice yet"
     assert [one.server_id for one in gone.live.choice if one.is_chosen] == ["vllm-gone"]
+
+
+def test_a_name_in_the_address_is_text(show, several):
+    document, _ = show(model_name=EVIL, server_id=EVIL)
+
+    assert EVIL not in document
+    assert "&lt;script&gt;alert" in document
 
 
 def test_what_is_around_the_steps_of_a_stopped_server_is_not_that_of_another(article, serve, several):

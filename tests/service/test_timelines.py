@@ -46,6 +46,7 @@ def test_a_step_has_lanes_and_chains(client, capture):
 
     assert timeline["lanes"][0]["title"] == "host by component"
     assert fusion["launches"] == 19
+    assert fusion["words"].keys() == {name for chain in fusion["chains"] for name in chain["kernels"]}
 
 
 def test_a_step_s_stacks_sum_to_its_delta_ft(client, capture):

@@ -3,10 +3,9 @@
 In: `AdviceReport`. Out: `AdviceView`, words and what stands beside them. No figure is computed here.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from taxbreak_vllm.model.advice import Advice, AdviceReport, Held, Verdict
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Held, Outcome, Verdict
 from taxbreak_vllm.output.text.advice import bound_words, evidence_words, if_long, phase_words, token_words
 
 _HELD_WORDS = {
@@ -39,28 +38,28 @@ class ClosedCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdviceView:
-    """What to change now, or if, and what came of earlier changes; `settled_by` would settle an if."""
+    """What to change now, what to change if, and what came of earlier changes; `settled_by` would settle an if."""
 
     title: str
     cards: tuple[Card, ...]
+    conditional: tuple[Card, ...]
     closed: tuple[ClosedCard, ...]
     reasons: tuple[str, ...]
     settled_by: str | None
+
+    @property
+    def is_anything(self) -> bool:
+        """Whether there is a change to name."""
+        return bool(self.cards or self.conditional or self.closed)
 
 
 def advice_view(report: AdviceReport) -> AdviceView:
     """Show a report."""
     return AdviceView(
         title=_title(report),
-        cards=tuple(_cards(report)),
-        closed=tuple(
-            ClosedCard(
-                held=one.held,
-                title=f"{_HELD_WORDS[one.held]}: {', '.join(one.rules) or 'a change nobody advised'}",
-                words=one.words,
-            )
-            for one in report.outcomes
-        ),
+        cards=tuple(_card(one, report) for one in report.advice),
+        conditional=tuple(_card(one, report) for one in report.conditional),
+        closed=tuple(_closed(one) for one in report.outcomes),
         reasons=report.reasons,
         settled_by=report.settled_by,
     )
@@ -80,14 +79,22 @@ def _title(report: AdviceReport) -> str:
             return "No advice yet"
 
 
-def _cards(report: AdviceReport) -> Iterator[Card]:
-    for advice in (*report.advice, *report.conditional):
-        tried = [outcome.held for outcome in report.outcomes if advice.rule in outcome.rules]
-        yield Card(
-            advice=advice,
-            win=f"wins {bound_words(advice, report.serving)}{evidence_words(advice)}",
-            tokens=token_words(advice, report.serving),
-            condition="" if advice.if_plain_above_ns is None else if_long(advice.if_plain_above_ns),
-            phases=tuple(map(phase_words, advice.phases)) if len(advice.phases) > 1 else (),
-            tried=f"changed before: {_HELD_WORDS[tried[0]].lower()}" if tried else "",
-        )
+def _card(advice: Advice, report: AdviceReport) -> Card:
+    tried = [outcome.held for outcome in report.outcomes if advice.rule in outcome.rules]
+    return Card(
+        advice=advice,
+        win=_sentence(f"wins {bound_words(advice, report.serving)}{evidence_words(advice)}"),
+        tokens=_sentence(token_words(advice, report.serving)),
+        condition="" if advice.if_plain_above_ns is None else _sentence(if_long(advice.if_plain_above_ns)),
+        phases=tuple(map(phase_words, advice.phases)) if len(advice.phases) > 1 else (),
+        tried=f"changed before: {_HELD_WORDS[tried[0]].lower()}" if tried else "",
+    )
+
+
+def _closed(outcome: Outcome) -> ClosedCard:
+    asked = ", ".join(outcome.rules) or "a change nobody advised"
+    return ClosedCard(held=outcome.held, title=f"{_HELD_WORDS[outcome.held]}: {asked}", words=outcome.words)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]

@@ -13,6 +13,7 @@ from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, StepBreakdown, Taxes
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.advice import AdviceView
 from taxbreak_vllm.output.page.server import Part, RequestsView, SecondView
 
@@ -157,7 +158,7 @@ class Article:
     coverage: tuple[str, ...]
     notes: tuple[str, ...]
     timelines: "tuple[StepTimeline, ...]" = ()
-    fusion: "FusionReport | None" = None
+    fusion: dict[str, object] | None = None
     stacks: "HostStacks | None" = None
     live: Live | None = None
     step: StepView | None = None
@@ -221,6 +222,12 @@ def lines_of(steps: Iterable[StepBreakdown]) -> Iterator[StepLine]:
             exposed_ns=step.device.idle.host_ns,
             active_ns=step.device.active_ns,
         )
+
+
+def named_chains(report: "FusionReport") -> dict[str, object]:
+    """Return the report as JSON has it, with what a person calls each kernel of a chain as `words`."""
+    kernels = dict.fromkeys(name for chain in report.chains for name in chain.kernels)
+    return report.to_builtins() | {"words": {name: kernel_name(name) for name in kernels}}
 
 
 def once(notes: Iterable[str]) -> tuple[str, ...]:

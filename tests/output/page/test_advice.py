@@ -39,7 +39,7 @@ def test_the_title_is_the_verdict(report, title):
 
 @pytest.mark.parametrize(
     ("above_ns", "condition"),
-    [(None, ""), (3_000_000, "if the plain step is above 3.00 ms"), (0, "however long the plain step is")],
+    [(None, ""), (3_000_000, "If the plain step is above 3.00 ms"), (0, "However long the plain step is")],
 )
 def test_what_hangs_on_the_plain_step_says_so(above_ns, condition):
     report = AdviceReport(
@@ -48,7 +48,7 @@ def test_what_hangs_on_the_plain_step_says_so(above_ns, condition):
 
     view = advice_view(report)
 
-    assert ([card.condition for card in view.cards], view.settled_by) == ([condition], "time them")
+    assert ([card.condition for card in view.conditional], view.settled_by) == ([condition], "time them")
 
 
 def test_a_card_says_its_bound_its_evidence_and_its_tokens():
@@ -58,9 +58,9 @@ def test_a_card_says_its_bound_its_evidence_and_its_tokens():
     (card,) = advice_view(AdviceReport(verdict=Verdict.ACT, advice=(advice,), serving=serving)).cards
 
     assert (
-        card.win == "wins at most 1.00 ms of a step of 4.00 ms (25.0%); 20.0% to 25.0% with 95 %, from 9 recorded steps"
+        card.win == "Wins at most 1.00 ms of a step of 4.00 ms (25.0%); 20.0% to 25.0% with 95 %, from 9 recorded steps"
     )
-    assert card.tokens == "tokens: at most 400 a second (300 now), 833.0 µs less for each"
+    assert card.tokens == "Tokens: at most 400 a second (300 now), 833.0 µs less for each"
 
 
 @pytest.mark.parametrize(

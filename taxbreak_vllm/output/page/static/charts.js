@@ -40,6 +40,7 @@ class Charts {
       ["step", "window_ns", "--fg", 2], ["of it: waits for the host", "exposed_ns", "--k-host", 2, "40"],
       ["ΔFT", "delta_ft_ns", "--k-python", 1], ["ΔCT", "delta_ct_ns", "--k-library", 1], ["ΔKT", "delta_kt_ns", "--k-queue", 1],
     ].filter(([, field]) => chosen.some((point) => point[field] !== null));
+    this.section.querySelector("figure").hidden = hdbi.every((values) => values.every((value) => value === null));
     this.plots = [
       this.plot("hdbi", [at, ...hdbi], this.phases.map((phase, i) => [phase, PHASES[i % PHASES.length], 1.5]), { range: [0, 1] }, (v) => v.toFixed(1), (v) => v.toFixed(3)),
       this.plot("taxes", [chosen.map((point) => point.at), ...taxes.map(([, field]) => chosen.map((point) => point[field]))],

@@ -19,6 +19,7 @@ async function refresh() {
     const text = (await answer.text()).replace(/<style[^]*?<\/style>/g, "");
     const fresh = new DOMParser().parseFromString(text, "text/html");
     nameCells(fresh);
+    document.title = fresh.title;
     for (const section of document.querySelectorAll("[data-refresh]")) {
       const newer = fresh.getElementById(section.id);
       // What someone is reading by keyboard stays.

@@ -108,7 +108,7 @@ class Timeline {
     words.textContent = `${[...report.notes, ...(report.launches ? [saved] : [])].join(". ")}.`;
     this.fusion.querySelector(".scroll").hidden = !chains.length;
     body.replaceChildren(...chains.map((chain) => {
-      const row = make("tr"), names = make("td", chain.kernels.join(" → "), { class: "text name", title: chain.kernels.join("\n") });
+      const row = make("tr"), names = make("td", chain.kernels.map((name) => report.words[name]).join(" → "), { class: "text name", title: chain.kernels.join("\n") });
       row.append(names, make("td", chain.length), make("td", number(chain.count, 0)), make("td", chain.score.toFixed(2)));
       return row;
     }));
