@@ -63,7 +63,7 @@ class Flame {
     this.children = stacks.parent.map(() => []);
     this.roots = [];
     stacks.parent.forEach((parent, i) => (parent < 0 ? this.roots : this.children[parent]).push(i));
-    const steps = Object.entries(stacks.num_steps).map(([phase, num]) => (phase === "the whole trace" ? phase : phase === "steps" ? `${num} steps` : `${num} × ${phase}`));
+    const steps = Object.entries(stacks.num_steps).map(([phase, num]) => (phase === "the whole trace" ? phase : phase === "steps" ? `${num} step${num === 1 ? "" : "s"}` : `${num} × ${phase}`));
     const python = stacks.has_python ? "" : " Python is one frame, as its functions were not recorded: a capture with stacks names them.";
     this.words.textContent = `${time(this.sum("delta_ft_ns", this.roots))} of ΔFT (${steps.join(", ")}), from the phase down to the op that is busy.${python}`;
     this.zoom(-1);
