@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
-from taxbreak_vllm.cli.printing import TOP_ROWS, print_json, print_text
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_json
 from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.text.printed import print_text
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines

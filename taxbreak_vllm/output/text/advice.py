@@ -1,45 +1,47 @@
-"""Advice as text for people. In: `AdviceReport`. Out: lines of at most 80 columns, but for settings."""
+"""Advice as text for people. In: `AdviceReport`. Out: lines, each a sentence or a setting, of any length."""
 
-import textwrap
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Per, PhaseAdvice, Serving
+from taxbreak_vllm.output.text.wrap import NO_BREAK
 from taxbreak_vllm.output.words import duration, one
 
-_COLUMNS = 80
+_BEFORE_QUOTE = re.compile(" (?=')")
 
 
 def advice_lines(report: AdviceReport) -> Iterator[str]:
     """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
     yield f"advice: {report.verdict}"
     if report.serving is not None and len(report.serving.phases) > 1:
-        yield from _wrapped(_serving(report.serving))
+        yield f"   {_serving(report.serving)}"
     for number, advice in enumerate((*report.advice, *report.conditional), start=1):
         yield from _card(number, advice, report.serving)
     for outcome in report.outcomes:
-        yield from _wrapped(f"{outcome.held}: {outcome.words}")
+        yield f"   {outcome.held}: {outcome.words}"
     for reason in report.reasons:
-        yield from _wrapped(reason)
+        yield f"   {reason}"
     if report.settled_by is not None:
-        yield from _wrapped(f"to settle it: {report.settled_by}")
+        yield f"   to settle it: {report.settled_by}"
 
 
 def _card(number: int, advice: Advice, serving: Serving | None) -> Iterator[str]:
     where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
     if_long = "" if advice.if_plain_above_ns is None else f"{_if_long(advice.if_plain_above_ns)}: "
-    yield from _wrapped(f"{number}. {if_long}{advice.change} ({where})", indent="")
-    yield from _wrapped(f"wins {_bound(advice, serving)}, an upper bound{_evidence(advice)}")
+    yield f"{number}. {if_long}{advice.change} ({where})"
+    yield f"   wins {_bound(advice, serving)}, an upper bound{_evidence(advice)}"
     if advice.tokens_per_s_at_most is not None and serving is not None and serving.tokens_per_s is not None:
-        yield from _wrapped(
-            f"tokens: at most {advice.tokens_per_s_at_most:,.0f} a second ({serving.tokens_per_s:,.0f} now),"
+        yield (
+            f"   tokens: at most {advice.tokens_per_s_at_most:,.0f} a second ({serving.tokens_per_s:,.0f} now),"
             f" {duration(advice.at_most_ns_per_token)} less for each"
         )
-    for place, setting in enumerate(advice.settings):  # not wrapped: it is to be copied
-        yield f"   {'set: ' if place == 0 else '     '}{setting}"
-    yield from _wrapped(f"why: {advice.finding}")
+    for place, setting in enumerate(advice.settings):
+        # it is to be copied: a line may break inside the quotes of JSON, where that is as good as a space
+        yield f"   {'set: ' if place == 0 else '     '}{_BEFORE_QUOTE.sub(NO_BREAK, setting)}"
+    yield f"   why: {advice.finding}"
     if len(advice.phases) > 1:
-        yield from (line for phase in advice.phases for line in _wrapped(_of_phase(phase), indent="     "))
-    yield from _wrapped(f"wrong if: {advice.refuted_by}")
+        yield from (f"     {_of_phase(phase)}" for phase in advice.phases)
+    yield f"   wrong if: {advice.refuted_by}"
 
 
 def _if_long(above_ns: int) -> str:
@@ -71,14 +73,3 @@ def _of_phase(phase: PhaseAdvice) -> str:
 def _serving(serving: Serving) -> str:
     phases = ", ".join(f"{served.phase or 'steps'} {served.serving_ratio:.0%}" for served in serving.phases)
     return f"serving time ({'all steps' if serving.is_timed else 'recorded steps'}): {phases}"
-
-
-def _wrapped(text: str, indent: str = "   ") -> Iterable[str]:
-    return textwrap.wrap(
-        text,
-        _COLUMNS,
-        initial_indent=indent,
-        subsequent_indent="   " + ("  " if indent else ""),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
