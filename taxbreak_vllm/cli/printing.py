@@ -34,8 +34,8 @@ def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) ->
 
     step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
     steps = [step_table(breakdown)] if len(breakdown.steps) > 1 else []
-    dearest = [top_table(step, top)] if top else []
-    print_text(*summary_lines(breakdown), balance_table(step), *steps, *dearest, *advice_lines(advice))
+    dearest = [top_table(step, top)] if top and step.top else []
+    print_text(*summary_lines(breakdown), balance_table(breakdown), *steps, *dearest, *advice_lines(advice))
 
 
 def print_iterations(report: "IterationReport") -> None:

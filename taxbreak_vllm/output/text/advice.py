@@ -12,7 +12,8 @@ _BEFORE_QUOTE = re.compile(" (?=')")
 
 def advice_lines(report: AdviceReport) -> Iterator[str]:
     """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
-    yield f"advice: {report.verdict}"
+    hangs = ", on how long a step takes without a profiler" if report.settled_by is not None else ""
+    yield f"advice: {report.verdict}{hangs}"
     if report.serving is not None and len(report.serving.phases) > 1:
         yield f"   {_serving(report.serving)}"
     for number, advice in enumerate((*report.advice, *report.conditional), start=1):

@@ -41,9 +41,14 @@ _MEANINGS = {
 }
 
 
-def balance_table(step: StepBreakdown) -> Table:
-    """Show the host/device balance of one step, a figure a row with what it means."""
-    table = Table((Column("", 1, Kind.NAME), Column("", 1), Column("", 0, Kind.PROSE)))
+def balance_table(breakdown: Breakdown) -> Table:
+    """Show the host/device balance of the one step, else of all together, a figure a row with what it means."""
+    step, title = breakdown.total, f"all {len(breakdown.steps)} steps" if breakdown.steps else "the whole trace"
+    if len(breakdown.steps) == 1:
+        (step,) = breakdown.steps
+        name = "the whole trace" if step.name == "trace" else step.name or "the step"
+        title = f"{name}, {step.phase}" if step.phase else name
+    table = Table((Column("", 1, Kind.NAME), Column("", 1), Column("", 0, Kind.PROSE)), title=title)
     for column, cell in zip(_BALANCE, _balance("", step), strict=True):
         if column.title in _MEANINGS:
             table.add(column.title, cell, _MEANINGS[column.title])
@@ -120,8 +125,10 @@ def top_table(step: StepBreakdown, limit: int) -> Table:
 def summary_lines(breakdown: Breakdown) -> Iterable[str]:
     """Say where the figures come from, how complete they are, and what stands on an estimate."""
     source, coverage = breakdown.source, breakdown.coverage
-    parts = [source.model_name, source.dtype, source.device_name or source.device_type]
-    yield " · ".join([source.path, *(part for part in parts if part)])
+    yield source.path
+    yield ", ".join(
+        part for part in (source.device_name or source.device_type, source.model_name, source.dtype) if part
+    )
     if coverage.kernel_launches and source.device_type != "cpu":
         yield (
             f"{coverage.kernels} kernels, {coverage.linked} linked to {coverage.kernel_launches} launches "

@@ -28,10 +28,10 @@ _FLOORS = {
 
 def floor_lines(environment: Environment, floors: Floors) -> list[str]:
     """Say where and how the floors were measured."""
-    place = f"{environment.device_type} {environment.device_name} · torch {environment.torch}"
-    lines = [place + (f" · driver {environment.driver}" if environment.driver else "")]
-    governor = f" · governor {floors.governor}" if floors.governor else ""
-    lines.append(f"host {floors.host_cpu}{governor} · clock of {floors.clock}")
+    place = f"{environment.device_type} {environment.device_name}, torch {environment.torch}"
+    lines = [place + (f", driver {environment.driver}" if environment.driver else "")]
+    governor = f", governor {floors.governor}" if floors.governor else ""
+    lines.append(f"host {floors.host_cpu}{governor}, clock of {floors.clock}")
     if floors.kernel_source:
         lines.append(f"empty kernel by {floors.kernel_source}")
     line = floors.graph_line()
