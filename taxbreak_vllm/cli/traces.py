@@ -89,7 +89,8 @@ def fusion(
         return
     from taxbreak_vllm.output.text.insight import chain_table, fusion_lines, fusion_table
 
-    print_text(*fusion_lines(report), fusion_table(report), *([chain_table(report, top)] if top else []))
+    tables = [fusion_table(report)] if report.kernels else []
+    print_text(*fusion_lines(report), *tables, *([chain_table(report, top)] if top and report.chains else []))
 
 
 def diff(
