@@ -30,9 +30,9 @@ def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
 def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
     """Print where the figures come from, the balance, the steps, the dearest kernels and the advice."""
     from taxbreak_vllm.output.text.advice import advice_lines
-    from taxbreak_vllm.output.text.breakdown import balance_table, step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.breakdown import balance_table, shown_step, step_table, summary_lines, top_table
 
-    step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
+    step = shown_step(breakdown)
     steps = [step_table(breakdown)] if len(breakdown.steps) > 1 else []
     dearest = [top_table(step, top)] if top and step.top else []
     print_text(*summary_lines(breakdown), balance_table(breakdown), *steps, *dearest, *advice_lines(advice))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.output.kernel_names import kernel_name
+from taxbreak_vllm.output.text.headline import step_sentence
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.output.words import duration, ratio
 
@@ -41,11 +42,15 @@ _MEANINGS = {
 }
 
 
+def shown_step(breakdown: Breakdown) -> StepBreakdown:
+    """Return the one step, else all together."""
+    return breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
+
+
 def balance_table(breakdown: Breakdown) -> Table:
     """Show the host/device balance of the one step, else of all together, a figure a row with what it means."""
-    step, title = breakdown.total, f"all {len(breakdown.steps)} steps" if breakdown.steps else "the whole trace"
+    step, title = shown_step(breakdown), f"all {len(breakdown.steps)} steps" if breakdown.steps else "the whole trace"
     if len(breakdown.steps) == 1:
-        (step,) = breakdown.steps
         name = "the whole trace" if step.name == "trace" else step.name or "the step"
         title = f"{name}, {step.phase}" if step.phase else name
     table = Table((Column("", 1, Kind.NAME), Column("", 1), Column("", 0, Kind.PROSE)), title=title)
@@ -129,6 +134,9 @@ def summary_lines(breakdown: Breakdown) -> Iterable[str]:
     yield ", ".join(
         part for part in (source.device_name or source.device_type, source.model_name, source.dtype) if part
     )
+    sentence = step_sentence(shown_step(breakdown))
+    if sentence is not None:
+        yield sentence
     if coverage.kernel_launches and source.device_type != "cpu":
         yield (
             f"{coverage.kernels} kernels, {coverage.linked} linked to {coverage.kernel_launches} launches "
