@@ -1,6 +1,5 @@
 """The command that examines a host: doctor."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from taxbreak_vllm.cli.options import Json
 from taxbreak_vllm.cli.printing import print_json
 from taxbreak_vllm.model import defaults
+from taxbreak_vllm.output.text.printed import print_text
 
 
 def doctor(
@@ -42,10 +42,9 @@ def doctor(
     for finding in examine(spool=spool, url=where, ask=ask, now_ns=time.time_ns):
         findings.append(finding)
         if not json:
-            from taxbreak_vllm.output.text.doctor import finding_text
+            from taxbreak_vllm.output.text.doctor import finding_lines
 
-            sys.stdout.write(finding_text(finding))
-            sys.stdout.flush()
+            print_text(*finding_lines(finding))
     if json:
         from msgspec.json import encode
 

@@ -6,6 +6,7 @@ Exit 0 when done, 2 for bad usage or input, 1 for a failure.
 import atexit
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def main() -> None:
             app()
     except TaxbreakError as error:
         _fail(str(error), 2 if isinstance(error, _BAD_INPUT) else 1)
+    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from taxbreak_vllm.cli.options import Json, Rank
-from taxbreak_vllm.cli.printing import print_json, print_text
+from taxbreak_vllm.cli.printing import print_json
 from taxbreak_vllm.model.errors import BaselineError
+from taxbreak_vllm.output.text.printed import print_text
 
 Store = Annotated[
     Path, typer.Option("--baselines", help="SQLite file of floors and replayed baselines, made on first use")
@@ -27,11 +28,11 @@ def floor(
 ) -> None:
     """Measure the least that a launch, a graph and a dispatch cost on this machine; needs torch."""
     from taxbreak_vllm.baselines.store import Baselines
-    from taxbreak_vllm.replay.device import default_device
+    from taxbreak_vllm.replay.device import choose_device
     from taxbreak_vllm.replay.runner import measure_floors
     from taxbreak_vllm.replay.task import Options
 
-    environment, floors = measure_floors(Options(device=device or default_device()))
+    environment, floors = measure_floors(Options(device=choose_device(device)))
     if baselines:
         with Baselines(baselines) as store:
             store.put_floors(environment, floors)
@@ -67,12 +68,12 @@ def replay(
     """Replay the ops of traces or captures alone and keep what they cost; resumable, needs torch."""
     from taxbreak_vllm.output.text.replay import progress_bar, replay_lines, trouble_table
     from taxbreak_vllm.replay.command import replay_paths
-    from taxbreak_vllm.replay.device import default_device
+    from taxbreak_vllm.replay.device import choose_device
     from taxbreak_vllm.replay.runner import Limits
     from taxbreak_vllm.replay.task import Options
 
     options = Options(
-        device=device or default_device(), runs=runs, max_bytes=round(memory_gib * 2**30), modules=tuple(module or ())
+        device=choose_device(device), runs=runs, max_bytes=round(memory_gib * 2**30), modules=tuple(module or ())
     )
     with progress_bar() as report:
         found = replay_paths(

@@ -3,9 +3,9 @@
 import sys
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from taxbreak_vllm.output.text.printed import print_text
 
+if TYPE_CHECKING:
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.model.engine import IterationReport
@@ -28,13 +28,14 @@ def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
 
 
 def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
-    """Print where the figures come from, the steps, the dearest kernels and the advice."""
+    """Print where the figures come from, the balance, the steps, the dearest kernels and the advice."""
     from taxbreak_vllm.output.text.advice import advice_lines
-    from taxbreak_vllm.output.text.breakdown import step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.breakdown import balance_table, shown_step, step_table, summary_lines, top_table
 
-    step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
-    dearest = [top_table(step, top)] if top else []
-    print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *advice_lines(advice))
+    step = shown_step(breakdown)
+    steps = [step_table(breakdown)] if len(breakdown.steps) > 1 else []
+    dearest = [top_table(step, top)] if top and step.top else []
+    print_text(*summary_lines(breakdown), balance_table(breakdown), *steps, *dearest, *advice_lines(advice))
 
 
 def print_iterations(report: "IterationReport") -> None:
@@ -48,16 +49,3 @@ def print_json(data: bytes) -> None:
     """Print one JSON object."""
     sys.stdout.buffer.write(data + b"\n")
     sys.stdout.buffer.flush()
-
-
-def print_text(*shown: "str | Table") -> None:
-    """Print lines and tables; a table piped into a file is not cut at 80 columns."""
-    from rich.console import Console  # a sixth of the start-up, which --json need not pay
-
-    from taxbreak_vllm.output.text.names import visible
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    for each in shown:
-        console.print(visible(each) if isinstance(each, str) else each, highlight=False, markup=False)

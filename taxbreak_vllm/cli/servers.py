@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from taxbreak_vllm.cli.options import Json
-from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_json, print_text, say, with_advice
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_json, say, with_advice
 from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.text.printed import print_text
 
 Url = Annotated[str, typer.Option(help="a sidecar, or a vLLM server that mounts /v1/taxbreak")]
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
-from taxbreak_vllm.cli.printing import TOP_ROWS, print_json, print_text
+from taxbreak_vllm.cli.printing import TOP_ROWS, print_json
 from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.text.printed import print_text
 
 if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines
@@ -91,7 +92,8 @@ def fusion(
         return
     from taxbreak_vllm.output.text.insight import chain_table, fusion_lines, fusion_table
 
-    print_text(*fusion_lines(report), fusion_table(report), *([chain_table(report, top)] if top else []))
+    tables = [fusion_table(report)] if report.kernels else []
+    print_text(*fusion_lines(report), *tables, *([chain_table(report, top)] if top and report.chains else []))
 
 
 def diff(

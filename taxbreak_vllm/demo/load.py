@@ -6,6 +6,7 @@ seed, decoding is greedy: the same seed asks the same and, of a healthy server, 
 """
 
 import random
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ _WORDS = ("host", "device", "launch", "kernel", "step", "token", "batch", "queue
 
 class LoadError(TaxbreakError):
     """A server refused or failed a request."""
+
+
+class SlowError(LoadError):
+    """A server did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +42,22 @@ class Requests:
 
 PREFILL_HEAVY = Requests(num_requests=8, prompt_tokens=400, output_tokens=1, concurrency=2)
 DECODE_HEAVY = Requests(num_requests=3, prompt_tokens=8, output_tokens=48, concurrency=3)
+ROUND_S = 120.0
 ROUND = (PREFILL_HEAVY, DECODE_HEAVY)
 
 
-def send(url: str, model: str, *, seed: int, rounds: Sequence[Requests] = ROUND) -> list[str]:
+def send(
+    url: str, model: str, *, seed: int, rounds: Sequence[Requests] = ROUND, timeout_s: float = ROUND_S
+) -> list[str]:
     """Send one round of each kind, one kind after the other, and return the answers in the order of the prompts.
 
-    Raises LoadError for the first request that fails.
+    Raises LoadError for the first request that fails, SlowError for one without an answer `timeout_s` after the first
+    was sent.
     """
-    from openai import OpenAI, OpenAIError  # a dependency of vLLM, not of ours
+    from openai import APITimeoutError, OpenAI, OpenAIError  # a dependency of vLLM, not of ours
 
-    with OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120.0, max_retries=0) as client:
+    deadline_s = time.monotonic() + timeout_s
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
 
         def answer(prompt: str, max_tokens: int) -> str:
             completion = client.completions.create(
@@ -56,6 +66,7 @@ def send(url: str, model: str, *, seed: int, rounds: Sequence[Requests] = ROUND)
                 max_tokens=max_tokens,
                 temperature=0.0,
                 seed=seed,
+                timeout=max(0.1, deadline_s - time.monotonic()),
                 extra_body={"ignore_eos": True},  # the weights are made up: any token may come, the end too
             )
             return str(completion.choices[0].text)
@@ -66,5 +77,6 @@ def send(url: str, model: str, *, seed: int, rounds: Sequence[Requests] = ROUND)
                 with ThreadPoolExecutor(kind.concurrency) as pool:
                     answers += pool.map(answer, kind.prompts(seed), [kind.output_tokens] * kind.num_requests)
         except OpenAIError as error:
-            raise LoadError(f"{url}: a request failed: {error}") from error
+            failure = SlowError if isinstance(error, APITimeoutError) else LoadError
+            raise failure(f"{url}: a request failed: {error}") from error
     return answers

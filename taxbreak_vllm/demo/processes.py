@@ -24,7 +24,16 @@ _POLL_S = 0.05
 
 
 class ProcessError(TaxbreakError):
-    """A process ended or stayed silent where it was needed; the message ends with its last words."""
+    """A process ended or failed where it was needed; the message says `what`, and its last words after that."""
+
+    def __init__(self, what: str, process: "Process") -> None:
+        super().__init__(f"{what}:\n{process.tail()}")
+        self.what = what
+        self.log = process.log
+
+
+class TooLongError(ProcessError):
+    """What a process was waited for did not come in time."""
 
 
 class Process:
@@ -51,13 +60,16 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-num_lines:])
 
     def wait_until(self, condition: Callable[[], bool], what: str, *, timeout_s: float) -> None:
-        """Poll `condition` until it holds; raises ProcessError where the process ends or the time is over first."""
+        """Poll `condition` until it holds.
+
+        Raises ProcessError where the process ends first, TooLongError where the time is over.
+        """
         deadline_s = time.monotonic() + timeout_s
         while not condition():
             if not self.is_alive:
-                raise ProcessError(f"{self.name} ended with {self._guard.returncode} before {what}:\n{self.tail()}")
+                raise ProcessError(f"{self.name} ended with {self._guard.returncode} before {what}", self)
             if time.monotonic() > deadline_s:
-                raise ProcessError(f"{self.name}: not {what} within {timeout_s:.0f} s:\n{self.tail()}")
+                raise TooLongError(f"{self.name}: not {what} within {timeout_s:.0f} s", self)
             time.sleep(_POLL_S)
 
     def ask_to_stop(self) -> None:

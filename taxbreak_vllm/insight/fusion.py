@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.fusion import Chain, FusionReport, LengthReport
 from taxbreak_vllm.taxes.evidence import joined
+from taxbreak_vllm.taxes.kinds import classify, ops_of
 from taxbreak_vllm.taxes.recording import Recording, opened
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.steps import StepWindow
 
 LENGTHS = range(2, 9)
 
+_APART = (Family.COLLECTIVE, Family.COPY)  # one waits for other devices, the other only moves data
 MIN_COUNT = 2  # what happened once is no pattern
 
 
@@ -32,7 +35,8 @@ class KernelOrder:
     """The kernels of a trace, stream by stream in the order they ran, as columns of one length.
 
     `kernel` indexes `names`; a chain stays inside a run of equal `segment`; `launch` numbers the launch that made each
-    kernel (a graph launch makes many). Kernels without a launch event are counted in `num_unlinked` and end a segment.
+    kernel (a graph launch makes many). Kernels without a launch event are counted in `num_unlinked` and end a segment;
+    collectives and copies, `num_apart` of them, are in no chain.
     """
 
     kernel: Int64
@@ -40,6 +44,7 @@ class KernelOrder:
     launch: Index
     names: Sequence[str]
     num_unlinked: int = 0
+    num_apart: int = 0
 
 
 def fusion(
@@ -66,33 +71,42 @@ def fusion(
             notes = (joined(processes, "which kernels follow each other cannot be told"),)
         else:
             host, activities, dispatches = recording.linked
-            order = order_kernels(recording.head.names, host, activities, dispatches, recording.windows)
+            op = ops_of(recording.events, activities, dispatches)
+            kinds, kind = classify(recording.events, activities, op, recording.terms.rules.classify)
+            is_apart = np.array([each.family in _APART for each in kinds], dtype=bool)[kind]
+            order = order_kernels(recording.head.names, host, activities, dispatches, recording.windows, is_apart)
             notes = _notes(order, dispatches, recording.head.is_truncated)
         report = find_chains(order, lengths=lengths, min_score=min_score)
         return dataclasses.replace(report, path=recording.path, notes=notes)
 
 
 def order_kernels(
-    names: Sequence[str], host: Host, activities: Activities, dispatches: Dispatches, windows: Sequence[StepWindow]
+    names: Sequence[str],
+    host: Host,
+    activities: Activities,
+    dispatches: Dispatches,
+    windows: Sequence[StepWindow],
+    is_apart: NDArray[np.bool_],
 ) -> KernelOrder:
     """Put kernels into stream order and cut that where no chain may pass.
 
     A segment ends at another stream or launching thread, at a blocking call of that thread between two launches, at a
-    step boundary between them, and at a kernel without a launch event.
+    step boundary between them, at a copy or fill, and at a kernel without a launch event. Activities that `is_apart`
+    marks are segments of their own.
     """
     a, d = activities, dispatches
-    rows = np.flatnonzero(a.is_kernel)
-    rows = rows[np.lexsort((a.dispatch[rows], a.start_ns[rows], a.stream[rows], a.device[rows]))]
+    rows = np.lexsort((a.dispatch, a.start_ns, a.stream, a.device))
     launch = a.dispatch[rows]
-    linked = launch >= 0
+    linked = (launch >= 0) & a.is_kernel[rows]
     own = launch[linked]
     blocked_until = np.sort(host.call_end[host.call_is_blocking])
     boundary = np.sort(np.array([t for w in windows for t in (w.start_ns, w.end_ns)], dtype=np.int64))
-    place = np.full((5, len(rows)), -1, dtype=np.int64)
+    place = np.full((6, len(rows)), -1, dtype=np.int64)
     place[0], place[1] = a.device[rows], a.stream[rows]
     place[2, linked] = d.thread[own]
     place[3, linked] = np.searchsorted(blocked_until, d.launch_key[own], side="right")
     place[4, linked] = np.searchsorted(boundary, d.launch_ns[own], side="right")
+    place[5, is_apart[rows]] = np.flatnonzero(is_apart[rows])
     segment = np.zeros(len(rows), dtype=np.int64)
     segment[1:] = np.cumsum((place[:, 1:] != place[:, :-1]).any(axis=0))
     return KernelOrder(
@@ -100,7 +114,8 @@ def order_kernels(
         segment=segment[linked],
         launch=own,
         names=names,
-        num_unlinked=int((~linked).sum()),
+        num_unlinked=int((a.is_kernel & (a.dispatch < 0)).sum()),
+        num_apart=int((is_apart[rows] & linked).sum()),
     )
 
 
@@ -241,6 +256,8 @@ def _notes(order: KernelOrder, dispatches: Dispatches, is_truncated: bool) -> tu
         notes.append("no kernel with a launch event, so there is nothing to fuse")
     if order.num_unlinked:
         notes.append(f"{order.num_unlinked} kernels have no launch event: they are in no chain and end the one before")
+    if order.num_apart:
+        notes.append(f"{order.num_apart} collectives and copies are in no chain and end the one before")
     if in_graph := int(dispatches.is_graph[order.launch].sum()):
         notes.append(f"{in_graph} kernels run in graphs: fusing those saves kernels, but launches only across graphs")
     if is_truncated:

@@ -85,6 +85,8 @@ def _take_device(device: str, max_bytes: int) -> None:
         import torch
 
         index = torch.device(device).index or 0  # torch refuses "cuda" here, which names no one device
+        if index >= torch.cuda.device_count():
+            sys.exit(f"torch {torch.__version__} has no {device} here; choose another --device")
         torch.cuda.set_device(index)
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, max_bytes / total), index)

@@ -1,18 +1,25 @@
 """Which device to measure on, and how busy it is; without torch, which only the child process loads."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from taxbreak_vllm.model.errors import ReplayError
+from taxbreak_vllm.model.errors import ReplayError, SettingsError
 
 _ASK_TIMEOUT_S = 10.0
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
-def default_device() -> str:
-    """Return "cuda" where an NVIDIA or AMD GPU answers, else "cpu"."""
-    return "cuda" if shutil.which("nvidia-smi") or Path("/dev/kfd").exists() else "cpu"
+def choose_device(name: str = "") -> str:
+    """Return the device of a name; without one "cuda" where an NVIDIA or AMD GPU answers, else "cpu".
+
+    Raises SettingsError for a name that is none. Whether torch has the device, the child that loads torch tells.
+    """
+    if name and not _DEVICE.fullmatch(name):
+        raise SettingsError(f"--device {name}: not a device; give cpu, cuda or cuda:N")
+    return name or ("cuda" if shutil.which("nvidia-smi") or Path("/dev/kfd").exists() else "cpu")
 
 
 def idle_check(device: str, above: float | None) -> Callable[[], bool]:

@@ -1,8 +1,8 @@
 """A spool on disk: what its files and folders are called, and which folder may be used as one.
 
 `SPOOL/<server id>/<rank>/<step id>/` is a capture if it holds `step.json`. Whoever uses a spool deletes captures in it
-and, where a file marks it as nothing but a spool, what writers left that died. It is its owner's alone; what is not
-called as here is never touched.
+and what writers left that died. A file marks it as a spool; a folder without that holds nothing else or is refused. It
+is its owner's alone; what is not called as here is never touched.
 """
 
 import fcntl
@@ -51,9 +51,9 @@ _FOLDERS = (NAME, re.compile(rf"({ENGINE}|{API})?[0-9]{{1,9}}"), NAME)
 
 
 def take(root: Path) -> None:
-    """Make a spool's folder, or take the one that is there; one that holds nothing else is marked as a spool.
+    """Make a spool's folder and mark it as one, or take one that is there: marked, empty, or of nothing but our files.
 
-    Raises SpoolError for a folder that is not ours alone, OSError where the disk refuses.
+    Raises SpoolError for a folder that is not ours alone or holds anything else, OSError where the disk refuses.
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = root.lstat()
@@ -65,12 +65,12 @@ def take(root: Path) -> None:
     held = [] if is_marked(root) else [entry for entry in entries(root) if entry.name != _LOST_AND_FOUND]
     if is_open and held and not is_marked(root):  # another process may have been first
         raise _refusal(root, "others may have written to it", "a new or empty folder")
+    strange = next((entry.name for entry in held if not _is_ours(entry)), None)
+    if strange is not None and not is_marked(root):
+        raise _refusal(root, f"holds {strange!r}, which is no part of a spool", "a new or empty folder")
     if is_open:
         root.chmod(0o700)
-    strange = next((entry.name for entry in held if not _is_ours(entry)), None)
-    if strange is not None:
-        _say_shared(str(root), strange)
-    elif not is_marked(root):
+    if not is_marked(root):
         os.close(open_private(root / MARKER))
 
 
@@ -170,11 +170,6 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder itself, as a link could lead out of the spool."""
     return entry.is_dir(follow_symlinks=False)
-
-
-@cache
-def _say_shared(root: str, name: str) -> None:  # once
-    logger.warning("%s: holds %r, which is no part of a spool: what writers that died leave there stays", root, name)
 
 
 @cache

@@ -119,7 +119,8 @@ def _look_up(
 ) -> ReplayedTimes:
     """Look the dispatches up among the baselines; those of a family stand in for one another."""
     if view is None:
-        return ReplayedTimes.none(len(dispatches), Tier.TRACE if terms.floor_ns is None else Tier.FLOOR)
+        known = ReplayedTimes.none(len(dispatches), Tier.TRACE if terms.floor_ns is None else Tier.FLOOR)
+        return known.floored(dispatches.is_graph | (dispatches.leaf_name < 0))
     signed = sign(events, host, activities, dispatches)
     family = family_numbers(kinds)[kind[dispatches.first]]
     is_signed = signed.of_dispatch >= 0

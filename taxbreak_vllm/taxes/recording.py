@@ -15,6 +15,7 @@ import numpy as np
 
 from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Source, StepBreakdown
+from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.evidence import Evidence, Figure
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.capture import Capture
@@ -88,6 +89,10 @@ class Recording:
             info = capture.read_info()
             events = read_events(capture.trace_path, with_calls=with_calls, with_frames=with_frames)
             yield cls(events, terms, info=info, path=str(path))
+        elif path.is_dir():
+            raise SpoolError(
+                f"{path}: no capture, as it has no {STEP}; one is SPOOL/SERVER/RANK/STEP, a trace is a file"
+            )
         elif with_calls or terms.needs_whole:
             events = read_events(path, with_calls=with_calls, with_frames=with_frames)
             yield cls(events if terms.rank is None else of_process(events, terms.rank), terms)

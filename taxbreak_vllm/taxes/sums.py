@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model.breakdown import TopRow
+from taxbreak_vllm.model.breakdown import Tier, TopRow
 from taxbreak_vllm.taxes.measured import FAMILIES, NONE, Measured, TaxColumns
 from taxbreak_vllm.taxes.tiers import TIERS
 from taxbreak_vllm.trace.dispatches import Bool
@@ -115,8 +115,10 @@ def _top_rows(m: Measured, own: Index, group: Index, count: int) -> list[list[To
     by_launch, launched = row[is_launch], group >= 0
     taxes = m.taxes.each(lambda column: sum_by(by_launch, column[launched], num_rows))
     tax = (taxes.delta_ft_ns, taxes.delta_ct_ns, taxes.delta_kt_ns)
-    tier = np.zeros(num_rows, dtype=np.intp)  # of a row that several carry, the least
+    tier = np.zeros(num_rows, dtype=np.intp)  # of a row that several launches carry, the least
     np.maximum.at(tier, by_launch, m.tier[launched])
+    of_launch = np.append(m.tier, TIERS.index(Tier.FLOOR))  # the last where there is no launch event
+    np.maximum.at(tier, row[~is_launch], of_launch[a.dispatch[opens[~is_launch]]])
     result: list[list[TopRow]] = [[] for _ in range(count)]
     for index, (place, at) in enumerate(zip(step[first].tolist(), opens[first].tolist(), strict=True)):
         kind = m.kinds[m.kind[at]]

@@ -33,7 +33,10 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
             "neither device activities nor ops",
         ),
     }
-    files = {"missing": (folder / "missing.json", "No such file"), "a folder": (folder, "Is a directory")}
+    files = {
+        "missing": (folder / "missing.json", "No such file"),
+        "a folder": (folder, "no capture, as it has no step.json"),
+    }
     for name, (content, reason) in contents.items():
         path = folder / f"{name.replace(' ', '-')}.json"
         path.write_bytes(content)

@@ -164,6 +164,12 @@ def launch(at: int, kernel: str, *, thread: int = 1, stream: int = 7, has_call: 
     return [call, ran] if has_call else [ran]
 
 
+def copy(at: int, *, stream: int = 7):
+    """A copy launched at `at` µs, run 5 µs later."""
+    call, ran = launch(at, "Memcpy DtoD (Device -> Device)", stream=stream)
+    return [call | {"name": "cudaMemcpyAsync"}, ran | {"cat": "gpu_memcpy"}]
+
+
 def sync(at: int, *, thread: int = 1):
     return [{"cat": "cuda_runtime", "name": "cudaStreamSynchronize", "ts": at, "dur": 2, "tid": thread, "args": {}}]
 
@@ -191,9 +197,21 @@ def test_in_a_trace_kernels_are_chained_stream_by_stream(tmp_path):
         (sync(115, thread=2), True),  # another thread waits, not the one that launches
         (step(50, 65, 1) + step(115, 300, 2), False),
         (launch(115, "U", has_call=False, delay=1), False),
+        (copy(115), False),
+        (copy(115, stream=9), True),
+        (launch(115, "ncclDevKernel_AllReduce_Sum_bf16_RING_LL"), False),
         ([], True),
     ],
-    ids=["blocking call", "blocking call of another thread", "step boundary", "unlinked kernel", "nothing"],
+    ids=[
+        "blocking call",
+        "blocking call of another thread",
+        "step boundary",
+        "unlinked kernel",
+        "copy",
+        "copy on another stream",
+        "collective",
+        "nothing",
+    ],
 )
 def test_in_a_trace_a_chain_ends_at_a_boundary(tmp_path, between, crosses):
     events = launch(110, "A") + between + launch(120, "B") + launch(210, "A") + launch(220, "B")
@@ -219,6 +237,32 @@ def test_kernels_without_a_launch_event_are_counted_and_in_no_score(tmp_path):
     assert (report.kernels, report.unlinked) == (4, 1)
     assert [(chain.kernels, chain.score) for chain in report.chains] == [(("A", "B"), 1.0)]
     assert any("1 kernels have no launch event" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "apart",
+    ["ncclDevKernel_AllReduce_Sum_bf16_RING_LL", "void vllm::cross_device_reduce_1stage<half>()", "copy_kernel"],
+)
+def test_collectives_and_copies_are_in_no_chain_but_among_the_kernels(tmp_path, apart):
+    events = [
+        event
+        for at in (100, 200)
+        for event in launch(at, apart) + launch(at + 10, "A") + launch(at + 20, "B") + launch(at + 30, apart)
+    ]
+
+    report = fusion(write_trace(tmp_path / "t.json", events), lengths=[2, 3])
+
+    assert {chain.kernels for chain in report.chains} == {("A", "B")}
+    assert (report.kernels, report.launches, report.kernels_after, report.launches_after) == (8, 8, 6, 6)
+    assert any("4 collectives and copies are in no chain" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["a100_hta_negqueue_infer_graph", "h800_deepseek_train", "b200_vllm_eager_infer"])
+def test_no_chain_of_a_trace_of_several_devices_holds_what_waits_for_another(real_trace, name):
+    kernels = {kernel for chain in fusion(real_trace(name)).chains for kernel in chain.kernels}
+
+    assert kernels
+    assert [kernel for kernel in kernels if "nccl" in kernel.lower() or "all_reduce" in kernel] == []
 
 
 def test_the_made_up_server_fuses_its_layers():

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from taxbreak_vllm.model.errors import ReplayError
-from taxbreak_vllm.replay.device import default_device, idle_check
+from taxbreak_vllm.replay.device import choose_device, idle_check
 
 
 def test_without_a_threshold_nobody_is_asked():
@@ -35,6 +35,6 @@ def test_a_busy_core_shows():
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="nvidia-smi is here")
 def test_a_gpu_that_cannot_be_asked_is_one_clear_line():
-    assert default_device() == "cpu" or shutil.which("rocm-smi")
+    assert choose_device() == "cpu" or shutil.which("rocm-smi")
     with pytest.raises(ReplayError, match="nvidia-smi does not tell"):
         idle_check("cuda", 0.5)

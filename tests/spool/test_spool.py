@@ -271,19 +271,16 @@ def read_all(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_holds_anything_else_is_used_and_all_else_in_it_left_alone(tmp_path, caplog):
-    before = fill_with_others(tmp_path)
-    (tmp_path / "empty" / "0").mkdir(parents=True)
+def test_a_folder_that_holds_anything_else_is_no_spool_and_left_as_it_is(tmp_path):
+    before, mode = fill_with_others(tmp_path), tmp_path.stat().st_mode
     spool = Spool(tmp_path, max_bytes=10_000, max_captures=1)
 
-    for name in ("one", "two"):
-        put(spool, name)
+    for use in (spool.make, lambda: put(spool, "one"), lambda: spool.claim().__enter__()):
+        with pytest.raises(SpoolError, match="which is no part of a spool; set TAXBREAK_SPOOL to a new or empty"):
+            use()
 
-    assert [capture.step_id for capture in spool.captures()] == ["two"]
-    assert spool.sweep(older_than_ns=time.time_ns() + 10**12) == 0
-    assert before.items() <= read_all(tmp_path).items()
-    assert (tmp_path / "empty" / "0").is_dir()
-    assert len([record for record in caplog.records if "no part of a spool" in record.getMessage()]) == 1
+    assert read_all(tmp_path) == before
+    assert tmp_path.stat().st_mode == mode
 
 
 def test_what_others_put_into_a_spool_is_neither_evicted_nor_swept(spool):

@@ -601,6 +601,29 @@ def test_delta_kt_is_the_measured_floor_and_a_graphs_is_interpolated(replay, on_
     assert replay(on_gpu, MadeUpView()).total.taxes.delta_kt_ns == 5 * 140  # read from the trace's quickest: mm's
 
 
+@pytest.mark.parametrize("view", [None, MadeUpView(FLOORS, aten__mm={"dispatch": 45})], ids=["no view", "a view"])
+def test_what_has_no_op_to_replay_stands_on_the_floor_and_so_do_the_kernels_in_it(replay, reference, view):
+    r = reference
+    events = [
+        r.op("aten::mm", 0, 90),
+        r.call("cudaLaunchKernel", 60, 65, 1),
+        r.kernel(GEMM, 200, 300, 1),
+        r.call("cudaGraphLaunch", 1000, 1010, 2),
+        *(r.kernel(name, 1100 + 25 * n, 1125 + 25 * n, 2) for n, name in enumerate((ADD, GEMM))),
+        r.call("cudaLaunchKernel", 2000, 2005, 3),
+        r.kernel(ADD, 2100, 2200, 3),
+        r.kernel(ADD, 3000, 3100),
+    ]
+
+    rows = {(row.op, row.kernel): row.tier for row in replay(events, view).total.top}
+
+    assert rows.pop(("aten::mm", GEMM)) is (Tier.TRACE if view is None else Tier.REPLAYED)
+    assert rows == dict.fromkeys(
+        [("cudaGraphLaunch", ADD), ("cudaGraphLaunch", GEMM), ("cudaLaunchKernel", ADD), ("(no launch event)", ADD)],
+        Tier.FLOOR,
+    )
+
+
 def test_delta_kt_excess_is_what_a_launch_took_alone_beyond_the_floor(replay, on_gpu):
     view = MadeUpView(
         FLOORS, aten__add={"dispatch": 10, "launch": 9}, aten__mm={"dispatch": 45, "launch": 4}, aten__linear=None

@@ -281,6 +281,6 @@ def coverage_words(coverage: Coverage) -> Iterator[str]:
             "replayed": "of the orchestration time stands on isolated replay",
             "family": "stands on the median of replayed kernels of the same family",
             "trace": "of the orchestration time stands on estimates from the trace itself",
-            "floor": "stands on the measured launch floor alone",
+            "floor": "has no op to replay and stands on the launch floor alone",
         }
         yield f"{share:.0%} {words[tier]}."

@@ -1,42 +1,45 @@
-"""Advice as text for people. In: `AdviceReport`. Out: lines of at most 80 columns, but for settings."""
+"""Advice as text for people. In: `AdviceReport`. Out: lines, each a sentence or a setting, of any length."""
 
-import textwrap
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Per, PhaseAdvice, Serving
+from taxbreak_vllm.output.text.wrap import NO_BREAK
 from taxbreak_vllm.output.words import duration, one
 
-_COLUMNS = 80
+_BEFORE_QUOTE = re.compile(" (?=')")
 
 
 def advice_lines(report: AdviceReport) -> Iterator[str]:
     """Say what to change, what it can win at most and what would refute it, or why nothing is advised."""
-    yield f"advice: {report.verdict}"
+    hangs = ", on how long a step takes without a profiler" if report.settled_by is not None else ""
+    yield f"advice: {report.verdict}{hangs}"
     if report.serving is not None and len(report.serving.phases) > 1:
-        yield from _wrapped(_serving(report.serving))
+        yield f"   {_serving(report.serving)}"
     for number, advice in enumerate((*report.advice, *report.conditional), start=1):
         yield from _card(number, advice, report.serving)
     for outcome in report.outcomes:
-        yield from _wrapped(f"{outcome.held}: {outcome.words}")
+        yield f"   {outcome.held}: {outcome.words}"
     for reason in report.reasons:
-        yield from _wrapped(reason)
+        yield f"   {reason}"
     if report.settled_by is not None:
-        yield from _wrapped(f"to settle it: {report.settled_by}")
+        yield f"   to settle it: {report.settled_by}"
 
 
 def _card(number: int, advice: Advice, serving: Serving | None) -> Iterator[str]:
     where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
     condition = "" if advice.if_plain_above_ns is None else f"{if_long(advice.if_plain_above_ns)}: "
-    yield from _wrapped(f"{number}. {condition}{advice.change} ({where})", indent="")
-    yield from _wrapped(f"wins {bound_words(advice, serving)}, an upper bound{evidence_words(advice)}")
+    yield f"{number}. {condition}{advice.change} ({where})"
+    yield f"   wins {bound_words(advice, serving)}, an upper bound{evidence_words(advice)}"
     if tokens := token_words(advice, serving):
-        yield from _wrapped(tokens)
-    for place, setting in enumerate(advice.settings):  # not wrapped: it is to be copied
-        yield f"   {'set: ' if place == 0 else '     '}{setting}"
-    yield from _wrapped(f"why: {advice.finding}")
+        yield f"   {tokens}"
+    for place, setting in enumerate(advice.settings):
+        # it is to be copied: a line may break inside the quotes of JSON, where that is as good as a space
+        yield f"   {'set: ' if place == 0 else '     '}{_BEFORE_QUOTE.sub(NO_BREAK, setting)}"
+    yield f"   why: {advice.finding}"
     if len(advice.phases) > 1:
-        yield from (line for phase in advice.phases for line in _wrapped(phase_words(phase), indent="     "))
-    yield from _wrapped(f"wrong if: {advice.refuted_by}")
+        yield from (f"     {phase_words(phase)}" for phase in advice.phases)
+    yield f"   wrong if: {advice.refuted_by}"
 
 
 def token_words(advice: Advice, serving: Serving | None) -> str:
@@ -82,14 +85,3 @@ def phase_words(phase: PhaseAdvice) -> str:
 def _serving(serving: Serving) -> str:
     phases = ", ".join(f"{served.phase or 'steps'} {served.serving_ratio:.0%}" for served in serving.phases)
     return f"serving time ({'all steps' if serving.is_timed else 'recorded steps'}): {phases}"
-
-
-def _wrapped(text: str, indent: str = "   ") -> Iterable[str]:
-    return textwrap.wrap(
-        text,
-        _COLUMNS,
-        initial_indent=indent,
-        subsequent_indent="   " + ("  " if indent else ""),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -1,73 +1,121 @@
-"""Breakdowns as text for people. In: the nouns of `model`. Out: rich tables; times in ms or µs, shares in percent."""
+"""Breakdowns as text for people. In: the nouns of `model`. Out: lines and tables; times in ms or µs."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, StepBreakdown
 from taxbreak_vllm.output.kernel_names import kernel_name
-from taxbreak_vllm.output.text.names import visible
-from taxbreak_vllm.output.words import UNKNOWN, duration, ratio
+from taxbreak_vllm.output.text.headline import step_sentence
+from taxbreak_vllm.output.text.table import Column, Kind, Table
+from taxbreak_vllm.output.words import duration, ratio
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.worker import ControlState, WorkerControl
 
 MAX_STEPS = 40
-_NAME_CHARS = 60
+
+_BALANCE = (
+    Column("step", 10, Kind.NAME),
+    Column("phase", 9),
+    Column("window", 8),
+    Column("HDBI", 10),
+    Column("ΔFT", 7),
+    Column("ΔCT", 4),
+    Column("ΔKT", 3),
+    Column("exposed", 5),
+    Column("device", 6),
+    Column("idle", 2),
+    Column("TKLQT", 0),
+    Column("kernels", 1),
+)
+_MEANINGS = {
+    "window": "from the start of the step on the host to its end there",
+    "HDBI": "device ÷ (device + ΔFT + ΔCT + ΔKT); near 0 is host-bound",
+    "ΔFT": "host work in Python and in dispatching ops",
+    "ΔCT": "host work in vendor libraries, choosing kernels",
+    "ΔKT": "launches, each at the least that one takes",
+    "exposed": "the device was idle and waited for the host",
+    "device": "the device worked",
+    "idle": "the device did not work, for whatever reason",
+    "TKLQT": "from launch call to start of kernel, summed, queueing too",
+    "kernels": "ran on the device",
+}
+
+
+def shown_step(breakdown: Breakdown) -> StepBreakdown:
+    """Return the one step, else all together."""
+    return breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
+
+
+def balance_table(breakdown: Breakdown) -> Table:
+    """Show the host/device balance of the one step, else of all together, a figure a row with what it means."""
+    step, title = shown_step(breakdown), f"all {len(breakdown.steps)} steps" if breakdown.steps else "the whole trace"
+    if len(breakdown.steps) == 1:
+        name = "the whole trace" if step.name == "trace" else step.name or "the step"
+        title = f"{name}, {step.phase}" if step.phase else name
+    table = Table((Column("", 1, Kind.NAME), Column("", 1), Column("", 0, Kind.PROSE)), title=title)
+    for column, cell in zip(_BALANCE, _balance("", step), strict=True):
+        if column.title in _MEANINGS:
+            table.add(column.title, cell, _MEANINGS[column.title])
+    return table
 
 
 def step_table(breakdown: Breakdown) -> Table:
-    """Show one row for each of the first steps, and the total of all."""
-    rows = [(step.name or "", step) for step in breakdown.steps[:MAX_STEPS]]
-    if len(breakdown.steps) != 1:
-        rows.append((f"total of {len(breakdown.steps)} steps", breakdown.total))
-    return _balance_table(rows)
+    """Show the host/device balance of the first steps, one a row."""
+    rows = [(step.name or str(number), step) for number, step in enumerate(breakdown.steps[:MAX_STEPS])]
+    more = len(breakdown.steps) - MAX_STEPS
+    return _steps(rows, f"the first {MAX_STEPS} steps of {len(breakdown.steps)}" if more > 0 else "steps")
 
 
 def phase_table(breakdowns: Mapping[str, StepBreakdown]) -> Table:
     """Show the host/device balance of each titled breakdown in one row: HDBI, taxes, exposed tax, device time."""
-    return _balance_table(breakdowns.items())
+    return _steps(breakdowns.items(), "")
 
 
-def _balance_table(rows: Iterable[tuple[str, StepBreakdown]]) -> Table:
-    table = Table(pad_edge=False)
-    table.add_column("step", overflow="fold", max_width=34)
-    for title in ("phase", "window", "HDBI", "ΔFT", "ΔCT", "ΔKT", "exposed", "device", "idle", "TKLQT", "kernels"):
-        table.add_column(title, justify="left" if title == "phase" else "right", no_wrap=True)
-    for title, step in rows:
-        table.add_row(
-            Text(visible(title)),
-            step.phase or UNKNOWN,
-            duration(step.window_ns),
-            ratio(step.hdbi),
-            duration(step.taxes.delta_ft_ns),
-            duration(step.taxes.delta_ct_ns),
-            duration(step.taxes.delta_kt_ns),
-            duration(step.device.idle.host_ns),
-            duration(step.device.active_ns),
-            duration(step.device.idle_ns),
-            duration(step.tklqt_ns),
-            str(step.kernels),
-        )
+def _steps(rows: Iterable[tuple[str, StepBreakdown]], title: str) -> Table:
+    table = Table(_BALANCE, title=title)
+    for name, step in rows:
+        table.add(*_balance(name, step))
     return table
+
+
+def _balance(name: str, step: StepBreakdown) -> tuple[str, ...]:
+    return (
+        name,
+        step.phase or "",
+        duration(step.window_ns),
+        ratio(step.hdbi),
+        duration(step.taxes.delta_ft_ns),
+        duration(step.taxes.delta_ct_ns),
+        duration(step.taxes.delta_kt_ns),
+        duration(step.device.idle.host_ns),
+        duration(step.device.active_ns),
+        duration(step.device.idle_ns),
+        duration(step.tklqt_ns),
+        str(step.kernels),
+    )
 
 
 def top_table(step: StepBreakdown, limit: int) -> Table:
     """Show the dearest (op, kernel) pairs of a step."""
-    table = Table(pad_edge=False)
-    # Only the names give way on a narrow terminal: rich shrinks columns that may wrap, and these have no space.
-    table.add_column("op", overflow="ellipsis")
-    table.add_column("kernel", overflow="ellipsis")
-    table.add_column("family", no_wrap=True)
-    for title in ("count", "ΔFT", "ΔCT", "ΔKT", "device"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("tier", no_wrap=True)
+    table = Table(
+        (
+            Column("op", 6, Kind.NAME),
+            Column("kernel", 8, Kind.NAME),
+            Column("family", 3, Kind.NAME),
+            Column("count", 5),
+            Column("ΔFT", 7),
+            Column("ΔCT", 4),
+            Column("ΔKT", 2),
+            Column("device", 8),
+            Column("tier", 1, Kind.NAME),
+        ),
+        title="dearest ops and kernels",
+    )
     for row in step.top[:limit]:
-        table.add_row(
-            _name(row.op),
-            _name(kernel_name(row.kernel)),
+        table.add(
+            row.op,
+            kernel_name(row.kernel),
             row.family + (" (lib)" if row.i_lib else ""),
             str(row.count),
             duration(row.delta_ft_ns),
@@ -82,8 +130,13 @@ def top_table(step: StepBreakdown, limit: int) -> Table:
 def summary_lines(breakdown: Breakdown) -> Iterable[str]:
     """Say where the figures come from, how complete they are, and what stands on an estimate."""
     source, coverage = breakdown.source, breakdown.coverage
-    parts = [source.model_name, source.dtype, source.device_name or source.device_type]
-    yield " · ".join([source.path, *(part for part in parts if part)])
+    yield source.path
+    yield ", ".join(
+        part for part in (source.device_name or source.device_type, source.model_name, source.dtype) if part
+    )
+    sentence = step_sentence(shown_step(breakdown))
+    if sentence is not None:
+        yield sentence
     if coverage.kernel_launches and source.device_type != "cpu":
         yield (
             f"{coverage.kernels} kernels, {coverage.linked} linked to {coverage.kernel_launches} launches "
@@ -104,10 +157,6 @@ def _calibration(calibration: Calibration) -> str:
         known = f" after {calibration.op_cost_ns} ns an op" if calibration.op_cost_ns is not None else ""
         parts.append(f"{calibration.residual:+.1%} unexplained{known}")
     return "; ".join(parts)
-
-
-def _name(name: str) -> Text:
-    return Text(visible(name.removeprefix("void "))[:_NAME_CHARS].replace(" ", "\u00a0"))
 
 
 def control_lines(state: "ControlState") -> list[str]:

@@ -1,10 +1,12 @@
 """What `taxbreak doctor` prints."""
 
+from collections.abc import Iterator
+
 from taxbreak_vllm.doctor.finding import Finding
-from taxbreak_vllm.output.text.names import visible
 
 
-def finding_text(finding: Finding) -> str:
+def finding_lines(finding: Finding) -> Iterator[str]:
     """Say a finding in a line, and in a second one what to do about it."""
-    lines = [f"{finding.grade:<8}{finding.check}: {finding.seen}", f"        → {finding.remedy}"]
-    return "".join(visible(line) + "\n" for line in lines[: 2 if finding.remedy else 1])
+    yield f"{finding.grade:<8}{finding.check}: {finding.seen}"
+    if finding.remedy:
+        yield f"        → {finding.remedy}"

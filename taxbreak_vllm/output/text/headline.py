@@ -1,5 +1,6 @@
 """The first sentence: what an operator should know of a server before anything else, in plain words."""
 
+from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.frontend import DELIVERY, Stage
 from taxbreak_vllm.model.server import Concern, DevicePart, Headline, StepPart
@@ -33,6 +34,26 @@ PART_WORDS: dict[DevicePart, str] = {
     StepPart.DELTA_KT: "launch calls (ΔKT)",
     StepPart.CALLS: "other runtime calls",
 }
+
+
+def step_sentence(step: StepBreakdown) -> str | None:
+    """Say in one sentence what the device of a step waits for; None where that is not known."""
+    waited_ns, exposed = step.device.idle.host_ns, step.exposed
+    whole_ns = step.device.window_ns if step.iteration is None else step.iteration.window_ns
+    if waited_ns is None or not whole_ns or step.device.idle_ns is None:
+        return None
+    parts = {
+        StepPart.DELTA_FT: exposed.delta_ft_ns or 0,
+        StepPart.DELTA_CT: exposed.delta_ct_ns or 0,
+        StepPart.DELTA_KT: exposed.delta_kt_ns or 0,
+        StepPart.CALLS: exposed.other_ns or 0,
+    }
+    part = max(parts, key=lambda each: parts[each])
+    most = f", most of that for {PART_WORDS[part]}" if parts[part] else ""
+    return (
+        f"The device waits {percent(waited_ns / whole_ns)} of the time for the host{most};"
+        f" it is idle {percent(step.device.idle_ns / whole_ns)} in all."
+    )
 
 
 def first_sentence(found: Headline) -> str:

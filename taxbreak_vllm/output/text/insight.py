@@ -1,19 +1,15 @@
-"""Fusion and differences as text for people. In: `FusionReport`, `Diff`. Out: rich tables; times in ms or µs."""
+"""Fusion and differences as text for people. In: `FusionReport`, `Diff`. Out: lines and tables; times in ms or µs."""
 
 from collections.abc import Iterable
-
-from rich.table import Table
-from rich.text import Text
 
 from taxbreak_vllm.insight.diff import Change, Diff, Figure, Quartiles, Section
 from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.output.kernel_names import kernel_name
-from taxbreak_vllm.output.text.names import visible
+from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.output.words import UNKNOWN, duration, percent, times
 
 MAX_CHAINS = 12
 MAX_ROWS = 12
-_NAME_CHARS = 46
 
 # What a reader asks first; the JSON has every figure.
 _SHOWN = {
@@ -36,26 +32,33 @@ _SHOWN = {
 
 def fusion_table(report: FusionReport) -> Table:
     """Show one row per chain length: how many chains there are, how many are candidates, what fusing them saves."""
-    table = Table(pad_edge=False)
-    for title in ("length", "chains", "candidates", "fused", "kernels left", "launches left", "ideal speed-up"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = Table(
+        (
+            Column("length", 9),
+            Column("chains", 1),
+            Column("candidates", 7),
+            Column("fused", 5),
+            Column("kernels left", 3),
+            Column("launches left", 8),
+            Column("ideal speed-up", 6),
+        )
+    )
     for row in report.by_length:
         counts = (row.length, row.distinct, row.candidates, row.fused, row.kernels_after, row.launches_after)
-        table.add_row(*map(str, counts), times(row.ideal_speedup))
+        table.add(*map(str, counts), times(row.ideal_speedup))
     after = (str(report.kernels_after), str(report.launches_after), times(report.ideal_speedup))
-    table.add_row("all", "", str(len(report.chains)), "", *after)
+    table.add("all", "", str(len(report.chains)), "", *after)
     return table
 
 
 def chain_table(report: FusionReport, limit: int = MAX_CHAINS) -> Table:
     """Show the candidates that no longer one contains, those first that save most kernels."""
-    table = Table(pad_edge=False)
-    for title in ("count", "score", "length"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("kernels", overflow="fold")
+    table = Table(
+        (Column("count", 2), Column("score", 1), Column("length", 1), Column("kernels", 2, Kind.PROSE)),
+    )
     for chain in [chain for chain in report.chains if chain.is_maximal][:limit]:
-        names = Text(" → ".join(_short(kernel_name(name)) for name in chain.kernels))
-        table.add_row(str(chain.count), f"{chain.score:.2f}", str(chain.length), names)
+        names = " → ".join(map(kernel_name, chain.kernels))
+        table.add(str(chain.count), f"{chain.score:.2f}", str(chain.length), names)
     return table
 
 
@@ -83,43 +86,73 @@ def diff_tables(diff: Diff, limit: int = MAX_ROWS) -> Iterable[Table]:
 
 
 def _figure_table(section: Section) -> Table:
-    title = f"{section.name}: median (quartiles) of {section.steps_a} steps in a, {section.steps_b} in b"
-    table = _table(title, texts=("figure",), numbers=("a", "b", "b - a", "change"))
-    table.add_column("")
+    steps = f"{_steps(section.steps_a)} in a, {section.steps_b} in b"
+    table = Table(
+        (
+            Column("figure", 9, Kind.NAME),
+            Column("a", 8),
+            Column("b", 8),
+            Column("b - a", 5),
+            Column("change", 7),
+            Column("", 6, Kind.PROSE),
+            Column("quartiles of a", 1),
+            Column("quartiles of b", 1),
+        ),
+        title=f"{section.name}: median of {steps}",
+    )
     figures = {figure.name: figure for figure in section.figures}
     for name, word in _SHOWN.items():
         figure = figures[name]
         is_time = name.endswith("_ns")
-        table.add_row(
+        table.add(
             word,
-            _spread(figure.a, is_time),
-            _spread(figure.b, is_time),
+            _median(figure.a, is_time),
+            _median(figure.b, is_time),
             _value(figure.absolute, is_time, sign="+"),
             percent(figure.relative, sign="+"),
             _verdict(figure),
+            _spread(figure.a, is_time),
+            _spread(figure.b, is_time),
         )
     return table
 
 
 def _family_table(section: Section) -> Table:
-    title = f"{section.name}: families, per step"
-    numbers = ("kernels a", "kernels b", "device a", "device b", "b - a", "change")
-    table = _table(title, texts=("family", ""), numbers=numbers)
+    table = Table(
+        (
+            Column("family", 9, Kind.NAME),
+            Column("", 4, Kind.NAME),
+            Column("kernels a", 2),
+            Column("kernels b", 2),
+            *_changes(),
+        ),
+        title=f"{section.name}: families, per step",
+    )
     for row in section.families:
         status = "" if row.status == "both" else row.status
         kernels = (_value(row.kernels.a, False), _value(row.kernels.b, False))
-        table.add_row(row.family, status, *kernels, *_change(row.active_ns))
+        table.add(row.family, status, *kernels, *_change(row.active_ns))
     return table
 
 
 def _row_table(section: Section, limit: int) -> Table:
-    title = f"{section.name}: ops and kernels that moved most, per step"
-    numbers = ("count a", "count b", "ΔFT b - a", "ΔCT b - a", "device a", "device b", "b - a", "change")
-    table = _table(title, texts=("op", "kernel", ""), numbers=numbers)
+    table = Table(
+        (
+            Column("op", 7, Kind.NAME),
+            Column("kernel", 9, Kind.NAME),
+            Column("", 4, Kind.NAME),
+            Column("count a", 3),
+            Column("count b", 3),
+            Column("ΔFT b - a", 8),
+            Column("ΔCT b - a", 1),
+            *_changes(),
+        ),
+        title=f"{section.name}: ops and kernels that moved most, per step",
+    )
     for row in section.rows[:limit]:
-        table.add_row(
-            Text(_short(row.op)),
-            Text(_short(kernel_name(row.kernel))),
+        table.add(
+            row.op,
+            kernel_name(row.kernel),
             "" if row.status == "both" else row.status,
             _value(row.count.a, False),
             _value(row.count.b, False),
@@ -130,13 +163,8 @@ def _row_table(section: Section, limit: int) -> Table:
     return table
 
 
-def _table(title: str, *, texts: Iterable[str], numbers: Iterable[str]) -> Table:
-    table = Table(title=Text(title), title_justify="left", pad_edge=False)
-    for text in texts:
-        table.add_column(text, overflow="ellipsis", no_wrap=True)
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
-    return table
+def _changes() -> tuple[Column, ...]:
+    return (Column("device a", 5), Column("device b", 5), Column("device b - a", 9), Column("change", 6))
 
 
 def _change(change: Change) -> tuple[str, str, str, str]:
@@ -144,13 +172,18 @@ def _change(change: Change) -> tuple[str, str, str, str]:
     return (*sides, _value(change.absolute, True, sign="+"), percent(change.relative, sign="+"))
 
 
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _median(spread: Quartiles | None, is_time: bool) -> str:
+    return _value(None if spread is None else spread.median, is_time)
+
+
 def _spread(spread: Quartiles | None, is_time: bool) -> str:
-    if spread is None:
-        return UNKNOWN
-    median = _value(spread.median, is_time)
-    if spread.low == spread.high:
-        return median
-    return f"{median} ({_value(spread.low, is_time)} – {_value(spread.high, is_time)})"
+    if spread is None or spread.low == spread.high:
+        return ""
+    return f"{_value(spread.low, is_time)} – {_value(spread.high, is_time)}"
 
 
 def _verdict(figure: Figure) -> str:
@@ -165,8 +198,3 @@ def _value(value: float | None, is_time: bool, sign: str = "") -> str:
     if is_time:
         return duration(value, sign=sign)
     return "0" if value == 0 else f"{value:{sign}.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
-
-
-def _short(name: str) -> str:
-    name = visible(name)
-    return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 1] + "…"

@@ -1,12 +1,10 @@
-"""An engine's iterations as text for people. In: `IterationReport`. Out: lines and rich tables; times in ms or µs."""
+"""An engine's iterations as text for people. In: `IterationReport`. Out: lines and tables; times in ms or µs."""
 
 from collections.abc import Iterable
 
-from rich.table import Table
-from rich.text import Text
-
 from taxbreak_vllm.model.engine import Durations, IterationReport, PhaseIterations
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.output.words import UNKNOWN, duration, percent
 
 
@@ -32,15 +30,14 @@ def iteration_tables(report: IterationReport) -> Iterable[Table]:
 
 
 def _phase_table(phase: Phase, found: PhaseIterations) -> Table:
-    title = f"{phase}: {found.num} iterations, {percent(found.unexplained_ratio)} unexplained"
-    table = Table(title=Text(title), title_justify="left", pad_edge=False)
-    table.add_column("part", no_wrap=True)
-    for heading in ("median", "p90", "share"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row("whole", *_cells(found.total))
-    table.add_row("worker", *_cells(found.worker))
+    table = Table(
+        (Column("part", 3, Kind.NAME), Column("median", 3), Column("p90", 1), Column("share", 2)),
+        title=f"{phase}: {found.num} iterations, {percent(found.unexplained_ratio)} unexplained",
+    )
+    table.add("whole", *_cells(found.total))
+    table.add("worker", *_cells(found.worker))
     for name, durations in found.parts.items():
-        table.add_row(name, *_cells(durations))
+        table.add(name, *_cells(durations))
     return table
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors
 from taxbreak_vllm.output.text.names import visible
+from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.replay.command import Account
 from taxbreak_vllm.replay.runner import ReplayProgress
 
@@ -28,10 +28,10 @@ _FLOORS = {
 
 def floor_lines(environment: Environment, floors: Floors) -> list[str]:
     """Say where and how the floors were measured."""
-    place = f"{environment.device_type} {environment.device_name} · torch {environment.torch}"
-    lines = [place + (f" · driver {environment.driver}" if environment.driver else "")]
-    governor = f" · governor {floors.governor}" if floors.governor else ""
-    lines.append(f"host {floors.host_cpu}{governor} · clock of {floors.clock}")
+    place = f"{environment.device_type} {environment.device_name}, torch {environment.torch}"
+    lines = [place + (f", driver {environment.driver}" if environment.driver else "")]
+    governor = f", governor {floors.governor}" if floors.governor else ""
+    lines.append(f"host {floors.host_cpu}{governor}, clock of {floors.clock}")
     if floors.kernel_source:
         lines.append(f"empty kernel by {floors.kernel_source}")
     line = floors.graph_line()
@@ -42,12 +42,10 @@ def floor_lines(environment: Environment, floors: Floors) -> list[str]:
 
 def floor_table(floors: Floors) -> Table:
     """One row a floor: median, median absolute deviation, samples."""
-    table = Table()
-    for name in ("floor", "median µs", "MAD µs", "samples"):
-        table.add_column(name, justify="left" if name == "floor" else "right")
+    table = Table((Column("floor", 3, Kind.NAME), Column("median µs", 3), Column("MAD µs", 2), Column("samples", 1)))
     for floor in floors.floors:
         spread = floor.spread
-        table.add_row(
+        table.add(
             _floor_name(floor), f"{spread.median_ns / 1000:.3f}", f"{spread.mad_ns / 1000:.3f}", str(spread.samples)
         )
     return table
@@ -84,11 +82,17 @@ def replay_lines(account: Account) -> list[str]:
 def trouble_table(account: Account) -> Table:
     """One row a reason: which ops were not measured, and why."""
     counts = Counter((entry.op, str(entry.outcome).replace("_", " "), entry.reason) for entry in account.trouble)
-    table = Table(title="not measured")
-    for name in ("op", "outcome", "signatures", "why"):
-        table.add_column(name, justify="right" if name == "signatures" else "left", overflow="fold")
+    table = Table(
+        (
+            Column("op", 4, Kind.NAME),
+            Column("outcome", 2, Kind.NAME),
+            Column("signatures", 1),
+            Column("why", 3, Kind.PROSE),
+        ),
+        title="not measured",
+    )
     for (op, outcome, reason), count in counts.items():
-        table.add_row(visible(op), outcome, str(count), visible(reason))
+        table.add(op, outcome, str(count), reason)
     return table
 
 
@@ -120,12 +124,19 @@ def summaries(store: Baselines) -> list[Summary]:
 
 def environment_table(found: list[Summary]) -> Table:
     """One row an environment."""
-    table = Table()
-    for name in ("device", "torch", "driver", "floors", "measured", "entries"):
-        table.add_column(name, justify="right" if name in ("measured", "entries") else "left")
+    table = Table(
+        (
+            Column("device", 6, Kind.NAME),
+            Column("torch", 5, Kind.NAME),
+            Column("driver", 1, Kind.NAME),
+            Column("floors", 2, Kind.NAME),
+            Column("measured", 4),
+            Column("entries", 3),
+        )
+    )
     for summary in found:
         env = summary.environment
         device = f"{env.device_type} {env.device_name}"
         has_floors = "yes" if summary.has_floors else "no"
-        table.add_row(device, env.torch, env.driver or "–", has_floors, str(summary.measured), str(summary.entries))
+        table.add(device, env.torch, env.driver or "–", has_floors, str(summary.measured), str(summary.entries))
     return table

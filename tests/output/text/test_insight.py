@@ -1,10 +1,8 @@
 """Fusion and differences as tables: what is there is shown, what is unknown is a dash."""
 
 import dataclasses
-import io
+import re
 from pathlib import Path
-
-from rich.console import Console
 
 from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.diff import diff
@@ -14,11 +12,12 @@ from taxbreak_vllm.output.text.insight import chain_table, diff_lines, diff_tabl
 SERVING = Path(__file__).parents[2] / "data" / "serving.json"
 
 
-def printed(*renderables) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    for renderable in renderables:
-        console.print(renderable)
-    return console.file.getvalue()
+def printed(*tables) -> str:
+    return "\n".join(line for table in tables for line in table.lines(200))
+
+
+def cells(line: str) -> list[str]:
+    return re.split(" {2,}", line.strip())
 
 
 def test_fusion_shows_each_length_and_all_of_them_together():
@@ -26,8 +25,8 @@ def test_fusion_shows_each_length_and_all_of_them_together():
 
     lines = printed(fusion_table(report)).splitlines()
 
-    assert [line.split()[1] for line in lines[3:-1]] == ["2", "3", "4", "5", "6", "7", "8", "all"]
-    assert "1.90×" in lines[-2]
+    assert [cells(line)[0] for line in lines[2:]] == ["2", "3", "4", "5", "6", "7", "8", "all"]
+    assert lines[-1].endswith("1.90×")
     assert "52 kernels from 19 launches; candidates score 1 or more" in fusion_lines(report)
 
 
@@ -41,7 +40,7 @@ def test_of_the_chains_only_the_longest_are_listed():
 def test_nothing_to_fuse_shows_a_dash():
     report = dataclasses.replace(fusion(SERVING), ideal_speedup=None)
 
-    assert printed(fusion_table(report)).splitlines()[-2].split("│")[-2].strip() == "–"
+    assert printed(fusion_table(report)).splitlines()[-1].endswith("  –")
 
 
 def test_a_difference_shows_figures_families_and_rows_of_each_phase():
@@ -51,11 +50,11 @@ def test_a_difference_shows_figures_families_and_rows_of_each_phase():
 
     text = printed(*diff_tables(found))
 
-    assert "prefill: median (quartiles) of 1 steps in a, 1 in b" in text
+    assert "prefill: median of 1 step in a, 1 in b" in text
     assert "decode: ops and kernels that moved most, per step" in text
     assert "+1.0 µs" in text
     assert "vanished" in text
-    assert next(line.split("│")[3].strip() for line in text.splitlines() if "HDBI" in line) == "–"
+    assert next(cells(line)[2] for line in text.splitlines() if "HDBI" in line) == "–"
     assert next(iter(diff_lines(found))) == f"a: {SERVING}"
 
 
@@ -63,6 +62,6 @@ def test_a_phase_of_one_side_only_shows_its_figures_and_no_rows():
     a = analyze(SERVING)
     found = diff(a, dataclasses.replace(a, steps=a.steps[1:]))
 
-    titles = [str(table.title) for table in diff_tables(found) if str(table.title).startswith("prefill")]
+    titles = [table.title for table in diff_tables(found) if table.title.startswith("prefill")]
 
-    assert titles == ["prefill: median (quartiles) of 1 steps in a, 0 in b"]
+    assert titles == ["prefill: median of 1 step in a, 0 in b"]

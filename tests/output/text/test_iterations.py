@@ -3,7 +3,7 @@
 from taxbreak_vllm.model.engine import Durations, IterationReport, PhaseIterations
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.iterations import iteration_lines, iteration_tables
-from tests.output.text.test_insight import printed
+from tests.output.text.test_insight import cells, printed
 
 WHOLE = Durations(median_ns=2_000_000, p90_ns=3_000_000)
 DECODE = PhaseIterations(
@@ -29,9 +29,8 @@ def test_each_phase_is_a_table_of_its_parts():
 
     lines = printed(table).splitlines()
 
-    assert lines[0].strip() == "decode: 9 iterations, 1.0% unexplained"
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines[2:-1] if "│" in line]
-    assert cells == [
+    assert lines[0] == "decode: 9 iterations, 1.0% unexplained"
+    assert [cells(line) for line in lines[3:]] == [
         ["whole", "2.00 ms", "3.00 ms", "–"],
         ["worker", "1.50 ms", "2.00 ms", "75.0%"],
         ["schedule", "50.0 µs", "90.0 µs", "24.0%"],
