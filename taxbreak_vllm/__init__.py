@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taxbreak_vllm.model.step import Phase
     from taxbreak_vllm.output.html import write_html
     from taxbreak_vllm.output.parquet import write_parquet
+    from taxbreak_vllm.output.pprof import write_pprof
     from taxbreak_vllm.output.speedscope import write_speedscope
     from taxbreak_vllm.output.tables import dispatches
     from taxbreak_vllm.serving.worker import WorkerExtension
@@ -37,6 +38,7 @@ _HOME = {
     "with_plain_step": "taxbreak_vllm.insight.evidence",
     "write_html": "taxbreak_vllm.output.html",
     "write_parquet": "taxbreak_vllm.output.parquet",
+    "write_pprof": "taxbreak_vllm.output.pprof",
     "write_speedscope": "taxbreak_vllm.output.speedscope",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "with_plain_step",
     "write_html",
     "write_parquet",
+    "write_pprof",
     "write_speedscope",
 ]
 

@@ -21,6 +21,7 @@ _LOADED = (
     "taxbreak_vllm.cli.client",
     "taxbreak_vllm.output.html",
     "taxbreak_vllm.output.parquet",
+    "taxbreak_vllm.output.pprof",
     "taxbreak_vllm.output.speedscope",
     "taxbreak_vllm.output.text.insight",
     "taxbreak_vllm.service.app",

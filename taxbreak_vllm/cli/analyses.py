@@ -50,7 +50,7 @@ def analyze_paths(
                 )
             loops.append(report(read_windows(path), path=path, phase=phase))
             continue
-        with opened(path, terms) as recording:
+        with opened(path, terms, with_frames=bool(exports)) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for _, exporter in exports:
@@ -98,6 +98,10 @@ def _exporter(name: str) -> Exporter:
         from taxbreak_vllm.output.speedscope import Speedscope
 
         return Speedscope()
+    if name == "pprof":
+        from taxbreak_vllm.output.pprof import Pprof
+
+        return Pprof()
     from taxbreak_vllm.output.parquet import ParquetTables
 
     return ParquetTables()

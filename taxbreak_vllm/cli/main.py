@@ -13,7 +13,7 @@ from taxbreak_vllm.cli.printing import say
 from taxbreak_vllm.model.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
 
 _BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
-_EXPORTS = ("--html", "--speedscope", "--parquet")
+_EXPORTS = ("--html", "--speedscope", "--pprof", "--parquet")
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.large.bins import Room, TemporaryRoom
 
 
-def opened(path: Path, terms: Terms) -> AbstractContextManager[Recording]:
-    """Open a trace or a capture on terms; raises as `Recording.open` does."""
+def opened(path: Path, terms: Terms, *, with_frames: bool = False) -> AbstractContextManager[Recording]:
+    """Open a trace or a capture on terms, `with_frames` with the Python functions; raises as `Recording.open` does."""
     is_named = "TAXBREAK_SPOOL" in os.environ
-    return Recording.open(path, terms, find_room=_spool_room if is_named else TemporaryRoom)
+    find_room = _spool_room if is_named else TemporaryRoom
+    return Recording.open(path, terms, with_frames=with_frames, find_room=find_room)
 
 
 def _spool_room() -> Room:

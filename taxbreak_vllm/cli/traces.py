@@ -43,13 +43,16 @@ def analyze(
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = TOP_ROWS,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
+    pprof: Annotated[
+        Path | None, typer.Option(help="write ΔFT as a pprof profile, for Pyroscope, Parca and go tool pprof")
+    ] = None,
     parquet: Annotated[Path | None, typer.Option(help="folder for steps, rows and dispatches as Parquet")] = None,
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI; an engine's iterations into its parts."""
     from taxbreak_vllm.cli.analyses import analyze_paths, exports_to
     from taxbreak_vllm.taxes.terms import Terms
 
-    named = {"html": html, "speedscope": speedscope, "parquet": parquet}
+    named = {"html": html, "speedscope": speedscope, "pprof": pprof, "parquet": parquet}
     targets = {name: target for name, target in named.items() if target}
     exports = exports_to(targets, sources=paths if baselines is None else [*paths, baselines])
     with _store(baselines) as store:

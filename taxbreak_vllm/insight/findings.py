@@ -1,6 +1,7 @@
 """All that is said of one recording, worked out when first asked for: what commands print and exporters are handed.
 
-In: an open recording and the breakdown of it to be shown. Out: its chains of kernels, its advice, its timelines.
+In: an open recording and the breakdown of it to be shown. Out: its chains of kernels, its advice, its timelines, its
+stacks.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from taxbreak_vllm.insight.evidence import distrust
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.fusion import FusionReport
+from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.timeline import StepTimeline
 from taxbreak_vllm.taxes.recording import Recording
 
@@ -35,6 +37,14 @@ class Findings:
         doubt = distrust(self.breakdown)
         is_used = doubt is None or doubt.is_untimed
         return advise([self.breakdown], fusion=self.chains if is_used else None)
+
+    @cached_property
+    def stacks(self) -> HostStacks:
+        """The ΔFT of the steps to be shown, or of the whole trace where that is all of them, frame by frame."""
+        from taxbreak_vllm.insight.stacks import host_stacks
+
+        shown, every = self.breakdown.steps, self.recording.breakdown.steps
+        return host_stacks(self.recording, None if len(shown) == len(every) else [step.number or 0 for step in shown])
 
     def timelines(self, numbers: Sequence[int]) -> list[StepTimeline]:
         """The steps of these numbers, instant by instant."""

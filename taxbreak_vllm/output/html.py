@@ -59,7 +59,9 @@ def write_html(breakdowns: Sequence[Breakdown], target: str | Path) -> None:
     """
     page = HtmlPage()
     for breakdown in breakdowns:
-        with Recording.open(breakdown.source.path, Terms(attribution=breakdown.attribution)) as recording:
+        with Recording.open(
+            breakdown.source.path, Terms(attribution=breakdown.attribution), with_frames=True
+        ) as recording:
             page.add(Findings(recording, breakdown))
     page.write(target)
 
@@ -82,6 +84,7 @@ def article_of(findings: Findings) -> Article:
         notes=once([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]),
         timelines=tuple(findings.timelines([step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]])),
         fusion=named_chains(findings.chains),
+        stacks=findings.stacks.trimmed(),
     )
 
 

@@ -2,8 +2,9 @@
 
 In: recordings. Out: JSON for https://www.speedscope.app (file format: jlfwong/speedscope,
 src/lib/file-format-spec.ts), one evented profile per host thread and per stream, in ns since the first event. On a host
-thread steps, ops and runtime calls nest, and the innermost frame is the class of the instant (`[python]`, `[dispatch]`,
-…), so the sandwich view sums to the host partition. On a stream a kernel stands in its family.
+thread steps, Python functions where they were recorded, ops and runtime calls nest, and the innermost frame is the
+class of the instant (`[python]`, `[dispatch]`, …), so the sandwich view sums to the host partition. On a stream a
+kernel stands in its family.
 """
 
 from collections.abc import Iterator, Sequence
@@ -128,7 +129,7 @@ def write_speedscope(sources: Sequence[Recording | str | Path], target: str | Pa
     """
     file = Speedscope()
     for source in sources:
-        with opened(source) as recording:
+        with opened(source, with_frames=True) as recording:
             file.add_recording(recording)
     file.write(target)
 
@@ -142,12 +143,25 @@ def _host_profiles(m: Measured, windows: Sequence[StepWindow], frames: _Frames) 
         own = rows[e.thread[rows] == thread]
         frame = frames.of(e.names, e.name[own])
         steps = [window for window in windows if window.thread == thread]
+        functions = _functions(m, thread, frames)
         events = _nested(
-            np.concatenate((np.array([step.start_ns for step in steps], dtype=np.int64), e.start_ns[own])) - origin_ns,
-            np.concatenate((np.array([step.end_ns for step in steps], dtype=np.int64), e.end_ns[own])) - origin_ns,
-            np.concatenate((np.array([frames[step.name] for step in steps], dtype=np.intp), frame)),
+            np.concatenate(([step.start_ns for step in steps], functions[0], e.start_ns[own])).astype(np.int64)
+            - origin_ns,
+            np.concatenate(([step.end_ns for step in steps], functions[1], e.end_ns[own])).astype(np.int64) - origin_ns,
+            np.concatenate(([frames[step.name] for step in steps], functions[2], frame)).astype(np.intp),
         )
         yield _profile(f"host thread {':'.join(e.threads[thread])}", _with_classes(m, events, thread, frames))
+
+
+def _functions(m: Measured, thread: int, frames: _Frames) -> tuple[Int64, Int64, Index]:
+    """Return start, end and frame of the Python functions of a thread, as far as the trace goes."""
+    e, found = m.events, m.events.frames
+    if found is None:
+        nothing = np.empty(0, dtype=np.int64)
+        return nothing, nothing, nothing.astype(np.intp)
+    own = np.flatnonzero(found.thread == thread)
+    start_ns, end_ns = (at_ns[own].clip(e.first_ns, e.last_ns) for at_ns in (found.start_ns, found.end_ns))
+    return start_ns, end_ns, frames.of(found.names, found.name[own].astype(np.intp))
 
 
 def _nested(start_ns: Int64, end_ns: Int64, frame: Index) -> _Events:

@@ -20,6 +20,18 @@ FLOOR_PERCENTILE = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Edges:
+    """Where the spans of each dispatch begin and end, as keys: T_py is the Python in [since, root), T_dispatch the
+    dispatch in [begin, launch_key). Only the first launch under a root op (`is_first`) has a T_py.
+    """
+
+    since: Int64
+    root: Int64
+    begin: Int64
+    is_first: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Spans:
     """T_py and T_dispatch of each dispatch (methodology section 2), int64 ns, and how many ops began within them."""
 
@@ -42,14 +54,25 @@ def spans(
     the engine's and in no span.
     """
     has_root = dispatches.root >= 0
+    edges = span_edges(host, dispatches, step_start)
+    t_dispatch = partition.between(edges.begin, dispatches.launch_key)[HostClass.DISPATCH]
+    python = partition.between(edges.since, edges.root)[HostClass.PYTHON]
+    python -= _python_within(partition, pauses, edges.since, edges.root)
+    t_py = np.where(edges.is_first, python, 0)
+    num_ops = np.where(has_root, ops_between(host, edges.begin, dispatches.launch_key), 0)
+    return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0), num_ops=num_ops)
+
+
+def span_edges(host: Host, dispatches: Dispatches, step_start: Int64) -> Edges:
+    """Find the edges of the spans of every dispatch."""
+    has_root = dispatches.root >= 0
     previous = np.concatenate(([-1], dispatches.root[:-1])) if len(dispatches) else dispatches.root
     is_first = ~has_root | (dispatches.root != previous)
     t_root = dispatches.launch_key.copy()
     t_root[has_root] = host.root_start[dispatches.root[has_root]]
     # A later launch under the same root op starts where the one before it returned.
     previous_return = np.concatenate(([0], dispatches.return_key[:-1])) if len(dispatches) else dispatches.return_key
-    t_from = np.where(is_first, t_root, np.minimum(previous_return, dispatches.launch_key))
-    t_dispatch = partition.between(t_from, dispatches.launch_key)[HostClass.DISPATCH]
+    begin = np.where(is_first, t_root, np.minimum(previous_return, dispatches.launch_key))
 
     known_from = _first_per_thread(host, step_start)
     is_boundary = (host.call_is_launch | host.call_is_blocking) & (host.call_dispatch < 0)
@@ -57,12 +80,9 @@ def spans(
     t_boundary = boundary[np.searchsorted(boundary, t_root, side="right") - 1]
     # A launch is a boundary for those after it, never for itself, though its call may have no length.
     returned = np.concatenate(([0], np.maximum.accumulate(dispatches.return_key)))[: len(dispatches)]
-    t_boundary = np.maximum(t_boundary, np.minimum(returned, t_root))
-    python = partition.between(t_boundary, t_root)[HostClass.PYTHON]
-    python -= _python_within(partition, pauses, t_boundary, t_root)
-    t_py = np.where(is_first, python, 0)
-    num_ops = np.where(has_root, ops_between(host, t_from, dispatches.launch_key), 0)
-    return Spans(t_py=t_py, t_dispatch=np.where(has_root, t_dispatch, 0), num_ops=num_ops)
+    return Edges(
+        since=np.maximum(t_boundary, np.minimum(returned, t_root)), root=t_root, begin=begin, is_first=is_first
+    )
 
 
 def cpu_spans(

@@ -97,6 +97,21 @@ def _parts(busy_ns: Int64, exposed_ns: Int64, *, does_wait: bool) -> dict[str, E
 
 def _gaps(m: Measured, thread: int, engine: Sequence[Span], start_ns: int, end_ns: int) -> tuple[Int64, Int64, int]:
     """Cut the idle gaps of [start, end): by HostClass, of that within the engine's time, and queue."""
+    begins, host_ends, ends, on_thread = iteration_gaps(m, thread, start_ns, end_ns)
+    by_class = m.partition.between(m.host.key(on_thread, begins), m.host.key(on_thread, host_ends)).sum(axis=1)
+    in_engine = np.zeros_like(by_class)
+    mine = on_thread == thread
+    for span_start, span_end in engine:
+        lo, hi = np.maximum(begins[mine], span_start), np.minimum(host_ends[mine], span_end)
+        some = lo < hi
+        in_engine += _between(m, thread, lo[some], hi[some]).sum(axis=1)
+    return by_class, in_engine, int((ends - host_ends).sum())
+
+
+def iteration_gaps(
+    m: Measured, thread: int, start_ns: int, end_ns: int
+) -> tuple[Int64, Int64, Int64, NDArray[np.int32]]:
+    """Return the idle gaps of [start, end): where each begins, is no longer the host's and ends, and its thread."""
     busy = m.timeline.busy
     begins = np.concatenate(([start_ns], busy.end_ns)).clip(start_ns, end_ns)
     ends = np.concatenate((busy.start_ns, [end_ns])).clip(start_ns, end_ns)
@@ -110,15 +125,7 @@ def _gaps(m: Measured, thread: int, engine: Sequence[Span], start_ns: int, end_n
     host_ends = launched_ns.clip(begins, np.maximum(begins, ends))
 
     keep = ends > begins
-    begins, ends, host_ends, on_thread = begins[keep], ends[keep], host_ends[keep], on_thread[keep]
-    by_class = m.partition.between(m.host.key(on_thread, begins), m.host.key(on_thread, host_ends)).sum(axis=1)
-    in_engine = np.zeros_like(by_class)
-    mine = on_thread == thread
-    for span_start, span_end in engine:
-        lo, hi = np.maximum(begins[mine], span_start), np.minimum(host_ends[mine], span_end)
-        some = lo < hi
-        in_engine += _between(m, thread, lo[some], hi[some]).sum(axis=1)
-    return by_class, in_engine, int((ends - host_ends).sum())
+    return begins[keep], host_ends[keep], ends[keep], on_thread[keep]
 
 
 def _union(m: Measured, chosen: Bool, start_ns: int, end_ns: int) -> int:

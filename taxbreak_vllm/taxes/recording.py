@@ -71,11 +71,13 @@ class Recording:
         terms: Terms | None = None,
         *,
         with_calls: bool = False,
+        with_frames: bool = False,
         find_room: FindRoom = TemporaryRoom,
     ) -> Iterator["Recording"]:
         """Read a trace (.json, .json.gz, .json.zst) or a capture (its folder).
 
-        `with_calls` reads what ops were called with too, which baselines need. What is too large for memory waits
+        `with_calls` reads what ops were called with too, which baselines need, `with_frames` the Python functions of a
+        trace with stacks. What is too large for memory waits
         where `find_room` says, by default in the temporary folder. Raises TraceFormatError for a file that
         is missing, damaged or not a trace, SpoolError for a capture without its StepInfo.
         """
@@ -84,12 +86,13 @@ class Recording:
         if (path / STEP).is_file():
             capture = Capture(path)
             info = capture.read_info()
-            yield cls(read_events(capture.trace_path, with_calls=with_calls), terms, info=info, path=str(path))
+            events = read_events(capture.trace_path, with_calls=with_calls, with_frames=with_frames)
+            yield cls(events, terms, info=info, path=str(path))
         elif with_calls or terms.needs_whole:
-            events = read_events(path, with_calls=with_calls)
+            events = read_events(path, with_calls=with_calls, with_frames=with_frames)
             yield cls(events if terms.rank is None else of_process(events, terms.rank), terms)
         else:
-            with open_trace(path, find_room=find_room) as trace:
+            with open_trace(path, find_room=find_room, with_frames=with_frames) as trace:
                 yield cls(trace, terms)
 
     @cached_property
@@ -232,15 +235,19 @@ class Recording:
         return list(zip(distinct, np.bincount(index, minlength=len(distinct)).tolist(), strict=True))
 
     @cached_property
-    def _measurement(self) -> tuple[Measured, list[str]]:
+    def around(self) -> WholeTrace:
+        """What the measurement is told of the trace as a whole."""
         engine = [
             (window.thread, *span)
             for window in self.windows
             if self.is_live
             for span in engine_spans(self.events, window)
         ]
-        around = WholeTrace(self.backend, self.shown_windows, engine, self.is_live)
-        return measure(self.events, self.terms, around, view=self.view, op_cost_ns=self.op_cost_ns)
+        return WholeTrace(self.backend, self.shown_windows, engine, self.is_live)
+
+    @cached_property
+    def _measurement(self) -> tuple[Measured, list[str]]:
+        return measure(self.events, self.terms, self.around, view=self.view, op_cost_ns=self.op_cost_ns)
 
     def _source(self) -> Source:
         version = self.head.metadata.get("vllm_version")
@@ -287,12 +294,14 @@ class Recording:
 
 
 @contextmanager
-def opened(source: "Recording | str | Path", terms: Terms | None = None) -> Iterator[Recording]:
+def opened(
+    source: "Recording | str | Path", terms: Terms | None = None, *, with_frames: bool = False
+) -> Iterator[Recording]:
     """Open a path, or give a recording that is open already, on its own terms."""
     if isinstance(source, Recording):
         yield source
     else:
-        with Recording.open(source, terms) as recording:
+        with Recording.open(source, terms, with_frames=with_frames) as recording:
             yield recording
 
 

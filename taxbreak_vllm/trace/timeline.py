@@ -76,6 +76,19 @@ class DeviceWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class HostGaps:
+    """Gaps of a device and what of each was the host's, [start, end) on the thread that launched its end.
+
+    `dispatch` (into Dispatches) ended the gap; where none is known (-1) nothing of it was the host's.
+    """
+
+    dispatch: Index
+    thread: NDArray[np.int32]
+    start_ns: Int64
+    end_ns: Int64
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceTimeline:
     """One device: its busy stretches, the activity (into Activities) that opens each, and the gaps between them."""
 
@@ -94,17 +107,12 @@ class DeviceTimeline:
         """
         rows = np.flatnonzero(activities.device == device)
         busy = Busy.of(activities.start_ns[rows], activities.end_ns[rows])
-        gap_start, gap_end = busy.end_ns[:-1], busy.start_ns[1:]
-        dispatch = activities.dispatch[rows[busy.first[1:]]] if len(busy.first) else np.empty(0, dtype=np.intp)
-        linked = dispatch >= 0
-        parts = np.zeros((len(HostClass) + 1, len(gap_start)), dtype=np.int64)
-        if linked.any():
-            own = dispatch[linked]
-            host_end = np.clip(dispatches.launch_ns[own], gap_start[linked], gap_end[linked])
-            thread = dispatches.thread[own]
-            parts[:-1, linked] = partition.between(host.key(thread, gap_start[linked]), host.key(thread, host_end))
-        parts[-1] = (gap_end - gap_start) - parts[:-1].sum(axis=0)
-        before = np.zeros((len(parts), len(gap_start) + 1), dtype=np.int64)
+        gaps = _host_gaps(busy, rows[busy.first], activities, dispatches)
+        parts = np.zeros((len(HostClass) + 1, len(gaps.start_ns)), dtype=np.int64)
+        begin, end = host.key(gaps.thread, gaps.start_ns), host.key(gaps.thread, gaps.end_ns)
+        parts[:-1] = partition.between(begin, end)
+        parts[-1] = (busy.start_ns[1:] - busy.end_ns[:-1]) - parts[:-1].sum(axis=0)
+        before = np.zeros((len(parts), len(gaps.start_ns) + 1), dtype=np.int64)
         np.cumsum(parts, axis=1, out=before[:, 1:])
         return cls(busy=busy, opener=rows[busy.first], _gaps_before_ns=before)
 
@@ -113,11 +121,19 @@ class DeviceTimeline:
         """The gap before each stretch but the first, by HostClass and, last, queue: int64[7, stretches - 1]."""
         return np.diff(self._gaps_before_ns, axis=1)
 
+    def host_gaps(self, activities: Activities, dispatches: Dispatches) -> HostGaps:
+        """Return the gap before each stretch but the first."""
+        return _host_gaps(self.busy, self.opener, activities, dispatches)
+
+    def within(self, start_ns: Int64, end_ns: Int64) -> tuple[Index, Index]:
+        """Return the first and the last stretch in each window [start, end); the last is before the first for none."""
+        first = np.searchsorted(self.busy.end_ns, start_ns, side="right")
+        return first, np.searchsorted(self.busy.start_ns, end_ns, side="left") - 1
+
     def windows(self, start_ns: Int64, end_ns: Int64) -> DeviceWindow:
         """Cut the device's time in each window [start, end)."""
         busy = self.busy
-        first = np.searchsorted(busy.end_ns, start_ns, side="right")
-        last = np.searchsorted(busy.start_ns, end_ns, side="left") - 1
+        first, last = self.within(start_ns, end_ns)
         length = end_ns - start_ns
         some = first <= last
         busy_ns = busy.until(end_ns) - busy.until(start_ns)
@@ -125,6 +141,17 @@ class DeviceTimeline:
         inner = self._gaps_before_ns[:, hi] - self._gaps_before_ns[:, lo]
         inner[:, ~some] = 0
         return DeviceWindow.of(length, busy_ns, inner)
+
+
+def _host_gaps(busy: Busy, opener: Index, activities: Activities, dispatches: Dispatches) -> HostGaps:
+    start_ns, end_ns = busy.end_ns[:-1], busy.start_ns[1:]
+    dispatch = activities.dispatch[opener[1:]]
+    linked = dispatch >= 0
+    thread = np.zeros(len(dispatch), dtype=np.int32)
+    launched_ns = start_ns.copy()
+    thread[linked] = dispatches.thread[dispatch[linked]]
+    launched_ns[linked] = dispatches.launch_ns[dispatch[linked]]
+    return HostGaps(dispatch, thread, start_ns, launched_ns.clip(start_ns, end_ns))
 
 
 def main_device(activities: Activities) -> int:

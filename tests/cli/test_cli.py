@@ -142,7 +142,7 @@ def test_the_exports_are_written_beside_the_table(taxbreak, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["profiles"]
 
 
-@pytest.mark.parametrize("option", ["--html", "--speedscope"])
+@pytest.mark.parametrize("option", ["--html", "--speedscope", "--pprof"])
 def test_no_export_replaces_the_trace_it_is_made_from(taxbreak, tmp_path, option):
     trace = tmp_path / "trace.json.gz"
     trace.write_bytes(SERVING.read_bytes())

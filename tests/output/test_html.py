@@ -117,6 +117,13 @@ def test_the_figures_are_those_of_the_breakdown(page):
     assert {f"{step.hdbi:.3f}" for step in breakdown.steps} <= set(page.texts)
 
 
+def test_its_flame_graph_sums_to_delta_ft(page):
+    stacks = page.data["stacks"]
+
+    assert sum(stacks["delta_ft_ns"]) == analyze(SERVING).total.taxes.delta_ft_ns
+    assert stacks["title"] == "serving.json"
+
+
 def test_a_calibrated_trace_is_advised_on():
     breakdown = with_plain_step(analyze(SERVING), analyze(SERVING).total.window_ns // 3)
 

@@ -89,6 +89,30 @@ def test_what_outlives_the_frame_around_it_is_cut_there(tmp_path):
     assert [(start, end) for stack, start, end in frames if stack == ("a", "b")] == [(5000, 10000)]
 
 
+def test_python_functions_stand_around_the_ops_they_call(tmp_path):
+    path = write_trace(
+        tmp_path / "t.json",
+        event("cpu_op", "aten::view", 0, 5),
+        event("python_function", "model.py(7): forward", 2, 50),
+        event("cpu_op", "aten::copy_", 10, 30),
+        event("cuda_runtime", "cudaLaunchKernel", 20, 5, correlation=1),
+        kernel("k", 30, 3, 1),
+    )
+    target = tmp_path / "out.json"
+
+    write_speedscope([path], target)
+
+    document = json.loads(target.read_text())
+    frames = _read(document["profiles"][0], [frame["name"] for frame in document["shared"]["frames"]])
+    assert [(stack, start // 1000, end // 1000) for stack, start, end in leaves(frames)] == [
+        (("aten::view", "[dispatch]"), 0, 2),
+        (("aten::view", "model.py(7): forward", "[dispatch]"), 2, 5),
+        (("model.py(7): forward", "aten::copy_", "[dispatch]"), 10, 20),
+        (("model.py(7): forward", "aten::copy_", "cudaLaunchKernel", "[launch]"), 20, 25),
+        (("model.py(7): forward", "aten::copy_", "[dispatch]"), 25, 40),
+    ]
+
+
 def test_spans_of_no_length_and_identical_spans_stay_valid(tmp_path):
     spans = [event("cpu_op", name, at, duration) for name, at, duration in (("a", 5, 0), ("b", 5, 0), ("c", 5, 9))]
     path = write_trace(tmp_path / "t.json", *spans, event("cpu_op", "d", 5, 9), event("cpu_op", "e", 14, 0))

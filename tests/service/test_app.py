@@ -104,7 +104,9 @@ def test_only_health_is_answered_on_the_loop_and_all_else_by_threads(settings):
     routes = [route for route in create_app(settings).routes if isinstance(route, APIRoute)]
 
     on_loop = {route.path for route in routes if iscoroutinefunction(route.endpoint)}
-    waiting_for_a_child = {f"/v1/taxbreak/steps/{{step_id}}/{what}" for what in ("timeline", "fusion")}
+    waiting_for_a_child = {
+        f"/v1/taxbreak/steps/{{step_id}}/{what}" for what in ("timeline", "fusion", "stacks", "profile")
+    }
     assert on_loop == {"/healthz"} | waiting_for_a_child
     assert len(routes) > 10
 

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.taxes.recording import Recording
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
 
@@ -46,6 +47,30 @@ def test_a_step_has_lanes_and_chains(client, capture):
     assert timeline["lanes"][0]["title"] == "host by component"
     assert fusion["launches"] == 19
     assert fusion["words"].keys() == {name for chain in fusion["chains"] for name in chain["kernels"]}
+
+
+def test_a_step_s_stacks_sum_to_its_delta_ft(client, capture):
+    stacks = client().get("/v1/taxbreak/steps/a/stacks").json()
+
+    with Recording.open(capture.path) as recording:
+        (step, *_), total = recording.breakdown.steps, recording.breakdown.total
+    assert sum(stacks["delta_ft_ns"]) == total.taxes.delta_ft_ns > step.taxes.delta_ft_ns
+    assert stacks["names"][stacks["name"][0]] in stacks["num_steps"]
+    assert stacks["kinds"] == ["phase", "python", "op"]
+
+
+def test_a_step_is_a_file_for_pprof_and_for_speedscope(client, capture):
+    client = client()
+
+    pprof = client.get("/v1/taxbreak/steps/a/profile")
+    speedscope = client.get("/v1/taxbreak/steps/a/profile?format=speedscope")
+
+    assert b"delta_ft_exposed" in gzip.decompress(pprof.content)
+    assert pprof.headers["content-type"] == "application/gzip"
+    assert pprof.headers["content-disposition"] == 'attachment; filename="a.pprof.pb.gz"'
+    assert speedscope.json()["$schema"] == "https://www.speedscope.app/file-format-schema.json"
+    assert client.get("/v1/taxbreak/steps/a/profile?format=svg").status_code == 422
+    assert client.get("/v1/taxbreak/steps/none/profile").status_code == 404
 
 
 def test_a_step_is_read_once_even_if_its_capture_is_evicted_then(client, capture):

@@ -20,7 +20,16 @@ from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
 from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
 _STYLES = ("uPlot.min.css", "page.css")
-_SCRIPTS = ("words.js", "uPlot.iife.min.js", "charts.js", "timeline.js", "live.js", "page.js")
+_SCRIPTS = (
+    "words.js",
+    "uPlot.iife.min.js",
+    "charts.js",
+    "timeline.js",
+    "flame.js",
+    "live.js",
+    "page.js",
+    "perfetto.js",
+)
 
 
 def render(articles: Sequence[Article], *, root: str = "", message: str = "") -> tuple[str, str]:

@@ -28,7 +28,11 @@ def step_article(
     of_api = f"v1/taxbreak/steps/{step_id}"
     links = [("all steps", f"{all_steps}#a0-steps"), ("breakdown (JSON)", of_api)]
     if has_trace:
-        links.insert(1, ("raw trace", f"{of_api}/trace"))
+        links[1:1] = [
+            ("raw trace", f"{of_api}/trace"),
+            ("pprof", f"{of_api}/profile"),
+            ("speedscope", f"{of_api}/profile?format=speedscope"),
+        ]
     at = datetime.fromtimestamp(started_unix_ns / 1e9, UTC)
     return Article(
         title=f"{step.phase} step" if step.phase else "a step",

@@ -19,6 +19,7 @@ from taxbreak_vllm.output.page.server import Part, RequestsView, SecondView
 
 if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
     from taxbreak_vllm.model.fusion import FusionReport
+    from taxbreak_vllm.model.stacks import HostStacks
     from taxbreak_vllm.model.timeline import StepTimeline
 
 WORK_WORDS = {
@@ -161,6 +162,7 @@ class Article:
     notes: tuple[str, ...]
     timelines: "tuple[StepTimeline, ...]" = ()
     fusion: dict[str, object] | None = None
+    stacks: "HostStacks | None" = None
     live: Live | None = None
     step: StepView | None = None
 

@@ -23,6 +23,7 @@ from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationS
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
 from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.server import HdbiServer
+from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.timeline import Lane, StepTimeline
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
@@ -271,6 +272,16 @@ _FUSION = FusionReport(
     by_length=(),
     chains=(),
 )
+_STACKS = HostStacks(
+    title="vllm-a-0-1000",
+    names=("decode", "[python]", "aten::linear", "aten::addmm"),
+    parent=(-1, 0, 0, 2),
+    name=(0, 1, 2, 3),
+    kind=(0, 1, 2, 2),
+    delta_ft_ns=(0, 2_000_000, 500_000, 1_000_000),
+    exposed_ns=(0, 1_800_000, 200_000, 900_000),
+    num_steps={"decode": 1},
+)
 
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
@@ -279,6 +290,7 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     Breakdown: _BREAKDOWN.to_builtins(),
     StepTimeline: msgspec.to_builtins(_TIMELINE),
     FusionReport: msgspec.to_builtins(_FUSION),
+    HostStacks: msgspec.to_builtins(_STACKS),
     AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),

@@ -1,27 +1,50 @@
-"""The child that reads a capture's trace for the page and prints one JSON object.
+"""The child that reads a capture's trace for the page and prints what it is asked for.
 
 `python -m taxbreak_vllm.service.processes.trace_reader WHAT CAPTURE BASELINES`, where WHAT is `timeline` (the step
-instant by instant) or `fusion` (its chains of kernels). BASELINES need not be there; where it is, the step is measured
-on the same terms as its breakdown was.
+instant by instant), `fusion` (its chains of kernels) or `stacks` (its ΔFT frame by frame), each one JSON object, or
+`pprof` or `speedscope`, a file for those. BASELINES need not be there; where it is, the step is measured on the same
+terms as its breakdown was.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.insight.fusion import fusion
-from taxbreak_vllm.insight.segments import step_timelines
+from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.output.page.view import named_chains
+from taxbreak_vllm.output.pprof import Pprof
+from taxbreak_vllm.output.speedscope import Speedscope
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
 _NICENESS = 10
+
+
+def _pprof(findings: Findings) -> bytes:
+    file = Pprof()
+    file.add(findings)
+    return file.to_bytes()
+
+
+def _speedscope(findings: Findings) -> bytes:
+    file = Speedscope()
+    file.add(findings)
+    return file.to_json()
+
+
+_ANSWERS: Mapping[str, Callable[[Findings], bytes]] = {
+    "timeline": lambda findings: findings.timelines([0])[0].to_json(),
+    "fusion": lambda findings: msgspec.json.encode(named_chains(findings.chains)),
+    "stacks": lambda findings: findings.stacks.trimmed().to_json(),
+    "pprof": _pprof,
+    "speedscope": _speedscope,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what, path, baselines = sys.argv[1:] if arguments is None else arguments
     os.nice(_NICENESS)
     try:
-        with _store(Path(baselines)) as store, Recording.open(path, Terms(baselines=store)) as recording:
-            if what == "fusion":
-                data = msgspec.json.encode(named_chains(fusion(recording)))
-            else:
-                data = step_timelines(recording)[0].to_json()
+        with (
+            _store(Path(baselines)) as store,
+            Recording.open(path, Terms(baselines=store), with_frames=True) as recording,
+        ):
+            data = _ANSWERS[what](Findings(recording))
     except TaxbreakError as error:
         sys.stderr.write(f"{error}\n")
         return 1

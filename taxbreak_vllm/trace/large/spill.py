@@ -64,11 +64,13 @@ def open_trace(
     rows_per_part: int = ROWS_PER_PART,
     block_bytes: int = BLOCK_BYTES,
     find_room: FindRoom = TemporaryRoom,
+    with_frames: bool = False,
 ) -> Iterator[Events | SpilledEvents]:
     """Read a trace file; where it has more than `spill_above_bytes` of JSON, onto disk until the context is left.
 
     A spilled trace will be measured about `rows_per_part` rows at a time; its rows wait where `find_room`
-    says, by default in the temporary folder. Raises as `read_events` does, and TaxbreakError where there is no room.
+    says, by default in the temporary folder. Python functions, where asked for `with_frames`, stay in memory. Raises as
+    `read_events` does, and TaxbreakError where there is no room.
     """
     with Bins(ROW, 1, find_room) as rows:
         waiting: list[Rows] = []
@@ -88,7 +90,9 @@ def open_trace(
                 chunk = added[first : first + rows_per_part]
                 rows.add(chunk, np.zeros(len(chunk), dtype=np.intp))
 
-        events = read_events(path, block_bytes=block_bytes, spill=spill, spill_above_bytes=spill_above_bytes)
+        events = read_events(
+            path, block_bytes=block_bytes, spill=spill, spill_above_bytes=spill_above_bytes, with_frames=with_frames
+        )
         if waiting:
             write()
         yield SpilledEvents(events, rows, rows_per_part) if rows.num_rows else events

@@ -25,6 +25,7 @@ from taxbreak_vllm.trace.outliers import Seconds, clipped_ends, ends_too_late
 from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES, Envelope, decode, read_blocks
 from taxbreak_vllm.trace.read.calls import CallCollector, CallEvent
 from taxbreak_vllm.trace.read.event import Event, ExactEvent, exact_ns, is_exact, read_leniently, to_ns
+from taxbreak_vllm.trace.read.frames import CATEGORY, FrameCollector
 
 Columns = tuple[NDArray[Any], ...]
 
@@ -75,7 +76,7 @@ _KNOWN_CATEGORIES = frozenset(_KIND_BY_CATEGORY) | {
     "cuda_sync",
     "fwdbwd",
     "gpu_user_annotation",
-    "python_function",
+    CATEGORY,
     "Trace",
 }
 
@@ -98,8 +99,11 @@ def read_events(
     spill: Callable[[Columns], None] | None = None,
     spill_above_bytes: int = 0,
     with_calls: bool = False,
+    with_frames: bool = False,
 ) -> Events:
     """Read a trace file into columns; `with_calls` also what each op was called with, for replay.
+
+    `with_frames` reads the Python functions of a trace with stacks too.
 
     With `spill`, a file of more than `spill_above_bytes` of JSON gives it all rows, in file order, as columns (kind,
     start_ns, … device), some at a time; the Events returned have no row then.
@@ -107,7 +111,8 @@ def read_events(
     Raises TraceFormatError, in one line naming the file, where it is missing, damaged (truncated gzip), not JSON, not a
     trace, or empty. Text that ends in the middle is read up to its last whole event (`is_truncated`).
     """
-    columns = _Columns(spill, spill_above_bytes, CallCollector() if with_calls else None)
+    frames = FrameCollector() if with_frames else None
+    columns = _Columns(spill, spill_above_bytes, CallCollector() if with_calls else None, frames)
     with _no_garbage_collection():
         around = read_blocks(Path(path), columns.add, block_bytes=block_bytes)
     if columns.num_events == 0:
@@ -131,9 +136,14 @@ class _Columns:
     """Collects the columns of all blocks."""
 
     def __init__(
-        self, spill: Callable[[Columns], None] | None, spill_above_bytes: int, calls: CallCollector | None
+        self,
+        spill: Callable[[Columns], None] | None,
+        spill_above_bytes: int,
+        calls: CallCollector | None,
+        frames: FrameCollector | None,
     ) -> None:
         self._calls = calls
+        self._frames = frames
         self._decoder: msgspec.json.Decoder[Any] = _CALL_EVENT if calls else _EVENT
         self._list_decoder: msgspec.json.Decoder[list[Any]] = _CALL_EVENTS if calls else _EVENTS
         self.num_events = 0
@@ -178,6 +188,8 @@ class _Columns:
         rows = [e for e in spans if e.cat in _KIND_BY_CATEGORY]
         if len(rows) < len(spans):
             self._count_others([e for e in spans if e.cat not in _KNOWN_CATEGORIES])
+            if self._frames:
+                self._frames.add(spans)
         start_us = np.array([e.ts for e in rows])
         if start_us.dtype == object:  # some have none
             rows = [e for e in rows if e.ts is not None]
@@ -269,6 +281,7 @@ class _Columns:
             raw_bytes=around.raw_bytes,
             is_truncated=around.is_truncated,
             calls=self._calls.finish() if self._calls else None,
+            frames=self._frames.finish(self._thread_ids.texts) if self._frames else None,
             oddities=Oddities(
                 out_of_range=num_strays,
                 names=_some(names[number] for number in self._seconds.names_beyond(first_ns, last_ns)),

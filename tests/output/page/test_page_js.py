@@ -112,6 +112,17 @@ def test_the_longest_wait_is_zoomed_to_and_another_step_chosen(visit, address):
         assert page.locator("[data-fusion-words]").inner_text().startswith("36 kernels run in graphs")
 
 
+def test_a_flame_graph_without_functions_says_how_to_get_them_and_shows_phases(visit, address):
+    with visit(address) as page:
+        words = page.locator("[data-flame-words]").inner_text()
+        frames = page.locator(".flame .fl").evaluate_all("frames => frames.map(f => f.getAttribute('aria-label'))")
+
+    assert words.startswith("390.0 µs of ΔFT (1 × prefill, 3 × decode)")
+    assert "its functions were not recorded: a capture with stacks names them" in words
+    assert frames[0].startswith("prefill: 270.0 µs (69.2 % of ΔFT)")
+    assert any(frame.startswith("[python]: ") for frame in frames)
+
+
 def test_a_segment_says_what_it_is_under_the_pointer(visit, address):
     with visit(address) as page:
         lanes = page.locator(".lanes")

@@ -1,7 +1,7 @@
 /* Put the parts of each article together, and keep a live one fresh. */
 const parts = [...document.querySelectorAll("[data-article]")].map((article) => {
   const data = JSON.parse(document.getElementById(`${article.id}-data`).textContent);
-  return { article, charts: new Charts(article, data), timeline: new Timeline(article, data) };
+  return { article, charts: new Charts(article, data), timeline: new Timeline(article, data), flame: new Flame(article, data) };
 });
 nameCells(document);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
