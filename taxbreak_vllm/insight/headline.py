@@ -129,7 +129,7 @@ def _why_unknown(engines: Sequence[EngineState], num_workers: int) -> str:
         return "no engine tells of its loop" if num_workers else "no server writes into this spool"
     if off := [state for state in engines if state.off_reason is not None]:
         return f"the loop of engine {off[0].engine} is no longer followed: {off[0].off_reason}"
-    if any(state.works_ahead and state.idle_from is None for state in engines):
+    if any(state.works_ahead and state.idle_from is None and state.num_iterations for state in engines):
         return "the engine works a step ahead, and no events on the device tell what it waited for"
     num = max(state.num_iterations for state in engines)
     return f"{num} iterations so far, and it takes {MIN_ITERATIONS}"

@@ -72,7 +72,8 @@ class EngineState:
     With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
     waited for is told by events on the device alone then, and where it has none (`idle_from` is None) `exposed_ns` and
     `between_ns` stay empty. Where events tell, `worker_ns` is what is left of the iterations: the device at work, and
-    its worker in its calls. With `works_ahead` an iteration of which they do not tell is in no sum.
+    its worker in its calls. They are recorded in bursts: the sums are of the iterations in these, chosen by chance, and
+    `num_left_out` counts the others. With `works_ahead` one of which they do not tell, though asked, is left out too.
     """
 
     server_id: str = ""
@@ -91,6 +92,7 @@ class EngineState:
     idle_from: IdleFrom | None = None
     runqueue_wait_ratio: float | None = None
     num_unjoined: Int64 = 0
+    num_left_out: Int64 = 0
     num_lost: Int64 = 0
     works_ahead: bool = False
     off_reason: str | None = None

@@ -59,6 +59,7 @@ class SecondView:
     engine: str
     model_name: str
     num_iterations: int
+    num_left_out: int
     working_ns: int
     parts: tuple[Part, ...]
 
@@ -98,6 +99,7 @@ def second_view(state: EngineState, second: DeviceSecond | None) -> SecondView:
         engine=state.engine,
         model_name=state.model_name,
         num_iterations=state.num_iterations,
+        num_left_out=state.num_left_out,
         working_ns=0 if second is None else second.working_ns,
         parts=() if second is None else _parts(second.parts_ns, _DEVICE_PARTS),
     )
