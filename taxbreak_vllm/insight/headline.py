@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
-from taxbreak_vllm.model.frontend import DELIVERY, Stage
+from taxbreak_vllm.model.frontend import DELIVERY, QUEUED, Stage
 from taxbreak_vllm.model.server import Concern, DevicePart, DeviceSecond, Headline, StepPart, TypicalRequest
 from taxbreak_vllm.taxes.server import MIN_ITERATIONS
 
@@ -86,7 +86,7 @@ def _no_work(known: Sequence[DeviceSecond]) -> Headline | None:
 def _queue(request: TypicalRequest | None) -> Headline | None:
     if request is None or request.first_token_ns <= 0:
         return None
-    found = replace(_stage(request, (Stage.QUEUE,)), concern=Concern.QUEUE)
+    found = replace(_stage(request, QUEUED), concern=Concern.QUEUE)
     return found if found.ratio >= QUEUE_RATIO else None
 
 

@@ -64,7 +64,9 @@ class EngineState:
 
     `worker_ns` + Σ `exposed_ns` + Σ `between_ns` = `iterations_ns`, to the nanosecond. `busy_ns` is what the thread
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
-    back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
+    back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended,
+    `queue_off_reason` why requests do not tell what they waited for in its queue: its scheduler is not as it is known
+    (`scheduler`), or a hook of ours failed (`hook`).
 
     `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is, of late, the share
     of the time in which the engine's thread was ready to run that it waited for a CPU.
@@ -96,6 +98,7 @@ class EngineState:
     num_lost: Int64 = 0
     works_ahead: bool = False
     off_reason: str | None = None
+    queue_off_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ class LoopWatch:
             num_lost=self._ring.num_lost,
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason="hook" if self._hooks.fault else None,
+            queue_off_reason=self._hooks.queue_off_reason,
         )
         self._windows.add(rows, slots, self.state)
         if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:

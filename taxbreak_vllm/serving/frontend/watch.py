@@ -13,7 +13,7 @@ from typing import Any
 
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model.errors import SpoolError
-from taxbreak_vllm.model.frontend import NUM_WATERFALLS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.frontend import NUM_WATERFALLS, WAITS, FrontendState, SpanHistogram, Stage, Waterfall
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.frontend.arrivals import Arrivals
 from taxbreak_vllm.serving.frontend.hooks import RequestHooks
@@ -115,7 +115,8 @@ class FrontendWatch:
                 num_requests=state.num_requests + len(rows),
                 num_failed=state.num_failed + found.num_failed,
                 num_unknown=state.num_unknown + found.num_unknown,
-                stages=_all_added(state.stages, found.stages_ns),
+                num_undivided=state.num_undivided + int((~found.is_divided).sum()),
+                stages=_all_added(state.stages, _told(found)),
                 ttft=added(state.ttft, found.ttft_ns),
                 total=added(state.total, found.total_ns),
             )
@@ -139,6 +140,10 @@ def _sums(state: FrontendState) -> FrontendState:
     return replace(state, updated_unix_ns=0, runqueue_wait_ratio=None)
 
 
+def _told(found: Requests) -> dict[Stage, Int64]:
+    return {stage: spans[found.is_divided] if stage in WAITS else spans for stage, spans in found.stages_ns.items()}
+
+
 def _all_added(
     histograms: Mapping[Stage, SpanHistogram], spans_ns: Mapping[Stage, Int64]
 ) -> dict[Stage, SpanHistogram]:
@@ -154,7 +159,11 @@ def _waterfalls(found: Requests, unix_offset_ns: int) -> list[Waterfall]:
             started_unix_ns=int(row[Column.ARRIVED]) + unix_offset_ns,
             total_ns=int(found.total_ns[place]),
             ttft_ns=int(found.ttft_ns[place]),
-            stages_ns={stage: int(spans[place]) for stage, spans in found.stages_ns.items()},
+            stages_ns={
+                stage: int(spans[place])
+                for stage, spans in found.stages_ns.items()
+                if found.is_divided[place] or stage not in WAITS
+            },
             first_token_ns={stage: int(spans[place]) for stage, spans in found.first_ns.items()},
             num_prompt_tokens=int(row[Column.NUM_PROMPT_TOKENS]),
             num_output_tokens=int(row[Column.NUM_OUTPUT_TOKENS]),
