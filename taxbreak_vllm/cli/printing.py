@@ -4,11 +4,14 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.model.engine import IterationReport
+    from taxbreak_vllm.model.server import DeviceSecond
 
 TOP_ROWS = 12
 
@@ -20,21 +23,30 @@ def say(message: str) -> None:
     sys.stderr.write(f"taxbreak: {visible(' '.join(message.split()))}\n")
 
 
-def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
-    """Return the JSON object of a breakdown with its advice."""
+def with_advice(
+    breakdown: "Breakdown", report: "AdviceReport", *, seconds: "Sequence[DeviceSecond] | None" = None
+) -> bytes:
+    """Return the JSON object of a breakdown with its advice, and what its server's devices' time went to."""
     import msgspec
 
-    return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
+    whole = breakdown.to_builtins() | {"advice": report.to_builtins()}
+    if seconds is not None:
+        whole["device_seconds"] = msgspec.to_builtins(seconds, str_keys=True)
+    return msgspec.json.encode(whole)
 
 
-def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
-    """Print where the figures come from, the steps, the dearest kernels and the advice."""
+def print_breakdown(
+    breakdown: "Breakdown", advice: "AdviceReport", top: int, *, seconds: "Sequence[DeviceSecond]" = ()
+) -> None:
+    """Print where the figures come from, the steps, the dearest kernels, the server's account and the advice."""
     from taxbreak_vllm.output.text.advice import advice_lines
     from taxbreak_vllm.output.text.breakdown import step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.second import second_tables
 
     step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
     dearest = [top_table(step, top)] if top else []
-    print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *advice_lines(advice))
+    server = second_tables(seconds)
+    print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *server, *advice_lines(advice))
 
 
 def print_iterations(report: "IterationReport") -> None:

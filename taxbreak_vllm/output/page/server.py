@@ -14,7 +14,7 @@ from taxbreak_vllm.model.server import DevicePart, DeviceSecond, StepPart, Typic
 Part = tuple[str, str, int]
 P = TypeVar("P")
 
-_DEVICE_PARTS: Mapping[DevicePart, tuple[str, str]] = {
+DEVICE_WORDS: Mapping[DevicePart, tuple[str, str]] = {
     Between.NO_WORK: ("no-work", "no request"),
     Between.FRONTEND: ("frontend", "a request is in the API server"),
     Between.IPC_INPUT: ("ipc", "a request is on its way to the engine"),
@@ -105,7 +105,7 @@ def second_view(state: EngineState, second: DeviceSecond | None) -> SecondView:
         num_iterations=state.num_iterations,
         num_left_out=state.num_left_out,
         working_ns=0 if second is None else second.working_ns,
-        parts=() if second is None else _parts(second.parts_ns, _DEVICE_PARTS),
+        parts=() if second is None else _parts(second.parts_ns, DEVICE_WORDS),
     )
 
 
@@ -127,7 +127,7 @@ def requests_view(request: TypicalRequest | None, slow: Iterable[Waterfall], rea
 def legend_of(bars: Iterable[Sequence[Part]]) -> tuple[tuple[str, str], ...]:
     """Return the colours and words of all parts that are seen, each once and in the order of the bars' parts."""
     seen = {(css, words) for bar in bars for css, words, part_ns in bar if part_ns}
-    return tuple(pair for pair in (*_DEVICE_PARTS.values(), *_STAGES.values()) if pair in seen)
+    return tuple(pair for pair in (*DEVICE_WORDS.values(), *_STAGES.values()) if pair in seen)
 
 
 def _request_view(waterfall: Waterfall) -> RequestView:
