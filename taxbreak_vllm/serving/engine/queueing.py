@@ -88,12 +88,9 @@ class QueueWaits:
         """Say that the scheduler is about to choose."""
         try:
             now_ns = self._now()
-            while self._compiled:
-                wait, ended_ns = self._compiled.popleft()
-                if wait.is_compiling:
-                    wait.has_grammar(ended_ns, self._refused_by(ended_ns))
-            self._refused_ns = self._refused_by(now_ns)
-            self._begun_ns, self._refusal = now_ns, None
+            if self._compiled or self._refusal is not None:
+                self._settle(now_ns)
+            self._begun_ns = now_ns
             self._is_scheduling = True
         except Exception as error:
             self._fail(error)
@@ -102,7 +99,8 @@ class QueueWaits:
         """Say that it has, and what."""
         try:
             self._is_scheduling = False
-            self._unwatch()
+            if self._watched:
+                self._unwatch()
             if getattr(scheduled, "preempted_req_ids", None):
                 self._refusal = _KV  # of a request that runs; no other was come to
             for new in scheduled.scheduled_new_reqs:
@@ -124,6 +122,13 @@ class QueueWaits:
                         wait.has_remote_kv(now_ns, self._refused_by(now_ns))
         except Exception as error:
             self._fail(error)
+
+    def _settle(self, now_ns: int) -> None:
+        while self._compiled:
+            wait, ended_ns = self._compiled.popleft()
+            if wait.is_compiling:
+                wait.has_grammar(ended_ns, self._refused_by(ended_ns))
+        self._refused_ns, self._refusal = self._refused_by(now_ns), None
 
     def _refused_by(self, now_ns: int) -> Refused:
         kv_ns, encoder_ns = self._refused_ns

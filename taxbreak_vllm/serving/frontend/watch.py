@@ -18,13 +18,13 @@ from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.frontend.arrivals import Arrivals
 from taxbreak_vllm.serving.frontend.hooks import RequestHooks
 from taxbreak_vllm.serving.frontend.in_flight import FOLLOWED_EVERY, InFlight
+from taxbreak_vllm.serving.turns import Turns, is_news
 from taxbreak_vllm.spool.layout import ARRIVALS
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.stages.account import Int64, Requests, account, added, delivery
 from taxbreak_vllm.stages.rows import Column
 
-_TURN_S = 1.0
-_HEARTBEAT_NS = _WATERFALLS_NS = 5 * 10**9
+_WATERFALLS_NS = 5 * 10**9
 _HOOK = "hook"
 
 
@@ -54,7 +54,7 @@ class FrontendWatch:
             updated_unix_ns=started_ns,
             followed_every=FOLLOWED_EVERY,
         )
-        self._thread = threading.Thread(target=self._run, name="taxbreak-frontend", daemon=True)
+        self._turns = Turns("taxbreak-frontend", self.turn, self._end)
 
     def attach(self, engine_client: Any) -> None:  # noqa: ANN401 - an AsyncLLM
         """Put the hooks on an engine's client; called on the thread of the event loop, which is the one watched."""
@@ -73,7 +73,7 @@ class FrontendWatch:
 
     def start(self) -> None:
         """Start counting."""
-        self._thread.start()
+        self._turns.start()
 
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
@@ -87,20 +87,14 @@ class FrontendWatch:
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason=_HOOK if in_flight.fault else None,
         )
-        if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:
+        if is_news(self.state, before, now_ns):
             self.state = replace(self.state, updated_unix_ns=now_ns)
             self._publish()
 
-    def _run(self) -> None:
-        while True:
-            time.sleep(_TURN_S)
-            try:
-                self.turn()
-            except Exception as error:
-                self._in_flight.fail(error)
-                self.state = replace(self.state, off_reason=_HOOK, updated_unix_ns=self._unix_ns())
-                self._publish()
-                return
+    def _end(self, error: Exception) -> None:
+        self._in_flight.fail(error)
+        self.state = replace(self.state, off_reason=_HOOK, updated_unix_ns=self._unix_ns())
+        self._publish()
 
     def _count(self, rows: Int64, outputs: Int64, lags_ns: Int64) -> None:
         state = self.state
@@ -134,10 +128,6 @@ class FrontendWatch:
                 self._has_new_waterfalls, self._waterfalls_unix_ns = False, state.updated_unix_ns
         except SpoolError as error:
             logger.debug("taxbreak: %s", error)  # its workers say so aloud
-
-
-def _sums(state: FrontendState) -> FrontendState:
-    return replace(state, updated_unix_ns=0, runqueue_wait_ratio=None)
 
 
 def _told(found: Requests) -> dict[Stage, Int64]:
