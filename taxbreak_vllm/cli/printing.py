@@ -41,12 +41,12 @@ def print_breakdown(
     """Print where the figures come from, the steps, the dearest kernels, the server's account and the advice."""
     from taxbreak_vllm.output.text.advice import advice_lines
     from taxbreak_vllm.output.text.breakdown import step_table, summary_lines, top_table
-    from taxbreak_vllm.output.text.second import second_tables
+    from taxbreak_vllm.output.text.second import second_account
 
     step = breakdown.steps[0] if len(breakdown.steps) == 1 else breakdown.total
     dearest = [top_table(step, top)] if top else []
-    server = second_tables(seconds)
-    print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *server, *advice_lines(advice))
+    account = second_account(seconds)
+    print_text(*summary_lines(breakdown), step_table(breakdown), *dearest, *account, *advice_lines(advice))
 
 
 def print_iterations(report: "IterationReport") -> None:
