@@ -37,7 +37,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.input_queue: queue.Queue[object] = queue.Queue()
-        self.scheduled = SimpleNamespace()
+        self.scheduled = SimpleNamespace(scheduled_new_reqs=[], preempted_req_ids=None)
         self.output = SimpleNamespace(req_ids=["a"])
         self.future: Future[None] = Future()
         self.future.set_result(None)
@@ -45,6 +45,10 @@ class Engine:
             schedule=lambda: self.scheduled,
             get_grammar_bitmask=lambda scheduled: None,
             update_from_output=lambda scheduled, output: {},
+            add_request=lambda request: None,
+            waiting=SimpleNamespace(peek_request=lambda: None),
+            kv_cache_manager=SimpleNamespace(allocate_slots=lambda request: None),
+            _try_schedule_encoder_inputs=lambda request: None,
         )
         results = SimpleNamespace(dequeue=lambda: (0, self.output))
         self.model_executor = SimpleNamespace(
@@ -116,7 +120,8 @@ def made_up_rows() -> np.ndarray:
 def main() -> int:
     bare, hooked = Engine(), Engine()
     ring = Ring(capacity=NUM_TURNS)
-    LoopHooks(hooked, ring.write).attach()
+    hooks = LoopHooks(hooked, ring.write)
+    hooks.attach()
     setattr(hooked.scheduled, NUMBER, 0)
     scheduled, steps = SimpleNamespace(num_scheduled_tokens={"a": 1}, **{NUMBER: 1}), []
     rounds = []
@@ -126,6 +131,8 @@ def main() -> int:
         setattr(hooked.output, TIMES, ("server", 0, 1, 2, 3, 4, 1, -1, -1))
         rounds.append(time_turns(hooked) - without)
         ring.take()
+    if hooks.fault or hooks.queue_off_reason:
+        raise SystemExit("a hook is off")
     rows, counting = made_up_rows(), []
     for _ in range(NUM_ROUNDS):
         begun_ns = time.thread_time_ns()

@@ -5,7 +5,7 @@
 Rounds of bare calls, empty wrappers and watched calls take turns in one run. A round is many steps; its cost is their
 mean CPU time, and what is reported is the median round and the best. The steps are of vLLM's own classes. Beside it
 what comes on top where an engine asks for a step's times (`joined`), and on top of that where there are events of a
-device (`framed`; here they do nothing).
+device (`framed`: recorded in bursts of steps, so the mean of all; `every`: in every step; here they do nothing).
 """
 
 import argparse
@@ -135,7 +135,7 @@ def measure(batch: int, folder: Path) -> dict[str, float | int]:
             graph_modes=GraphModes(decode=GraphMode.FULL, mixed=GraphMode.PIECEWISE, max_tokens=512),
             draw=NoDraws,
         )
-        for _ in range(3)
+        for _ in range(4)
     ]
     workers: dict[str, tuple[Worker, object]] = {
         "bare": (Worker(), step),
@@ -143,6 +143,7 @@ def measure(batch: int, folder: Path) -> dict[str, float | int]:
         "watched": (hooked(watches[0]), step),
         "joined": (hooked(watches[1]), asked),
         "framed": (hooked(watches[2], DeviceIdle(NoEvent)), asked),
+        "every": (hooked(watches[3], DeviceIdle(NoEvent, steps_between=lambda: 0)), asked),
     }
     rounds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(NUM_ROUNDS):
@@ -164,6 +165,7 @@ def measure(batch: int, folder: Path) -> dict[str, float | int]:
         "ratio": round(over("bare", "watched") / over("bare", "empty"), 2),
         "joined_ns": round(over("watched", "joined")),
         "framed_ns": round(over("joined", "framed")),
+        "every_ns": round(over("joined", "every")),
     }
 
 
@@ -175,11 +177,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(batch, Path(folder)) for batch in (1, 8, 64)]
     names = f"{'batch':>6} {'empty wrappers':>15} {'watched':>9} {'best round':>11} {'ratio':>6}"
-    print(f"{names} {'joined':>10} {'framed':>10}")
+    print(f"{names} {'joined':>10} {'framed':>10} {'every':>10}")
     for row in rows:
         print(
             f"{row['batch']:>6} {row['empty_ns']:>12} ns {row['watched_ns']:>6} ns "
-            f"{row['watched_best_ns']:>8} ns {row['ratio']:>6} {row['joined_ns']:>+7} ns {row['framed_ns']:>+7} ns"
+            f"{row['watched_best_ns']:>8} ns {row['ratio']:>6} {row['joined_ns']:>+7} ns {row['framed_ns']:>+7} ns "
+            f"{row['every_ns']:>+7} ns"
         )
     if options.json:
         load = {"load_before": load_before, "load_after": os.getloadavg()[0]}

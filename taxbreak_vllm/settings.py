@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     record_all_ranks: bool = Field(
         default=False, description="record on every rank (of a pipeline's last stage); false: on the first"
     )
+    device_events: bool = Field(
+        default=True,
+        description="have a GPU tell, in bursts of steps, how long it was idle between them; false: it is not asked",
+    )
     max_capture_steps: CaptureSteps = Field(
         default=defaults.MAX_CAPTURE_STEPS, description="bound of one request for steps (steps)"
     )

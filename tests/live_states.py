@@ -3,11 +3,19 @@
 from dataclasses import replace
 
 from taxbreak_vllm.model.engine import EnginePart, EngineState, IdleFrom, IterationSums
-from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.frontend import (
+    DELIVERY,
+    SPAN_BUCKETS_NS,
+    WAITS,
+    FrontendState,
+    SpanHistogram,
+    Stage,
+    Waterfall,
+)
 from taxbreak_vllm.model.step import Phase
 
 MS = 1_000_000
-FAST = {stage: MS // 10 for stage in Stage} | {Stage.PREFILL: 20 * MS, Stage.DECODE: 40 * MS}
+FAST = {stage: 0 if stage in WAITS else MS // 10 for stage in Stage} | {Stage.PREFILL: 20 * MS, Stage.DECODE: 40 * MS}
 
 
 def engine_state(*, num=1000, worker_ms=6.0, exposed=None, between=None, phase=Phase.DECODE, **fields):

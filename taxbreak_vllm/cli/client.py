@@ -13,6 +13,7 @@ import msgspec
 from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model.worker import ControlState
 from taxbreak_vllm.settings import checked_key
@@ -34,13 +35,18 @@ class Unreachable(CaptureError):
 class Captured:
     """The steps that came of a request; `gap` says what is missing, and `is_expired` whether for want of time.
 
-    `advice` is the server's, None of one that does not advise.
+    `advice` is the server's, None of one that does not advise; `engines` are the loops of those that run there.
     """
 
     breakdown: Breakdown
     gap: str = ""
     is_expired: bool = False
     advice: AdviceReport | None = None
+    engines: tuple[EngineState, ...] = ()
+
+
+class _Loops(msgspec.Struct):
+    engines: list[EngineState]
 
 
 class _Ticket(msgspec.Struct):
@@ -109,8 +115,13 @@ def capture_steps(
                 sleep(_POLL_S)
             if outcome.breakdown is None:
                 raise CaptureError(f"{url}: {outcome.gap()}")
-            advice = _advice(client, capture_id)
-            return Captured(outcome.breakdown, outcome.gap(), is_expired=outcome.status != "done", advice=advice)
+            return Captured(
+                outcome.breakdown,
+                outcome.gap(),
+                is_expired=outcome.status != "done",
+                advice=_advice(client, capture_id),
+                engines=_engines(client, outcome.breakdown.source.server_id),
+            )
         except BaseException:
             with suppress(httpx.HTTPError):
                 client.delete(f"captures/{capture_id}")
@@ -169,6 +180,14 @@ def _advice(client: httpx.Client, capture_id: str) -> AdviceReport | None:
         return _ask(client, AdviceReport, "GET", "advice", params={"capture_id": capture_id})
     except TaxbreakError:  # an older server: it has recorded what was asked for nevertheless
         return None
+
+
+def _engines(client: httpx.Client, server_id: str) -> tuple[EngineState, ...]:
+    try:
+        loops = _ask(client, _Loops, "GET", "iterations")
+    except TaxbreakError:  # as above
+        return ()
+    return tuple(state for state in loops.engines if state.server_id == server_id)
 
 
 @contextmanager

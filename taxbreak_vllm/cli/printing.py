@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 from taxbreak_vllm.output.text.printed import print_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from taxbreak_vllm.model.advice import AdviceReport
     from taxbreak_vllm.model.breakdown import Breakdown
     from taxbreak_vllm.model.engine import IterationReport
+    from taxbreak_vllm.model.server import DeviceSecond
 
 TOP_ROWS = 12
 
@@ -20,22 +23,31 @@ def say(message: str) -> None:
     sys.stderr.write(f"taxbreak: {visible(' '.join(message.split()))}\n")
 
 
-def with_advice(breakdown: "Breakdown", report: "AdviceReport") -> bytes:
-    """Return the JSON object of a breakdown with its advice."""
+def with_advice(
+    breakdown: "Breakdown", report: "AdviceReport", *, seconds: "Sequence[DeviceSecond] | None" = None
+) -> bytes:
+    """Return the JSON object of a breakdown with its advice, and what its server's devices' time went to."""
     import msgspec
 
-    return msgspec.json.encode(breakdown.to_builtins() | {"advice": report.to_builtins()})
+    whole = breakdown.to_builtins() | {"advice": report.to_builtins()}
+    if seconds is not None:
+        whole["device_seconds"] = msgspec.to_builtins(seconds, str_keys=True)
+    return msgspec.json.encode(whole)
 
 
-def print_breakdown(breakdown: "Breakdown", advice: "AdviceReport", top: int) -> None:
-    """Print where the figures come from, the balance, the steps, the dearest kernels and the advice."""
+def print_breakdown(
+    breakdown: "Breakdown", advice: "AdviceReport", top: int, *, seconds: "Sequence[DeviceSecond]" = ()
+) -> None:
+    """Print where the figures come from, the balance, the steps, the dearest kernels, the server's account, advice."""
     from taxbreak_vllm.output.text.advice import advice_lines
     from taxbreak_vllm.output.text.breakdown import balance_table, shown_step, step_table, summary_lines, top_table
+    from taxbreak_vllm.output.text.second import second_account
 
     step = shown_step(breakdown)
     steps = [step_table(breakdown)] if len(breakdown.steps) > 1 else []
     dearest = [top_table(step, top)] if top and step.top else []
-    print_text(*summary_lines(breakdown), balance_table(breakdown), *steps, *dearest, *advice_lines(advice))
+    account = second_account(seconds)
+    print_text(*summary_lines(breakdown), balance_table(breakdown), *steps, *dearest, *account, *advice_lines(advice))
 
 
 def print_iterations(report: "IterationReport") -> None:

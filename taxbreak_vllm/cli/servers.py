@@ -52,18 +52,20 @@ def capture(
     api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
     json: Json = False,
 ) -> None:
-    """Record the next steps of a running server and print their breakdown."""
+    """Record the next steps of a running server and print their breakdown, and what its engines' iterations went to."""
     from taxbreak_vllm.cli.client import CaptureError, capture_steps
     from taxbreak_vllm.insight.advice import advise
+    from taxbreak_vllm.insight.second import device_seconds
 
     captured = capture_steps(
         url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
     )
     advice = captured.advice or advise([captured.breakdown])
+    seconds = device_seconds(captured.engines, captured.breakdown)
     if json:
-        print_json(with_advice(captured.breakdown, advice))
+        print_json(with_advice(captured.breakdown, advice, seconds=seconds))
     else:
-        print_breakdown(captured.breakdown, advice, TOP_ROWS)
+        print_breakdown(captured.breakdown, advice, TOP_ROWS, seconds=seconds)
     if captured.is_expired:
         raise CaptureError(captured.gap)
     if captured.gap:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
-from taxbreak_vllm.model.frontend import DELIVERY, Stage
+from taxbreak_vllm.model.frontend import DELIVERY, QUEUED, Stage
 from taxbreak_vllm.model.server import Concern, DevicePart, DeviceSecond, Headline, StepPart, TypicalRequest
 from taxbreak_vllm.taxes.server import MIN_ITERATIONS
 
@@ -86,7 +86,7 @@ def _no_work(known: Sequence[DeviceSecond]) -> Headline | None:
 def _queue(request: TypicalRequest | None) -> Headline | None:
     if request is None or request.first_token_ns <= 0:
         return None
-    found = replace(_stage(request, (Stage.QUEUE,)), concern=Concern.QUEUE)
+    found = replace(_stage(request, QUEUED), concern=Concern.QUEUE)
     return found if found.ratio >= QUEUE_RATIO else None
 
 
@@ -129,7 +129,7 @@ def _why_unknown(engines: Sequence[EngineState], num_workers: int) -> str:
         return "no engine tells of its loop" if num_workers else "no server writes into this spool"
     if off := [state for state in engines if state.off_reason is not None]:
         return f"the loop of engine {off[0].engine} is no longer followed: {off[0].off_reason}"
-    if any(state.works_ahead and state.idle_from is None for state in engines):
+    if any(state.works_ahead and state.idle_from is None and state.num_iterations for state in engines):
         return "the engine works a step ahead, and no events on the device tell what it waited for"
     num = max(state.num_iterations for state in engines)
     return f"{num} iterations so far, and it takes {MIN_ITERATIONS}"

@@ -5,13 +5,14 @@ between steps is the engine's account; the time within them is divided as that o
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 
-from taxbreak_vllm.model.breakdown import StepBreakdown
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.server import DEVICE_PARTS, DevicePart, DeviceSecond, StepPart
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.taxes.add import add_steps
 
 
 def device_second(state: EngineState, recorded: Mapping[Phase, StepBreakdown]) -> DeviceSecond | None:
@@ -33,8 +34,20 @@ def device_second(state: EngineState, recorded: Mapping[Phase, StepBreakdown]) -
         engine=state.engine,
         model_name=state.model_name,
         num_iterations=state.num_iterations,
+        num_left_out=state.num_left_out,
         parts_ns={part: found[part] for part in DEVICE_PARTS if found[part]},
     )
+
+
+def device_seconds(states: Iterable[EngineState], recorded: Breakdown) -> tuple[DeviceSecond, ...]:
+    """Put what engines say and one breakdown of recorded steps together; of engines that tell enough."""
+    of_phase: dict[Phase, list[StepBreakdown]] = {}
+    for step in recorded.steps:
+        if step.phase is not None:
+            of_phase.setdefault(step.phase, []).append(step)
+    steps = {phase: add_steps(found) for phase, found in of_phase.items()}
+    found = (device_second(state, steps) for state in states)
+    return tuple(second for second in found if second is not None)
 
 
 def _within(worker_ns: int, step: StepBreakdown | None) -> dict[DevicePart, int]:

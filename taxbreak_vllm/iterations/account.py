@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taxbreak_vllm.iterations.rows import UNKNOWN, Column
+from taxbreak_vllm.iterations.rows import UNASKED, Column
 from taxbreak_vllm.iterations.spans import Bool, Int64, Spans, covered, joined, without
 from taxbreak_vllm.iterations.waits import NO_ARRIVALS, Arrivals, cut_waits
 from taxbreak_vllm.model.engine import Between, EnginePart
@@ -42,7 +42,8 @@ _MAX_BEFORE_NS = 3600 * 10**9  # from a worker's last call to the engine's takin
 class Iterations:
     """Consecutive steps: the number of each, its place in `PHASES`, its iteration and the parts of that, ns.
 
-    Where `is_from_device`, the worker's part is all but the time between calls in which its device was idle.
+    Where `is_from_device`, the worker's part is all but the time between calls in which its device was idle. Those not
+    `is_asked` lie between two bursts in which the device is asked.
     """
 
     step: Int64
@@ -51,6 +52,7 @@ class Iterations:
     worker_ns: Int64
     parts_ns: Mapping[Label, Int64]
     is_from_device: Bool
+    is_asked: Bool
 
 
 class Turns:
@@ -95,7 +97,7 @@ class Turns:
         has_one_call = sample_start == execute_end
         idle_ns = np.where(has_one_call, 0, here[:, Column.DEVICE_IDLE_SAMPLE])
         idle_next_ns = following[:, Column.DEVICE_IDLE]
-        is_from_device = (idle_ns != UNKNOWN) & (idle_next_ns != UNKNOWN)
+        is_from_device = (idle_ns >= 0) & (idle_next_ns >= 0)
         worker_ns = end - start
         parts: dict[Label, Int64] = {label: np.zeros(len(here), dtype=np.int64) for label in (*EnginePart, *Between)}
         for ended, finish, sent_ns, device_ns in (
@@ -119,6 +121,7 @@ class Turns:
             worker_ns=worker_ns,
             parts_ns=parts,
             is_from_device=is_from_device,
+            is_asked=(idle_ns != UNASKED) & (idle_next_ns != UNASKED),
         )
 
     def busy_ns(self, from_ns: int, to_ns: int) -> dict[EnginePart, int]:

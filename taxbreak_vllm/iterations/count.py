@@ -27,8 +27,9 @@ _KEPT = 32  # turns that what is counted next is joined with
 class LoopCount:
     """The sums of one engine's loop.
 
-    Where it `works_ahead`, what a device waited for is told by the device alone, and iterations of which it does not
-    tell are left out; as long as it has told of none, all count, without parts.
+    Where a device is asked about some iterations, the others are left out. Where the loop `works_ahead`, what a device
+    waited for is told by the device alone, and so are iterations of which it does not tell; as long as it has told of
+    none, those it was asked about count without parts. `num_left_out` counts them all.
     """
 
     def __init__(self, *, works_ahead: bool = False) -> None:
@@ -40,6 +41,7 @@ class LoopCount:
         self.phases: Mapping[Phase, IterationSums] = {}
         self.busy_ns: Mapping[EnginePart, int] = {}
         self.num_unjoined = 0
+        self.num_left_out = 0
 
     def add(self, new: Int64, arrivals: Arrivals = NO_ARRIVALS) -> None:
         """Count turns that follow on those counted last; `arrivals` are the requests that came meanwhile."""
@@ -61,6 +63,8 @@ class LoopCount:
         self._rows = rows[-_KEPT:]
 
     def _add(self, found: Iterations, is_new: Bool) -> None:
+        num_new = int(is_new.sum())
+        is_new = is_new & found.is_asked
         is_told = is_new & found.is_from_device
         if is_told.any() and self.idle_from is not IdleFrom.DEVICE_EVENTS:
             self.idle_from = IdleFrom.DEVICE_EVENTS
@@ -68,6 +72,7 @@ class LoopCount:
                 self.phases = {}  # these have no parts
         if self._works_ahead and self.idle_from is IdleFrom.DEVICE_EVENTS:
             is_new = is_told
+        self.num_left_out += num_new - int(is_new.sum())
         sums = _by_phase(found, is_new, tells_parts=self.idle_from is not None)
         self.phases = _added(self.phases, sums)
 
@@ -85,6 +90,7 @@ class LoopCount:
             idle_from=self.idle_from,
             busy_ns=self.busy_ns,
             num_unjoined=self.num_unjoined,
+            num_left_out=self.num_left_out,
         )
 
 

@@ -42,9 +42,13 @@ def report(windows: Sequence[Window], *, path: Path, phase: Phase | None = None)
 
 
 def _phases(found: Sequence[Iterations], *, works_ahead: bool) -> dict[Phase, PhaseIterations]:
-    """Where the engine works ahead only the device tells what it waited for; where it does not, there are no parts."""
+    """Where the engine works ahead only the device tells what it waited for; where it does not, there are no parts.
+
+    Iterations about which the device is not asked count where it is asked about none.
+    """
     is_told = np.concatenate([each.is_from_device for each in found])
-    is_counted = is_told if works_ahead and is_told.any() else np.ones(len(is_told), dtype=np.bool_)
+    is_asked = np.concatenate([each.is_asked for each in found])
+    is_counted = is_told if works_ahead and is_told.any() else is_asked if is_asked.any() else ~is_asked
     index = np.concatenate([each.phase_index for each in found])
     return {
         name: _phase(found, is_own, tells_parts=not works_ahead or bool(is_told.any()))

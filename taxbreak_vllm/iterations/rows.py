@@ -44,10 +44,11 @@ class Column(IntEnum):
     WORKER_SAMPLE0 = auto()
     WORKER_SAMPLE1 = auto()
     WORKER_PHASE = auto()  # the step's place in `PHASES`; UNKNOWN where the worker has lost count of its steps
-    DEVICE_IDLE = auto()  # how long the worker's device was, up to its first call; UNKNOWN where nothing tells
+    DEVICE_IDLE = auto()  # how long the worker's device was, up to its first call; UNKNOWN where nothing tells, UNASKED
     DEVICE_IDLE_SAMPLE = auto()  # and between the two
 
 
 NUM_COLUMNS = len(Column)
 
+UNASKED = -2  # the device is asked about some steps, and was not about this one
 UNKNOWN = -1  # also WORKER_EXECUTE0 of a step with tokens whose output bore no times

@@ -64,7 +64,9 @@ class EngineState:
 
     `worker_ns` + Σ `exposed_ns` + Σ `between_ns` = `iterations_ns`, to the nanosecond. `busy_ns` is what the thread
     took for a part, whether a worker waited for it or not. `num_unjoined` counts steps of which no worker's times came
-    back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended.
+    back, `num_lost` turns of the loop that nobody had time to count. `off_reason` says why counting ended,
+    `queue_off_reason` why requests do not tell what they waited for in its queue: its scheduler is not as it is known
+    (`scheduler`), or a hook of ours failed (`hook`).
 
     `phases` hold the same sums, the busy ones aside, for each phase. `runqueue_wait_ratio` is, of late, the share
     of the time in which the engine's thread was ready to run that it waited for a CPU.
@@ -72,7 +74,8 @@ class EngineState:
     With `works_ahead` (asynchronous scheduling) the device goes on while its worker stands between two calls. What it
     waited for is told by events on the device alone then, and where it has none (`idle_from` is None) `exposed_ns` and
     `between_ns` stay empty. Where events tell, `worker_ns` is what is left of the iterations: the device at work, and
-    its worker in its calls. With `works_ahead` an iteration of which they do not tell is in no sum.
+    its worker in its calls. They are recorded in bursts: the sums are of the iterations in these, chosen by chance, and
+    `num_left_out` counts the others. With `works_ahead` one of which they do not tell, though asked, is left out too.
     """
 
     server_id: str = ""
@@ -91,9 +94,11 @@ class EngineState:
     idle_from: IdleFrom | None = None
     runqueue_wait_ratio: float | None = None
     num_unjoined: Int64 = 0
+    num_left_out: Int64 = 0
     num_lost: Int64 = 0
     works_ahead: bool = False
     off_reason: str | None = None
+    queue_off_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

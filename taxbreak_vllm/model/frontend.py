@@ -24,7 +24,11 @@ class Stage(StrEnum):
     RENDER = "render"  # template and tokenizer
     SUBMIT = "submit"  # checked, registered, encoded, sent to the engine
     IPC_INPUT = "ipc_input"  # on its way to the engine's scheduler
-    QUEUE = "queue"  # waits to be scheduled
+    QUEUE = "queue"  # waits to be scheduled, and for none of the following
+    QUEUE_KV = "queue_kv"  # KV blocks are refused to the request whose turn it is
+    QUEUE_ENCODER = "queue_encoder"  # the encoder has no room for it
+    QUEUE_GRAMMAR = "queue_grammar"  # its grammar is compiled
+    QUEUE_REMOTE_KV = "queue_remote_kv"  # its KV cache is fetched from elsewhere
     PREFILL = "prefill"  # to its first token
     DECODE = "decode"  # to its last token
     IPC_OUTPUT = "ipc_output"  # on its way from the engine to the API server
@@ -33,6 +37,8 @@ class Stage(StrEnum):
     SEND = "send"
 
 
+WAITS = (Stage.QUEUE_KV, Stage.QUEUE_ENCODER, Stage.QUEUE_GRAMMAR, Stage.QUEUE_REMOTE_KV)
+QUEUED = (Stage.QUEUE, *WAITS)
 DELIVERY = (Stage.IPC_OUTPUT, Stage.DETOKENIZE, Stage.SERIALIZE, Stage.SEND)
 
 
@@ -53,6 +59,9 @@ class FrontendState:
     first byte of the answer after the first output) and `total` (to its end) hold all but `num_failed`, which had no
     end (an error, an abort, a client that left), and `num_unknown`, without vLLM's own stamps (statistics are off, or
     on another machine's clock) or not what a request is (answered in the background, more than 256 of the engine's).
+    Of `num_undivided` among these no engine told what they waited for in its queue: all of that is `queue`, and the
+    four stages that begin with `queue_` do not have them (`queue_off_reason` of the engine says why).
+
     `tokens` are the four parts of the delivery of single outputs, of one request in `followed_every`. `loop_lag` is how
     late the event loop was, to about 1 ms. `num_lost` counts requests nobody had time to count, `num_in_flight` those
     that have not ended. `off_reason` says why counting ended. `runqueue_wait_ratio` is, of late, the share of the
@@ -68,6 +77,7 @@ class FrontendState:
     num_requests: Int64 = 0
     num_failed: Int64 = 0
     num_unknown: Int64 = 0
+    num_undivided: Int64 = 0
     num_lost: Int64 = 0
     num_in_flight: Int64 = 0
     stages: Mapping[Stage, SpanHistogram] = field(default_factory=dict)
@@ -82,7 +92,8 @@ class FrontendState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waterfall:
-    """One request: what its time went to. `stages_ns` sum to `total_ns`, to the nanosecond.
+    """One request: what its time went to. `stages_ns` sum to `total_ns`, to the nanosecond; without the four stages
+    `queue_...`, all of `queue` is undivided, as no engine told.
 
     `ttft_ns` is the time to the first byte of its answer after its first output (of an answer in one piece: its end),
     and `first_token_ns` cuts the delivery of that. A request of several choices or prompts is queued until the first

@@ -60,11 +60,15 @@ DEVICE_PARTS: tuple[DevicePart, ...] = (  # from client to kernel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSecond:
-    """What the iterations of one engine went to since its start: `parts_ns`, from client to kernel, sum to them."""
+    """What the iterations of one engine went to since its start: `parts_ns`, from client to kernel, sum to them.
+
+    They stand for `num_left_out` others, about which its device was not asked.
+    """
 
     engine: str
     model_name: str
     num_iterations: int
+    num_left_out: int = 0
     parts_ns: Mapping[DevicePart, int]
 
     @property

@@ -10,33 +10,20 @@ from typing import Any
 
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model import cupti
-from taxbreak_vllm.model.step import Phase, Server
+from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
-from taxbreak_vllm.serving.bracket import MAX_BEFORE, MAX_WAIT_NS, Bracket, Step
+from taxbreak_vllm.serving.bracket import MAX_WAIT_NS
 from taxbreak_vllm.serving.drops import Drops, logger
-from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.outbox import Outbox
-from taxbreak_vllm.serving.recorder import (
-    AFTER_ANNOTATION,
-    BEFORE_ANNOTATION,
-    ENGINE_ANNOTATION,
-    STEP_ANNOTATION,
-    Profile,
-    RecordedStep,
-    Recorder,
-)
+from taxbreak_vllm.serving.recorder import ENGINE_ANNOTATION, Recorder
+from taxbreak_vllm.serving.recordings import DUMMY_BATCH, Recordings
 from taxbreak_vllm.serving.sampling.kinds import PlainTimes, StepKind, StepKinds
 from taxbreak_vllm.serving.sampling.picks import Picks
 from taxbreak_vllm.serving.sampling.policy import Policy
-from taxbreak_vllm.serving.sampling.sampler import Draws, Sample
-from taxbreak_vllm.serving.sampling.stalls import Detail
-from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, Work, classify
-from taxbreak_vllm.serving.tokens import SampledTokens
+from taxbreak_vllm.serving.sampling.sampler import Draws
+from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
-
-# What an engine runs to keep in step with its data-parallel siblings; its size is vLLM's own affair.
-_DUMMY_BATCH = Work(Phase.IDLE, 1)
 
 _UNKNOWN = -1
 
@@ -67,7 +54,6 @@ class Watch:
     ) -> None:
         self._server = server
         self.server_id = server.server_id
-        self._graph_modes = graph_modes
         self._records = records
         self._works_ahead = works_ahead
         self._max_capture_steps = settings.max_capture_steps
@@ -98,15 +84,23 @@ class Watch:
             now_ns=now_ns,
             cpu_ns=cpu_ns,
         )
+        self._recordings = Recordings(
+            server,
+            self._recorder,
+            self.outbox,
+            self._policy,
+            self._kinds,
+            has_graphs=graph_modes.has_graphs,
+            works_ahead=works_ahead,
+            now_ns=now_ns,
+            unix_ns=unix_ns,
+        )
         self._started_unix_ns = unix_ns()
         self._armed_ns: int | None = None
         self._run_queue: RunQueueWait | None = None
         self._cost_before_ns = 0
-        self._overhead_ns = 0
-        self._asked_overhead_ns = 0
         self._num_settled = 0
         self._is_broken = False
-        self._is_quiet = True
         self._kind: StepKind | None = None
         self._begun_ns = 0
         self._ended_ns = 0
@@ -114,7 +108,6 @@ class Watch:
         self._plain: PlainTimes | None = None  # for the iteration of the step before this one, unless that was recorded
         self._num_passed = 0
         self._has_more = False  # a recording goes on or is being stored, or a step is to be passed over
-        self._bracket: Bracket | None = None
         self.is_recording = False  # whether the profiler is on; read on every step, like the next one
         self.is_paused = False
         self.phase_index = _UNKNOWN  # of the step begun last, in `PHASES`; unknown once a fault has ended the watch
@@ -122,7 +115,7 @@ class Watch:
     def start(self, worker: Any) -> None:  # noqa: ANN401 - a vLLM worker
         """Warm the profiler, where this worker records, and start storing."""
         if self._policy.off_reason is None and self._records:
-            self._warm(worker)
+            self._recordings.warm(worker)
         self.outbox.start()
 
     def arm(self) -> None:
@@ -133,7 +126,8 @@ class Watch:
 
     def close(self) -> None:
         """Store what was recorded, and end."""
-        if self._bracket is not None and self._bracket.thread == get_ident():
+        bracket = self._recordings.bracket
+        if bracket is not None and bracket.thread == get_ident():
             self.abandon("unfinished")
         self.outbox.close()
 
@@ -145,7 +139,7 @@ class Watch:
             if self._kind is not None:
                 self.abandon("unfinished")
             kinds = self._kinds
-            kind = kinds.of(_DUMMY_BATCH.phase, 1) if scheduled is None else kinds.of_step(scheduled)
+            kind = kinds.of(DUMMY_BATCH.phase, 1) if scheduled is None else kinds.of_step(scheduled)
             self.phase_index = kind.phase_index
             kind.num_steps = num_steps = kind.num_steps + 1
             if (num_steps >= kind.due or self._has_more) and not self._look(worker, scheduled, kind):
@@ -154,7 +148,7 @@ class Watch:
             begun_ns = self._now_ns()
             plain = self._plain
             if plain is not None and begun_ns - self._ended_ns < MAX_WAIT_NS:
-                plain.add(begun_ns - self._begun_ns, self._is_quiet)
+                plain.add(begun_ns - self._begun_ns, self._recordings.is_quiet)
             self._begun_ns = begun_ns
             self._kind = kind
         except Exception as error:
@@ -165,7 +159,7 @@ class Watch:
         if self._kind is None:
             return
         try:
-            self._read_graph_mode()
+            self._recordings.read_graph_mode()
             self._recorder.enter(ENGINE_ANNOTATION)
             self.is_paused = True
             self._ended_ns = self._now_ns()
@@ -193,11 +187,11 @@ class Watch:
             window_ns = ended_ns - self._begun_ns
             if self._paused_ns:
                 window_ns, self._paused_ns = window_ns - self._paused_ns, 0
-            if self._bracket is None:
-                kind.add(window_ns, self._is_quiet)
+            if not self.is_recording:
+                kind.add(window_ns, self._recordings.is_quiet)
                 self._plain = kind.iterations
             else:
-                self._end_recorded(self._bracket, window_ns, output, has_sampled=has_sampled)
+                self._recordings.end(window_ns, output, has_sampled=has_sampled)
         except Exception as error:
             self._break(error)
 
@@ -209,17 +203,11 @@ class Watch:
         self._kind = self._plain = None
         self.is_paused = False
         self._paused_ns = 0
-        bracket = self._bracket
-        if bracket is None:
+        if not self.is_recording:
             return
         try:
-            if bracket.step is not None and bracket.step.has_ended:
-                self._close(bracket, None)
-                return
-            closing_ns = self._now_ns()
-            self._recorder.discard(reason)
-            bracket.overhead_ns += self._now_ns() - closing_ns
-            self._give_up(bracket)
+            self._recordings.abandon(reason)
+            self.is_recording = False
         except Exception as error:
             self._break(error)
 
@@ -238,7 +226,7 @@ class Watch:
             iterations=self._kinds.iteration_histograms(),
             num_samples=self.outbox.num_stored,
             dropped=self._drops.counts(),
-            overhead_ns=self._overhead_ns + self.outbox.cost_ns - self._cost_before_ns,
+            overhead_ns=self._recordings.overhead_ns + self.outbox.cost_ns - self._cost_before_ns,
             serving_ns=0 if self._armed_ns is None else self._now_ns() - self._armed_ns,
             capture_id=None if progress is None else progress.request.capture_id,
             capture_recorded=0 if progress is None else progress.num_recorded,
@@ -259,11 +247,13 @@ class Watch:
 
     def _look(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
         """Do what the beginning of few steps needs; False for one that another rank may record."""
-        if not self._is_quiet:
-            self._is_quiet = not self.outbox.is_busy
-        self._has_more = self._bracket is not None or not self._is_quiet or self._num_passed > 0
-        if self._bracket is not None:
-            self._goes_on(worker, scheduled, kind)
+        recordings = self._recordings
+        if not recordings.is_quiet:
+            recordings.is_quiet = not self.outbox.is_busy
+        self._has_more = self.is_recording or not recordings.is_quiet or self._num_passed > 0
+        if self.is_recording:
+            recordings.go_on(worker, scheduled, kind, begun_ns=self._begun_ns, ended_ns=self._ended_ns)
+            self.is_recording = recordings.bracket is not None
             return True
         is_due = kind.num_steps >= kind.due or self._num_passed
         return not is_due or self._open_if_picked(worker, scheduled, kind)
@@ -285,142 +275,17 @@ class Watch:
             self._has_more = True
             return False
         elif (
-            self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._is_quiet)
+            self._policy.allows(sample, self._plain_ns(kind), is_quiet=self._recordings.is_quiet)
             and (detail := self._policy.detail(sample, kind)) is not None
         ):
             self._plain = None
-            self._open(worker, scheduled, sample, kind, detail)
+            self._has_more = True
+            self._recordings.open(worker, scheduled, sample, kind, detail)
+            self.is_recording = self._recordings.bracket is not None
         return True
 
     def _plain_ns(self, kind: StepKind) -> int | None:
         return (kind.iterations if self._works_ahead else kind).median()[0]
-
-    def _warm(self, worker: Any) -> bool:  # noqa: ANN401 - a vLLM worker
-        is_warm = self._recorder.warm(worker)
-        if not is_warm:
-            self._policy.turn_off("no_device_records")
-        return is_warm
-
-    def _open(
-        self,
-        worker: Any,  # noqa: ANN401 - a vLLM worker
-        scheduled: ScheduledStep | None,
-        sample: Sample,
-        kind: StepKind,
-        detail: Detail,
-    ) -> None:
-        # all of it before the profiler starts, as what comes after is in the recorded window
-        sample.take(1)
-        opening_ns = self._now_ns()
-        is_warm = self._warm(worker)
-        bracket = self._bracket = Bracket(sample, detail, kind, kind, get_ident())
-        self.is_recording = self._has_more = True
-        if not self._works_ahead:
-            bracket.step = self._step(worker, scheduled)
-        is_on = is_warm and self._recorder.start(worker, self._span(bracket), detail=detail)
-        bracket.overhead_ns = self._now_ns() - opening_ns
-        if not is_on:
-            self._give_up(bracket)
-
-    def _step(self, worker: Any, scheduled: ScheduledStep | None) -> Step:  # noqa: ANN401 - a vLLM worker
-        return Step(
-            index=self._kinds.num_steps(),
-            work=_DUMMY_BATCH if scheduled is None else classify(scheduled),
-            drafted=() if scheduled is None else tuple(scheduled.scheduled_spec_decode_tokens),
-            started_unix_ns=self._unix_ns(),
-            graph_mode=GraphModeNote(worker) if self._graph_modes.has_graphs else None,
-        )
-
-    def _span(self, bracket: Bracket) -> str:
-        return BEFORE_ANNOTATION if bracket.step is None else STEP_ANNOTATION + self._step_id(bracket.step)
-
-    def _goes_on(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> None:  # noqa: ANN401
-        """Begin a step that follows a recorded one."""
-        bracket, now_ns = self._bracket, self._now_ns()
-        assert bracket is not None
-        had_work = now_ns - self._ended_ns < MAX_WAIT_NS
-        iteration_ns = now_ns - self._begun_ns if had_work else None
-        if bracket.step is not None:
-            self._close(bracket, iteration_ns)
-            return
-        self._charge(bracket, bracket.added_ns(iteration_ns if self._works_ahead else None))
-        if bracket.num_before == MAX_BEFORE:
-            self._stop(bracket)
-            self._give_up(bracket)
-            return
-        if bracket.sample.suits(kind.phase) and had_work:
-            bracket.step = self._step(worker, scheduled)
-        bracket.kind = kind
-        self._recorder.enter(self._span(bracket))
-
-    def _end_recorded(self, bracket: Bracket, window_ns: int, output: object, *, has_sampled: bool) -> None:
-        self._recorder.leave()
-        bracket.window_ns = window_ns
-        step = bracket.step
-        if step is None:
-            bracket.num_before += 1
-            return
-        self._read_graph_mode()
-        step.has_ended = True
-        if has_sampled:
-            step.tokens = SampledTokens(drafted=step.drafted)
-            step.tokens.follow(output)
-        else:
-            step.tokens = SampledTokens.none(output)
-
-    def _close(self, bracket: Bracket, iteration_ns: int | None) -> None:
-        """Hand over a recording whose sample has ended; `iteration_ns` is None where no step follows it closely."""
-        closing_ns = self._now_ns()
-        if iteration_ns is not None:
-            self._recorder.enter(AFTER_ANNOTATION)
-        profile = self._stop(bracket)
-        self._bracket = None
-        self.is_recording = False
-        bracket.overhead_ns += self._now_ns() - closing_ns
-        self._charge(bracket, bracket.overhead_ns + bracket.added_ns(iteration_ns if self._works_ahead else None))
-        step = bracket.step
-        assert step is not None
-        if profile is None or not self._policy.allows_length(bracket.window_ns):
-            bracket.sample.take(-1)
-            return
-        info = bracket.describe(
-            step,
-            self._server,
-            step_id=self._step_id(step),
-            iteration_ns=iteration_ns,
-            op_cost_ns=self._recorder.op_cost_ns(bracket.detail),
-        )
-        self._is_quiet = False
-        self.outbox.offer(RecordedStep(info, profile, bracket.sample.progress, step.tokens))
-
-    def _stop(self, bracket: Bracket) -> Profile | None:
-        profile = self._recorder.stop()
-        if profile is not None:
-            num_steps = bracket.num_before + (bracket.step is not None)
-            self._policy.stalls.learn(bracket.picked, bracket.detail, profile.stop_ns, num_steps)
-        return profile
-
-    def _charge(self, bracket: Bracket, cost_ns: int) -> None:
-        self._overhead_ns += cost_ns
-        if bracket.sample.progress is not None:
-            self._asked_overhead_ns += cost_ns
-
-    def _step_id(self, step: Step) -> str:
-        return f"{self._server.server_id}.r{self._server.rank}.s{step.index}"
-
-    def _read_graph_mode(self) -> None:
-        """Read the graph mode of a step being recorded, and have vLLM note no more of them."""
-        step = self._bracket.step if self._bracket is not None else None
-        if step is not None and step.graph_mode is not None:
-            step.graph_mode.read()
-
-    def _give_up(self, bracket: Bracket) -> None:
-        """Let go of a recording that is off, for what it cost."""
-        self._charge(bracket, bracket.overhead_ns)
-        self._read_graph_mode()
-        self._bracket = None
-        self.is_recording = False
-        bracket.sample.take(-1)
 
     def _follow(self, request: CaptureRequest | None, control: Control | None) -> bool:
         """Settle the account and take what the spool says, on the storing thread; True for news to be told at once."""
@@ -428,8 +293,8 @@ class Watch:
         num_steps = sum(kind.num_steps for kind in self._kinds)
         is_serving, self._num_settled = num_steps > self._num_settled or self._kind is not None, num_steps
         policy.settle(
-            spent_ns=self._overhead_ns + self.outbox.cost_ns,
-            asked_ns=self._asked_overhead_ns + self.outbox.asked_cost_ns,
+            spent_ns=self._recordings.overhead_ns + self.outbox.cost_ns,
+            asked_ns=self._recordings.asked_overhead_ns + self.outbox.asked_cost_ns,
             is_serving=is_serving,
         )
         if control is not None and control.enabled and was_off and self._records:
@@ -450,8 +315,8 @@ class Watch:
         self._is_broken = True
         self.phase_index = _UNKNOWN
         self.is_paused = False
-        self._read_graph_mode()
-        self._kind = self._bracket = None
+        self._recordings.read_graph_mode()
+        self._kind = self._recordings.bracket = None
         self.is_recording = False
         self._drops.add("hook", repr(error))
         self._policy.turn_off("hook")

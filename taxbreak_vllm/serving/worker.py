@@ -18,8 +18,8 @@ import msgspec
 from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
-from taxbreak_vllm.serving import build
-from taxbreak_vllm.serving.device_idle import DeviceIdle, open_device_idle
+from taxbreak_vllm.serving import build, device_idle
+from taxbreak_vllm.serving.device_idle import DeviceIdle
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
 from taxbreak_vllm.serving.server_settings import settings_of
@@ -72,6 +72,11 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
         settings.spool,
     )
     return watch
+
+
+def open_device_idle(worker: Any) -> DeviceIdle | None:  # noqa: ANN401 - a vLLM worker that has its device
+    """Prepare the events of a worker's device; None where it has none, or the settings leave it alone."""
+    return device_idle.open_device_idle(worker) if load_settings().device_events else None
 
 
 def install(

@@ -10,7 +10,8 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
-from taxbreak_vllm.serving.device_idle import UNKNOWN, DeviceIdle, Gap
+from taxbreak_vllm.iterations.rows import UNKNOWN
+from taxbreak_vllm.serving.device_idle import DeviceIdle, Gap
 from taxbreak_vllm.serving.drops import logger
 
 NUMBER = "taxbreak_number"
@@ -32,7 +33,7 @@ class StepTimes:
     def __init__(self, device_idle: DeviceIdle | None) -> None:
         self._device_idle = device_idle
         self._number = 0  # of the step whose calls go on; 0 where nobody asks about it
-        self._frames: DeviceIdle | None = None  # its calls, unless it has no work for the device
+        self._frames: DeviceIdle | None = None  # its calls, where the device is asked about it
         self._begun_ns = 0
         self._phase_index = UNKNOWN
         self._execute_ns = 0, 0
@@ -46,7 +47,10 @@ class StepTimes:
             self._number = number = 0 if self._is_broken else getattr(scheduled, NUMBER, 0)
             if number:
                 self._phase_index = phase_index
-                self._frames = self._device_idle if getattr(scheduled, "num_scheduled_tokens", None) else None
+                idle = self._device_idle
+                if idle is not None:
+                    has_work = getattr(scheduled, "num_scheduled_tokens", None)
+                    self._frames = idle if has_work and idle.begin_step() else None
                 self._gap = self._begin()
         except Exception as error:
             self._break(error)
@@ -82,7 +86,7 @@ class StepTimes:
         """Take note of work on the device that is no step's."""
         try:
             if self._device_idle is not None and not self._is_broken:
-                self._device_idle.end()
+                self._device_idle.end_other()
         except Exception as error:
             self._break(error)
 
@@ -106,9 +110,10 @@ class StepTimes:
         stamps = (server_id, self._number, *self._execute_ns, self._begun_ns, ended_ns, self._phase_index)
         frames, gap, sample_gap = self._frames, self._gap, self._sample_gap
         self._number, self._gap, self._sample_gap = 0, None, None
+        untold = UNKNOWN if self._device_idle is None else self._device_idle.untold
 
         def read_idle() -> Idle:
-            return (UNKNOWN, UNKNOWN) if frames is None else (frames.read(gap), frames.read(sample_gap))
+            return (untold, untold) if frames is None else (frames.read(gap), frames.read(sample_gap))
 
         try:
             answer(output, stamps, read_idle)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, SpanHistogram, Stage
+from taxbreak_vllm.model.frontend import DELIVERY, QUEUED, SPAN_BUCKETS_NS, WAITS, SpanHistogram, Stage
 from taxbreak_vllm.stages.rows import Column, Output
 
 Int64 = NDArray[np.int64]
@@ -34,6 +34,8 @@ _CUTS = (
     Column.LAST_SEND0,
     Column.END,
 )
+_STAGES = tuple(stage for stage in Stage if stage not in WAITS)  # between these
+_WAITS = (Column.WAIT_KV, Column.WAIT_ENCODER, Column.WAIT_GRAMMAR, Column.WAIT_REMOTE_KV)
 _FIRST = (Column.FIRST_TOKEN, Column.FIRST_TAKEN, Column.FIRST_PUT, Column.FIRST_SEND0, Column.FIRST_SEND1)
 _ONLY = (Column.LAST_TOKEN, Column.LAST_TAKEN, Column.LAST_PUT, Column.FIRST_SEND0, Column.FIRST_SEND1)
 
@@ -42,13 +44,15 @@ _ONLY = (Column.LAST_TOKEN, Column.LAST_TAKEN, Column.LAST_PUT, Column.FIRST_SEN
 class Requests:
     """Requests whose stages are known, one entry each, and how many there were besides.
 
-    `rows` are theirs. `stages_ns` sum to `total_ns`; `first_ns` cut the way of the first output that was sent.
+    `rows` are theirs. `stages_ns` sum to `total_ns`; of one that is not `is_divided` no engine tells what it waited for
+    in its queue: all of that is `queue`. `first_ns` cut the way of the first output that was sent.
     """
 
     rows: Int64
     total_ns: Int64
     ttft_ns: Int64
     stages_ns: Mapping[Stage, Int64]
+    is_divided: Bool
     first_ns: Mapping[Stage, Int64]
     num_failed: int
     num_unknown: int
@@ -77,15 +81,26 @@ def account(rows: Int64) -> Requests:
     is_known = has_output & ~has_failed & _in_order(cuts) & _in_order(first)
     spans, first_spans = np.diff(cuts[is_known], axis=1), np.diff(first[is_known], axis=1)
     known = rows[is_known]
+    stages_ns = dict(zip(_STAGES, spans.T, strict=True))
+    is_divided, parts_ns = _waits(known[:, _WAITS], stages_ns[Stage.QUEUE])
+    stages_ns |= dict(zip(QUEUED, parts_ns, strict=True))
     return Requests(
         rows=known,
         total_ns=known[:, Column.END] - known[:, Column.ARRIVED],
         ttft_ns=known[:, Column.FIRST_SEND1] - known[:, Column.ARRIVED],
-        stages_ns=dict(zip(Stage, spans.T, strict=True)),
+        stages_ns={stage: stages_ns[stage] for stage in Stage},
+        is_divided=is_divided,
         first_ns=dict(zip(DELIVERY, first_spans.T, strict=True)),
         num_failed=int(has_failed.sum()),
         num_unknown=int((~has_failed & ~is_known).sum()),
     )
+
+
+def _waits(waits_ns: Int64, queue_ns: Int64) -> tuple[Bool, tuple[Int64, ...]]:
+    """Tell whose waits (requests, 4) are known and fit their time in the queue, and cut that into `QUEUED`."""
+    is_divided: Bool = (waits_ns >= 0).all(axis=1) & (waits_ns.sum(axis=1) <= queue_ns)
+    waits_ns = np.where(is_divided[:, None], waits_ns, 0)
+    return is_divided, (queue_ns - waits_ns.sum(axis=1), *waits_ns.T)
 
 
 def delivery(rows: Int64) -> dict[Stage, Int64]:

@@ -6,6 +6,8 @@ engine's (choices, prompts): the first of them is queued, scheduled and has a to
 
 from enum import IntEnum, auto
 
+UNKNOWN = -1
+
 
 class _Columns(IntEnum):
     @staticmethod
@@ -41,6 +43,10 @@ class Column(_Columns):
     NUMBER = auto()
     NUM_PROMPT_TOKENS = auto()
     NUM_OUTPUT_TOKENS = auto()
+    WAIT_KV = auto()  # of the time up to `SCHEDULED`; UNKNOWN where the engine does not tell
+    WAIT_ENCODER = auto()
+    WAIT_GRAMMAR = auto()
+    WAIT_REMOTE_KV = auto()
 
 
 class Output(_Columns):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from taxbreak_vllm.serving import outbox, recorder, tokens, watch, worker
+from taxbreak_vllm.serving import outbox, recorder, recordings, tokens, worker
 from taxbreak_vllm.serving.sampling import kinds, policy, sampler
 from taxbreak_vllm.spool.spool import Spool
 
@@ -25,7 +25,7 @@ PARTS = {
     "Policy.detail": (policy.Policy, "detail"),
     "Policy.settle": (policy.Policy, "settle"),
     "Policy.follow": (policy.Policy, "follow"),
-    "classify": (watch, "classify"),
+    "classify": (recordings, "classify"),
     "SampledTokens.follow": (tokens.SampledTokens, "follow"),
     "TorchProfile.open": (recorder.TorchProfile, "__init__"),
     "TorchProfile.start": (recorder.TorchProfile, "start"),

@@ -145,6 +145,15 @@ def test_requests_that_wait_for_a_place_are_said_where_no_part_of_the_host_is_wh
     assert first(engine_state(exposed={EnginePart.SCHEDULE: 5}), requests=requests).concern is Concern.ENGINE
 
 
+def test_what_requests_wait_for_in_the_queue_is_named():
+    requests = [waterfall(number, queue=5, queue_kv=80) for number in range(20)]
+
+    said = first_sentence(first(engine_state(), requests=requests))
+
+    assert said.startswith("Requests wait 80.00 ms of the 105.")
+    assert "for KV blocks (queue_kv): the KV cache is full" in said
+
+
 @pytest.mark.parametrize("exposed_ms", [0.01, 5])
 def test_an_idle_server_has_no_work_whatever_its_few_iterations_went_to(exposed_ms):
     state = engine_state(exposed={EnginePart.SCHEDULE: exposed_ms}, between={Between.NO_WORK: 1000})

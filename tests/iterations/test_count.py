@@ -1,16 +1,19 @@
 """Sums are those of all iterations, however their turns come in, and the totals are those of the phases."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.count import LoopCount, total_of
-from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNASKED, UNKNOWN, Column
 from taxbreak_vllm.model.engine import EngineState, IdleFrom
 from taxbreak_vllm.model.step import PHASES, Phase
+from taxbreak_vllm.serving.device_idle import ONE_IN, DeviceIdle
 from tests.iterations.test_account import SPANS, US, Clock, worker_elsewhere
 
 DECODE, PREFILL = PHASES.index(Phase.DECODE), PHASES.index(Phase.PREFILL)
@@ -109,3 +112,54 @@ def test_where_the_engine_waits_for_its_worker_iterations_count_whether_the_devi
     assert state.idle_from is IdleFrom.DEVICE_EVENTS
     assert state.num_iterations == 4
     assert state.iterations_ns == state.worker_ns + sum(state.exposed_ns.values()) + sum(state.between_ns.values())
+
+
+def asked_in(rows, *bursts):
+    """Leave the device's answers in these steps, the first of a burst not told of before its first call."""
+    idle = rows[:, [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE]]
+    kept = np.full_like(idle, UNASKED)
+    for first, last in bursts:
+        kept[first:last] = idle[first:last]
+        kept[last, 0] = idle[last, 0]
+        kept[first, 0] = UNASKED
+    rows = rows.copy()
+    rows[:, [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE]] = kept
+    return rows
+
+
+@pytest.mark.parametrize("works_ahead", [True, False])
+def test_of_a_device_that_is_asked_in_bursts_only_the_iterations_in_these_count(works_ahead):
+    rows = turns_of(*[DECODE] * 20)
+    rows[:, [Column.DEVICE_IDLE, Column.DEVICE_IDLE_SAMPLE]] = 40 * US
+    asked = asked_in(rows, (3, 7), (12, 14))
+
+    state = counted(np.split(asked, [5]), works_ahead=works_ahead).told(EngineState(engine="0"))
+
+    assert state.idle_from is IdleFrom.DEVICE_EVENTS
+    assert (state.num_iterations, state.num_left_out) == (6, 13)
+    assert state.iterations_ns == int(Turns(rows).iterations().total_ns[[3, 4, 5, 6, 12, 13]].sum())
+    assert sum(state.exposed_ns.values()) + sum(state.between_ns.values()) == 6 * 80 * US
+    assert state.worker_ns == state.iterations_ns - 6 * 80 * US
+
+
+def test_before_the_first_burst_nothing_counts_and_nothing_is_lost():
+    rows = asked_in(turns_of(*[DECODE] * 6))
+
+    state = counted([rows], works_ahead=True).told(EngineState(engine="0"))
+
+    assert (state.num_iterations, state.num_left_out, state.idle_from) == (0, 5, None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_bursts_tell_is_what_all_iterations_are(seed):
+    """Idle times that drift, and every 128th of which is long: no period of ours meets the engine's."""
+    random.seed(seed)
+    num = 30_000
+    idle_ns = 1000 * (100 + np.arange(num) // 300) + np.where(np.arange(num) % 128 == 0, 3_000_000, 0)
+    bursts = DeviceIdle(lambda: None)
+    is_framed = np.array([bursts.begin_step() for _ in range(num)])
+    is_asked = is_framed[:-1] & is_framed[1:]
+
+    assert is_asked.mean() == pytest.approx(1 / ONE_IN, rel=0.25)
+    assert idle_ns[:-1][is_asked].mean() == pytest.approx(idle_ns.mean(), rel=0.25)

@@ -160,7 +160,7 @@ class Worker(CPUWorker):
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         worker = object.__new__(cls)
         worker._clock = Device()
-        install(worker, open_device_idle=lambda _: DeviceIdle(worker._clock.event))
+        install(worker, open_device_idle=lambda _: DeviceIdle(worker._clock.event, steps_between=lambda: 0))
         return worker
 
     def load_model(self, **kwargs: Any) -> None:

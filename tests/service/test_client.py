@@ -5,11 +5,14 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import pytest
+from live_states import engine_state
 
 from taxbreak_vllm.cli.client import CaptureError, capture_steps, control_server
+from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.errors import SettingsError
 
 
@@ -56,6 +59,28 @@ def test_a_capture_prints_what_came_and_says_what_is_missing(
     assert len(json.loads(done.stdout or '{"steps": []}')["steps"]) == num_analyzed
     assert done.stderr.count("\n") == (said is not None)
     assert (said or "") in done.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
+def test_a_capture_prints_what_the_servers_iterations_went_to(start_sidecar, ask, record, spool, flags):
+    state = engine_state(exposed={EnginePart.SCHEDULE: 3}, between={Between.IPC_DISPATCH: 1}, num_left_out=9000)
+    for server_id in ("vllm-a", "vllm-other"):
+        spool.put_engine_state(replace(state, server_id=server_id, updated_unix_ns=time.time_ns() + 3600 * 10**9))
+
+    asked = ask("capture", "--url", start_sidecar(), "--steps", 1, *flags)
+    record((True,))
+    said = asked.result(timeout=90).stdout
+
+    if flags:
+        (second,) = json.loads(said)["device_seconds"]
+        assert second["parts_ns"]["schedule"] == 3 * 10**9
+        assert sum(second["parts_ns"].values()) == 10 * 10**9
+    else:
+        title = "where the device's second went: engine 0, 1,000 of 10,000 iterations"
+        assert said.count("where the device's second went") == said.count(title) == 1
+        (row,) = (line for line in said.partition(title)[2].splitlines() if "engine: schedule" in line)
+        assert "3.00 ms" in row
+        assert "30" in row
 
 
 def test_advice_is_what_the_server_says_as_json_and_as_text(start_sidecar, ask):

@@ -248,6 +248,7 @@ LOOP = EngineState(
     exposed_ns={part: 100_000 for part in EnginePart},
     between_ns={Between.IPC_DISPATCH: 300_000, Between.IPC_RETURN: 1_000_000, Between.NO_WORK: 2_000_000},
     num_unjoined=2,
+    num_left_out=50,
     num_lost=1,
 )
 
@@ -258,6 +259,8 @@ def test_what_passes_between_steps_is_counted_by_part_and_once(spool, turn, valu
         turn()
 
     assert value("engine_iterations_total", ENGINE) == 6
+    assert value("engine_iteration_seconds_total", ENGINE) == pytest.approx(0.01)
+    assert value("engine_left_out_iterations_total", ENGINE) == 50
     assert value("engine_unjoined_steps_total", ENGINE) == 3
     assert value("engine_busy_seconds_total", ENGINE, part="update") == pytest.approx(0.003)
     assert value("engine_busy_seconds_total", ENGINE, part="schedule") == pytest.approx(0.001)
@@ -496,6 +499,8 @@ def test_labels_are_the_agreed_ones(busy, registry):
     }
     of_engines = {
         "engine_iterations": {*ENGINE},
+        "engine_iteration_seconds": {*ENGINE},
+        "engine_left_out_iterations": {*ENGINE},
         "engine_unjoined_steps": {*ENGINE},
         "engine_busy_seconds": {*ENGINE, "part"},
         "engine_exposed_seconds": {*ENGINE, "part"},

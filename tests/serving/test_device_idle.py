@@ -1,13 +1,15 @@
 """The device tells how long it was idle before a call, without being waited for, and no fault of its own gets out."""
 
 import inspect
+import random
 import threading
 from types import SimpleNamespace
 
 import pytest
 from rig.device import Device
 
-from taxbreak_vllm.serving.device_idle import UNKNOWN, DeviceIdle, open_device_idle
+from taxbreak_vllm.iterations.rows import UNASKED, UNKNOWN
+from taxbreak_vllm.serving.device_idle import BURST, ONE_IN, DeviceIdle, open_device_idle, steps_between
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, StepTimes
 
 US = 1000
@@ -33,7 +35,8 @@ def device(clock):
 
 @pytest.fixture
 def idle(device):
-    return DeviceIdle(device.event)
+    """Asked about every step."""
+    return DeviceIdle(device.event, steps_between=lambda: 0)
 
 
 def call(idle, device, clock, work_ns):
@@ -64,14 +67,14 @@ def test_a_device_that_is_still_at_work_is_never_idle(idle, device, clock):
 
 
 def test_what_was_before_the_first_call_is_unknown(idle, device, clock):
-    assert idle.read(call(idle, device, clock, 0)) == UNKNOWN
+    assert idle.read(call(idle, device, clock, 0)) == UNASKED
 
 
 def test_a_call_that_never_ended_leaves_the_time_after_it_unknown(idle, device, clock):
     call(idle, device, clock, 0)
     idle.begin()
 
-    assert idle.read(call(idle, device, clock, 0)) == UNKNOWN
+    assert idle.read(call(idle, device, clock, 0)) == UNASKED
     assert idle.read(call(idle, device, clock, 0)) == 0
 
 
@@ -111,6 +114,20 @@ def test_gaps_may_be_read_while_calls_go_on(idle, device, clock):
     assert len(found) == 8
 
 
+def test_nothing_is_recorded_while_the_stream_is_captured_into_a_graph(device, clock):
+    captures = [False]
+    idle = DeviceIdle(device.event, is_capturing=lambda: captures[0], steps_between=lambda: 0)
+    call(idle, device, clock, 0)
+    captures[0] = True
+    during = call(idle, device, clock, 0), call(idle, device, clock, 0)
+    captures[0] = False
+    behind = call(idle, device, clock, 0)
+
+    assert device.num_events_recorded == 2  # around the first
+    assert [idle.read(gap) for gap in (*during, behind)] == [UNASKED] * 3
+    assert idle.read(call(idle, device, clock, 0)) == 0
+
+
 class Broken:
     """An event one of whose calls raises, as torch's may."""
 
@@ -137,9 +154,12 @@ def test_a_fault_of_the_device_is_told_once_and_nothing_is_known_from_then_on(na
     idle = DeviceIdle(lambda: Broken(name))
 
     for _ in range(3):
-        gap = idle.begin()
+        idle.begin()
         idle.end()
+        gap = idle.begin()
+        idle.read(gap)
         assert idle.read(gap) == UNKNOWN
+        assert not idle.begin_step()
 
     assert [record.message for record in caplog.records if "no longer tells when it is idle" in record.message] == [
         caplog.records[0].message
@@ -254,3 +274,54 @@ def test_other_work_ends_what_was_measured(times, device, clock):
     clock.ns += 70 * US
 
     assert getattr(step(times, device, clock, 2).get_output(), TIMES)[7] == 20 * US
+
+
+def asked(times, device, clock, num):
+    """Run so many steps, 300 µs apart; return what came of each: idle before its calls."""
+    found = []
+    for number in range(1, num + 1):
+        found.append(getattr(step(times, device, clock, number).get_output(), TIMES)[7:])
+        clock.ns += 300 * US
+    return found
+
+
+def test_the_device_is_asked_about_bursts_of_iterations_and_in_between_of_none(device, clock):
+    passes = iter((3, 5, 1000))
+    found = asked(StepTimes(DeviceIdle(device.event, steps_between=lambda: next(passes))), device, clock, 40)
+
+    burst = [(UNASKED, 100 * US), *[(300 * US, 100 * US)] * (BURST - 1), (300 * US, UNASKED)]
+    between = [(UNASKED, UNASKED)]
+    assert found == between * 3 + burst + between * 5 + burst + between * (40 - 8 - 2 * len(burst))
+    assert device.num_events_recorded == 2 * 4 * BURST
+
+
+def test_every_iteration_is_as_likely_to_be_asked_about_as_any_other(device, clock, monkeypatch):
+    random.seed(7)
+    num = 40_000
+    idle = DeviceIdle(device.event)
+    is_framed = [idle.begin_step() for _ in range(num)]
+
+    of_place = [sum(is_framed[place::64]) / (num / 64) for place in range(64)]
+    expected = (BURST + 1) / (BURST * ONE_IN)
+    assert sum(is_framed) / num == pytest.approx(expected, rel=0.1)
+    assert max(of_place) < 2 * expected
+    assert min(of_place) > expected / 2
+    assert 0 <= min(steps_between() for _ in range(1000)) < 10
+
+
+def test_other_work_between_two_bursts_records_no_event(device, clock):
+    times = StepTimes(DeviceIdle(device.event, steps_between=lambda: 10))
+    for number in range(1, 10):
+        step(times, device, clock, number)
+        times.end_other()
+
+    assert device.num_events_recorded == 0
+
+
+def test_a_device_whose_events_broke_tells_nothing_between_bursts_either(device, clock):
+    passes = iter((0, 100))
+    idle = DeviceIdle(lambda: Broken("query"), steps_between=lambda: next(passes))
+
+    found = asked(StepTimes(idle), device, clock, 20)
+
+    assert found[1:] == [(UNKNOWN, UNKNOWN)] * 19

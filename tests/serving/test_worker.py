@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.serving.device_idle import UNKNOWN, DeviceIdle
+from taxbreak_vllm.iterations.rows import UNKNOWN
+from taxbreak_vllm.serving import device_idle
+from taxbreak_vllm.serving.device_idle import DeviceIdle
 from taxbreak_vllm.serving.worker import (
     WorkerExtension,
     describe,
@@ -126,7 +128,9 @@ class BrokenEvent:
 
 def test_a_device_whose_events_fail_costs_a_step_its_idle_time_and_nothing_else(watch):
     worker = PlainWorker()
-    install(worker, open_watch=lambda _: watch, open_device_idle=lambda _: DeviceIdle(BrokenEvent))
+    install(
+        worker, open_watch=lambda _: watch, open_device_idle=lambda _: DeviceIdle(BrokenEvent, steps_between=lambda: 0)
+    )
     output = SimpleNamespace(req_ids=["a"])
     worker.outputs["sample_tokens"] = output
 
@@ -337,6 +341,19 @@ def _serve_until_sampled(worker, step, *, num_samples):
         num_steps += 1
         time.sleep(0.05)
     return num_steps
+
+
+@pytest.mark.parametrize(("value", "num_asked"), [("true", 1), ("false", 0)])
+def test_a_setting_leaves_the_device_alone(settings, decode, monkeypatch, value, num_asked):
+    asked = []
+    monkeypatch.setattr(device_idle, "open_device_idle", asked.append)
+    settings.setenv("TAXBREAK_DEVICE_EVENTS", value)
+    worker = _extend(PlainWorker)()
+
+    worker.compile_or_warm_up_model()
+    _serve(worker, decode, num_steps=2)
+
+    assert asked == [worker] * num_asked
 
 
 def test_a_wrong_setting_is_one_warning_and_the_worker_works(settings, decode, caplog, tmp_path):

@@ -22,6 +22,14 @@ class FaultyIdle:
             raise ZeroDivisionError("ours")
         return value
 
+    untold = -2
+
+    def begin_step(self):
+        return self._call("begin_step", True)
+
+    def end_other(self):
+        self._call("end_other", None)
+
     def begin(self):
         return self._call("begin", None)
 
@@ -71,11 +79,11 @@ def steps(device_idle, *, num=3, scheduled=None):
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["begin", "end", "read"])
+@pytest.mark.parametrize("name", ["begin_step", "begin", "end", "end_other", "read"])
 def test_whatever_of_ours_fails_every_call_is_made_once_and_every_answer_goes_back(name, nth):
-    calls, _ = steps(None)
+    calls, _ = steps(None, num=6)
 
-    made, times = steps(FaultyIdle(name, nth))
+    made, times = steps(FaultyIdle(name, nth), num=6)
 
     assert made == calls
     assert None in times  # of these the engine counts that they did not come back

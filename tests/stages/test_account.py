@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, SpanHistogram, Stage
+from taxbreak_vllm.model.frontend import DELIVERY, QUEUED, SPAN_BUCKETS_NS, SpanHistogram, Stage
 from taxbreak_vllm.stages.account import account, added, delivery
 from taxbreak_vllm.stages.rows import Column
 
@@ -38,7 +38,7 @@ WHOLE = STREAMED | {
     "FIRST_SEND0": 1660,
     "FIRST_SEND1": 1780,
 }
-SPANS = dict(zip(Stage, (10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120), strict=True))
+SPANS = dict(zip(Stage, (10, 20, 30, 40, 50, 60, 0, 0, 0, 0, 70, 80, 90, 100, 110, 120), strict=True))
 
 
 def _rows(*requests):
@@ -92,6 +92,29 @@ def test_a_request_of_one_token_has_no_decode():
 
     assert stages[Stage.PREFILL] == 150
     assert stages[Stage.DECODE] == 0
+
+
+WAITS = {"WAIT_KV": 5, "WAIT_ENCODER": 7, "WAIT_GRAMMAR": 11, "WAIT_REMOTE_KV": 13}
+
+
+def test_what_a_request_waited_for_is_taken_off_its_time_in_the_queue():
+    stages = _stages(STREAMED | WAITS)
+
+    assert [stages[stage] for stage in QUEUED] == [60 - 36, 5, 7, 11, 13]
+    assert {stage: ns for stage, ns in stages.items() if stage not in QUEUED} == {
+        stage: ns for stage, ns in SPANS.items() if stage not in QUEUED
+    }
+
+
+@pytest.mark.parametrize("waits", [dict.fromkeys(WAITS, -1), WAITS | {"WAIT_KV": 30}], ids=["untold", "too long"])
+def test_a_queue_whose_waits_are_not_known_is_undivided_and_they_are_no_zero(waits):
+    told, untold = STREAMED | WAITS, STREAMED | waits
+
+    found = account(_rows(told, untold))
+
+    assert found.stages_ns[Stage.QUEUE].tolist() == [24, 60]
+    assert found.is_divided.tolist() == [True, False]
+    assert (sum(found.stages_ns.values()) == found.total_ns).all()
 
 
 def test_a_prompt_of_tokens_is_rendered_by_nobody():
@@ -160,7 +183,7 @@ def test_whatever_the_stamps_known_stages_sum_to_the_total_and_every_request_is_
     assert (found.ttft_ns >= 0).all()
 
 
-@given(st.lists(st.integers(1, 10**14), min_size=len(SPANS), max_size=len(SPANS)))
+@given(st.lists(st.integers(1, 10**14), min_size=len(SPANS) - len(WAITS), max_size=len(SPANS) - len(WAITS)))
 def test_a_request_in_order_is_cut_to_the_nanosecond(spans_ns):
     cuts = (10**15 + np.cumsum([0, *spans_ns])).tolist()
     names = [name for name, value in sorted(WHOLE.items(), key=lambda item: item[1]) if value >= 1000]
@@ -170,7 +193,7 @@ def test_a_request_in_order_is_cut_to_the_nanosecond(spans_ns):
     stamps |= {"FIRST_SEND0": stamps["LAST_SEND0"], "FIRST_SEND1": stamps["END"]}
 
     assert set(order) < set(names)
-    assert list(_stages(stamps).values()) == spans_ns
+    assert [ns for stage, ns in _stages(stamps).items() if stage not in QUEUED[1:]] == spans_ns
 
 
 def test_the_way_of_each_output_is_cut():

@@ -14,7 +14,7 @@ from taxbreak_vllm.model.server import DevicePart, DeviceSecond, StepPart, Typic
 Part = tuple[str, str, int]
 P = TypeVar("P")
 
-_DEVICE_PARTS: Mapping[DevicePart, tuple[str, str]] = {
+DEVICE_WORDS: Mapping[DevicePart, tuple[str, str]] = {
     Between.NO_WORK: ("no-work", "no request"),
     Between.FRONTEND: ("frontend", "a request is in the API server"),
     Between.IPC_INPUT: ("ipc", "a request is on its way to the engine"),
@@ -43,6 +43,10 @@ _STAGES: Mapping[Stage, tuple[str, str]] = {
     Stage.SUBMIT: ("s-submit", "submit"),
     Stage.IPC_INPUT: ("ipc", "to the engine"),
     Stage.QUEUE: ("queue", "queue"),
+    Stage.QUEUE_KV: ("blocked", "queue: KV blocks"),
+    Stage.QUEUE_ENCODER: ("library", "queue: encoder"),
+    Stage.QUEUE_GRAMMAR: ("python", "queue: grammar"),
+    Stage.QUEUE_REMOTE_KV: ("runtime", "queue: remote KV cache"),
     Stage.PREFILL: ("active", "prefill"),
     Stage.DECODE: ("other_active", "decode"),
     Stage.IPC_OUTPUT: ("ipc-return", "from the engine"),
@@ -59,6 +63,7 @@ class SecondView:
     engine: str
     model_name: str
     num_iterations: int
+    num_left_out: int
     working_ns: int
     parts: tuple[Part, ...]
 
@@ -98,8 +103,9 @@ def second_view(state: EngineState, second: DeviceSecond | None) -> SecondView:
         engine=state.engine,
         model_name=state.model_name,
         num_iterations=state.num_iterations,
+        num_left_out=state.num_left_out,
         working_ns=0 if second is None else second.working_ns,
-        parts=() if second is None else _parts(second.parts_ns, _DEVICE_PARTS),
+        parts=() if second is None else _parts(second.parts_ns, DEVICE_WORDS),
     )
 
 
@@ -121,7 +127,7 @@ def requests_view(request: TypicalRequest | None, slow: Iterable[Waterfall], rea
 def legend_of(bars: Iterable[Sequence[Part]]) -> tuple[tuple[str, str], ...]:
     """Return the colours and words of all parts that are seen, each once and in the order of the bars' parts."""
     seen = {(css, words) for bar in bars for css, words, part_ns in bar if part_ns}
-    return tuple(pair for pair in (*_DEVICE_PARTS.values(), *_STAGES.values()) if pair in seen)
+    return tuple(pair for pair in (*DEVICE_WORDS.values(), *_STAGES.values()) if pair in seen)
 
 
 def _request_view(waterfall: Waterfall) -> RequestView:

@@ -17,6 +17,13 @@ STAGE_WORDS = {
     Stage.SERIALIZE: "the making of JSON (serialize)",
     Stage.SEND: "the sending (send)",
 }
+QUEUE_WORDS: dict[Stage | DevicePart | None, str] = {
+    Stage.QUEUE: "for a place in a step (queue): the engine has as many as it takes",
+    Stage.QUEUE_KV: "for KV blocks (queue_kv): the KV cache is full",
+    Stage.QUEUE_ENCODER: "for the encoder (queue_encoder): it has as many inputs as it takes",
+    Stage.QUEUE_GRAMMAR: "for their grammar (queue_grammar): it is compiled first",
+    Stage.QUEUE_REMOTE_KV: "for their KV cache (queue_remote_kv): it comes from another server",
+}
 PART_WORDS: dict[DevicePart, str] = {
     EnginePart.INPUT: "taking requests in (input)",
     EnginePart.SCHEDULE: "the scheduler (schedule)",
@@ -87,10 +94,8 @@ def first_sentence(found: Headline) -> str:
                 f" step to the next, {most}."
             )
         case Concern.QUEUE:
-            return (
-                f"Requests wait {lost} of the {whole} to their first token for a place in a step (queue): the engine"
-                " has as many as it takes, and the host is not why."
-            )
+            why = QUEUE_WORDS[found.part]
+            return f"Requests wait {lost} of the {whole} to their first token {why}, and the host is not why."
         case Concern.NO_WORK:
             return f"Nothing is held up: the server had no request for {share} of the time."
         case Concern.DEVICE:

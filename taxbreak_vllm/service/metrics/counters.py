@@ -78,6 +78,18 @@ _COUNTERS = (
         own=ENGINE_LABELS,
     ),
     _CounterFamily(
+        "engine_iterations_ns",
+        "engine_iteration_seconds",
+        "Time of these iterations: all that is in exposed and idle seconds, and what is left of it to the worker.",
+        own=ENGINE_LABELS,
+    ),
+    _CounterFamily(
+        "engine_left_out",
+        "engine_left_out_iterations",
+        "Iterations that were joined and are in none of these sums, as the device was not asked about them.",
+        own=ENGINE_LABELS,
+    ),
+    _CounterFamily(
         "engine_unjoined",
         "engine_unjoined_steps",
         "Steps of which the worker's times did not come back, or that nobody had time to count.",

@@ -79,6 +79,8 @@ def engine_counts(state: EngineState) -> Counter[Key]:
     counts = Counter(
         {
             Key("", "engine_iterations", ""): state.num_iterations,
+            Key("", "engine_iterations_ns", ""): state.iterations_ns,
+            Key("", "engine_left_out", ""): state.num_left_out,
             Key("", "engine_unjoined", ""): state.num_unjoined + state.num_lost,
         }
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
 from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.engine.queueing import QueueWaits
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, when_fetched
 
 _ZEROS = [0] * NUM_COLUMNS
@@ -24,13 +25,22 @@ class LoopHooks:
         self._engine = engine
         self._write = write
         self._row = list(_ZEROS)
+        self.waits: QueueWaits | None = None
         self.server_id = ""  # as the workers have it: an engine's own instance id has changed by now
         self.fault: str | None = None
         self.stamps_cpu = False  # any thread may set it
 
+    @property
+    def queue_off_reason(self) -> str | None:
+        """Why requests do not tell what they waited for in the engine's queue; None where they do."""
+        if self.waits is None:
+            return "scheduler"
+        return "hook" if self.waits.fault else None
+
     def attach(self) -> None:
         """Put the hooks on the engine, its scheduler and its executor."""
         engine, scheduler, executor = self._engine, self._engine.scheduler, self._engine.model_executor
+        self.waits = _queue_waits(scheduler)
         engine._process_input_queue = self._beginning(engine._process_input_queue)
         engine.input_queue.get = self._waiting(engine.input_queue.get)
         scheduler.schedule = self._numbering(scheduler.schedule)
@@ -68,11 +78,15 @@ class LoopHooks:
         return timed
 
     def _numbering(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, number = self._row, int(Column.SCHEDULED)
+        row, number, waits = self._row, int(Column.SCHEDULED), self.waits
         numbers, timed = count(1), self._timed(call, Column.SCHEDULE0, Column.SCHEDULE1)
 
         def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            if waits is not None and waits.fault is None:
+                waits.begin_schedule()
             scheduled = timed(*args, **kwargs)
+            if waits is not None and waits.fault is None:
+                waits.end_schedule(scheduled)
             try:
                 row[number] = number_of_step = next(numbers)
                 setattr(scheduled, NUMBER, number_of_step)
@@ -84,10 +98,12 @@ class LoopHooks:
 
     def _joining(self, call: Callable[..., Any]) -> Callable[..., Any]:
         row, updated, timed = self._row, int(Column.UPDATED), self._timed(call, Column.UPDATE0, Column.UPDATE1)
-        first, behind = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1
+        first, behind, waits = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1, self.waits
 
         def update_from_output(scheduled: Any, output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             result = timed(scheduled, output, *args, **kwargs)
+            if waits is not None and waits.fault is None:
+                waits.take_output(output)
             try:
                 row[updated] = number = getattr(scheduled, NUMBER, 0)
                 times = getattr(output, TIMES, None)
@@ -219,3 +235,13 @@ class LoopHooks:
         if self.fault is None:
             self.fault = repr(error)
             logger.warning("taxbreak: an engine's loop is no longer timed: %r", error)
+
+
+def _queue_waits(scheduler: Any) -> QueueWaits | None:  # noqa: ANN401 - a Scheduler
+    try:
+        waits = QueueWaits(scheduler)
+        waits.attach()
+    except Exception as error:
+        logger.warning("taxbreak: requests do not tell what they wait for: %r", error)
+        return None
+    return waits

@@ -23,10 +23,8 @@ from taxbreak_vllm.serving.engine.arrivals import read_arrivals
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
 from taxbreak_vllm.serving.engine.windows import Windows
+from taxbreak_vllm.serving.turns import Turns, is_news
 from taxbreak_vllm.spool.spool import Spool
-
-_TURN_S = 1.0
-_HEARTBEAT_NS = 5 * 10**9
 
 
 class LoopWatch:
@@ -48,18 +46,23 @@ class LoopWatch:
         self._windows = Windows(self._hooks, spool)
         self._sums = LoopCount(works_ahead=state.works_ahead)
         self.state = replace(state, pid=os.getpid(), started_unix_ns=unix_ns())
-        self._thread = threading.Thread(target=self._run, name="taxbreak-engine", daemon=True)
+        self._turns = Turns("taxbreak-engine", self.turn, self._end)
+        self._had_rows = False
 
     def start(self) -> None:
         """Put the hooks on the engine and start counting."""
         self._hooks.attach()
-        self._thread.start()
+        self._turns.start()
 
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
         before = self.state
-        rows, slots = self._ring.take(), self._slots()
-        self._sums.add(rows, Arrivals.of(slots, int(self.state.engine)))
+        rows = self._ring.take()
+        is_idle = not len(rows) and not self._had_rows  # the first turn without rows counts those that were held back
+        self._had_rows = len(rows) > 0
+        if not is_idle:
+            slots = self._slots()
+            self._sums.add(rows, Arrivals.of(slots, int(self.state.engine)))
         now_ns = self._unix_ns()
         self.state = replace(
             self._sums.told(self.state),
@@ -67,22 +70,18 @@ class LoopWatch:
             num_lost=self._ring.num_lost,
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason="hook" if self._hooks.fault else None,
+            queue_off_reason=self._hooks.queue_off_reason,
         )
-        self._windows.add(rows, slots, self.state)
-        if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:
+        if not is_idle:
+            self._windows.add(rows, slots, self.state)
+        if is_news(self.state, before, now_ns):
             self.state = replace(self.state, updated_unix_ns=now_ns)
             self._publish()
 
-    def _run(self) -> None:
-        while True:
-            time.sleep(_TURN_S)
-            try:
-                self.turn()
-            except Exception as error:
-                logger.warning("taxbreak: an engine's iterations are no longer counted: %r", error, exc_info=error)
-                self.state = replace(self.state, off_reason="hook", updated_unix_ns=self._unix_ns())
-                self._publish()
-                return
+    def _end(self, error: Exception) -> None:
+        logger.warning("taxbreak: an engine's iterations are no longer counted: %r", error, exc_info=error)
+        self.state = replace(self.state, off_reason="hook", updated_unix_ns=self._unix_ns())
+        self._publish()
 
     def _slots(self) -> Int64:
         server_id = self._hooks.server_id
@@ -97,7 +96,3 @@ class LoopWatch:
             self._spool.put_engine_state(self.state)
         except SpoolError as error:
             logger.debug("taxbreak: %s", error)  # its workers say so aloud
-
-
-def _sums(state: EngineState) -> EngineState:
-    return replace(state, updated_unix_ns=0, runqueue_wait_ratio=None)

@@ -5,11 +5,13 @@ unchanged. Where one finds no record (a request that came by another way than HT
 vllm/v1/engine/{async_llm,output_processor,core_client}.py and vllm/renderers/base.py of 0.26 to 0.33.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from taxbreak_vllm.serving.drops import logger
+from taxbreak_vllm.serving.engine.queueing import HEADER
 from taxbreak_vllm.serving.frontend.in_flight import InFlight
-from taxbreak_vllm.serving.frontend.record import RECORD, Record, random_number
+from taxbreak_vllm.serving.frontend.record import RECORD, WAITS, Record, random_number
 from taxbreak_vllm.stages.rows import Column
 
 _RENDERS = ("render_cmpl_async", "render_chat_async")
@@ -21,6 +23,7 @@ class RequestHooks:
     def __init__(self, in_flight: InFlight) -> None:
         self._in_flight = in_flight
         self._now = in_flight.now
+        self._takes_waits = True
         self._message = [0, 0]  # the engine's that is being taken up: sent, taken
 
     def attach(self, engine_client: Any) -> None:  # noqa: ANN401 - an AsyncLLM
@@ -31,7 +34,7 @@ class RequestHooks:
         hooks += [
             (inputs, "process_inputs", self._submitting(inputs.process_inputs)),
             (outputs, "add_request", self._adding(outputs.add_request, outputs)),
-            (outputs, "process_outputs", self._taking(outputs.process_outputs)),
+            (outputs, "process_outputs", self._taking(outputs.process_outputs, outputs)),
             (core, "add_request_async", self._sending(core.add_request_async, core)),
         ]
         if hasattr(core, "get_core_engine_for_request"):  # of several engines
@@ -113,7 +116,7 @@ class RequestHooks:
 
         return put
 
-    def _taking(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _taking(self, call: Callable[..., Any], outputs: Any) -> Callable[..., Any]:  # noqa: ANN401
         message, now = self._message, self._now
 
         def process_outputs(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
@@ -123,6 +126,15 @@ class RequestHooks:
                 message[0] = int((sent_s or 0) * 1e9)
             except Exception as error:
                 self._in_flight.fail(error)
+            if self._takes_waits:
+                try:
+                    for output in args[0] if args else kwargs["engine_core_outputs"]:
+                        headers = output.trace_headers
+                        if headers is not None and HEADER in headers:
+                            _take_waits(output, headers, outputs.request_states)
+                except Exception as error:
+                    self._takes_waits = False
+                    logger.warning("taxbreak: what requests wait for in their engine's queue is not known: %r", error)
             try:
                 return call(*args, **kwargs)
             finally:
@@ -156,6 +168,15 @@ class RequestHooks:
             return engine
 
         return get_core_engine_for_request
+
+
+def _take_waits(output: Any, headers: Mapping[str, str], states: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Take what an engine says of a request's wait off its first output, and leave it with the request's statistics."""
+    own = {name: value for name, value in headers.items() if name != HEADER}
+    output.trace_headers = own or None
+    state = states.get(output.request_id)
+    if state is not None and state.stats is not None:
+        setattr(state.stats, WAITS, [int(wait_ns) for wait_ns in headers[HEADER].split(",")])
 
 
 def _number(engine: bytes) -> int:

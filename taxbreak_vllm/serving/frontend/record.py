@@ -11,12 +11,15 @@ from contextvars import ContextVar
 from typing import Any
 
 from taxbreak_vllm.model.frontend import UNKNOWN_ENGINE
-from taxbreak_vllm.stages.rows import Column
+from taxbreak_vllm.stages.rows import UNKNOWN, Column
 
 RECORD: ContextVar["Record | None"] = ContextVar("taxbreak_request", default=None)
 
 _NEW = [0] * len(Column)
 _NEW[Column.ENGINE] = UNKNOWN_ENGINE
+_WAITS = slice(Column.WAIT_KV, Column.WAIT_REMOTE_KV + 1)
+_NEW[_WAITS] = [UNKNOWN] * 4
+WAITS = "taxbreak_waits"  # of a RequestStateStats: what its request waited for, as the columns
 _ARRIVED, _QUEUED, _NUM_OUTPUT_TOKENS = int(Column.ARRIVED), int(Column.QUEUED), int(Column.NUM_OUTPUT_TOKENS)
 _MAX_STATS = 256  # requests of the engine that one of a client's becomes, as beam search does; beyond it is unknown
 _NUM_RANDOM = 8  # hexadecimal digits that vLLM puts behind a request's name
@@ -61,6 +64,8 @@ class Record:
         queued_s = scheduled_s = first_s = math.inf
         last_s, num_tokens = 0.0, 0
         for found in stats:
+            if found.scheduled_ts < scheduled_s:
+                row[_WAITS] = getattr(found, WAITS, _NEW[_WAITS])
             queued_s = min(queued_s, found.queued_ts)
             scheduled_s = min(scheduled_s, found.scheduled_ts)
             first_s = min(first_s, found.first_token_ts)

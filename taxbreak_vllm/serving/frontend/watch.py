@@ -13,18 +13,18 @@ from typing import Any
 
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model.errors import SpoolError
-from taxbreak_vllm.model.frontend import NUM_WATERFALLS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.frontend import NUM_WATERFALLS, WAITS, FrontendState, SpanHistogram, Stage, Waterfall
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.frontend.arrivals import Arrivals
 from taxbreak_vllm.serving.frontend.hooks import RequestHooks
 from taxbreak_vllm.serving.frontend.in_flight import FOLLOWED_EVERY, InFlight
+from taxbreak_vllm.serving.turns import Turns, is_news
 from taxbreak_vllm.spool.layout import ARRIVALS
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.stages.account import Int64, Requests, account, added, delivery
 from taxbreak_vllm.stages.rows import Column
 
-_TURN_S = 1.0
-_HEARTBEAT_NS = _WATERFALLS_NS = 5 * 10**9
+_WATERFALLS_NS = 5 * 10**9
 _HOOK = "hook"
 
 
@@ -54,7 +54,7 @@ class FrontendWatch:
             updated_unix_ns=started_ns,
             followed_every=FOLLOWED_EVERY,
         )
-        self._thread = threading.Thread(target=self._run, name="taxbreak-frontend", daemon=True)
+        self._turns = Turns("taxbreak-frontend", self.turn, self._end)
 
     def attach(self, engine_client: Any) -> None:  # noqa: ANN401 - an AsyncLLM
         """Put the hooks on an engine's client; called on the thread of the event loop, which is the one watched."""
@@ -73,7 +73,7 @@ class FrontendWatch:
 
     def start(self) -> None:
         """Start counting."""
-        self._thread.start()
+        self._turns.start()
 
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
@@ -87,20 +87,14 @@ class FrontendWatch:
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason=_HOOK if in_flight.fault else None,
         )
-        if _sums(self.state) != _sums(before) or now_ns - before.updated_unix_ns >= _HEARTBEAT_NS:
+        if is_news(self.state, before, now_ns):
             self.state = replace(self.state, updated_unix_ns=now_ns)
             self._publish()
 
-    def _run(self) -> None:
-        while True:
-            time.sleep(_TURN_S)
-            try:
-                self.turn()
-            except Exception as error:
-                self._in_flight.fail(error)
-                self.state = replace(self.state, off_reason=_HOOK, updated_unix_ns=self._unix_ns())
-                self._publish()
-                return
+    def _end(self, error: Exception) -> None:
+        self._in_flight.fail(error)
+        self.state = replace(self.state, off_reason=_HOOK, updated_unix_ns=self._unix_ns())
+        self._publish()
 
     def _count(self, rows: Int64, outputs: Int64, lags_ns: Int64) -> None:
         state = self.state
@@ -115,7 +109,8 @@ class FrontendWatch:
                 num_requests=state.num_requests + len(rows),
                 num_failed=state.num_failed + found.num_failed,
                 num_unknown=state.num_unknown + found.num_unknown,
-                stages=_all_added(state.stages, found.stages_ns),
+                num_undivided=state.num_undivided + int((~found.is_divided).sum()),
+                stages=_all_added(state.stages, _told(found)),
                 ttft=added(state.ttft, found.ttft_ns),
                 total=added(state.total, found.total_ns),
             )
@@ -135,8 +130,8 @@ class FrontendWatch:
             logger.debug("taxbreak: %s", error)  # its workers say so aloud
 
 
-def _sums(state: FrontendState) -> FrontendState:
-    return replace(state, updated_unix_ns=0, runqueue_wait_ratio=None)
+def _told(found: Requests) -> dict[Stage, Int64]:
+    return {stage: spans[found.is_divided] if stage in WAITS else spans for stage, spans in found.stages_ns.items()}
 
 
 def _all_added(
@@ -154,7 +149,11 @@ def _waterfalls(found: Requests, unix_offset_ns: int) -> list[Waterfall]:
             started_unix_ns=int(row[Column.ARRIVED]) + unix_offset_ns,
             total_ns=int(found.total_ns[place]),
             ttft_ns=int(found.ttft_ns[place]),
-            stages_ns={stage: int(spans[place]) for stage, spans in found.stages_ns.items()},
+            stages_ns={
+                stage: int(spans[place])
+                for stage, spans in found.stages_ns.items()
+                if found.is_divided[place] or stage not in WAITS
+            },
             first_token_ns={stage: int(spans[place]) for stage, spans in found.first_ns.items()},
             num_prompt_tokens=int(row[Column.NUM_PROMPT_TOKENS]),
             num_output_tokens=int(row[Column.NUM_OUTPUT_TOKENS]),

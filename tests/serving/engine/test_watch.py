@@ -2,6 +2,7 @@
 
 import struct
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,6 +103,58 @@ class WaitingEngine(TimedEngine):
     def _process_input_queue(self):
         self.input_queue.put("a request")
         self.input_queue.get()
+
+
+class Queueing(TimedEngine):
+    """An engine with a scheduler whose requests wait in a queue."""
+
+    def __init__(self):
+        super().__init__()
+        schedule = self.scheduler.schedule
+        self.scheduler.schedule = lambda: SimpleNamespace(**vars(schedule()), scheduled_new_reqs=())
+        self.scheduler.add_request = lambda request: None
+        self.scheduler.waiting = SimpleNamespace(peek_request=lambda: None)
+        self.scheduler.kv_cache_manager = SimpleNamespace(allocate_slots=lambda request: None)
+        self.scheduler._try_schedule_encoder_inputs = lambda request: None
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(TimedEngine, "scheduler"), (Queueing, None)])
+def test_an_engine_whose_scheduler_is_another_says_so_and_is_timed_all_the_same(spool, kind, reason):
+    engine, watch = watching(spool, kind=kind)
+    for _ in range(5):
+        engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    assert (state.queue_off_reason, state.off_reason, state.num_iterations) == (reason, None, 4)
+
+
+def test_a_fault_in_what_tells_the_requests_waits_is_published_and_the_loop_is_timed_on(spool):
+    engine, watch = watching(spool, kind=Queueing)
+    engine.turn()
+    engine.scheduler.add_request(SimpleNamespace())  # which is not as vLLM's are
+    for _ in range(4):
+        engine.turn()
+    watch.turn()
+
+    (state,) = spool.engine_states()
+    assert (state.queue_off_reason, state.off_reason, state.num_iterations) == ("hook", None, 4)
+
+
+@pytest.mark.parametrize("num_turns", [1, 3])
+def test_an_idle_engine_reads_no_requests_on_their_way(spool, num_turns, monkeypatch):
+    engine, watch = watching(spool)
+    for _ in range(3):
+        engine.turn()
+    watch.turn()
+    watch.turn()  # what was held back
+    read = []
+    monkeypatch.setattr("taxbreak_vllm.serving.engine.watch.read_arrivals", read.append)
+    for _ in range(num_turns):
+        watch.turn()
+
+    assert not read
+    assert watch.state.num_iterations == 2
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from taxbreak_vllm.serving.engine.queueing import HEADER
+
 _ENGINE = (
     "EngineCoreEvent",
     "EngineCoreEventType",
@@ -62,8 +64,14 @@ class Engine:
         self.requests = []
         self.sent_to = []
         self.failure = None
+        self.headers = {}  # of the first output of a request, besides what it waited for
         self.now_ns = time.monotonic_ns
         self.pause = lambda place: None  # called where time may be spent
+
+    def _waited(self, place):
+        begun_ns = self.now_ns()
+        self.pause(place)
+        return self.now_ns() - begun_ns
 
     def send_multipart(self, frames, copy):
         """Stand for the socket to the engine."""
@@ -88,6 +96,7 @@ class Engine:
         self.pause("ipc_input")
         events = [engine.EngineCoreEvent.new_event(engine.EngineCoreEventType.QUEUED, self.now_ns() / 1e9)]
         self.pause("queue")
+        waits = [self._waited("queue_" + what) for what in ("kv", "encoder", "grammar", "remote_kv")]
         events.append(engine.EngineCoreEvent.new_event(engine.EngineCoreEventType.SCHEDULED, self.now_ns() / 1e9))
         for number in range(self.num_tokens):
             self.pause("decode" if number else "prefill")
@@ -95,6 +104,7 @@ class Engine:
                 request.request_id,
                 [7],
                 events=events,
+                trace_headers=None if number else {HEADER: ",".join(map(str, waits))} | self.headers,
                 finish_reason=engine.FinishReason.LENGTH if number == self.num_tokens - 1 else None,
             )
             outputs = engine.EngineCoreOutputs(index, [output], timestamp=self.now_ns() / 1e9)

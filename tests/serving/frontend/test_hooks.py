@@ -129,6 +129,43 @@ def test_time_is_found_in_the_stage_in_which_it_is_spent(serve, place, is_stream
     assert found.stages_ns[place] == [spent_ns]
 
 
+def test_an_engine_that_does_not_tell_what_requests_wait_for_leaves_their_queue_undivided(serve):
+    async def use(server):
+        in_flight = watch(server)
+        server.engine._waited = lambda place: "x"  # no number
+        await server.post()
+        await server.post()
+        return in_flight, server.llm.output_processor
+
+    in_flight, _ = serve(use)
+    found = account(in_flight.requests.take())
+
+    assert found.is_divided.tolist() == [False, False]
+    assert (sum(found.stages_ns.values()) == found.total_ns).all()
+    assert (len(found.rows), in_flight.fault) == (2, None)
+
+
+@pytest.mark.parametrize("own", [{}, {"traceparent": "00-1"}])
+def test_vllm_gets_its_own_headers_of_an_output_and_ours_are_taken_off(serve, own):
+    seen = []
+
+    async def use(server):
+        process_outputs = server.llm.output_processor.process_outputs
+
+        def looked_at(outputs, *args, **kwargs):
+            seen.extend(output.trace_headers for output in outputs)
+            return process_outputs(outputs, *args, **kwargs)
+
+        server.llm.output_processor.process_outputs = looked_at
+        server.engine.headers = own
+        watch(server)
+        await server.post()
+
+    serve(use)
+
+    assert seen == [own or None, None, None, None]
+
+
 def test_the_tokens_of_a_prompt_count_once_for_all_its_choices(serve):
     async def use(server):
         in_flight = watch(server)
