@@ -7,6 +7,7 @@ how much longer it waits. As long as that is nothing, nothing may be exposed, ho
 import json
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -165,17 +166,19 @@ def test_what_is_published_is_the_sum_of_it_all(simulated):
     assert engine.works_ahead == simulated.name.startswith("async")
     assert engine.num_iterations == len(found.step)
     assert engine.worker_ns == found.worker_ns.sum()
-    assert dict(engine.exposed_ns) | dict(engine.between_ns) == {
-        label: parts_ns.sum() for label, parts_ns in found.parts_ns.items()
-    }
+    told_ns, summed_ns = (
+        Counter({label: int(np.sum(of)) for label, of in parts.items()})
+        for parts in (engine.exposed_ns | engine.between_ns, found.parts_ns)
+    )
+    for causes in (told_ns, summed_ns):  # why nothing was there to do is known where requests are
+        causes[Between.NO_WORK] += causes.pop(Between.FRONTEND) + causes.pop(Between.IPC_INPUT)
+    assert told_ns == summed_ns
 
 
 def _are_busy(logs):
-    """Mark the decode iterations in which nothing waited for a request."""
-    are_busy = logs.found.phase_index == PHASES.index(Phase.DECODE)
-    for cause in (Between.NO_WORK, Between.FRONTEND, Between.IPC_INPUT):
-        are_busy &= logs.found.parts_ns[cause] == 0
-    return are_busy
+    """Mark the decode iterations in which the engine did not wait for a request."""
+    is_decode = logs.found.phase_index == PHASES.index(Phase.DECODE)
+    return is_decode & (logs.found.parts_ns[Between.NO_WORK] == 0)
 
 
 def _middle(places, total_ns):
@@ -207,15 +210,22 @@ def _of_iterations(simulated, speed, place, delay_ns):
     means: dict[str, list] = {}
     for begun_ns, ended_ns in pairwise(switched_ns):
         here = np.flatnonzero(are_busy & (execute_ns[logs.steps] > begun_ns) & (execute_ns[logs.steps] < ended_ns))
-        here = _middle(here[EDGE_STEPS:-EDGE_STEPS], logs.found.total_ns)
+        here = here[EDGE_STEPS:-EDGE_STEPS]
+        first, last = logs.steps[here[0]], logs.steps[here[-1]]
+        busy_ns = logs.turns.busy_ns(int(execute_ns[first]), int(execute_ns[last]))
+        for part, ns in busy_ns.items():
+            means.setdefault(f"busy {part}", []).append(ns / (last - first))
+        here = _middle(here, logs.found.total_ns)
         steps = logs.steps[here]
         for part, of in spans_ns.items():
             means.setdefault(part, []).append(of[here].mean())
         means.setdefault("period", []).append((execute_ns[steps + 1] - execute_ns[steps]).mean())
-        busy = [logs.turns.busy_ns(*execute_ns[step : step + 2].tolist()) for step in steps]
-        for part in EnginePart:
-            means.setdefault(f"busy {part}", []).append(np.mean([each[part] for each in busy]))
     return {part: _growth(of) for part, of in means.items()}
+
+
+def _waits_anyway(simulated, place):
+    """Tell a place that the next step waits for, however slow the device: without scheduling ahead all but two."""
+    return simulated.name.startswith("sync") and place not in ("grammar", "worker")
 
 
 @pytest.mark.parametrize("simulated", ONE_API_SERVER, indirect=True)
@@ -223,20 +233,28 @@ def _of_iterations(simulated, speed, place, delay_ns):
 @pytest.mark.parametrize("delay_ns", DELAYS_NS, ids=["0.2 ms", "1 ms", "5 ms"])
 @pytest.mark.parametrize("place", ENGINE_PARTS)
 def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, place, delay_ns, record_property):
-    """All of it, and nothing more: none where the device hides it."""
+    """All of it where it has to wait as long, and none where it need not.
+
+    In between, where the delay takes the place of other waiting, no part alone is the one to be blamed.
+    """
     if place == "ipc" and "one process" in simulated.name:
         pytest.skip("nothing is sent")
     grown = _of_iterations(simulated, speed, place, delay_ns)
     record_property("grown", {part: round(ns / delay_ns, 3) for part, ns in grown.items()})
 
-    cost_ns = grown["period"]
-    assert abs(grown[ENGINE_PARTS[place]] - cost_ns) <= max(0.1 * cost_ns, 0.05 * delay_ns)
+    cost_ns, found_ns = grown["period"], grown[ENGINE_PARTS[place]]
     if place in iter(EnginePart):
         assert grown[f"busy {place}"] == pytest.approx(delay_ns, rel=0.1)
-    if speed is FAST:
-        assert cost_ns >= 0.5 * delay_ns
-    elif simulated.name.startswith("async"):
+    if (speed is FAST and (delay_ns > 1 * MS or "one process" in simulated.name)) or _waits_anyway(simulated, place):
+        assert cost_ns >= 0.9 * delay_ns
+    if speed is SLOW and simulated.name.startswith("async"):
         assert cost_ns <= 0.05 * delay_ns
+    if cost_ns >= 0.9 * delay_ns:
+        assert found_ns == pytest.approx(cost_ns, rel=0.1)
+    elif cost_ns <= 0.05 * delay_ns:
+        assert found_ns <= 0.05 * delay_ns
+    else:
+        assert found_ns <= 1.1 * delay_ns
 
 
 @pytest.mark.parametrize("simulated", ONE_API_SERVER, indirect=True)
