@@ -12,8 +12,8 @@ from taxbreak_vllm.demo.servers import WORKER_EXTENSION, start_sidecar, start_vl
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
-DELAY_NS = 40_000_000
-ONE_BY_ONE = Requests(num_requests=24, prompt_tokens=40, output_tokens=16, concurrency=1)
+DELAY_NS = 40_000_000  # more than any other stage of such a request takes
+ONE_BY_ONE = Requests(num_requests=24, prompt_tokens=40, output_tokens=8, concurrency=1)
 
 
 @pytest.fixture(scope="module")
