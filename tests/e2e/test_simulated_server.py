@@ -113,7 +113,6 @@ def simulated(request, forking, tiny_llama, tmp_path_factory):
     knobs.turn(**FAST)
     env = {
         "PYTHONPATH": python_path(folder / "plugins"),
-        "SLOW_PLACES": str(folder / "knobs"),
         "SIMULATED": str(folder),
         "SIMULATED_SCHEDULING": scheduling,
         "VLLM_PLUGINS": "taxbreak,simulated",
@@ -243,9 +242,10 @@ def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, pl
     record_property("grown", {part: round(ns / delay_ns, 3) for part, ns in grown.items()})
 
     cost_ns, found_ns = grown["period"], grown[ENGINE_PARTS[place]]
-    if place in iter(EnginePart):
+    if isinstance(ENGINE_PARTS[place], EnginePart):
         assert grown[f"busy {place}"] == pytest.approx(delay_ns, rel=0.1)
-    if (speed is FAST and (delay_ns > 1 * MS or "one process" in simulated.name)) or _waits_anyway(simulated, place):
+    wakes_late = delay_ns <= 1 * MS and "one process" not in simulated.name  # and a delay hides behind that
+    if (speed is FAST or _waits_anyway(simulated, place)) and not wakes_late:
         assert cost_ns >= 0.9 * delay_ns
     if speed is SLOW and simulated.name.startswith("async"):
         assert cost_ns <= 0.05 * delay_ns
