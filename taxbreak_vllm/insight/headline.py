@@ -1,8 +1,9 @@
 """What an operator should know first: the one thing that a server loses most time to, or that there is none.
 
 In: where the seconds of the devices went, what a typical request went through. Out: `Headline`. Rules look at each
-concern by itself, and of those that weigh enough the one with the largest share is said: of a request's time to its
-first token, or of the time in which an engine has requests.
+concern by itself. Of those that weigh enough a part of the API server in which a request spends more time than in any
+other stage, the engine's included, is said first; else the one with the largest share: of a request's time to its first
+token, or of the time in which an engine has requests.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +41,8 @@ def headline(
     busy = [second for second in known if _share(second, (Between.NO_WORK,), second.total_ns) < IDLE_RATIO]
     found = [*_of_requests(request, busy), *(one for second in busy for one in _of_device(second))]
     if heavy := [one for one in found if one.ratio >= WORTH_RATIO]:
-        first = max(heavy, key=lambda one: one.ratio)
+        longest = None if request is None else _largest(request.stages_ns, tuple(Stage))
+        first = max(heavy, key=lambda one: (one.part is longest, one.ratio))
         return first if len(known) > 1 else replace(first, engine="")
     if not known:
         return Headline(concern=Concern.UNKNOWN, reason=_why_unknown(engines, num_workers))

@@ -5,6 +5,9 @@ All but those of `commands` are forks of one process that imported vLLM (forkser
 
 import importlib.util
 import itertools
+import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -213,3 +216,59 @@ def requests_under_way():
             sending.result()
 
     return keep_sending
+
+
+WITHIN = 0.05
+NUM_TRIES = 5  # the machine's other work takes the client's processor now and then
+
+
+@pytest.fixture(scope="session")
+def as_measured():
+    """Return what runs a client of the rig against a server that follows all requests.
+
+    It gives for each request what the client printed and the waterfall that the server told.
+    """
+
+    def measure(server, spool, client, *arguments):
+        since_ns = time.time_ns()
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+        done = subprocess.run(
+            [sys.executable, "-m", client, server.url, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            start_new_session=True,
+        )
+        assert done.returncode == 0, done.stderr
+        measured = json.loads(done.stdout)
+
+        def told():
+            all_kept = [kept for api in spool.frontend_states() for kept in spool.waterfalls(api.server_id, api.api)]
+            return {found.num_prompt_tokens: found for found in all_kept if found.started_unix_ns >= since_ns}
+
+        lengths = {row[0] for row in measured}
+        server.process.wait_until(lambda: lengths <= told().keys(), "telling all requests", timeout_s=60)
+        all_told = told()
+        return [(row, all_told[row[0]]) for row in measured]
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def share_as_measured(as_measured):
+    """Return the shares of requests whose time to the first byte and to the end are those of a client of their server.
+
+    The best of some rounds, until both are enough.
+    """
+
+    def best(server, spool, enough):
+        for _ in range(NUM_TRIES):
+            found = as_measured(server, spool, "rig.stamping_client")
+            ratios = [(told.ttft_ns / row[1], told.total_ns / row[2]) for row, told in found]
+            within = [sum(abs(ratio - 1) <= WITHIN for ratio in of) / len(ratios) for of in zip(*ratios, strict=True)]
+            if min(within) >= enough:
+                break
+        return within
+
+    return best

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from rig.simulated import WORKER, Truth, prepare
+from rig.logs import num_steps
+from rig.simulated import WORKER, prepare
 from vllm import LLM, SamplingParams
 
 from taxbreak_vllm.settings import load_settings
@@ -53,9 +54,9 @@ def _until_counted(folder: Path) -> None:
     """Wait until the engine has published all iterations: one less than there were steps."""
     settings = load_settings()
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-    num_steps = (folder / "truth").stat().st_size // (8 * len(Truth._fields))
+    wanted = num_steps(folder) - 1
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and all(state.num_iterations < num_steps - 1 for state in spool.engine_states()):
+    while time.monotonic() < deadline and all(state.num_iterations < wanted for state in spool.engine_states()):
         time.sleep(0.1)
 
 

@@ -1,10 +1,11 @@
-"""A server that is slow at one of eight places: the account of the whole server names the place, and by how much."""
+"""A server that is slow at one of several places: the account of the whole server names the place, and by how much."""
 
-import runpy
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from rig.knobs import Knob, Knobs
+from rig.plugins import python_path
+from rig.slow_places import PLACES
 
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, start_vllm
@@ -15,33 +16,36 @@ from taxbreak_vllm.spool.spool import Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
-SLOW_PLACES = runpy.run_path(str(Path(__file__).with_name("slow_places.py")))
-PLACES = SLOW_PLACES["PLACES"]
 DELAY_NS = 2_000_000
 ONE_BY_ONE = Requests(num_requests=16, prompt_tokens=8, output_tokens=48, concurrency=1)
 
 OF_ITERATION = {
-    "schedule": EnginePart.SCHEDULE,
-    "grammar": "busy grammar",  # beside the worker's step, which hides it
-    "update": EnginePart.UPDATE,
-    "ipc": Between.IPC_DISPATCH,
-    "worker": "worker",
+    Knob.SCHEDULE: EnginePart.SCHEDULE,
+    Knob.GRAMMAR: "busy grammar",  # beside the worker's step, which hides it
+    Knob.UPDATE: EnginePart.UPDATE,
+    Knob.POST: EnginePart.POST,
+    Knob.IPC: Between.IPC_DISPATCH,
+    Knob.WORKER: "worker",
 }
-OF_REQUEST = {"tokenizer": Stage.RENDER, "output thread": Stage.IPC_OUTPUT, "detokenizer": Stage.DETOKENIZE}
+OF_REQUEST = {
+    Knob.TOKENIZER: Stage.RENDER,
+    Knob.OUTPUT_THREAD: Stage.IPC_OUTPUT,
+    Knob.DETOKENIZER: Stage.DETOKENIZE,
+}
 
 
 class SlowServer:
     """A server that can be made slow, and means of what it publishes about itself."""
 
-    def __init__(self, server, spool: Spool, control: Path) -> None:
+    def __init__(self, server, spool: Spool, knobs: Knobs) -> None:
         self._server = server
         self._spool = spool
-        self._control = control
+        self._knobs = knobs
         self._seed = 0
 
-    def means(self, place: str = "", delay_ns: int = 0):
+    def means(self, **delays_ns: int):
         """Return the mean of each part of a decode iteration and of each stage of a request, ns, while it is slow."""
-        self._control.write_text(f"{place}={delay_ns}")
+        self._knobs.turn(**delays_ns)
         before = self._count(self._spent())
         after = self._count(before)
         return {
@@ -85,11 +89,11 @@ def _number(key):
 
 @pytest.fixture(scope="module")
 def slow_server(commands, tiny_llama):
-    control = commands.folder / "slow"
-    control.write_text("=0")
+    path = commands.folder / "knobs"
+    knobs = Knobs(path)
     env = {
-        "PYTHONPATH": str(SLOW_PLACES["write_plugin"](commands.folder / "plugin")),
-        "SLOW_PLACES": str(control),
+        "PYTHONPATH": python_path(commands.folder / "plugins"),
+        "SLOW_PLACES": str(path),
         "VLLM_PLUGINS": "taxbreak,slow_places",
         "TAXBREAK_SPOOL": str(commands.folder / "spool"),
         "TAXBREAK_SAMPLE_EVERY": "1000000",  # a recorded step is a slow one
@@ -97,20 +101,20 @@ def slow_server(commands, tiny_llama):
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     server = start_vllm(commands, tiny_llama, flags=WORKER_EXTENSION, env=env).wait()
-    return SlowServer(server, Spool(commands.folder / "spool", max_bytes=2**30, max_captures=10), control)
+    return SlowServer(server, Spool(commands.folder / "spool", max_bytes=2**30, max_captures=10), knobs)
 
 
 def test_every_place_has_a_part_of_its_own():
     assert PLACES.keys() == OF_ITERATION.keys() | OF_REQUEST.keys()
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name.lower())
 def test_a_delay_is_found_where_it_was_put(slow_server, place):
     """Within a tenth; a busy machine adds to any part, so it is given three tries."""
     part = OF_ITERATION.get(place) or OF_REQUEST[place]
     tried = []
     for _ in range(3):
-        plain, slow = slow_server.means(), slow_server.means(place, DELAY_NS)
+        plain, slow = slow_server.means(), slow_server.means(**{place.name.lower(): DELAY_NS})
         tried.append({str(key): round(slow[key] - plain[key]) for key in slow if _number(key) == _number(part)})
         if abs(tried[-1][part] - DELAY_NS) <= 0.1 * DELAY_NS:
             return

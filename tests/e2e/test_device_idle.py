@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rig.logs import Logs
 
-from taxbreak_vllm.iterations.account import Turns
-from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
+from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.engine import EngineState, IdleFrom
 from taxbreak_vllm.spool.spool import Spool
 
@@ -35,39 +35,21 @@ _EDGE = 8  # steps of a load that begin or end it
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Logs):
     """What an engine and its device left behind."""
 
-    folder: Path
     scheduling: str
     executor: str
-
-    @cached_property
-    def rows(self):
-        return np.fromfile(self.folder / "rows", dtype=np.int64).reshape(-1, NUM_COLUMNS)
-
-    @cached_property
-    def truth(self):
-        """By step: its number, when it came to each of its calls and how long its device had been idle, its end."""
-        return np.fromfile(self.folder / "truth", dtype=np.int64).reshape(-1, 6)
-
-    @cached_property
-    def turns(self):
-        return Turns(self.rows)
-
-    @cached_property
-    def found(self):
-        return self.turns.iterations()
 
     @cached_property
     def state(self) -> EngineState:
         (state,) = Spool(self.folder / "spool", max_bytes=2**30, max_captures=1).engine_states()
         return state
 
-    def steps(self, setting):
+    def places(self, setting):
         """Return the places of the iterations of a setting in `found`."""
         begun_ns, ended_ns = json.loads((self.folder / "periods").read_text())[SETTINGS.index(setting)]
-        execute_ns = self.truth[:, 1][np.searchsorted(self.truth[:, 0], self.found.step)]
+        execute_ns = self.truth.execute_ns[self.steps]
         return np.flatnonzero((begun_ns < execute_ns) & (execute_ns < ended_ns))[_EDGE:-_EDGE]
 
     def exposed_ns(self, setting):
@@ -75,17 +57,14 @@ class Run:
 
         The longer ones are those that other work on the machine held up.
         """
-        steps = self.steps(setting)
+        steps = self.places(setting)
         steps = steps[np.argsort(self.found.total_ns[steps])[: len(steps) // 2]]
-        worker_ns = self.found.worker_ns
-        parts = {str(label): parts_ns for label, parts_ns in self.found.parts_ns.items()}
-        parts |= {"worker": worker_ns, "idle": self.found.total_ns - worker_ns}
-        return {part: float(np.median(parts_ns[steps])) for part, parts_ns in parts.items()}
+        return {part: float(np.median(spans_ns[steps])) for part, spans_ns in self.spans_ns().items()}
 
     def busy_ns(self, setting, part):
         """Return what an iteration took of the engine's thread for a part, the median step."""
-        execute_ns = self.truth[:, 1][np.searchsorted(self.truth[:, 0], self.found.step)]
-        spans = pairwise(execute_ns[self.steps(setting)].tolist())
+        execute_ns = self.truth.execute_ns[self.steps]
+        spans = pairwise(execute_ns[self.places(setting)].tolist())
         return float(np.median([self.turns.busy_ns(begun_ns, ended_ns)[part] for begun_ns, ended_ns in spans]))
 
 
@@ -112,7 +91,7 @@ def test_every_step_is_joined_and_every_iteration_adds_up(run):
     found = run.found
 
     assert not run.turns.is_unjoined.any()
-    assert found.step.tolist() == run.truth[:-1, 0].tolist()
+    assert found.step.tolist() == run.truth.number[:-1].tolist()
     assert found.is_from_device.all()
     assert (sum(found.parts_ns.values()) + found.worker_ns == found.total_ns).all()
     assert min(parts_ns.min() for parts_ns in found.parts_ns.values()) >= 0
@@ -123,8 +102,8 @@ def test_every_step_is_joined_and_every_iteration_adds_up(run):
 def test_the_device_was_idle_when_it_says_so(run, record_property):
     """Outside the calls, as is measured; within one it may run out of work too."""
     done = run.rows[run.rows[:, Column.WORKER_EXECUTE0] > 0]
-    truth = run.truth[np.searchsorted(run.truth[:, 0], done[:, Column.UPDATED])]
-    _, execute_ns, idle_ns, sample_ns, sample_idle_ns, _ = truth.T
+    steps = np.searchsorted(run.truth.number, done[:, Column.UPDATED])
+    _, execute_ns, idle_ns, sample_ns, sample_idle_ns, _ = (of[steps] for of in run.truth)
     for called_ns, true_ns, ended_ns, told_ns in (
         (execute_ns[1:], idle_ns[1:], done[:-1, Column.WORKER_SAMPLE1], done[1:, Column.DEVICE_IDLE]),
         (sample_ns, sample_idle_ns, done[:, Column.WORKER_EXECUTE1], done[:, Column.DEVICE_IDLE_SAMPLE]),
@@ -148,7 +127,7 @@ def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, dela
     grown = {part: after[part] - before[part] for part in after}
     record_property("found_ratio", grown[place] / delay_ns)
 
-    grown.pop("idle")
+    del grown["idle"], grown["total"]
     assert max(grown, key=grown.get) == place
     assert grown[place] == pytest.approx(delay_ns, rel=off_ratio)
 

@@ -1,31 +1,27 @@
 """A newcomer's minute: the page of a server whose tokenizer is slow says so in its first sentence."""
 
-import os
 import re
-import runpy
-from pathlib import Path
 
 import httpx
 import pytest
+from rig.knobs import Knobs
+from rig.plugins import python_path
 
 from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, start_sidecar, start_vllm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
-SLOW_PLACES = runpy.run_path(str(Path(__file__).with_name("slow_places.py")))
-DELAY_NS = 200_000_000  # far more than a busy machine makes of anything else
-ONE_BY_ONE = Requests(num_requests=24, prompt_tokens=40, output_tokens=16, concurrency=1)
+DELAY_NS = 40_000_000  # more than any other stage of such a request takes
+ONE_BY_ONE = Requests(num_requests=24, prompt_tokens=40, output_tokens=8, concurrency=1)
 
 
 @pytest.fixture(scope="module")
 def page(commands, tiny_llama):
     """The page of a server whose tokenizer is slow, once it has served some requests."""
-    control, spool = commands.folder / "slow", commands.folder / "spool"
-    control.write_text(f"tokenizer={DELAY_NS}")
-    plugin = str(SLOW_PLACES["write_plugin"](commands.folder / "plugin"))
-    path = os.pathsep.join(filter(None, (plugin, os.environ.get("PYTHONPATH"))))
-    env = {"PYTHONPATH": path, "SLOW_PLACES": str(control), "VLLM_PLUGINS": "taxbreak,slow_places"}
+    knobs, spool, path = commands.folder / "knobs", commands.folder / "spool", python_path(commands.folder / "plugins")
+    Knobs(knobs).turn(tokenizer=DELAY_NS)
+    env = {"PYTHONPATH": path, "SLOW_PLACES": str(knobs), "VLLM_PLUGINS": "taxbreak,slow_places"}
     server = start_vllm(commands, tiny_llama, flags=WORKER_EXTENSION, env=env | {"TAXBREAK_SPOOL": str(spool)}).wait()
     sidecar = start_sidecar(commands, spool, env={"PYTHONPATH": path}).wait()
     send(server.url, "tiny-llama", seed=1, rounds=(ONE_BY_ONE,))

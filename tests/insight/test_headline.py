@@ -10,6 +10,7 @@ from taxbreak_vllm.insight.requests import typical
 from taxbreak_vllm.insight.second import device_second
 from taxbreak_vllm.model.breakdown import DeviceTime, ExposedTax, IdleTime, StepBreakdown
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom
+from taxbreak_vllm.model.frontend import Stage
 from taxbreak_vllm.model.server import Concern, StepPart
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.headline import first_sentence
@@ -45,6 +46,15 @@ def test_a_slow_tokenizer():
         " before the engine sees them."
     )
     assert (found.concern, found.part, found.ratio) == (Concern.FRONTEND, "render", pytest.approx(41 / 62.9))
+
+
+def test_a_tokenizer_in_which_a_request_spends_most_of_its_time_goes_before_a_larger_share_of_the_device_s():
+    host_bound = step(active=40, ft=52)
+    longest = [waterfall(number, render=10, prefill=9, decode=9) for number in range(20)]
+    shorter = [waterfall(number, render=8, prefill=9, decode=9) for number in range(20)]
+
+    assert first(engine_state(), requests=longest, recorded=host_bound).part is Stage.RENDER
+    assert first(engine_state(), requests=shorter, recorded=host_bound).concern is Concern.HOST
 
 
 def test_a_slow_tokenizer_that_the_device_waits_for_is_named_though_the_wait_weighs_more():

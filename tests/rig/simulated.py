@@ -1,27 +1,26 @@
 """vLLM's own engine over a worker whose device is a clock: its scheduler, executors and processes run unchanged.
 
-`prepare(folder)` once in the process that starts vLLM, which must fork its others; its worker is `WORKER`. In: `knobs`,
-which may be turned while the engine runs. Out: in `truth` what the device did in each step, and in `rows` the stamps of
-each turn of the engine's loop, as numbers of 64 bits.
+`prepare(folder)` once in the process that starts vLLM offline, which must fork its others; for a server it is a plugin,
+and the variables SIMULATED and SIMULATED_SCHEDULING (`async`, `sync`) say the same. The worker is `WORKER`. In:
+`FOLDER/knobs`, which may be turned while the engine runs. Out: the files of `rig.logs`.
 """
 
 import functools
-import mmap
+import os
 import struct
-import time
-from collections.abc import Callable
-from enum import IntEnum
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple, Self
 
 from vllm.platforms.cpu import CpuPlatform
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from rig import logs
 from rig.device import Device
+from rig.knobs import Knob, Knobs, wait_until
+from rig.slow_places import slow_down
+from taxbreak_vllm.iterations.spans import Int64
 from taxbreak_vllm.serving.device_idle import DeviceIdle
 from taxbreak_vllm.serving.engine import watch
 from taxbreak_vllm.serving.engine.ring import Ring
@@ -29,60 +28,6 @@ from taxbreak_vllm.serving.worker import install
 from taxbreak_vllm.serving.worker_times import NUMBER
 
 WORKER = "rig.simulated.Worker"
-_WAKE_NS = 150_000  # a thread may sleep so much too long
-
-
-class Knob(IntEnum):
-    """What may be turned, all ns: the device's time of a step, the host's to launch it, and delays."""
-
-    DEVICE = 0
-    LAUNCH = 1
-    SCHEDULE = 2
-    GRAMMAR = 3
-    UPDATE = 4
-    POST = 5
-    WORKER = 6
-
-
-class Truth(NamedTuple):
-    """What one step was: when the host came to each of its calls, and how long the device had been idle by then."""
-
-    number: int
-    execute_ns: int
-    idle_ns: int
-    sample_ns: int
-    sample_idle_ns: int
-    done_ns: int
-
-
-def wait_until(at_ns: int) -> None:
-    """Return at that time and hardly later, leaving the processor to others until shortly before."""
-    if (ahead_ns := at_ns - monotonic_ns() - _WAKE_NS) > 0:
-        time.sleep(ahead_ns / 1e9)
-    while monotonic_ns() < at_ns:
-        pass
-
-
-class Knobs:
-    """Integers that several processes share."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            path.write_bytes(bytes(8 * len(Knob)))
-        with path.open("r+b") as file:
-            self._values = memoryview(mmap.mmap(file.fileno(), 8 * len(Knob))).cast("q")
-
-    def turn(self, **values_ns: int) -> None:
-        """Set the knobs named, and all others to 0."""
-        for knob in Knob:
-            self._values[knob] = values_ns.get(knob.name.lower(), 0)
-
-    def spend(self, knob: Knob) -> None:
-        """Keep this thread for as long as a knob says."""
-        wait_until(monotonic_ns() + self._values[knob])
-
-    def __getitem__(self, knob: Knob) -> int:
-        return self._values[knob]
 
 
 class _Rig(NamedTuple):
@@ -93,19 +38,19 @@ class _Rig(NamedTuple):
 _rig: list[_Rig] = []  # of this process and its forks
 
 
+def register() -> None:
+    """Be a general plugin."""
+    if not _rig:
+        prepare(Path(os.environ["SIMULATED"]), is_async=os.environ["SIMULATED_SCHEDULING"] == "async")
+
+
 def prepare(folder: Path, *, is_async: bool) -> Knobs:
     """Set this process up for one engine, with asynchronous scheduling or without."""
     knobs = Knobs(folder / "knobs")
     _rig[:] = [_Rig(knobs, folder)]
     _schedule_ahead(is_async)
-    for place, name, knob in (
-        (Scheduler, "schedule", Knob.SCHEDULE),
-        (Scheduler, "get_grammar_bitmask", Knob.GRAMMAR),
-        (Scheduler, "update_from_output", Knob.UPDATE),
-        (EngineCoreProc, "post_step", Knob.POST),
-    ):
-        _delay(place, name, functools.partial(knobs.spend, knob))
-    watch.Ring = functools.partial(RowsRing, folder / "rows")
+    slow_down(knobs)
+    watch.Ring = functools.partial(RowsRing, folder / logs.ROWS)
     return knobs
 
 
@@ -120,27 +65,18 @@ def _schedule_ahead(is_async: bool) -> None:
     CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
 
 
-def _delay(place: type, name: str, spend: Callable[[], None]) -> None:
-    call = getattr(place, name)
-
-    @functools.wraps(call)
-    def delayed(*args: Any, **kwargs: Any) -> Any:
-        spend()
-        return call(*args, **kwargs)
-
-    setattr(place, name, delayed)
-
-
 class RowsRing(Ring):
-    """The ring of an engine's loop, which keeps all rows in a file too."""
+    """The ring of an engine's loop; who takes rows from it puts them into a file too."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = path.open("ab", buffering=0)
+        self._path = path
 
-    def write(self, row: list[int]) -> None:
-        super().write(row)
-        self._file.write(struct.pack(f"={len(row)}q", *row))
+    def take(self) -> Int64:
+        rows = super().take()
+        with self._path.open("ab") as file:
+            file.write(rows.tobytes())
+        return rows
 
 
 class Output(AsyncModelRunnerOutput):
@@ -166,7 +102,7 @@ class Worker(CPUWorker):
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)
         self._knobs, folder = _rig[0]
-        self._truth = (folder / "truth").open("ab", buffering=0)
+        self._truth = (folder / logs.TRUTH).open("ab", buffering=0)
         self._left: dict[str, int] = {}  # tokens of each prompt that are still to be computed
 
     def execute_model(self, scheduled: Any) -> ModelRunnerOutput | None:
@@ -183,7 +119,7 @@ class Worker(CPUWorker):
         return None
 
     def sample_tokens(self, grammar: Any) -> ModelRunnerOutput | AsyncModelRunnerOutput:
-        truth = Truth(*self._step, *self._call(0.1), self._clock.done_ns)
+        truth = logs.Truth(*self._step, *self._call(0.1), self._clock.done_ns)
         self._truth.write(struct.pack(f"={len(truth)}q", *truth))
         output = ModelRunnerOutput(
             req_ids=self._requests,

@@ -4,8 +4,7 @@ It also puts the server before what else this machine does, where that is allowe
 request, its client waits and it knows of nothing.
 """
 
-from stamping_client import go_first
-
+from rig.stamping_client import go_first
 from taxbreak_vllm.serving.frontend import in_flight
 
 in_flight.FOLLOWED_EVERY = 1
