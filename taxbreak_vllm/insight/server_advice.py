@@ -23,15 +23,10 @@ def advise_server(
     """Apply every rule to every engine of one server whose account closes."""
     found: dict[str, Advice] = {}
     reasons = []
-    for engine in engines:
-        doubt = doubt_of(engine)
+    for evidence in ServerEvidence.of_each(engines, workers, frontends):
+        doubt = doubt_of(evidence.engine)
         if doubt is not None:
-            reasons.append(f"engine {engine.engine}: {doubt}")
-        evidence = ServerEvidence(
-            engine=engine,
-            workers=[worker for worker in workers if worker.server.engine == engine.engine],
-            frontends=frontends,
-        )
+            reasons.append(f"engine {evidence.engine.engine}: {doubt}")
         for rule in RULES if doubt is None else RULES_ON_REQUESTS:
             one = rule(evidence)
             if one is not None and (one.rule not in found or one.at_most_ratio > found[one.rule].at_most_ratio):

@@ -44,6 +44,20 @@ class ServerEvidence:
     workers: Sequence[WorkerState] = ()
     frontends: Sequence[FrontendState] = ()
 
+    @classmethod
+    def of_each(
+        cls, engines: Sequence[EngineState], workers: Sequence[WorkerState], frontends: Sequence[FrontendState]
+    ) -> "list[ServerEvidence]":
+        """Put the states of one server together, engine by engine."""
+        return [
+            cls(
+                engine=engine,
+                workers=[worker for worker in workers if worker.server.engine == engine.engine],
+                frontends=frontends,
+            )
+            for engine in engines
+        ]
+
     @property
     def iteration_ns(self) -> float:
         """Return the mean iteration, the waiting for requests left out."""
@@ -78,7 +92,7 @@ class ServerEvidence:
 
     @property
     def cpu_waits_ns(self) -> Mapping[str, float]:
-        """Return how long, in a mean iteration, each thread that the device waits for was ready to run without a CPU."""
+        """Return what each thread that the device waits for was ready to run without a CPU, in a mean iteration."""
         mean_worker_ns = self.engine.worker_ns / max(1, self.engine.num_iterations)
         waits = {
             f"engine {self.engine.engine}": (self.engine.runqueue_wait_ratio or 0.0) * self.exposed_ns(*EnginePart)
