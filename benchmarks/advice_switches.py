@@ -56,6 +56,7 @@ class Run:
     parts: dict[str, Part]
     iteration_ms: dict[str, float]
     request_ms: dict[str, float]
+    host_ratio: dict[str, float | None]
 
     def at_most(self, rule: str) -> float | None:
         """Return the bound of a rule, None where it did not speak."""
@@ -144,6 +145,7 @@ def _run(
         iteration_ms={"worker": worker_ms}
         | {str(label): evidence.exposed_ns(label) / 1e6 for label in (*EnginePart, *Between)},
         request_ms={str(stage): evidence.stages_ns(stage) / 1e6 for stage in Stage},
+        host_ratio={found["phase"]: found["host_ratio"] for found in (told["serving"] or {}).get("phases", ())},
     )
 
 

@@ -103,6 +103,19 @@ CASES = (
         ),
     ),
     Case(
+        name="eager",
+        condition="every op dispatched from Python",
+        before=Setup(),
+        load=_SOME,
+        switches=(
+            Switch(
+                name="--compilation-config '{\"mode\": 3}', no --enforce-eager",
+                rules=("compilation",),
+                setup=_with("--no-enforce-eager", "--compilation-config", '{"mode": 3}'),
+            ),
+        ),
+    ),
+    Case(
         name="few-seqs",
         condition="--max-num-seqs 2 under 8 clients",
         before=_with("--max-num-seqs", "2"),
