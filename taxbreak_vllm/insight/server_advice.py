@@ -14,6 +14,7 @@ from taxbreak_vllm.model.frontend import FrontendState
 from taxbreak_vllm.model.worker import WorkerState
 
 MAX_UNEXPLAINED_RATIO = 0.05
+_UNI_ON_CPU = "vllm.v1.executor.uniproc_executor.UniProcExecutor"  # vLLM's CPU build makes `uni` two processes
 IDLE_RATIO = 0.5  # of an engine's time without any request
 
 
@@ -62,7 +63,7 @@ def one_process(e: ServerEvidence) -> Advice | None:
         Component.IPC,
         finding="the device waits for calls on their way to its only worker and for results on their way back",
         change="Run the worker in the engine's own process: there is only one.",
-        settings=("--distributed-executor-backend uni",),
+        settings=(f"--distributed-executor-backend {_UNI_ON_CPU if e.is_cpu else 'uni'}",),
         refuted_by="idle_between_steps_seconds_total{cause=~'ipc_.*'} does not fall",
     )
 
@@ -89,8 +90,8 @@ def less_output_work(e: ServerEvidence) -> Advice | None:
         "less-output-work",
         Component.ENGINE_LOOP,
         finding="the device waits while the engine takes in tokens, keeps statistics and hands outputs on",
-        change="Hand tokens on in groups, and leave statistics out.",
-        settings=("--stream-interval 4", "--disable-log-stats"),
+        change="Leave statistics out; then stages of requests are not known either.",
+        settings=("--disable-log-stats",),
         refuted_by="engine_exposed_seconds_total{part=~'update|post'} does not fall",
     )
 
