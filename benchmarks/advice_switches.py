@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -36,8 +37,9 @@ from taxbreak_vllm.spool.spool import Spool
 
 RESULTS = Path(__file__).resolve().parent / "results" / "advice_switches.json"
 _MACHINE_RULES = ("more-cpu", "more-cpu-for-api", "fewer-servers")
-_WARM = Load(clients=4, output_tokens=8, seconds=2.0)
-_BASE_ENV = {
+_WARM_S = 2.0
+_COUNTED_S = 2.5  # what is counted once a second is then told
+_ENV = {
     "VLLM_PLUGINS": "taxbreak",
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -73,7 +75,7 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     load_before, started_s = os.getloadavg()[0], time.monotonic()
     cases = [case for case in CASES if options.only in (None, case.name)]
-    found = {case.name: _measure(case, options) for case in cases}
+    found = {case.name: _measure(case, options.seconds) for case in cases}
     rows = [row for case in cases for row in _rows(case, *found[case.name])]
     result = {
         "machine": describe_machine("vllm", "torch", "taxbreak-vllm")
@@ -90,53 +92,35 @@ def main() -> None:
     _print(rows)
 
 
-def _measure(case: Case, options: argparse.Namespace) -> tuple[Run, dict[str, Run]]:
-    """Run one case: the server as it is, then once with each switch, before which it runs as it is no more."""
-    before: Run | None = None
-    after = {}
-    for switch in case.switches:
-        with tempfile.TemporaryDirectory(prefix="sw-") as folder, Processes(Path(folder)) as processes:
-            spool = Path(folder) / "spool"
-            sidecar = start_sidecar(processes, spool).wait()
-            model = write_tiny_llama(Path(folder) / "tiny-llama")
-            own = _run(processes, sidecar, spool, model, case.before, case.load, options)
-            before = before or own
-            _say(f"{case.name}: {own.seen.tokens_per_s:.0f} tokens/s, {_said(own)}")
-            load = switch.load or case.load
-            after[switch.name] = _run(processes, sidecar, spool, model, switch.setup, load, options)
-            _say(f"{case.name}, {switch.name}: {after[switch.name].seen.tokens_per_s:.0f} tokens/s")
-    assert before is not None
+def _measure(case: Case, seconds: float) -> tuple[Run, dict[str, Run]]:
+    """Run one case: the server as it is, then once with each switch, which finds what the first left behind."""
+    with tempfile.TemporaryDirectory(prefix="sw-") as folder, Processes(Path(folder)) as processes:
+        os.environ["VLLM_CACHE_ROOT"] = f"{folder}/vllm"  # what vLLM finds out about a model's class, it does once
+        model = write_tiny_llama(Path(folder) / "tiny-llama")
+        left = Path(folder) / "spool"
+        before = _run(processes, left, model, case.before, replace(case.load, seconds=seconds))
+        _say(f"{case.name}: {before.seen.tokens_per_s:.0f} tokens/s, {_said(before)}")
+        after = {}
+        for number, switch in enumerate(case.switches):
+            spool = Path(folder) / f"spool-{number}"
+            shutil.copytree(left, spool)
+            load = replace(switch.load or case.load, seconds=seconds)
+            after[switch.name] = run = _run(processes, spool, model, switch.setup, load)
+            _say(f"{case.name}, {switch.name}: {run.seen.tokens_per_s:.0f} tokens/s, {_said(run)}")
     return before, after
 
 
-def _run(
-    processes: Processes,
-    sidecar: RunningServer,
-    spool: Path,
-    model: Path,
-    setup: Setup,
-    load: Load,
-    options: argparse.Namespace,
-) -> Run:
-    allowed = os.sched_getaffinity(0)
-    if setup.cpus is not None:
-        os.sched_setaffinity(0, setup.cpus)  # what is started now may use no others
-    try:
-        env = {**_BASE_ENV, "TAXBREAK_SPOOL": str(spool), **setup.env}
-        server = start_vllm(
-            processes, model, flags=(*WORKER_EXTENSION, *setup.flags), env=env, name=f"vllm-{time.time_ns()}"
-        )
-    finally:
-        os.sched_setaffinity(0, allowed)
-    server.wait()
-    asyncio.run(
-        send(server.url, model.name, replace(_WARM, prompt_chars=load.prompt_chars, truncated=load.truncated), seed=1)
-    )
-    seen = asyncio.run(send(server.url, model.name, replace(load, seconds=options.seconds), seed=2))
-    time.sleep(2.5)  # what is counted once a second
+def _run(processes: Processes, spool: Path, model: Path, setup: Setup, load: Load) -> Run:
+    sidecar = start_sidecar(processes, spool, name=f"sidecar-{time.time_ns()}").wait()
+    server = _start(processes, spool, model, setup).wait()
+    warm = replace(load, clients=4, rate=None, output_tokens=8, seconds=_WARM_S)
+    asyncio.run(send(server.url, model.name, warm, seed=1))
+    seen = asyncio.run(send(server.url, model.name, load, seed=2))
+    time.sleep(_COUNTED_S)
     told = httpx.get(f"{sidecar.url}/v1/taxbreak/advice", timeout=60).raise_for_status().json()
     evidence = _evidence(Spool(spool, max_bytes=2**30, max_captures=10**6))
     server.process.stop()
+    sidecar.process.stop()
     worker_ms = evidence.engine.worker_ns / max(1, evidence.engine.num_iterations) / 1e6
     return Run(
         seen=seen,
@@ -147,6 +131,17 @@ def _run(
         request_ms={str(stage): evidence.stages_ns(stage) / 1e6 for stage in Stage},
         host_ratio={found["phase"]: found["host_ratio"] for found in (told["serving"] or {}).get("phases", ())},
     )
+
+
+def _start(processes: Processes, spool: Path, model: Path, setup: Setup) -> RunningServer:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, setup.cpus or allowed)  # what is started now may use no others
+    try:
+        env = {**_ENV, "TAXBREAK_SPOOL": str(spool), **setup.env}
+        flags = (*WORKER_EXTENSION, *setup.flags)
+        return start_vllm(processes, model, flags=flags, env=env, name=f"vllm-{time.time_ns()}")
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _evidence(spool: Spool) -> ServerEvidence:

@@ -130,6 +130,27 @@ def test_the_worst_stage_before_the_engine_is_named():
     assert advice.settings == ("--api-server-count 2 or more", "--renderer-num-workers 2 or more")
 
 
+def test_one_process_is_named_as_the_device_s_build_of_vllm_takes_it():
+    """vLLM's CPU build makes two processes of `uni`."""
+    cpu = replace(WORKER, server=replace(WORKER.server, device_type="cpu"))
+
+    found = [advise_server([engine(ipc_return=0.5)], [worker], []).advice[0].settings for worker in (WORKER, cpu)]
+
+    assert found == [
+        ("--distributed-executor-backend uni",),
+        ("--distributed-executor-backend vllm.v1.executor.uniproc_executor.UniProcExecutor",),
+    ]
+
+
+def test_what_an_api_server_does_with_tokens_is_no_change_to_the_engine_s_work():
+    """`--stream-interval` groups tokens behind the engine (vllm/v1/engine/output_processor.py)."""
+    (advice,) = (
+        one for one in advise_server([engine(update=0.5)], [WORKER], []).advice if one.rule == "less-output-work"
+    )
+
+    assert not any("stream-interval" in setting for setting in advice.settings)
+
+
 def test_several_workers_need_processes_of_their_own():
     other = replace(WORKER, server=replace(WORKER.server, rank=1))
 
