@@ -69,13 +69,8 @@ CASES = (
         switches=(
             Switch(
                 name="--stream-interval 8",
-                rules=("delivery", "less-output-work", "more-cpu-for-api"),
+                rules=("delivery",),
                 setup=_with("--max-num-seqs", "64", "--stream-interval", "8"),
-            ),
-            Switch(
-                name="--disable-log-stats",
-                rules=("less-output-work",),
-                setup=_with("--max-num-seqs", "64", "--disable-log-stats"),
             ),
             Switch(
                 name="--api-server-count 2",

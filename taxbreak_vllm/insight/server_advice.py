@@ -83,19 +83,6 @@ def work_ahead(e: ServerEvidence) -> Advice | None:
     )
 
 
-def less_output_work(e: ServerEvidence) -> Advice | None:
-    """Taking in a step's tokens and handing them on, each step."""
-    return find(
-        e,
-        "less-output-work",
-        Component.ENGINE_LOOP,
-        finding="the device waits while the engine takes in tokens, keeps statistics and hands outputs on",
-        change="Leave statistics out; then stages of requests are not known either.",
-        settings=("--disable-log-stats",),
-        refuted_by="engine_exposed_seconds_total{part=~'update|post'} does not fall",
-    )
-
-
 def waits_for_frontend(e: ServerEvidence) -> Advice | None:
     """A device without work while a request is still in an API server."""
     return find(
@@ -203,7 +190,6 @@ RULES_ON_REQUESTS: tuple[Callable[[ServerEvidence], Advice | None], ...] = (
 RULES: tuple[Callable[[ServerEvidence], Advice | None], ...] = (
     one_process,
     work_ahead,
-    less_output_work,
     waits_for_frontend,
     more_cpu,
     fewer_servers,

@@ -25,7 +25,6 @@ PARTS: Mapping[str, tuple[EnginePart | Between, ...] | tuple[Stage, ...]] = {
         Between.IPC_DISPATCH,
         Between.IPC_RETURN,
     ),
-    "less-output-work": (EnginePart.UPDATE, EnginePart.POST),
     "api-servers": (Between.FRONTEND, Between.IPC_INPUT),
     "before-the-engine": BEFORE_ENGINE,
     "delivery": DELIVERY,
