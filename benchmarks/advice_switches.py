@@ -32,6 +32,7 @@ from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import WORKER_EXTENSION, RunningServer, start_sidecar, start_vllm
 from taxbreak_vllm.insight.server_evidence import PARTS, Part, ServerEvidence
 from taxbreak_vllm.model.engine import Between, EnginePart
+from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.frontend import Stage
 from taxbreak_vllm.spool.spool import Spool
 
@@ -75,13 +76,20 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     load_before, started_s = os.getloadavg()[0], time.monotonic()
     cases = [case for case in CASES if options.only in (None, case.name)]
-    found = {case.name: _measure(case, options.seconds) for case in cases}
-    rows = [row for case in cases for row in _rows(case, *found[case.name])]
+    found, failed = {}, {}
+    for case in cases:
+        try:
+            found[case.name] = _measure(case, options.seconds)
+        except (TaxbreakError, httpx.HTTPError, OSError, RuntimeError, BaseExceptionGroup) as error:
+            failed[case.name] = f"{type(error).__name__}: {error}"
+            _say(f"{case.name}: {failed[case.name]}")
+    rows = [row for case in cases if case.name in found for row in _rows(case, *found[case.name])]
     result = {
         "machine": describe_machine("vllm", "torch", "taxbreak-vllm")
         | {"load_1min": {"before": load_before, "after": os.getloadavg()[0]}},
         "took_s": round(time.monotonic() - started_s),
         "rows": rows,
+        "failed": failed,
         "runs": {
             name: {run_name: asdict(run) for run_name, run in (("before", before), *after.items())}
             for name, (before, after) in found.items()
@@ -90,6 +98,7 @@ def main() -> None:
     if options.only is None or options.output != RESULTS:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     _print(rows)
+    sys.exit(1 if failed else 0)
 
 
 def _measure(case: Case, seconds: float) -> tuple[Run, dict[str, Run]]:
