@@ -38,6 +38,7 @@ from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, RunningServer, plain_environment, start_vllm
 from taxbreak_vllm.settings import Settings
+from taxbreak_vllm.spool.spool import Spool
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving_overhead.json"
 BASE, TWIN, WHOLE = "absent", "absent again", "whole"
@@ -71,7 +72,7 @@ def main() -> None:
     load_before, started_s = os.getloadavg()[0], time.monotonic()
     values: Values = {}
     arrivals: dict[str, Arrivals] = {}
-    idle = []
+    idle, recorded = [], []
     for number in range(options.restarts):
         with tempfile.TemporaryDirectory(prefix="bench-") as folder, _forking(Path(folder)) as processes:
             model = write_tiny_llama(Path(folder) / "tiny-llama")
@@ -80,6 +81,7 @@ def main() -> None:
             arrivals = arrivals or _arrivals(client, servers[BASE], options)
             idle.append(_idle_cpu(Path(folder)))
             _measure(client, servers, arrivals, options, number, values)
+            recorded.append(_what_was_recorded(Path(folder)))
         _say(f"{number + 1} of {options.restarts} after {time.monotonic() - started_s:.0f} s")
     found = {how: _differences(by_kind) for how, by_kind in values.items()}
     covered = {how: {key: coverage(alike) for key, alike in by_kind[TWIN].items()} for how, by_kind in found.items()}
@@ -93,6 +95,7 @@ def main() -> None:
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "arrivals": {how: asdict(arrivals[how]) for how in values},
         "idle_servers_cpu_ratio": median(idle),
+        "recorded": recorded,
         "took_s": round(time.monotonic() - started_s),
         "change": {
             how: {kind: {key: asdict(one) for key, one in of_kind.items()} for kind, of_kind in by_kind.items()}
@@ -245,6 +248,25 @@ def _cpu_s(folder: Path) -> float:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def _what_was_recorded(folder: Path) -> list[dict[str, object]]:
+    """Read what the workers of one time said last, and how many requests were followed beside them."""
+    found = []
+    for path in sorted(folder.glob("spool-*")):
+        spool = Spool(path, max_bytes=2**30, max_captures=10**6)
+        found += [
+            {
+                "plain_steps": sum(kind.num_steps for kind in state.steps),
+                "samples": state.num_samples,
+                "dropped": dict(state.dropped),
+                "overhead_ratio": state.overhead_ns / max(1, state.serving_ns),
+                "iterations": sum(engine.num_iterations for engine in spool.engine_states()),
+                "requests": sum(api.num_requests for api in spool.frontend_states()),
+            }
+            for state in spool.states()
+        ]
+    return found
 
 
 def _options() -> argparse.Namespace:
