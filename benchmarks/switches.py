@@ -48,7 +48,7 @@ def _with(*flags: str) -> Setup:
 
 
 _MANY = _with("--max-num-seqs", "64")
-_MANY_STREAMS = Load(clients=64, output_tokens=64)
+_MANY_STREAMS = Load(clients=64, output_tokens=16)
 _LONG_TEXTS = Load(clients=4, prompt_chars=200_000, truncated=64, output_tokens=4)
 _SOME = Load(clients=8, output_tokens=64, is_streamed=False)
 _RARE = Load(rate=1.5, output_tokens=32, is_streamed=False)
