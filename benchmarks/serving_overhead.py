@@ -272,7 +272,7 @@ def _what_was_recorded(folder: Path) -> list[dict[str, object]]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--restarts", type=int, default=12, help="how often all servers are started")
-    parser.add_argument("--rounds", type=int, default=4, help="how often each is measured, each time")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, each time")
     parser.add_argument(
         "--round-s", type=float, default=3.0, help="how long one server is measured at a time (seconds)"
     )
