@@ -10,7 +10,7 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving soak compat dashboards check-api check-dashboards check-deploy release-check clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice soak compat dashboards check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,9 +67,13 @@ check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what
 	$(install) cpu,test
 	$(BIN)/python -m pytest -s tests/service/test_schemathesis.py tests/service/test_prometheus.py
 
-bench-serving: ## what the plugin costs a server, as `vllm bench serve` sees it, in pairs (BENCH='--pairs 20 --round-s 8')
+bench-serving: ## what the plugin costs a server, as `vllm bench serve` sees it, from pairs of fresh starts (BENCH='--restarts 20')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/serving_overhead.py $(BENCH)
+
+bench-advice: ## each switch that a server's advice can name, turned: what was promised, what came of it (BENCH='--only few-seqs')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/advice_switches.py $(BENCH)
 
 soak: ## 30,000 requests to a server that records much: answers, memory, disk (SOAK='--requests 100000')
 	$(install) cpu,test

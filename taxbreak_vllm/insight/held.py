@@ -2,8 +2,9 @@
 
 In: what the two starts of a server are known by, and the advice given before. Out: `Outcome`s. A phase's steps are
 compared in the size of batch that both served most, as the load may have changed too; where the change lets steps carry
-more, by what a token takes. The interval is that of the ratio of two medians, each by order statistics at 97.5 %, so
-that nothing is assumed of how durations are spread.
+more, by what a token takes; a change around the steps is judged by the part it is about (`server_held`). The interval
+is that of the ratio of two medians, each by order statistics at 97.5 %, so that nothing is assumed of how durations are
+spread.
 """
 
 from collections import defaultdict
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 from taxbreak_vllm.insight.evidence import Evidence
 from taxbreak_vllm.insight.plain import WORTH_RATIO
+from taxbreak_vllm.insight.server_evidence import PARTS, ServerEvidence
+from taxbreak_vllm.insight.server_held import part_outcome
 from taxbreak_vllm.model.advice import Advice, Held, Outcome, Per
 from taxbreak_vllm.model.step import Phase
 
@@ -29,9 +32,10 @@ ASKED: Mapping[str, tuple[str, ...]] = {  # the settings that a rule's change is
     "library-front-end": ("linear_backend", *_GRAPHS),
     "async-scheduling": ("async_scheduling",),
     "work-ahead": ("async_scheduling",),
-    "engine-loop": ("async_scheduling", "stream_interval"),
-    "less-output-work": ("stream_interval",),
-    "delivery": ("stream_interval",),
+    "engine-loop": ("async_scheduling", "api_server_count"),
+    "api-servers": ("api_server_count", "renderer_num_workers"),
+    "before-the-engine": ("api_server_count", "renderer_num_workers"),
+    "delivery": ("stream_interval", "api_server_count"),
     "one-process": ("distributed_executor_backend",),
     "batch-size": ("max_num_seqs",),
     "queue": ("max_num_seqs", "max_num_batched_tokens"),
@@ -69,13 +73,16 @@ class PlainStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One start of a server: its settings, and the plain steps of each phase that its recordings were compared with."""
+    """One start of a server: its settings, the plain steps of each phase that its recordings were compared with, and
+    what its engines and API servers tell of the time around them.
+    """
 
     settings: Mapping[str, str]
     steps: Mapping[Phase | None, Sequence[PlainStep]]
+    around: Sequence[ServerEvidence] = ()
 
     @classmethod
-    def of(cls, settings: Mapping[str, str], found: Iterable[Evidence]) -> "Run":
+    def of(cls, settings: Mapping[str, str], found: Iterable[Evidence], around: Sequence[ServerEvidence] = ()) -> "Run":
         """Take the plain steps from the evidence of a run."""
         steps = {
             e.phase: [
@@ -84,7 +91,7 @@ class Run:
             ]
             for e in found
         }
-        return cls(settings, steps)
+        return cls(settings, steps, around)
 
 
 def outcomes(advice: Sequence[Advice], before: Run, after: Run) -> tuple[Outcome, ...]:
@@ -97,13 +104,17 @@ def outcomes(advice: Sequence[Advice], before: Run, after: Run) -> tuple[Outcome
     }
     if not changed:
         return ()
+    made = [one for one in advice if set(ASKED.get(one.rule, ())) & changed.keys()]
     asked: defaultdict[tuple[Measure, Phase | None], list[Advice]] = defaultdict(list)
-    for one in advice:
-        if set(ASKED.get(one.rule, ())) & changed.keys():
+    for one in made:
+        if one.rule not in PARTS:
             asked[_MEASURES.get(one.rule, STEP), _phase(one, before, after)].append(one)
-    if not asked:
+    if not made:
         asked[STEP, _phase(None, before, after)] = []
-    return tuple(_outcome(measure, phase, own, changed, before, after) for (measure, phase), own in asked.items())
+    return (
+        *(_outcome(measure, phase, own, changed, before, after) for (measure, phase), own in asked.items()),
+        *(part_outcome(one, changed, before.around, after.around) for one in made if one.rule in PARTS),
+    )
 
 
 def _phase(advice: Advice | None, before: Run, after: Run) -> Phase | None:

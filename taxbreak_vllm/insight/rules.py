@@ -158,8 +158,8 @@ def engine_loop(e: Evidence) -> Finding | None:
         ),
         finding=f"{e.between_ns / (e.between_ns + e.total.device.window_ns):.0%} of the recorded time lies between"
         " steps: scheduling, output and input processing",
-        change="Overlap the engine loop with the device and take work off it.",
-        settings=("--async-scheduling", "--api-server-count 2 or more", "--stream-interval 4", "--disable-log-stats"),
+        change="Overlap the engine loop with the device.",
+        settings=("--async-scheduling", "--api-server-count 2 or more"),
         refuted_by="vllm:num_requests_running is 0 in between: then the server had nothing to do",
     )
 

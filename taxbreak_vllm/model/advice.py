@@ -136,6 +136,7 @@ class Held(StrEnum):
 class Outcome:
     """What came of a restart with other settings: plain time after it over plain time before, less than 1 is a win.
 
+    Of an iteration or a request it is the time of the part that the advice is about, a mean without an interval.
     `rules` name the advice that asked for one of the settings changed, none where nothing did. `change` is what was
     measured, `interval` holds it with a probability of 95 % (None: too few steps), `promised_ratio` was the bound.
     `settings` are those that differ: before and after.

@@ -3,6 +3,7 @@
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from live_states import engine_state
 
 from taxbreak_vllm.model.advice import AdviceReport, Held, Per
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom
@@ -104,6 +105,28 @@ def test_after_a_restart_with_other_settings_it_is_said_whether_the_change_held(
     assert (outcome["held"], outcome["rules"], outcome["per"]) == (Held.HELD, ["batch-size"], Per.TOKEN)
     assert outcome["settings"] == {"max_num_seqs": ["2", "8"]}
     assert 1 / outcome["change"] == pytest.approx(3.2, rel=0.01)
+
+
+def test_a_change_around_the_steps_is_judged_by_its_part_though_they_are_as_long_as_before(
+    get, spool, record, make_state, clock
+):
+    def serve(server, backend, ipc_ms):
+        settings = {"distributed_executor_backend": backend}
+        spool.put_state(make_state(server=server, settings=settings, started_ns=clock()))
+        between = {Between.IPC_RETURN: ipc_ms}
+        spool.put_engine_state(
+            engine_state(server_id=server.server_id, worker_ms=2.0, between=between, updated_unix_ns=clock())
+        )
+        record(20, server=server)
+
+    serve(OLD, "mp", 0.5)
+    clock.sleep_s(60)
+    serve(NEW, "UniProcExecutor", 0.0)
+
+    (outcome,) = get()["outcomes"]
+
+    assert (outcome["held"], outcome["rules"], outcome["change"]) == (Held.HELD, ["one-process"], 0.0)
+    assert outcome["per"] == Per.ITERATION
 
 
 def test_the_steps_of_one_request_can_be_advised_on_alone(get, record):

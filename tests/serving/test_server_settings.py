@@ -20,7 +20,7 @@ def config(**changes):
         compilation_config=SimpleNamespace(cudagraph_mode=Mode.FULL_AND_PIECEWISE),
         scheduler_config=SimpleNamespace(**{"max_num_seqs": 256} | changes),
         attention_config=SimpleNamespace(backend=None),
-        parallel_config=SimpleNamespace(distributed_executor_backend=MyExecutor),
+        parallel_config=SimpleNamespace(distributed_executor_backend=MyExecutor, _api_process_count=2),
     )
 
 
@@ -32,6 +32,7 @@ def test_settings_are_plain_words_and_what_is_not_there_is_left_out():
         "max_num_seqs": "256",
         "attention_backend": "None",
         "distributed_executor_backend": "MyExecutor",
+        "api_server_count": "2",
     }
     assert settings_of(SimpleNamespace()) == {}
 

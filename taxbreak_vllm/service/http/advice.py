@@ -17,10 +17,13 @@ from taxbreak_vllm.insight.evidence import by_phase, distrust
 from taxbreak_vllm.insight.held import Run, outcomes
 from taxbreak_vllm.insight.joined import joined
 from taxbreak_vllm.insight.server_advice import advise_server
+from taxbreak_vllm.insight.server_evidence import ServerEvidence
 from taxbreak_vllm.insight.serving_time import timed_steps
 from taxbreak_vllm.machine.limits import read_machine
 from taxbreak_vllm.model.advice import AdviceReport, Outcome
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.engine import EngineState
+from taxbreak_vllm.model.frontend import FrontendState
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.http.openapi import answer
@@ -90,7 +93,7 @@ def read_advice(
     if phase is None and capture_id is None:
         around = {state.server.server_id for state in of_model} if server_id is None else {server_id}
         report = _with_server(report, spool, of_model, around, now_ns=now_ns)
-        report = replace(report, outcomes=_outcomes(results, states, of_model))
+        report = replace(report, outcomes=_outcomes(results, spool, states, of_model))
     return report
 
 
@@ -103,7 +106,9 @@ def _with_server(
     return joined(report, advise_server(engines, workers, frontends)) if engines or frontends else report
 
 
-def _outcomes(results: Results, states: Sequence[WorkerState], alive: Sequence[WorkerState]) -> tuple[Outcome, ...]:
+def _outcomes(
+    results: Results, spool: Spool, states: Sequence[WorkerState], alive: Sequence[WorkerState]
+) -> tuple[Outcome, ...]:
     """Compare the newest start of a server with the one before it that had other settings."""
     after = max(alive, key=lambda state: state.started_unix_ns, default=None)
     if after is None or not after.settings:
@@ -121,9 +126,24 @@ def _outcomes(results: Results, states: Sequence[WorkerState], alive: Sequence[W
     if before is None:
         return ()
     old, new = (_trusted(results, state.server.server_id) for state in (before, after))
-    advised = advise(old, timed=timed_steps([before])).advice
-    runs = [Run.of(state.settings, by_phase(found, None, None)) for state, found in ((before, old), (after, new))]
-    return outcomes(advised, *runs)
+    was, now = (_around(spool, states, state.server.server_id) for state in (before, after))
+    advised = (*advise(old, timed=timed_steps([before])).advice, *advise_server(*was).advice)
+    return outcomes(
+        advised,
+        Run.of(before.settings, by_phase(old, None, None), ServerEvidence.of_each(*was)),
+        Run.of(after.settings, by_phase(new, None, None), ServerEvidence.of_each(*now)),
+    )
+
+
+def _around(
+    spool: Spool, states: Sequence[WorkerState], server_id: str
+) -> tuple[list[EngineState], list[WorkerState], list[FrontendState]]:
+    """Return the states of one start of a server, whether it runs or not."""
+    return (
+        [state for state in spool.engine_states() if state.server_id == server_id],
+        [state for state in states if state.server.server_id == server_id],
+        [state for state in spool.frontend_states() if state.server_id == server_id],
+    )
 
 
 def _trusted(results: Results, server_id: str) -> list[Breakdown]:
