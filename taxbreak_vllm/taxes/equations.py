@@ -99,8 +99,6 @@ def cpu_spans(
     known_from = _first_per_thread(host, step_start)
     boundary = np.sort(np.concatenate((dispatches.return_key, step_start, known_from)))
     since = boundary[np.searchsorted(boundary, dispatches.launch_key, side="right") - 1]
-    is_twin = dispatches.launch_key[1:] == dispatches.launch_key[:-1]  # of two at one instant the first has it
-    since[1:][is_twin] = dispatches.launch_key[1:][is_twin]
     shares = partition.between(since, dispatches.launch_key)
     num_ops = ops_between(host, since, dispatches.launch_key)
     t_py = shares[HostClass.PYTHON] - _python_within(partition, pauses, since, dispatches.launch_key)

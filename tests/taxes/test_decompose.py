@@ -677,16 +677,6 @@ COSTS = st.one_of(
 STORES = st.fixed_dictionaries({}, optional={op.replace("::", "__"): COSTS for op in OPS})
 
 
-def test_time_before_two_ops_of_one_instant_is_counted_once(replay):
-    blank = {"thread": 1, "correlation": None, "device": None, "stream": None}
-    ops = [{"kind": "op", "name": "aten::mm", "start": s, "end": e} | blank for s, e in ((0, 0), (7, 14), (7, 14))]
-
-    breakdown = replay(ops, MadeUpView(aten__mm=None))
-
-    assert breakdown.total.taxes.delta_ft_ns == sum(row.delta_ft_ns for row in breakdown.total.top) == 7
-    assert breakdown.coverage.denied_ns == 7
-
-
 @settings(max_examples=80)
 @given(
     events=st.lists(events("op", (*OPS, "aten::view"), 30, thread=THREADS), min_size=1, max_size=15),
