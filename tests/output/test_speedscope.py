@@ -92,7 +92,7 @@ def test_what_outlives_the_frame_around_it_is_cut_there(tmp_path):
 def test_python_functions_stand_around_the_ops_they_call(tmp_path):
     path = write_trace(
         tmp_path / "t.json",
-        event("cpu_op", "aten::view", 0, 5),
+        event("cpu_op", "aten::view", 0, 2),
         event("python_function", "model.py(7): forward", 2, 50),
         event("cpu_op", "aten::copy_", 10, 30),
         event("cuda_runtime", "cudaLaunchKernel", 20, 5, correlation=1),
@@ -106,7 +106,7 @@ def test_python_functions_stand_around_the_ops_they_call(tmp_path):
     frames = _read(document["profiles"][0], [frame["name"] for frame in document["shared"]["frames"]])
     assert [(stack, start // 1000, end // 1000) for stack, start, end in leaves(frames)] == [
         (("aten::view", "[dispatch]"), 0, 2),
-        (("aten::view", "model.py(7): forward", "[dispatch]"), 2, 5),
+        (("model.py(7): forward", "[python]"), 2, 10),
         (("model.py(7): forward", "aten::copy_", "[dispatch]"), 10, 20),
         (("model.py(7): forward", "aten::copy_", "cudaLaunchKernel", "[launch]"), 20, 25),
         (("model.py(7): forward", "aten::copy_", "[dispatch]"), 25, 40),

@@ -79,6 +79,7 @@ def test_a_device_without_a_number_is_the_first(monkeypatch):
 
     taken = []
     properties = type("Properties", (), {"total_memory": 100})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(
