@@ -79,12 +79,19 @@ def _last_to_end(stream: Index, end_ns: Int64) -> Index:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """What one stream was given, by when: `launch_ns` rising, `last` the activity to end last of all up to there."""
+    """What one stream was given: `activity` by launch, `launch_ns` when, `last` which ended last of all up to there."""
 
     launch_ns: Int64
-    first: Index
+    activity: Index
     last: Index
     device: int
+
+    def ended(self, latest: Index, by_ns: Int64, end_ns: Int64) -> Index:
+        """Return for each the last activity up to `latest` that had ended by then, -1 for none."""
+        ends = end_ns[self.last]
+        place = np.searchsorted(ends, by_ns, side="right") - 1
+        found = np.where(place >= 0, self.last[np.maximum(place, 0)], -1) if len(self.last) else latest
+        return np.where((latest >= 0) & (found >= 0) & (end_ns[found] < end_ns[latest]), found, latest)
 
     def before(self, at_ns: Int64) -> Index:
         """Return for each instant the activity to end last of those launched before it, -1 for none."""
@@ -104,5 +111,5 @@ def launched(streams: Streams, activities: Activities, launch_ns: Int64) -> list
         last = rows[_last_to_end(np.zeros(len(rows), dtype=np.intp), ends)] if len(rows) else rows
         # Of a graph's nodes, all launched at once, the last place is what a search for an instant finds.
         device = int(activities.device[rows[0]]) if len(rows) else -1
-        found.append(Launched(launch_ns=launch_ns[rows], first=rows, last=last, device=device))
+        found.append(Launched(launch_ns=launch_ns[rows], activity=rows, last=last, device=device))
     return found

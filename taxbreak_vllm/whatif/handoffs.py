@@ -1,0 +1,64 @@
+"""Threads that wait for other threads: one is silent while another does its work, and goes on when that is done.
+
+In: points of the host. Out: `Handoffs`: which point waits for which, and for how long after it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.whatif.points import Bursts, Points
+
+_NEAR_NS = 1_000_000  # the other's work begins and ends so near to the silence, or nearer than a twentieth of it
+_COVER = 0.7  # and takes at least so much of it
+
+
+@dataclass(frozen=True, slots=True)
+class Handoffs:
+    """`waiting` follows `awaited` by `delay_ns`; both are places in Points."""
+
+    awaited: Index
+    waiting: Index
+    delay_ns: Int64
+
+    @classmethod
+    def of(cls, points: Points) -> "Handoffs":
+        """Find silences of a thread that hold bursts of another, from near their beginning to near their end."""
+        bursts = points.bursts
+        found: list[tuple[int, int, int]] = []
+        by_thread = {int(thread): np.flatnonzero(bursts.thread == thread) for thread in np.unique(bursts.thread)}
+        if len(by_thread) > 1:
+            for own in by_thread.values():
+                for before, after in zip(own[:-1].tolist(), own[1:].tolist(), strict=True):
+                    taken = _taken_over(bursts, by_thread, before, after)
+                    if taken is not None:
+                        first, last = taken
+                        found.append((int(points.burst_end[before]), int(points.burst_start[first]), 0))
+                        found.append((int(points.burst_end[last]), int(points.burst_start[after]), 0))
+        pairs = np.array(found, dtype=np.intp).reshape(-1, 3)
+        awaited, waiting = pairs[:, 0], pairs[:, 1]
+        return cls(awaited, waiting, points.at_ns[waiting] - points.at_ns[awaited])
+
+
+def _taken_over(bursts: Bursts, by_thread: dict[int, NDArray[np.intp]], before: int, after: int) -> tuple[int, int] | None:
+    """Return the first and last burst of the thread that worked between two bursts of this one; None where none did."""
+    silent_from, silent_to = int(bursts.end_ns[before]), int(bursts.start_ns[after])
+    near_ns = max(_NEAR_NS, (silent_to - silent_from) // 20)
+    best: tuple[int, int, int] | None = None
+    for thread, rows in by_thread.items():
+        if thread == int(bursts.thread[before]):
+            continue
+        first = int(np.searchsorted(bursts.start_ns[rows], silent_from, side="left"))
+        last = int(np.searchsorted(bursts.end_ns[rows], silent_to, side="right")) - 1
+        if first > last:
+            continue
+        begun_ns, done_ns = int(bursts.start_ns[rows[first]]), int(bursts.end_ns[rows[last]])
+        if begun_ns - silent_from > near_ns or silent_to - done_ns > near_ns:
+            continue
+        inside = rows[first : last + 1]
+        busy_ns = int((bursts.end_ns[inside] - bursts.start_ns[inside]).sum())
+        if done_ns - begun_ns >= _COVER * (silent_to - silent_from) and (best is None or busy_ns > best[0]):
+            best = busy_ns, int(rows[first]), int(rows[last])
+    return None if best is None else best[1:]

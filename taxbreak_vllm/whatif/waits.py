@@ -1,0 +1,159 @@
+"""Who waits for whom between host and device, and between streams: told by a recording, or inferred where it is silent.
+
+In: calls, the device's order. Out: pairs of what is waited for and what waits, as columns of indices.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from taxbreak_vllm.trace.backend import waits_for_device
+from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
+from taxbreak_vllm.trace.events import Events
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.whatif.constants import Calls, median_by
+from taxbreak_vllm.whatif.streams import Launched, Streams
+
+UNSEEN_NS = 50_000  # a call that blocks for longer than what it waits for explains waits for something unseen
+_LATE_NS = 1_000  # by so much device and host clocks may disagree
+_RETURN_NS = 5_000  # from the end of what a call waits for to its return, where no call of that name ever waited
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Blocking calls (into Host.call_*) and the activity each waits for (-1: not known).
+
+    `return_ns` is how long after that one's end such calls return, `idle_ns` how long they take when it has ended
+    before, `unseen_ns` how much of the call neither explains.
+    """
+
+    call: Index
+    awaited: Index
+    return_ns: Int64
+    idle_ns: Int64
+    unseen_ns: Int64
+
+    @classmethod
+    def of(
+        cls,
+        events: Events,
+        host: Host,
+        calls: Calls,
+        activities: Activities,
+        dispatches: Dispatches,
+        streams: Streams,
+        queues: list[Launched],
+    ) -> "Blocking":
+        """Find what each blocking call waits for.
+
+        A copy waits for itself, a device's synchronization for all streams; one of a stream or an event for what ended
+        last before its return, of the last launched on each stream before it (an event may sit before that).
+        """
+        call = np.flatnonzero(host.call_is_blocking)
+        start_ns, end_ns, name = calls.start_ns[call], calls.end_ns[call], calls.name[call]
+        is_device, is_event = np.zeros(len(call), dtype=bool), np.zeros(len(call), dtype=bool)
+        for number in np.unique(name).tolist():
+            text = events.names[number]
+            is_device[name == number] = waits_for_device(text)
+            is_event[name == number] = "Event" in text
+        awaited, awaited_end = np.full(len(call), -1, dtype=np.intp), np.full(len(call), np.iinfo(np.int64).min)
+        for queue in queues:
+            found = queue.before(start_ns)
+            found = np.where(is_event, queue.ended(found, end_ns + _LATE_NS // 2, activities.end_ns), found)
+            found_end = np.where(found >= 0, activities.end_ns[found], np.iinfo(np.int64).min)
+            fits = (found >= 0) & (is_device | (found_end <= end_ns + _LATE_NS)) & (found_end > awaited_end)
+            awaited[fits], awaited_end[fits] = found[fits], found_end[fits]
+        own = host.call_dispatch[call]
+        last = _last_of_dispatch(activities, len(dispatches))
+        awaited = np.where(own >= 0, last[np.maximum(own, 0)] if len(last) else -1, awaited)
+        done_ns = np.where(awaited >= 0, activities.end_ns[awaited], np.iinfo(np.int64).min)
+        waited = (awaited >= 0) & (done_ns > start_ns)
+        late_ns = np.where(waited, end_ns - np.maximum(done_ns, start_ns), end_ns - start_ns)
+        explained = late_ns < UNSEEN_NS
+        return cls(
+            call=call,
+            awaited=np.where((awaited >= 0) & explained, awaited, -1),
+            return_ns=_median(name, late_ns, waited & explained),
+            idle_ns=np.minimum(_median(name, late_ns, (awaited >= 0) & ~waited & explained), end_ns - start_ns),
+            unseen_ns=np.where(explained & (awaited >= 0), 0, end_ns - start_ns),
+        )
+
+
+def _median(name: Int64, values: Int64, counted: Bool) -> Int64:
+    known, found = median_by(name[counted], values[counted], name, min_count=1)
+    return np.where(known, found, _RETURN_NS)
+
+
+def _last_of_dispatch(activities: Activities, count: int) -> Index:
+    """Return for each dispatch which of its activities ends last."""
+    last = np.full(count, -1, dtype=np.intp)
+    rows = np.flatnonzero(activities.dispatch >= 0)
+    rows = rows[np.argsort(activities.end_ns[rows], kind="stable")]
+    last[activities.dispatch[rows]] = rows
+    return last
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Activities that wait for the end of others: `awaited` and `waiting`, into Activities."""
+
+    awaited: Index
+    waiting: Index
+
+
+def event_waits(
+    events: Events,
+    host: Host,
+    calls: Calls,
+    activities: Activities,
+    streams: Streams,
+    queues: list[Launched],
+) -> Pairs:
+    """Return which launches wait for other streams: those after a call that makes a stream wait for an event.
+
+    Which stream and which event a recording does not say. So the wait holds the first launch after it on each stream,
+    made by the same thread, for the last one launched before it on every other; what had not ended by then it cannot be.
+    """
+    is_wait = np.array(["StreamWaitEvent" in name for name in events.names] or [False])
+    rows = np.flatnonzero(is_wait[calls.name])
+    if not len(rows) or len(queues) < 2:
+        return Pairs(np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp))
+    wait_key = np.sort(host.call_start[rows])
+    awaited: list[Index] = []
+    waiting: list[Index] = []
+    for queue in queues:
+        own = queue.activity[streams.is_first[queue.activity]]
+        launch = streams.call[own]
+        place = np.searchsorted(wait_key, host.call_start[launch], side="left") - 1
+        key = wait_key[np.maximum(place, 0)]
+        wait_ns = key % host.stride_ns + host.origin_ns
+        launched_before = np.concatenate(([np.iinfo(np.int64).min], calls.start_ns[launch][:-1]))[: len(own)]
+        waits = (place >= 0) & (key // host.stride_ns == host.call_start[launch] // host.stride_ns)
+        waits &= wait_ns >= launched_before
+        own, wait_ns = own[waits], wait_ns[waits]
+        for other in queues:
+            if other is queue or other.device != queue.device or not len(own):
+                continue
+            found = other.before(wait_ns)
+            fits = (found >= 0) & (activities.end_ns[found] <= activities.start_ns[own] + _LATE_NS)
+            awaited.append(found[fits])
+            waiting.append(own[fits])
+    return Pairs(_joined(awaited), _joined(waiting))
+
+
+def ended_just_before(activities: Activities, stream: Index, late: Index, within_ns: int) -> Pairs:
+    """Return for activities that nothing explains what ended on another stream right before each began, if anything."""
+    order = np.argsort(activities.end_ns, kind="stable")
+    ends = activities.end_ns[order]
+    place = np.searchsorted(ends, activities.start_ns[late], side="right") - 1
+    for _ in range(8):
+        is_own = (place >= 0) & (stream[order[np.maximum(place, 0)]] == stream[late])
+        place = np.where(is_own, place - 1, place)
+    found = order[np.maximum(place, 0)]
+    is_near = (place >= 0) & (activities.end_ns[found] >= activities.start_ns[late] - within_ns)
+    is_near &= (stream[found] != stream[late]) & (activities.start_ns[found] < activities.start_ns[late])
+    return Pairs(found[is_near], late[is_near])
+
+
+def _joined(parts: list[Index]) -> Index:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.intp)
