@@ -66,7 +66,7 @@ class Constants:
         kind = events.kind[activities.row].astype(np.int64) * 4 + is_staged * 2 + streams.is_graph
         name = np.where(has_call, _at(calls.name, call), -1)
         latency = _fitted(
-            (kind * (len(events.names) + 1) + name, kind, np.zeros_like(kind)), start_ns - ready, is_idle, _LATENCY_NS
+            (kind * (len(events.names) + 1) + name, kind, streams.is_graph.astype(np.int64)), start_ns - ready, is_idle, _LATENCY_NS
         )
         gap = start_ns - busy_until
         is_near = (streams.before >= 0) & (gap < UNEXPLAINED_NS) & (gap > -UNEXPLAINED_NS)
@@ -84,8 +84,8 @@ def _at(values: Int64, index: Int64) -> Int64:
 def _fitted(keys: tuple[Int64, ...], values: Int64, counted: Bool, otherwise: int) -> Int64:
     """Return for each row the median of the counted rows that share its key, the finest of the keys that has enough."""
     fitted = np.full(len(values), otherwise, dtype=np.int64)
-    for key in reversed(keys):
-        known, found = median_by(key[counted], values[counted], key, min_count=_MIN_COUNT)
+    for key, min_count in ((keys[-1], 1), *((key, _MIN_COUNT) for key in reversed(keys))):
+        known, found = median_by(key[counted], values[counted], key, min_count=min_count)
         fitted[known] = found[known]
     return fitted
 

@@ -82,7 +82,9 @@ def build(measured: Measured, points: Points) -> tuple[Graph, Sources, Unexplain
     guessed = ended_just_before(activities, streams.stream, late, UNEXPLAINED_NS)
     still = np.setdiff1d(late, guessed.waiting)
     is_pinned = np.zeros(num_points + len(activities.row), dtype=bool)
-    opens = (streams.before < 0) & ((late_ns > UNEXPLAINED_NS) | (led == np.iinfo(np.int64).min))
+    returned = calls.end_ns[streams.call] if len(calls.end_ns) else np.zeros(len(led), dtype=np.int64)
+    is_held = (late_ns > UNEXPLAINED_NS) & (activities.start_ns - returned > UNEXPLAINED_NS)
+    opens = (streams.before < 0) & (is_held | (led == np.iinfo(np.int64).min))
     is_pinned[num_points + np.flatnonzero(opens & ~np.isin(np.arange(len(led)), guessed.waiting))] = True
     parts = (
         _host(sources),

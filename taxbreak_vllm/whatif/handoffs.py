@@ -27,7 +27,7 @@ class Handoffs:
     def of(cls, points: Points) -> "Handoffs":
         """Find silences of a thread that hold bursts of another, from near their beginning to near their end."""
         bursts = points.bursts
-        found: list[tuple[int, int, int]] = []
+        found: list[tuple[int, int] | None] = []
         by_thread = {int(thread): np.flatnonzero(bursts.thread == thread) for thread in np.unique(bursts.thread)}
         if len(by_thread) > 1:
             for own in by_thread.values():
@@ -35,11 +35,22 @@ class Handoffs:
                     taken = _taken_over(bursts, by_thread, before, after)
                     if taken is not None:
                         first, last = taken
-                        found.append((int(points.burst_end[before]), int(points.burst_start[first]), 0))
-                        found.append((int(points.burst_end[last]), int(points.burst_start[after]), 0))
-        pairs = np.array(found, dtype=np.intp).reshape(-1, 3)
+                        found.append((int(points.burst_end[before]), int(points.burst_start[first])))
+                        found.append((int(points.burst_end[last]), int(points.burst_start[after])))
+            found.extend(_begun_late(points, own) for own in by_thread.values())
+        pairs = np.array([each for each in found if each is not None], dtype=np.intp).reshape(-1, 2)
         awaited, waiting = pairs[:, 0], pairs[:, 1]
         return cls(awaited, waiting, points.at_ns[waiting] - points.at_ns[awaited])
+
+
+def _begun_late(points: Points, own: NDArray[np.intp]) -> tuple[int, int] | None:
+    """Return the burst of another thread that ended right before the first one of this thread began, and that one."""
+    bursts, first = points.bursts, int(own[0])
+    since_ns = bursts.start_ns[first] - bursts.end_ns
+    near = np.flatnonzero((bursts.thread != bursts.thread[first]) & (since_ns >= 0) & (since_ns <= _NEAR_NS))
+    if not len(near):
+        return None
+    return int(points.burst_end[near[np.argmin(since_ns[near])]]), int(points.burst_start[first])
 
 
 def _taken_over(bursts: Bursts, by_thread: dict[int, NDArray[np.intp]], before: int, after: int) -> tuple[int, int] | None:
