@@ -62,7 +62,7 @@ class Constants:
         is_staged = has_call & is_copy & ((returned > start_ns) | _at(host.call_is_blocking, call))
         ready = np.where(is_staged, begun + np.minimum(_at(calls.typical_ns, call), start_ns - begun), returned)
         leads = has_call & streams.is_first
-        is_idle = leads & (streams.before >= 0) & (begun >= busy_until) & (start_ns - ready < 100 * UNEXPLAINED_NS)
+        is_idle = leads & (streams.before >= 0) & (begun >= busy_until) & (start_ns - ready < 3 * UNEXPLAINED_NS)
         kind = events.kind[activities.row].astype(np.int64) * 4 + is_staged * 2 + streams.is_graph
         name = np.where(has_call, _at(calls.name, call), -1)
         latency = _fitted(

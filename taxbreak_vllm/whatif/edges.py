@@ -69,7 +69,7 @@ def build(measured: Measured, points: Points) -> tuple[Graph, Sources, Unexplain
     constants = Constants.fit(events, host, calls, activities, streams)
     launch_ns = calls.start_ns[streams.call] if len(calls.start_ns) else np.zeros(len(streams.call), dtype=np.int64)
     queues = launched(streams, activities, launch_ns)
-    blocking = Blocking.of(events, host, calls, activities, dispatches, streams, queues)
+    blocking = Blocking.of(events, host, calls, activities, dispatches, queues)
     sources = Sources(measured, points, calls, streams, constants, blocking, Handoffs.of(points))
     num_points = len(points.at_ns)
 
@@ -125,7 +125,7 @@ def _host(s: Sources) -> Edges:
     host_ns = s.measured.partition.between(
         host.key(points.thread[to], points.at_ns[before]), host.key(points.thread[to], points.at_ns[to])
     )
-    known = blocking.awaited >= 0
+    known = (blocking.awaited >= 0) | (blocking.possible >= 0)
     place = np.full(len(points.at_ns), -1, dtype=np.intp)
     place[to] = np.arange(len(to))
     ends = place[points.call_end[blocking.call[known]]]
@@ -206,7 +206,7 @@ def _events(s: Sources, pairs: Pairs, led: Int64) -> tuple[Edges, Int64]:
     activities, shift = s.measured.activities, len(s.points.at_ns)
     ended, start_ns = activities.end_ns[pairs.awaited], activities.start_ns[pairs.waiting]
     decides = (start_ns - led[pairs.waiting] > UNEXPLAINED_NS // 10) & (ended > led[pairs.waiting])
-    latency_ns = (start_ns - ended)[decides & (start_ns - ended < _EVENT_NEAR_NS)]
+    latency_ns = (start_ns - ended)[decides & (start_ns - ended < UNEXPLAINED_NS)]
     fitted = median(latency_ns) if len(latency_ns) > 2 else None
     fixed_ns = _EVENT_NS if fitted is None else fitted
     explained = np.full(len(led), np.iinfo(np.int64).min)

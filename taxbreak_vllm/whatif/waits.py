@@ -6,6 +6,7 @@ In: calls, the device's order. Out: pairs of what is waited for and what waits, 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taxbreak_vllm.trace.backend import waits_for_device
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
@@ -16,6 +17,8 @@ from taxbreak_vllm.whatif.streams import Launched, Streams
 
 UNSEEN_NS = 50_000  # a call that blocks for longer than what it waits for explains waits for something unseen
 _LATE_NS = 1_000  # by so much device and host clocks may disagree
+_INSTANT_NS = 5_000  # a call that returns within this has not waited
+_NEVER = np.iinfo(np.int64).min
 _RETURN_NS = 5_000  # from the end of what a call waits for to its return, where no call of that name ever waited
 
 
@@ -24,11 +27,13 @@ class Blocking:
     """Blocking calls (into Host.call_*) and the activity each waits for (-1: not known).
 
     `return_ns` is how long after that one's end such calls return, `idle_ns` how long they take when it has ended
-    before, `unseen_ns` how much of the call neither explains.
+    before, `unseen_ns` how much of the call neither explains. `possible` is what a call may wait for that never did: a
+    recording in which the event had always passed does not tell which event it was.
     """
 
     call: Index
     awaited: Index
+    possible: Index
     return_ns: Int64
     idle_ns: Int64
     unseen_ns: Int64
@@ -41,13 +46,12 @@ class Blocking:
         calls: Calls,
         activities: Activities,
         dispatches: Dispatches,
-        streams: Streams,
         queues: list[Launched],
     ) -> "Blocking":
         """Find what each blocking call waits for.
 
-        A copy waits for itself, a device's synchronization for all streams; one of a stream or an event for what ended
-        last before its return, of the last launched on each stream before it (an event may sit before that).
+        A copy waits for itself, a device's synchronization for all streams, a stream's for what of the last launched on
+        each stream had ended by its return. Events are told apart by `_event_waited_for`.
         """
         call = np.flatnonzero(host.call_is_blocking)
         start_ns, end_ns, name = calls.start_ns[call], calls.end_ns[call], calls.name[call]
@@ -56,27 +60,74 @@ class Blocking:
             text = events.names[number]
             is_device[name == number] = waits_for_device(text)
             is_event[name == number] = "Event" in text
-        awaited, awaited_end = np.full(len(call), -1, dtype=np.intp), np.full(len(call), np.iinfo(np.int64).min)
+        awaited, awaited_end = np.full(len(call), -1, dtype=np.intp), np.full(len(call), _NEVER)
         for queue in queues:
             found = queue.before(start_ns)
             found = np.where(is_event, queue.ended(found, end_ns + _LATE_NS // 2, activities.end_ns), found)
-            found_end = np.where(found >= 0, activities.end_ns[found], np.iinfo(np.int64).min)
+            found_end = np.where(found >= 0, activities.end_ns[found], _NEVER)
             fits = (found >= 0) & (is_device | (found_end <= end_ns + _LATE_NS)) & (found_end > awaited_end)
             awaited[fits], awaited_end[fits] = found[fits], found_end[fits]
         own = host.call_dispatch[call]
+        is_event &= own < 0
         last = _last_of_dispatch(activities, len(dispatches))
         awaited = np.where(own >= 0, last[np.maximum(own, 0)] if len(last) else -1, awaited)
-        done_ns = np.where(awaited >= 0, activities.end_ns[awaited], np.iinfo(np.int64).min)
+        possible = np.full(len(call), -1, dtype=np.intp)
+        group = name * (len(events.threads) + 1) + events.thread[host.call_row[call]]
+        for number in np.unique(group[is_event]).tolist():
+            rows = np.flatnonzero(is_event & (group == number))
+            awaited[rows], possible[rows] = _event_waited_for(
+                start_ns[rows], end_ns[rows], awaited[rows], queues, activities
+            )
+        done_ns = np.where(awaited >= 0, activities.end_ns[awaited], _NEVER)
         waited = (awaited >= 0) & (done_ns > start_ns)
         late_ns = np.where(waited, end_ns - np.maximum(done_ns, start_ns), end_ns - start_ns)
         explained = late_ns < UNSEEN_NS
         return cls(
             call=call,
             awaited=np.where((awaited >= 0) & explained, awaited, -1),
+            possible=possible,
             return_ns=_median(name, late_ns, waited & explained),
-            idle_ns=np.minimum(_median(name, late_ns, (awaited >= 0) & ~waited & explained), end_ns - start_ns),
-            unseen_ns=np.where(explained & (awaited >= 0), 0, end_ns - start_ns),
+            idle_ns=np.minimum(_median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained), end_ns - start_ns),
+            unseen_ns=np.where(explained & ((awaited >= 0) | is_event), 0, end_ns - start_ns),
         )
+
+
+def _event_waited_for(
+    start_ns: Int64, end_ns: Int64, latest: Index, queues: list[Launched], activities: Activities
+) -> tuple[Index, Index]:
+    """Return what calls of one name and thread wait for that wait for events, and what they may wait for.
+
+    Their events are most often of one stream: that after whose activities they return most regularly. Those that had
+    to wait tell how many launches back the event lies. Where none had to, the last launch may be what they wait for.
+    """
+    is_long = end_ns - start_ns > _INSTANT_NS
+    best: tuple[float, Index, NDArray[np.intp], Launched] | None = None
+    for queue in queues:
+        if not len(queue.activity):
+            continue
+        ends = activities.end_ns[queue.last]
+        before = np.searchsorted(queue.launch_ns, start_ns, side="left") - 1
+        place = np.minimum(before, np.searchsorted(ends, end_ns + _LATE_NS // 2, side="right") - 1)
+        done_ns = np.where(place >= 0, ends[np.maximum(place, 0)], _NEVER)
+        waits = np.flatnonzero(is_long & (done_ns > start_ns) & (end_ns - done_ns < UNSEEN_NS))
+        if not len(waits):
+            continue
+        late = np.sort(end_ns[waits] - done_ns[waits])
+        spread = float(late[(3 * len(late)) // 4] - late[0]) + UNSEEN_NS / len(waits)
+        if best is None or spread < best[0]:
+            best = spread, before - place, waits, queue
+    if best is None:
+        newest = np.max([queue.before(start_ns) for queue in queues], axis=0) if queues else latest
+        return np.full(len(start_ns), -1, dtype=np.intp), newest
+    _, back, waits, queue = best
+    usual = np.full(len(start_ns), int(np.sort(back[waits])[len(waits) // 2]))
+    usual[waits] = back[waits]
+    place = np.searchsorted(queue.launch_ns, start_ns, side="left") - 1 - usual
+    found = np.where(place >= 0, queue.last[np.maximum(place, 0)], -1)
+    done_ns = np.where(found >= 0, activities.end_ns[found], _NEVER)
+    found = np.where(done_ns > end_ns + _LATE_NS, -1, found)
+    unseen = (found < 0) | ((end_ns - np.maximum(done_ns, start_ns) >= UNSEEN_NS) & (latest >= 0))
+    return np.where(unseen, latest, found), np.full(len(start_ns), -1, dtype=np.intp)
 
 
 def _median(name: Int64, values: Int64, counted: Bool) -> Int64:
