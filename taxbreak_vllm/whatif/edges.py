@@ -27,6 +27,7 @@ from taxbreak_vllm.whatif.graph import EdgeKind, Edges, Graph, make_edges
 from taxbreak_vllm.whatif.handoffs import Handoffs
 from taxbreak_vllm.whatif.points import Points
 from taxbreak_vllm.whatif.streams import Streams, launched
+from taxbreak_vllm.whatif.wakes import Wakes
 from taxbreak_vllm.whatif.waits import Blocking, Pairs, ended_just_before, event_waits
 
 _EVENT_NS, _ROOM_NS = 2_000, 4_500  # where a recording shows none
@@ -44,6 +45,7 @@ class Sources:
     constants: Constants
     blocking: Blocking
     handoffs: Handoffs
+    wakes: Wakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ def build(measured: Measured, points: Points) -> tuple[Graph, Sources, Unexplain
     launch_ns = calls.start_ns[streams.call] if len(calls.start_ns) else np.zeros(len(streams.call), dtype=np.int64)
     queues = launched(streams, activities, launch_ns)
     blocking = Blocking.of(events, host, calls, activities, dispatches, queues)
-    sources = Sources(measured, points, calls, streams, constants, blocking, Handoffs.of(points))
+    handoffs = Handoffs.of(points)
+    wakes = Wakes.of(points, points.call_end[blocking.call], handoffs.waiting)
+    sources = Sources(measured, points, calls, streams, constants, blocking, handoffs, wakes)
     num_points = len(points.at_ns)
 
     launches, behind, within = _launches(sources), _behind(sources), _within_graphs(sources)
@@ -101,6 +105,7 @@ def build(measured: Measured, points: Points) -> tuple[Graph, Sources, Unexplain
             EdgeKind.HANDOFF,
             host_ns=_as_python(sources.handoffs.delay_ns),
         ),
+        make_edges(wakes.awaited, wakes.waiting, EdgeKind.HANDOFF, host_ns=_as_python(wakes.delay_ns)),
     )
     graph = _ordered(sources, reduce(Edges.plus, parts), is_pinned)
     still = still[streams.before[still] >= 0]
@@ -132,7 +137,7 @@ def _host(s: Sources) -> Edges:
     host_ns[HostClass.BLOCKED, ends] = 0
     host_ns[HostClass.RUNTIME, ends] += blocking.idle_ns[known]
     host_ns[HostClass.BLOCKED, place[points.call_end[_full(s)[0]]]] = 0
-    silent = place[s.handoffs.waiting]
+    silent = place[np.concatenate((s.handoffs.waiting, s.wakes.silent))]
     host_ns[:, silent[silent >= 0]] = 0
     fixed_ns = host_ns[HostClass.BLOCKED].copy()
     host_ns[HostClass.BLOCKED] = 0
@@ -281,7 +286,8 @@ def _ordered(s: Sources, edges: Edges, is_pinned: NDArray[np.bool_]) -> Graph:
     at_ns = np.concatenate((points.at_ns, activities.start_ns))
     end_ns = np.concatenate((points.at_ns, activities.end_ns))
     is_activity = np.arange(len(at_ns)) >= num_points
-    order = np.lexsort((np.arange(len(at_ns)), is_activity, at_ns))
+    rank = np.concatenate((points.rank, np.zeros(len(activities.row), dtype=np.int64)))
+    order = np.lexsort((np.arange(len(at_ns)), rank, is_activity, at_ns))
     node = np.empty(len(order), dtype=np.intp)
     node[order] = np.arange(len(order))
     edges = replace(edges, source=node[edges.source], target=node[edges.target])

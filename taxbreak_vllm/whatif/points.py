@@ -44,7 +44,7 @@ class Bursts:
 class Points:
     """Instants of host threads, by thread and time.
 
-    `previous` indexes the point before on the same thread (-1: the first). `call` indexes Host.call_* (-1: no call's),
+    `rank` is the order of points at one instant. `previous` indexes the point before on the same thread (-1: the first). `call` indexes Host.call_* (-1: no call's),
     `step` the window that starts or ends there (-1). The other way round: `call_start` and `call_end` of each call,
     `step_start`, `step_end` and `next_step` of each window (`next_step` -1: what came after it is not known),
     `burst_start` and `burst_end` of each burst.
@@ -53,6 +53,7 @@ class Points:
     at_ns: Int64
     thread: NDArray[np.int32]
     kind: NDArray[np.int8]
+    rank: Int64
     previous: Index
     call_start: Index
     call_end: Index
@@ -71,7 +72,7 @@ class Points:
         starts = np.array([window.start_ns for window in windows], dtype=np.int64)
         ends = np.array([window.end_ns for window in windows], dtype=np.int64)
         after = _next_starts(windows)
-        has_next = after >= 0
+        has_next = (after >= 0) & ~np.isin(after, starts)
         groups = (
             (PointKind.CALL_START, events.thread[calls], events.start_ns[calls], events.end_ns[calls]),
             (PointKind.CALL_END, events.thread[calls], events.end_ns[calls], events.start_ns[calls]),
@@ -85,13 +86,17 @@ class Points:
         at_ns = np.concatenate([group[2] for group in groups])
         other_ns = np.concatenate([group[3] for group in groups])
         kind = np.repeat(np.array([group[0] for group in groups], dtype=np.int8), [len(group[1]) for group in groups])
-        order = np.lexsort((-other_ns, _rank(kind, at_ns, other_ns), at_ns, thread))
+        rank = _rank(kind, at_ns, other_ns)
+        order = np.lexsort((-other_ns, rank, at_ns, thread))
         place = np.empty(len(order), dtype=np.intp)
         place[order] = np.arange(len(order))
         bounds = np.cumsum([len(group[1]) for group in groups])[:-1]
         call_start, call_end, step_start, step_end, next_step, burst_start, burst_end = np.split(place, bounds)
         followed = np.full(len(windows), -1, dtype=np.intp)
         followed[has_next] = next_step
+        by_start = np.argsort(starts, kind="stable")
+        is_step = (after >= 0) & ~has_next
+        followed[is_step] = step_start[by_start[np.searchsorted(starts[by_start], after[is_step])]]
         thread = thread[order]
         previous = np.arange(-1, len(order) - 1)
         previous[1:][thread[1:] != thread[:-1]] = -1
@@ -99,6 +104,7 @@ class Points:
             at_ns=at_ns[order],
             thread=thread,
             kind=kind[order],
+            rank=rank[order],
             previous=previous,
             call_start=call_start,
             call_end=call_end,
