@@ -2,7 +2,7 @@
 
 import typer
 
-from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces
+from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, whatif
 
 app = typer.Typer(
     name="taxbreak",
@@ -15,6 +15,7 @@ for command in (
     traces.analyze,
     traces.fusion,
     traces.diff,
+    whatif.whatif,
     measuring.floor,
     measuring.replay,
     measuring.baselines,

@@ -5,15 +5,18 @@ stream, and the gap between two that follow one another. Each is a median over w
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Host
 from taxbreak_vllm.trace.events import EventKind, Events
-from taxbreak_vllm.trace.intervals import Int64
+from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.whatif.streams import Streams
 
 UNEXPLAINED_NS = 10_000  # a start later by more than what leads to it is not explained
+_T = TypeVar("_T", np.int64, np.bool_)
 _MIN_COUNT = 3  # fewer are no median
 _LATENCY_NS, _GAP_NS = 2_000, 1_000  # where a recording shows none at all
 
@@ -66,7 +69,10 @@ class Constants:
         kind = events.kind[activities.row].astype(np.int64) * 4 + is_staged * 2 + streams.is_graph
         name = np.where(has_call, _at(calls.name, call), -1)
         latency = _fitted(
-            (kind * (len(events.names) + 1) + name, kind, streams.is_graph.astype(np.int64)), start_ns - ready, is_idle, _LATENCY_NS
+            (kind * (len(events.names) + 1) + name, kind, streams.is_graph.astype(np.int64)),
+            start_ns - ready,
+            is_idle,
+            _LATENCY_NS,
         )
         gap = start_ns - busy_until
         is_near = (streams.before >= 0) & (gap < UNEXPLAINED_NS) & (gap > -UNEXPLAINED_NS)
@@ -77,7 +83,7 @@ class Constants:
         return cls(latency_ns=latency, gap_ns=gap_ns, is_staged=is_staged)
 
 
-def _at(values: Int64, index: Int64) -> Int64:
+def _at(values: NDArray[_T], index: Index) -> NDArray[_T]:
     return values[index] if len(values) else np.zeros(len(index), dtype=values.dtype)
 
 

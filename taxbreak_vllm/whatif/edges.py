@@ -12,8 +12,7 @@
 | HANDOFF | point of another thread | point | how late it goes on |
 """
 
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +22,12 @@ from taxbreak_vllm.trace.dispatches import queue_full
 from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.constants import UNEXPLAINED_NS, Calls, Constants
-from taxbreak_vllm.whatif.graph import EdgeKind, Edges, Graph, make_edges
+from taxbreak_vllm.whatif.graph import EdgeKind, Edges, make_edges
 from taxbreak_vllm.whatif.handoffs import Handoffs
 from taxbreak_vllm.whatif.points import Points
-from taxbreak_vllm.whatif.streams import Streams, launched
+from taxbreak_vllm.whatif.streams import Streams
+from taxbreak_vllm.whatif.waits import Blocking, Pairs, ended_just_before
 from taxbreak_vllm.whatif.wakes import Wakes
-from taxbreak_vllm.whatif.waits import Blocking, Pairs, ended_just_before, event_waits
 
 _EVENT_NS, _ROOM_NS = 2_000, 4_500  # where a recording shows none
 _EVENT_NEAR_NS = 300_000
@@ -48,77 +47,7 @@ class Sources:
     wakes: Wakes
 
 
-@dataclass(frozen=True, slots=True)
-class Unexplained:
-    """Activities that began later than all that leads to them, by how much; where something else ran, `contended`."""
-
-    activity: Index
-    late_ns: Int64
-    is_contended: NDArray[np.bool_]
-    unseen_ns: int  # of blocking calls
-
-
-def build(measured: Measured, points: Points) -> tuple[Graph, Sources, Unexplained]:
-    """Build the graph of a recording; constants alone, `Graph.calibrated` adds the rest."""
-    events, host, activities, dispatches = (
-        measured.events,
-        measured.host,
-        measured.activities,
-        measured.dispatches,
-    )
-    calls = Calls.of(events, host)
-    streams = Streams.of(host, activities, dispatches)
-    constants = Constants.fit(events, host, calls, activities, streams)
-    launch_ns = calls.start_ns[streams.call] if len(calls.start_ns) else np.zeros(len(streams.call), dtype=np.int64)
-    queues = launched(streams, activities, launch_ns)
-    blocking = Blocking.of(events, host, calls, activities, dispatches, queues)
-    handoffs = Handoffs.of(points)
-    wakes = Wakes.of(points, points.call_end[blocking.call], handoffs.waiting)
-    sources = Sources(measured, points, calls, streams, constants, blocking, handoffs, wakes)
-    num_points = len(points.at_ns)
-
-    launches, behind, within = _launches(sources), _behind(sources), _within_graphs(sources)
-    led = _led_until(sources, (launches, behind))
-    events_pairs = event_waits(events, host, calls, activities, streams, queues)
-    waits, explained = _events(sources, events_pairs, led)
-    late_ns = activities.start_ns - np.maximum(led, explained)
-    late = np.flatnonzero((late_ns > UNEXPLAINED_NS) & (led > np.iinfo(np.int64).min))
-    guessed = ended_just_before(activities, streams.stream, late, UNEXPLAINED_NS)
-    still = np.setdiff1d(late, guessed.waiting)
-    is_pinned = np.zeros(num_points + len(activities.row), dtype=bool)
-    returned = calls.end_ns[streams.call] if len(calls.end_ns) else np.zeros(len(led), dtype=np.int64)
-    is_held = (late_ns > UNEXPLAINED_NS) & (activities.start_ns - returned > UNEXPLAINED_NS)
-    opens = (streams.before < 0) & (is_held | (led == np.iinfo(np.int64).min))
-    is_pinned[num_points + np.flatnonzero(opens & ~np.isin(np.arange(len(led)), guessed.waiting))] = True
-    parts = (
-        _host(sources),
-        launches,
-        behind,
-        within,
-        waits,
-        _guesses(sources, guessed),
-        _returns(sources),
-        _room(sources),
-        make_edges(
-            sources.handoffs.awaited,
-            sources.handoffs.waiting,
-            EdgeKind.HANDOFF,
-            host_ns=_as_python(sources.handoffs.delay_ns),
-        ),
-        make_edges(wakes.awaited, wakes.waiting, EdgeKind.HANDOFF, host_ns=_as_python(wakes.delay_ns)),
-    )
-    graph = _ordered(sources, reduce(Edges.plus, parts), is_pinned)
-    still = still[streams.before[still] >= 0]
-    unexplained = Unexplained(
-        activity=still,
-        late_ns=late_ns[still],
-        is_contended=_ran_beside(sources, still, late_ns[still]),
-        unseen_ns=int(blocking.unseen_ns.sum()),
-    )
-    return graph, sources, unexplained
-
-
-def _host(s: Sources) -> Edges:
+def host_edges(s: Sources) -> Edges:
     """What each thread did between two points, by class.
 
     A blocking call that waits for a known activity takes on its own what such calls take that need not wait, and a
@@ -144,8 +73,8 @@ def _host(s: Sources) -> Edges:
     return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns)
 
 
-def _launches(s: Sources) -> Edges:
-    """From a call's start to what it put on the device: the call's length is the host's, the latency after it is not."""
+def launch_edges(s: Sources) -> Edges:
+    """From a call's start to what it launched: the call's length is the host's, the latency after it is not."""
     points, calls, streams = s.points, s.calls, s.streams
     activity = np.flatnonzero(streams.is_first & (streams.call >= 0))
     call = streams.call[activity]
@@ -165,7 +94,7 @@ def _launches(s: Sources) -> Edges:
     )
 
 
-def _behind(s: Sources) -> Edges:
+def stream_edges(s: Sources) -> Edges:
     """From the end of what kept the stream busy to the next."""
     activity = np.flatnonzero(s.streams.before >= 0)
     shift = len(s.points.at_ns)
@@ -175,7 +104,7 @@ def _behind(s: Sources) -> Edges:
     )
 
 
-def _within_graphs(s: Sources) -> Edges:
+def node_edges(s: Sources) -> Edges:
     """From one stream of a graph to another: after its node that ended last before, else after its first one began."""
     streams, activities, shift = s.streams, s.measured.activities, len(s.points.at_ns)
     opens = streams.is_node & streams.is_graph
@@ -194,7 +123,7 @@ def _within_graphs(s: Sources) -> Edges:
     )
 
 
-def _led_until(s: Sources, parts: tuple[Edges, ...]) -> Int64:
+def led_until(s: Sources, parts: tuple[Edges, ...]) -> Int64:
     """Return until when the edges hold each activity, by what was observed; the least int64 where there is none."""
     activities, shift = s.measured.activities, len(s.points.at_ns)
     at_ns = np.concatenate((s.points.at_ns, activities.start_ns))
@@ -206,7 +135,7 @@ def _led_until(s: Sources, parts: tuple[Edges, ...]) -> Int64:
     return led[shift:]
 
 
-def _events(s: Sources, pairs: Pairs, led: Int64) -> tuple[Edges, Int64]:
+def event_edges(s: Sources, pairs: Pairs, led: Int64) -> tuple[Edges, Int64]:
     """From another stream to what was launched after a wait for its event; also, until when that holds each."""
     activities, shift = s.measured.activities, len(s.points.at_ns)
     ended, start_ns = activities.end_ns[pairs.awaited], activities.start_ns[pairs.waiting]
@@ -217,19 +146,17 @@ def _events(s: Sources, pairs: Pairs, led: Int64) -> tuple[Edges, Int64]:
     explained = np.full(len(led), np.iinfo(np.int64).min)
     near = start_ns - ended < _EVENT_NEAR_NS
     np.maximum.at(explained, pairs.waiting[near], np.maximum(ended + fixed_ns, start_ns)[near & (ended > 0)])
-    edges = make_edges(
-        shift + pairs.awaited, shift + pairs.waiting, EdgeKind.EVENT, fixed_ns=fixed_ns, from_end=True
-    )
+    edges = make_edges(shift + pairs.awaited, shift + pairs.waiting, EdgeKind.EVENT, fixed_ns=fixed_ns, from_end=True)
     return edges, explained
 
 
-def _guesses(s: Sources, pairs: Pairs) -> Edges:
+def guessed_edges(s: Sources, pairs: Pairs) -> Edges:
     """From what ended on another stream right before an activity that nothing else explains."""
     shift = len(s.points.at_ns)
     return make_edges(shift + pairs.awaited, shift + pairs.waiting, EdgeKind.EVENT, from_end=True)
 
 
-def _returns(s: Sources) -> Edges:
+def wait_edges(s: Sources) -> Edges:
     """From what a blocking call waits for to its return."""
     known = s.blocking.awaited >= 0
     return make_edges(
@@ -241,6 +168,28 @@ def _returns(s: Sources) -> Edges:
     )
 
 
+def possible_edges(s: Sources) -> Edges:
+    """Waits that never held anybody, so that the recording does not tell whether they are there."""
+    known = s.blocking.possible >= 0
+    call = s.blocking.call[known]
+    waits = make_edges(
+        len(s.points.at_ns) + s.blocking.possible[known],
+        s.points.call_end[call],
+        EdgeKind.WAIT,
+        fixed_ns=s.blocking.return_ns[known],
+        from_end=True,
+    )
+    done_ns = s.measured.activities.end_ns[s.blocking.possible[known]] + s.blocking.return_ns[known]
+    return waits.chosen(done_ns <= s.calls.end_ns[call]).plus(
+        make_edges(
+            s.wakes.possible_awaited,
+            s.wakes.possible_waiting,
+            EdgeKind.HANDOFF,
+            host_ns=_as_python(s.wakes.possible_delay_ns),
+        )
+    )
+
+
 def _full(s: Sources) -> tuple[Index, Index]:
     """Return the launch calls that waited for room, and the activity whose start made it."""
     m = s.measured
@@ -248,7 +197,7 @@ def _full(s: Sources) -> tuple[Index, Index]:
     return s.streams.call[m.dispatches.first[full.dispatch]], m.dispatches.first[full.awaited]
 
 
-def _room(s: Sources) -> Edges:
+def room_edges(s: Sources) -> Edges:
     """From the start of the activity that made room to the return of the launch call that waited for it."""
     call, awaited = _full(s)
     late_ns = s.calls.end_ns[call] - s.measured.activities.start_ns[awaited]
@@ -267,39 +216,11 @@ def _as_python(delay_ns: Int64) -> NDArray[np.int64]:
     return host_ns
 
 
-def _ran_beside(s: Sources, activity: Index, late_ns: Int64) -> NDArray[np.bool_]:
-    """Tell of activities that were held for so long whether another stream of their device ran meanwhile."""
-    a = s.measured.activities
-    beside = np.zeros(len(activity), dtype=bool)
-    for number, row in enumerate(activity.tolist()):
-        middle = a.start_ns[row] - late_ns[number] // 2
-        until = int(np.searchsorted(a.start_ns, middle))
-        others = (a.end_ns[:until] > middle) & (a.device[:until] == a.device[row])
-        beside[number] = bool((others & (s.streams.stream[:until] != s.streams.stream[row])).any())
-    return beside
-
-
-def _ordered(s: Sources, edges: Edges, is_pinned: NDArray[np.bool_]) -> Graph:
-    """Put nodes into the order observed, host before device at one instant, and leave out edges that lead back."""
-    points, activities = s.points, s.measured.activities
-    num_points = len(points.at_ns)
-    at_ns = np.concatenate((points.at_ns, activities.start_ns))
-    end_ns = np.concatenate((points.at_ns, activities.end_ns))
-    is_activity = np.arange(len(at_ns)) >= num_points
-    rank = np.concatenate((points.rank, np.zeros(len(activities.row), dtype=np.int64)))
-    order = np.lexsort((np.arange(len(at_ns)), rank, is_activity, at_ns))
-    node = np.empty(len(order), dtype=np.intp)
-    node[order] = np.arange(len(order))
-    edges = replace(edges, source=node[edges.source], target=node[edges.target])
-    forward = edges.source < edges.target
-    edges = edges.chosen(forward)
-    return Graph(
-        at_ns=at_ns[order],
-        duration_ns=(end_ns - at_ns)[order],
-        is_activity=is_activity[order],
-        is_pinned=is_pinned[order],
-        point_node=node[:num_points],
-        activity_node=node[num_points:],
-        edges=edges.chosen(np.argsort(edges.target, kind="stable")),
-        num_backward=int((~forward).sum()),
+def handoff_edges(s: Sources) -> Edges:
+    """From a point of one thread to what another does once it is there."""
+    known = make_edges(
+        s.handoffs.awaited, s.handoffs.waiting, EdgeKind.HANDOFF, host_ns=_as_python(s.handoffs.delay_ns)
+    )
+    return known.plus(
+        make_edges(s.wakes.awaited, s.wakes.waiting, EdgeKind.HANDOFF, host_ns=_as_python(s.wakes.delay_ns))
     )

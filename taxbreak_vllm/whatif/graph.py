@@ -132,10 +132,7 @@ class Graph:
 
     def weights(self) -> Int64:
         """Return the weight of each edge."""
-        edges = self.edges
-        weight = edges.host_ns.sum(axis=0) + edges.fixed_ns + edges.residual_ns
-        weight[edges.from_end] += self.duration_ns[edges.source[edges.from_end]]
-        return np.maximum(weight, 0)
+        return np.maximum(self._raw() + self.edges.residual_ns, 0)
 
     def calibrated(self) -> "Graph":
         """Return the graph whose replay gives every node as observed.
@@ -158,6 +155,6 @@ class Graph:
 
     def _raw(self) -> Int64:
         edges = self.edges
-        weight = edges.host_ns.sum(axis=0) + edges.fixed_ns
-        weight[edges.from_end] += self.duration_ns[edges.source[edges.from_end]]
-        return np.asarray(weight)
+        lasts = np.where(edges.from_end, self.duration_ns[edges.source], 0)
+        total: Int64 = edges.host_ns.sum(axis=0, dtype=np.int64) + edges.fixed_ns + lasts
+        return total

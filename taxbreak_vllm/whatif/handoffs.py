@@ -53,7 +53,9 @@ def _begun_late(points: Points, own: NDArray[np.intp]) -> tuple[int, int] | None
     return int(points.burst_end[near[np.argmin(since_ns[near])]]), int(points.burst_start[first])
 
 
-def _taken_over(bursts: Bursts, by_thread: dict[int, NDArray[np.intp]], before: int, after: int) -> tuple[int, int] | None:
+def _taken_over(
+    bursts: Bursts, by_thread: dict[int, NDArray[np.intp]], before: int, after: int
+) -> tuple[int, int] | None:
     """Return the first and last burst of the thread that worked between two bursts of this one; None where none did."""
     silent_from, silent_to = int(bursts.end_ns[before]), int(bursts.start_ns[after])
     near_ns = max(_NEAR_NS, (silent_to - silent_from) // 20)

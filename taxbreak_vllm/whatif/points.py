@@ -44,10 +44,9 @@ class Bursts:
 class Points:
     """Instants of host threads, by thread and time.
 
-    `rank` is the order of points at one instant. `previous` indexes the point before on the same thread (-1: the first). `call` indexes Host.call_* (-1: no call's),
-    `step` the window that starts or ends there (-1). The other way round: `call_start` and `call_end` of each call,
-    `step_start`, `step_end` and `next_step` of each window (`next_step` -1: what came after it is not known),
-    `burst_start` and `burst_end` of each burst.
+    `rank` is the order of points at one instant. `previous` indexes the point before on the same thread (-1: the
+    first). `call_start` and `call_end` lead from Host.call_* to points, `step_start`, `step_end` and `next_step` from
+    the steps (`next_step` -1: what came after it is not known), `burst_start` and `burst_end` from `bursts`.
     """
 
     at_ns: Int64
@@ -146,7 +145,7 @@ def _next_starts(windows: Sequence[StepWindow]) -> Int64:
 
 
 def _rank(kind: NDArray[np.int8], at_ns: Int64, other_ns: Int64) -> Int64:
-    """Rank points of one instant: a call without length begins, then ends, after all that ends and before what lasts."""
+    """Rank points of one instant: what ends, what begins; in between, calls without length begin, then end."""
     rank = kind.astype(np.int64) * 2
     is_empty = at_ns == other_ns
     rank[is_empty & (kind == PointKind.CALL_START)] = PointKind.CALL_START * 2 - 2

@@ -87,7 +87,9 @@ class Blocking:
             awaited=np.where((awaited >= 0) & explained, awaited, -1),
             possible=possible,
             return_ns=_median(name, late_ns, waited & explained),
-            idle_ns=np.minimum(_median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained), end_ns - start_ns),
+            idle_ns=np.minimum(
+                _median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained), end_ns - start_ns
+            ),
             unseen_ns=np.where(explained & ((awaited >= 0) | is_event), 0, end_ns - start_ns),
         )
 
@@ -163,7 +165,7 @@ def event_waits(
     """Return which launches wait for other streams: those after a call that makes a stream wait for an event.
 
     Which stream and which event a recording does not say. So the wait holds the first launch after it on each stream,
-    made by the same thread, for the last one launched before it on every other; what had not ended by then it cannot be.
+    made by the same thread, for the last one launched before it on every other, unless that ended later.
     """
     is_wait = np.array(["StreamWaitEvent" in name for name in events.names] or [False])
     rows = np.flatnonzero(is_wait[calls.name])

@@ -38,8 +38,12 @@ class Wakes:
     unexplained_ns: int
 
     @classmethod
-    def of(cls, points: Points, returns: Index, explained: Index) -> "Wakes":
-        """Find the laws of each thread; `returns` are the ends of blocking calls, `explained` waits known already."""
+    def of(cls, points: Points, returns: Index, launching: set[int], explained: Index) -> "Wakes":
+        """Find the laws of each thread.
+
+        `returns` are the ends of blocking calls, `launching` the threads that launch work, `explained` waits known
+        already. A law that is only possible is one of steps, after a thread that waits and launches nothing.
+        """
         laws: list[tuple[Index, Index, Int64]] = []
         possible: list[tuple[Index, Index, Int64]] = []
         silent: list[Index] = []
@@ -62,10 +66,10 @@ class Wakes:
             elif len(candidates) and total_ns:
                 left_ns = total_ns if _varies(gap_ns[is_silent]) else 0
             unexplained_ns += left_ns if _is_worker(points, thread) and len(candidates) else 0
-            for sources in candidates:
+            for sources in candidates if _is_worker(points, thread) else ():
                 if not any(sources is one for one, _ in chosen):
                     known = sources >= 0
-                    if known.any():
+                    if known.any() and not launching & set(points.thread[sources[known]].tolist()):
                         delay_ns = int((points.at_ns[starts] - points.at_ns[sources])[known].min())
                         possible.append(_edges(points, starts, sources, delay_ns))
         return cls(*_joined(laws), np.concatenate([*silent, _EMPTY]), *_joined(possible), unexplained_ns)
@@ -117,7 +121,7 @@ def _last_before(points: Points, places: Index, starts: Index, *, side: Literal[
 def _fewest(
     points: Points, starts: Index, gap_ns: Int64, is_silent: NDArray[np.bool_], candidates: list[Index]
 ) -> tuple[list[tuple[Index, int]], int]:
-    """Return the one law, or the two, that leave least of the silences unexplained, with their delays, and what is left."""
+    """Return the one or two laws that leave least of the silences, each with its delay, and what they leave."""
     if is_silent.sum() < _MIN_SILENCES:
         return [], 0
     at_ns, chosen = points.at_ns[starts], []
