@@ -79,6 +79,7 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
         set(np.unique(dispatches.thread).tolist()),
         handoffs.waiting,
     )
+    handoffs = handoffs.without(points, wakes.threads)
     sources = Sources(measured, points, calls, streams, constants, blocking, handoffs, wakes)
     num_points = len(points.at_ns)
 

@@ -42,6 +42,11 @@ class Handoffs:
         awaited, waiting = pairs[:, 0], pairs[:, 1]
         return cls(awaited, waiting, points.at_ns[waiting] - points.at_ns[awaited])
 
+    def without(self, points: Points, threads: frozenset[int]) -> "Handoffs":
+        """Leave out how these threads go on; how they began stays."""
+        keep = ~np.isin(points.thread[self.waiting], list(threads)) | (points.previous[self.waiting] < 0)
+        return Handoffs(self.awaited[keep], self.waiting[keep], self.delay_ns[keep])
+
 
 def _begun_late(points: Points, own: NDArray[np.intp]) -> tuple[int, int] | None:
     """Return the burst of another thread that ended right before the first one of this thread began, and that one."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from taxbreak_vllm.trace.backend import waits_for_device
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.events import Events
-from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.whatif.constants import Calls, median_by
 from taxbreak_vllm.whatif.streams import Launched, Streams
 
@@ -133,8 +133,10 @@ def _event_waited_for(
 
 
 def _median(name: Int64, values: Int64, counted: Bool) -> Int64:
+    """Return for each name the median of its counted values, where it has none that of all."""
     known, found = median_by(name[counted], values[counted], name, min_count=1)
-    return np.where(known, found, _RETURN_NS)
+    usual = median(values[counted])
+    return np.where(known, found, _RETURN_NS if usual is None else usual)
 
 
 def _last_of_dispatch(activities: Activities, count: int) -> Index:

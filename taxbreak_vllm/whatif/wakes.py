@@ -17,12 +17,14 @@ from taxbreak_vllm.whatif.points import PointKind, Points
 _SILENT_NS = 5_000  # less is no waiting
 _MIN_SILENCES = 2
 _EXPLAINS = 0.05  # laws leave no more of a thread's silence than this, or they are none
+_KNOWN = 0.8  # a thread of whose silence so much is explained already needs no law
 _NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Wakes:
-    """`waiting` follows `awaited` by at least `delay_ns`, all places in Points; `silent` are the waits explained so.
+    """`waiting` follows `awaited` by at least `delay_ns`, all places in Points; `silent` are the waits explained so, of
+    `threads`.
 
     `unexplained_ns` is silence before steps of a thread that other threads may have woken, which no law explains.
     `possible_*` are laws that nothing contradicts, and that nothing shows to hold.
@@ -35,6 +37,7 @@ class Wakes:
     possible_awaited: Index
     possible_waiting: Index
     possible_delay_ns: Int64
+    threads: frozenset[int]
     unexplained_ns: int
 
     @classmethod
@@ -47,21 +50,24 @@ class Wakes:
         laws: list[tuple[Index, Index, Int64]] = []
         possible: list[tuple[Index, Index, Int64]] = []
         silent: list[Index] = []
+        threads: list[int] = []
         unexplained_ns = 0
         for thread in np.unique(points.thread).tolist():
             starts = _starts(points, thread)
-            starts = starts[(points.previous[starts] >= 0) & ~np.isin(starts, explained)]
-            starts = starts[points.at_ns[starts] > points.at_ns[points.previous[starts]]]
-            if len(starts) < _MIN_SILENCES:
-                continue
+            starts = starts[points.previous[starts] >= 0]
             gap_ns = points.at_ns[starts] - points.at_ns[points.previous[starts]]
+            starts, gap_ns = starts[gap_ns > 0], gap_ns[gap_ns > 0]
             is_silent = gap_ns > _SILENT_NS
+            is_known = np.isin(points.at_ns[starts], points.at_ns[explained[points.thread[explained] == thread]])
+            if len(starts) < _MIN_SILENCES or gap_ns[is_known].sum() > _KNOWN * gap_ns[is_silent].sum():
+                continue
             candidates = list(_candidates(points, thread, starts, returns))
             chosen, left_ns = _fewest(points, starts, gap_ns, is_silent, candidates)
             total_ns = int(gap_ns[is_silent].sum())
             if chosen and left_ns <= max(_EXPLAINS * total_ns, _SILENT_NS * len(starts)):
                 laws.extend(_edges(points, starts, sources, delay_ns) for sources, delay_ns in chosen)
                 silent.append(starts[is_silent])
+                threads.append(thread)
                 left_ns = 0
             elif len(candidates) and total_ns:
                 left_ns = total_ns if _varies(gap_ns[is_silent]) else 0
@@ -72,7 +78,9 @@ class Wakes:
                     if known.any() and not launching & set(points.thread[sources[known]].tolist()):
                         delay_ns = int((points.at_ns[starts] - points.at_ns[sources])[known].min())
                         possible.append(_edges(points, starts, sources, delay_ns))
-        return cls(*_joined(laws), np.concatenate([*silent, _EMPTY]), *_joined(possible), unexplained_ns)
+        return cls(
+            *_joined(laws), np.concatenate([*silent, _EMPTY]), *_joined(possible), frozenset(threads), unexplained_ns
+        )
 
 
 _EMPTY = np.empty(0, dtype=np.intp)

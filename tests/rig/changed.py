@@ -6,7 +6,10 @@ from rig.program import Call, Copy, Graph, Item, Kernel, Op, Record, Server, Ste
 
 
 def changed(server: Server, *, host: float = 1.0, kernels: float = 1.0) -> Server:
-    """Return the server with all its host work, and all its kernels but collectives, that much longer."""
+    """Return the server with all its host work, and all its kernels but collectives, that much longer.
+
+    Its peers are changed alike, so that no collective waits for them.
+    """
 
     def item(it: Item) -> Item:
         match it:
@@ -15,8 +18,9 @@ def changed(server: Server, *, host: float = 1.0, kernels: float = 1.0) -> Serve
             case Work() | Call():
                 return replace(it, ns=round(it.ns * host))
             case Kernel():
-                factor = kernels if it.peer_ns is None else 1.0
-                return replace(it, ns=round(it.ns * factor), call_ns=round(it.call_ns * host))
+                if it.peer_ns is not None:
+                    return replace(it, call_ns=round(it.call_ns * host), peer_ns=0)
+                return replace(it, ns=round(it.ns * kernels), call_ns=round(it.call_ns * host))
             case Graph():
                 call_ns = round(it.call_ns * host)
                 nodes = tuple(round(ns * kernels) for ns in it.node_ns)
