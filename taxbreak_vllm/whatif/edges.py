@@ -172,15 +172,15 @@ def possible_edges(s: Sources) -> Edges:
     """Waits that never held anybody, so that the recording does not tell whether they are there."""
     known = s.blocking.possible >= 0
     call = s.blocking.call[known]
+    done_ns = s.measured.activities.end_ns[s.blocking.possible[known]]
     waits = make_edges(
         len(s.points.at_ns) + s.blocking.possible[known],
         s.points.call_end[call],
         EdgeKind.WAIT,
-        fixed_ns=s.blocking.return_ns[known],
+        fixed_ns=np.minimum(s.blocking.return_ns[known], s.calls.end_ns[call] - done_ns),
         from_end=True,
     )
-    done_ns = s.measured.activities.end_ns[s.blocking.possible[known]] + s.blocking.return_ns[known]
-    return waits.chosen(done_ns <= s.calls.end_ns[call]).plus(
+    return waits.plus(
         make_edges(
             s.wakes.possible_awaited,
             s.wakes.possible_waiting,

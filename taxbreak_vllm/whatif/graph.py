@@ -132,7 +132,8 @@ class Graph:
 
     def weights(self) -> Int64:
         """Return the weight of each edge."""
-        return np.maximum(self._raw() + self.edges.residual_ns, 0)
+        weight: Int64 = np.maximum(self._raw() + self.edges.residual_ns, 0)
+        return weight
 
     def calibrated(self) -> "Graph":
         """Return the graph whose replay gives every node as observed.

@@ -20,6 +20,7 @@ _LATE_NS = 1_000  # by so much device and host clocks may disagree
 _INSTANT_NS = 5_000  # a call that returns within this has not waited
 _NEVER = np.iinfo(np.int64).min
 _RETURN_NS = 5_000  # from the end of what a call waits for to its return, where no call of that name ever waited
+_IDLE_NS = 2_000  # how long a call takes whose event has passed, where none of that name found it so
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,9 @@ class Blocking:
             call=call,
             awaited=np.where((awaited >= 0) & explained, awaited, -1),
             possible=possible,
-            return_ns=_median(name, late_ns, waited & explained),
+            return_ns=_median(name, late_ns, waited & explained, _RETURN_NS),
             idle_ns=np.minimum(
-                _median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained), end_ns - start_ns
+                _median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained, _IDLE_NS), end_ns - start_ns
             ),
             unseen_ns=np.where(explained & ((awaited >= 0) | is_event), 0, end_ns - start_ns),
         )
@@ -119,8 +120,7 @@ def _event_waited_for(
         if best is None or spread < best[0]:
             best = spread, before - place, waits, queue
     if best is None:
-        newest = np.max([queue.before(start_ns) for queue in queues], axis=0) if queues else latest
-        return np.full(len(start_ns), -1, dtype=np.intp), newest
+        return np.full(len(start_ns), -1, dtype=np.intp), _newest_passed(start_ns, queues, activities)
     _, back, waits, queue = best
     usual = np.full(len(start_ns), int(np.sort(back[waits])[len(waits) // 2]))
     usual[waits] = back[waits]
@@ -132,11 +132,22 @@ def _event_waited_for(
     return np.where(unseen, latest, found), np.full(len(start_ns), -1, dtype=np.intp)
 
 
-def _median(name: Int64, values: Int64, counted: Bool) -> Int64:
+def _newest_passed(at_ns: Int64, queues: list[Launched], activities: Activities) -> Index:
+    """Return for each instant the activity to have ended last of all before it, -1 for none."""
+    newest, newest_end = np.full(len(at_ns), -1, dtype=np.intp), np.full(len(at_ns), _NEVER)
+    for queue in queues:
+        found = queue.ended(queue.before(at_ns), at_ns, activities.end_ns)
+        end_ns = np.where(found >= 0, activities.end_ns[found], _NEVER)
+        later = (end_ns > newest_end) & (end_ns <= at_ns)
+        newest[later], newest_end[later] = found[later], end_ns[later]
+    return newest
+
+
+def _median(name: Int64, values: Int64, counted: Bool, otherwise: int) -> Int64:
     """Return for each name the median of its counted values, where it has none that of all."""
     known, found = median_by(name[counted], values[counted], name, min_count=1)
     usual = median(values[counted])
-    return np.where(known, found, _RETURN_NS if usual is None else usual)
+    return np.where(known, found, otherwise if usual is None else usual)
 
 
 def _last_of_dispatch(activities: Activities, count: int) -> Index:

@@ -17,7 +17,8 @@ from taxbreak_vllm.whatif.points import PointKind, Points
 _SILENT_NS = 5_000  # less is no waiting
 _MIN_SILENCES = 2
 _EXPLAINS = 0.05  # laws leave no more of a thread's silence than this, or they are none
-_KNOWN = 0.8  # a thread of whose silence so much is explained already needs no law
+_EXACT = 0.01  # what laws leave of a thread whose silence is explained without them
+_KNOWN = 0.8  # a thread of whose silence so much is explained already needs no law that is not exact
 _NONE = -1
 
 
@@ -59,19 +60,20 @@ class Wakes:
             starts, gap_ns = starts[gap_ns > 0], gap_ns[gap_ns > 0]
             is_silent = gap_ns > _SILENT_NS
             is_known = np.isin(points.at_ns[starts], points.at_ns[explained[points.thread[explained] == thread]])
-            if len(starts) < _MIN_SILENCES or gap_ns[is_known].sum() > _KNOWN * gap_ns[is_silent].sum():
-                continue
-            candidates = list(_candidates(points, thread, starts, returns))
-            chosen, left_ns = _fewest(points, starts, gap_ns, is_silent, candidates)
             total_ns = int(gap_ns[is_silent].sum())
-            if chosen and left_ns <= max(_EXPLAINS * total_ns, _SILENT_NS * len(starts)):
+            candidates = list(_candidates(points, thread, starts, returns))
+            if not candidates or not total_ns:
+                continue
+            chosen, left_ns = _fewest(points, starts, gap_ns, is_silent, candidates)
+            is_explained_already = gap_ns[is_known].sum() > _KNOWN * total_ns
+            if chosen and left_ns <= max((_EXACT if is_explained_already else _EXPLAINS) * total_ns, _SILENT_NS):
                 laws.extend(_edges(points, starts, sources, delay_ns) for sources, delay_ns in chosen)
                 silent.append(starts[is_silent])
                 threads.append(thread)
-                left_ns = 0
-            elif len(candidates) and total_ns:
-                left_ns = total_ns if _varies(gap_ns[is_silent]) else 0
-            unexplained_ns += left_ns if _is_worker(points, thread) and len(candidates) else 0
+            elif is_explained_already:
+                continue
+            elif _is_worker(points, thread) and (is_silent.sum() < _MIN_SILENCES or _varies(gap_ns[is_silent])):
+                unexplained_ns += total_ns
             for sources in candidates if _is_worker(points, thread) else ():
                 if not any(sources is one for one, _ in chosen):
                     known = sources >= 0
@@ -87,10 +89,13 @@ _EMPTY = np.empty(0, dtype=np.intp)
 
 
 def _starts(points: Points, thread: int) -> Index:
-    """Return where a thread's steps and bursts begin."""
+    """Return where a thread's steps begin, or its bursts where it has no steps."""
     chosen = np.zeros(len(points.at_ns), dtype=bool)
-    chosen[points.step_start] = chosen[points.burst_start] = True
-    chosen[points.next_step[points.next_step >= 0]] = True
+    if _is_worker(points, thread):
+        chosen[points.step_start] = True
+        chosen[points.next_step[points.next_step >= 0]] = True
+    else:
+        chosen[points.burst_start] = True
     return np.flatnonzero(chosen & (points.thread == thread))
 
 
