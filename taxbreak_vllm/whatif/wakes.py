@@ -54,32 +54,30 @@ class Wakes:
         threads: list[int] = []
         unexplained_ns = 0
         for thread in np.unique(points.thread).tolist():
-            starts = _starts(points, thread)
-            starts = starts[points.previous[starts] >= 0]
-            gap_ns = points.at_ns[starts] - points.at_ns[points.previous[starts]]
-            starts, gap_ns = starts[gap_ns > 0], gap_ns[gap_ns > 0]
+            every = _starts(points, thread)
+            every = every[points.previous[every] >= 0]
+            if _is_worker(points, thread):
+                possible.extend(_possible(points, every, _candidates(points, thread, every, returns), launching))
+            gap_ns = points.at_ns[every] - points.at_ns[points.previous[every]]
+            starts, gap_ns = every[gap_ns > 0], gap_ns[gap_ns > 0]
             is_silent = gap_ns > _SILENT_NS
-            is_known = np.isin(points.at_ns[starts], points.at_ns[explained[points.thread[explained] == thread]])
             total_ns = int(gap_ns[is_silent].sum())
             candidates = list(_candidates(points, thread, starts, returns))
             if not candidates or not total_ns:
                 continue
+            known = np.isin(points.at_ns[starts], points.at_ns[explained[points.thread[explained] == thread]])
+            is_known = bool(gap_ns[known].sum() > _KNOWN * total_ns)
+            if is_known:
+                candidates = [sources for sources in candidates if not _launch(points, sources, launching - {thread})]
             chosen, left_ns = _fewest(points, starts, gap_ns, is_silent, candidates)
-            is_explained_already = gap_ns[is_known].sum() > _KNOWN * total_ns
-            if chosen and left_ns <= max((_EXACT if is_explained_already else _EXPLAINS) * total_ns, _SILENT_NS):
+            if chosen and left_ns <= max((_EXACT if is_known else _EXPLAINS) * total_ns, _SILENT_NS):
                 laws.extend(_edges(points, starts, sources, delay_ns) for sources, delay_ns in chosen)
                 silent.append(starts[is_silent])
                 threads.append(thread)
-            elif is_explained_already:
+            elif is_known:
                 continue
             elif _is_worker(points, thread) and (is_silent.sum() < _MIN_SILENCES or _varies(gap_ns[is_silent])):
                 unexplained_ns += total_ns
-            for sources in candidates if _is_worker(points, thread) else ():
-                if not any(sources is one for one, _ in chosen):
-                    known = sources >= 0
-                    if known.any() and not launching & set(points.thread[sources[known]].tolist()):
-                        delay_ns = int((points.at_ns[starts] - points.at_ns[sources])[known].min())
-                        possible.append(_edges(points, starts, sources, delay_ns))
         return cls(
             *_joined(laws), np.concatenate([*silent, _EMPTY]), *_joined(possible), frozenset(threads), unexplained_ns
         )
@@ -129,6 +127,22 @@ def _last_before(points: Points, places: Index, starts: Index, *, side: Literal[
     places = places[np.argsort(points.at_ns[places], kind="stable")]
     index = np.searchsorted(points.at_ns[places], points.at_ns[starts], side=side) - 1
     return np.where(index >= 0, places[np.maximum(index, 0)], _NONE)
+
+
+def _launch(points: Points, sources: Index, launching: set[int]) -> bool:
+    """Tell whether threads that launch work are among those of some points."""
+    return bool(launching & set(points.thread[sources[sources >= 0]].tolist()))
+
+
+def _possible(
+    points: Points, starts: Index, candidates: Iterator[Index], launching: set[int]
+) -> Iterator[tuple[Index, Index, Int64]]:
+    """Give laws that held no step back: each with the least delay there was after a thread that launches nothing."""
+    for sources in candidates:
+        known = sources >= 0
+        if known.any() and not _launch(points, sources, launching):
+            delay_ns = int((points.at_ns[starts] - points.at_ns[sources])[known].min())
+            yield _edges(points, starts, sources, delay_ns)
 
 
 def _fewest(
