@@ -66,8 +66,9 @@ def host_edges(s: Sources) -> Edges:
     host_ns[HostClass.BLOCKED, ends] = 0
     host_ns[HostClass.RUNTIME, ends] += blocking.idle_ns[known]
     host_ns[HostClass.BLOCKED, place[points.call_end[_full(s)[0]]]] = 0
-    silent = place[np.concatenate((s.handoffs.waiting, s.wakes.silent))]
-    host_ns[:, silent[silent >= 0]] = 0
+    taken = place[s.handoffs.waiting]
+    host_ns[:, taken[taken >= 0]] = 0
+    host_ns[:, place[s.wakes.silent]] = _as_python(s.wakes.own_ns)
     fixed_ns = host_ns[HostClass.BLOCKED].copy()
     host_ns[HostClass.BLOCKED] = 0
     return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns)

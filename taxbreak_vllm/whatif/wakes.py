@@ -15,6 +15,7 @@ from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.whatif.points import PointKind, Points
 
 _SILENT_NS = 5_000  # less is no waiting
+_LONG_NS = 1_000_000  # longer is no work of a thread's own that is not seen
 _MIN_SILENCES = 2
 _EXPLAINS = 0.05  # laws leave no more of a thread's silence than this, or they are none
 _EXACT = 0.01  # what laws leave of a thread whose silence is explained without them
@@ -25,7 +26,7 @@ _NONE = -1
 @dataclass(frozen=True, slots=True)
 class Wakes:
     """`waiting` follows `awaited` by at least `delay_ns`, all places in Points; `silent` are the waits explained so, of
-    `threads`.
+    `threads`, less the `own_ns` that each does by itself.
 
     `unexplained_ns` is silence before steps of a thread that other threads may have woken, which no law explains.
     `possible_*` are laws that nothing contradicts, and that nothing shows to hold.
@@ -35,6 +36,7 @@ class Wakes:
     waiting: Index
     delay_ns: Int64
     silent: Index
+    own_ns: Int64
     possible_awaited: Index
     possible_waiting: Index
     possible_delay_ns: Int64
@@ -51,6 +53,7 @@ class Wakes:
         laws: list[tuple[Index, Index, Int64]] = []
         possible: list[tuple[Index, Index, Int64]] = []
         silent: list[Index] = []
+        own: list[Int64] = []
         threads: list[int] = []
         unexplained_ns = 0
         for thread in np.unique(points.thread).tolist():
@@ -70,16 +73,28 @@ class Wakes:
             if is_known:
                 candidates = [sources for sources in candidates if not _launch(points, sources, launching - {thread})]
             chosen, left_ns = _fewest(points, starts, gap_ns, is_silent, candidates)
+            own_ns = 0
+            if left_ns > _EXPLAINS * total_ns and not _is_worker(points, thread):
+                # It may do something by itself each time before it goes on: what it took at least.
+                own_ns = min(int(gap_ns.min()), _LONG_NS)
+                is_silent = gap_ns - own_ns > _SILENT_NS
+                chosen, left_ns = _fewest(points, starts, gap_ns - own_ns, is_silent, candidates)
             if chosen and left_ns <= max((_EXACT if is_known else _EXPLAINS) * total_ns, _SILENT_NS):
                 laws.extend(_edges(points, starts, sources, delay_ns) for sources, delay_ns in chosen)
                 silent.append(starts[is_silent])
+                own.append(np.full(int(is_silent.sum()), own_ns))
                 threads.append(thread)
             elif is_known:
                 continue
             elif _is_worker(points, thread) and (is_silent.sum() < _MIN_SILENCES or _varies(gap_ns[is_silent])):
                 unexplained_ns += total_ns
         return cls(
-            *_joined(laws), np.concatenate([*silent, _EMPTY]), *_joined(possible), frozenset(threads), unexplained_ns
+            *_joined(laws),
+            np.concatenate([*silent, _EMPTY]),
+            np.concatenate([*own, np.empty(0, dtype=np.int64)]),
+            *_joined(possible),
+            frozenset(threads),
+            unexplained_ns,
         )
 
 
