@@ -72,13 +72,9 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
     launch_ns = calls.start_ns[streams.call] if len(calls.start_ns) else np.zeros(len(streams.call), dtype=np.int64)
     queues = launched(streams, activities, launch_ns)
     blocking = Blocking.of(events, host, calls, activities, dispatches, queues)
-    handoffs = Handoffs.of(points)
-    wakes = Wakes.of(
-        points,
-        points.call_end[blocking.call],
-        set(np.unique(dispatches.thread).tolist()),
-        handoffs.waiting,
-    )
+    launching = set(np.unique(dispatches.thread).tolist())
+    handoffs = Handoffs.of(points, launching)
+    wakes = Wakes.of(points, points.call_end[blocking.call], launching, handoffs.waiting)
     handoffs = handoffs.without(points, wakes.threads)
     sources = Sources(measured, points, calls, streams, constants, blocking, handoffs, wakes)
     num_points = len(points.at_ns)

@@ -24,11 +24,14 @@ class Handoffs:
     delay_ns: Int64
 
     @classmethod
-    def of(cls, points: Points) -> "Handoffs":
-        """Find silences of a thread that hold bursts of another, from near their beginning to near their end."""
+    def of(cls, points: Points, launching: set[int]) -> "Handoffs":
+        """Find silences of a thread that hold bursts of another, from near their beginning to near their end.
+
+        Only threads that launch work hand it to one another.
+        """
         bursts = points.bursts
         found: list[tuple[int, int] | None] = []
-        by_thread = {int(thread): np.flatnonzero(bursts.thread == thread) for thread in np.unique(bursts.thread)}
+        by_thread = {int(thread): np.flatnonzero(bursts.thread == thread) for thread in launching}
         if len(by_thread) > 1:
             for own in by_thread.values():
                 for before, after in zip(own[:-1].tolist(), own[1:].tolist(), strict=True):

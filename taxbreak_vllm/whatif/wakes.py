@@ -58,11 +58,11 @@ class Wakes:
         unexplained_ns = 0
         for thread in np.unique(points.thread).tolist():
             every = _starts(points, thread)
-            every = every[points.previous[every] >= 0]
+            is_first = points.previous[every] < 0
             if _is_worker(points, thread):
                 possible.extend(_possible(points, every, _candidates(points, thread, every, returns), launching))
-            gap_ns = points.at_ns[every] - points.at_ns[points.previous[every]]
-            starts, gap_ns = every[gap_ns > 0], gap_ns[gap_ns > 0]
+            gap_ns = np.where(is_first, 0, points.at_ns[every] - points.at_ns[points.previous[every]])
+            starts, gap_ns = every[(gap_ns > 0) | is_first], gap_ns[(gap_ns > 0) | is_first]
             is_silent = gap_ns > _SILENT_NS
             total_ns = int(gap_ns[is_silent].sum())
             candidates = list(_candidates(points, thread, starts, returns))
@@ -76,9 +76,9 @@ class Wakes:
             own_ns = 0
             if left_ns > _EXPLAINS * total_ns and not _is_worker(points, thread):
                 # It may do something by itself each time before it goes on: what it took at least.
-                own_ns = min(int(gap_ns.min()), _LONG_NS)
+                own_ns = min(int(gap_ns[is_silent].min()), _LONG_NS)
                 is_silent = gap_ns - own_ns > _SILENT_NS
-                chosen, left_ns = _fewest(points, starts, gap_ns - own_ns, is_silent, candidates)
+                chosen, left_ns = _fewest(points, starts, np.maximum(gap_ns - own_ns, 0), is_silent, candidates)
             if chosen and left_ns <= max((_EXACT if is_known else _EXPLAINS) * total_ns, _SILENT_NS):
                 laws.extend(_edges(points, starts, sources, delay_ns) for sources, delay_ns in chosen)
                 silent.append(starts[is_silent])
