@@ -28,7 +28,7 @@ class Wakes:
     """`waiting` follows `awaited` by at least `delay_ns`, all places in Points; `silent` are the waits explained so, of
     `threads`, less the `own_ns` that each does by itself.
 
-    `unexplained_ns` is silence before steps of a thread that other threads may have woken, which no law explains.
+    `unexplained_ns` is silence that no law explains, before steps of a thread that others may have woken.
     `possible_*` are laws that nothing contradicts, and that nothing shows to hold.
     """
 
@@ -84,6 +84,7 @@ class Wakes:
                 silent.append(starts[is_silent])
                 own.append(np.full(int(is_silent.sum()), own_ns))
                 threads.append(thread)
+                unexplained_ns += left_ns
             elif is_known:
                 continue
             elif _is_worker(points, thread) and (is_silent.sum() < _MIN_SILENCES or _varies(gap_ns[is_silent])):
