@@ -27,6 +27,8 @@ from taxbreak_vllm.whatif.replay import replay
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
 
+_SETTLED = 0.05  # by so much of a step may host and device differ
+
 End = Callable[[Range], float]
 _K = TypeVar("_K", HostClass, Family)
 
@@ -138,7 +140,13 @@ def _predictions(
     rows = _spans(recording, model)
     observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
     middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
-    point = _means(middle, rows)
+    at_ns = replay(middle)
+    point = [_mean(middle, at_ns, spans) for _, spans in rows]
+    if recording.is_live and _is_unsettled(model, middle, at_ns):
+        raise RefusedError(
+            "host and device of so few steps would not keep in step with this change: how a server settles, one"
+            " recorded step does not tell"
+        )
     found = [point]
     for variant, before in variants:
         base = [_mean(variant, before, spans) for _, spans in rows]
@@ -229,6 +237,27 @@ def _lengths(graph: Graph, at_ns: Int64, spans: Spans) -> Int64:
     first, last = spans
     end_ns = int((at_ns + graph.duration_ns).max())
     return np.where(last >= 0, at_ns[last], end_ns) - at_ns[first]
+
+
+def _is_unsettled(model: Model, graph: Graph, at_ns: Int64) -> bool:
+    """Tell whether the device's work of a recorded step ends by more or less after that before than the host's step.
+
+    In a server that has settled both take as long; the one step between two others shows one of them at most.
+    """
+    points, streams = model.sources.points, model.sources.streams
+    begun, after = int(points.step_start[0]), int(points.next_step[0])
+    known = np.flatnonzero(streams.call >= 0)
+    if after < 0 or not len(known):
+        return False
+    launch_ns = model.sources.calls.start_ns[streams.call[known]]
+    before = known[launch_ns < points.at_ns[begun]]
+    own = known[(launch_ns >= points.at_ns[begun]) & (launch_ns < points.at_ns[after])]
+    if not len(before) or not len(own):
+        return False
+    end_ns = at_ns + graph.duration_ns
+    device_ns = int(end_ns[graph.activity_node[own]].max() - end_ns[graph.activity_node[before]].max())
+    host_ns = int(at_ns[graph.point_node[after]] - at_ns[graph.point_node[begun]])
+    return abs(device_ns - host_ns) > _SETTLED * host_ns
 
 
 def _spread(graph: Graph, spans: Spans) -> float:

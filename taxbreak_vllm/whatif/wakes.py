@@ -16,7 +16,7 @@ from taxbreak_vllm.whatif.points import PointKind, Points
 
 _SILENT_NS = 5_000  # less is no waiting
 _LONG_NS = 1_000_000  # longer is no work of a thread's own that is not seen
-_MIN_SILENCES = 2
+_MIN_SILENCES = 3
 _EXPLAINS = 0.05  # laws leave no more of a thread's silence than this, or they are none
 _EXACT = 0.01  # what laws leave of a thread whose silence is explained without them
 _KNOWN = 0.8  # a thread of whose silence so much is explained already needs no law that is not exact
