@@ -33,7 +33,7 @@ def failed(answer):
 
 
 def test_a_whole_recording_passes_all(ask):
-    answer = ask(whole(run(device_bound(4))))
+    answer = ask(whole(run(device_bound())))
 
     assert failed(answer) == set()
     assert answer.refused is None
