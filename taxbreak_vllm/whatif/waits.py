@@ -117,6 +117,8 @@ def _event_waited_for(
             continue
         late = np.sort(end_ns[waits] - done_ns[waits])
         spread = float(late[(3 * len(late)) // 4] - late[0]) + UNSEEN_NS / len(waits)
+        if not activities.is_kernel[queue.last[place[waits]]].all():
+            spread /= 2  # a host mostly waits for what was copied to it
         if best is None or spread < best[0]:
             best = spread, before - place, waits, queue
     if best is None:
