@@ -76,7 +76,7 @@ def _end(graph: Graph, at_ns: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -
 
 
 def _waited_for_peers(model: Model) -> int:
-    """Return how much longer collectives took than the quickest of their kernel's name."""
+    """Return how much longer collectives took than the quickest of their name; of a single one, all it took."""
     m = model.sources.measured
     is_collective = np.array([kind.family is Family.COLLECTIVE for kind in m.kinds], dtype=bool)
     rows = np.flatnonzero(is_collective[m.kind]) if len(m.kinds) else np.empty(0, dtype=np.intp)
@@ -85,4 +85,5 @@ def _waited_for_peers(model: Model) -> int:
     name, length = m.activities.name[rows], (m.activities.end_ns - m.activities.start_ns)[rows]
     quickest = np.full(int(name.max()) + 1, np.iinfo(np.int64).max)
     np.minimum.at(quickest, name, length)
+    quickest[np.bincount(name) == 1] = 0
     return int((length - quickest[name]).sum())
