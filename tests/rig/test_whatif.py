@@ -55,7 +55,7 @@ def test_servers_made_by_hand_take_what_was_predicted(record, server, host, kern
     assert answer.window.predicted_ns == pytest.approx(length_ns(changed(server, host=host, kernels=kernels)), rel=1e-3)
 
 
-def test_where_the_gates_pass_499_answers_of_500_hold_what_the_rig_does_with_the_change(record, seeds):
+def test_where_the_gates_pass_299_answers_of_300_hold_what_the_rig_does_with_the_change(record, seeds):
     """Within 2 %, or 8 µs a step; what is left are servers whose threads were never seen to wait for one another."""
     wrong, answers = [], 0
     for seed in seeds:
@@ -72,7 +72,7 @@ def test_where_the_gates_pass_499_answers_of_500_hold_what_the_rig_does_with_the
                 wrong.append((seed, host, kernels, true_ns, answer.window))
 
     assert answers > 3 * len(seeds)
-    assert len(wrong) <= answers // 500, wrong
+    assert len(wrong) <= answers // 300, wrong
 
 
 def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refused(rules, tmp_path):
