@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces
+from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, whatif
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.output.text.printed import print_text
 
@@ -35,6 +35,7 @@ for command in (
     traces.analyze,
     traces.fusion,
     traces.diff,
+    whatif.whatif,
     measuring.floor,
     measuring.replay,
     measuring.baselines,

@@ -5,12 +5,18 @@ Nothing here is loaded, and no setting read, for a trace that fits in memory.
 """
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.large.bins import Room, TemporaryRoom
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.baselines.store import Baselines
 
 
 def opened(path: Path, terms: Terms, *, with_frames: bool = False) -> AbstractContextManager[Recording]:
@@ -29,3 +35,17 @@ def _spool_room() -> Room:
     return SpillRoom(
         Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     )
+
+
+@contextmanager
+def store(path: Path | None) -> "Iterator[Baselines | None]":
+    """Open a store that must be there already."""
+    if path is None:
+        yield None
+        return
+    from taxbreak_vllm.baselines.store import Baselines
+
+    if not path.is_file():
+        raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
+    with Baselines(path) as store:
+        yield store

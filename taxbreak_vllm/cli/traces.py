@@ -1,21 +1,15 @@
 """Commands over recorded traces and captures: analyze, fusion, diff."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_json
 from taxbreak_vllm.model.breakdown import Attribution
-from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.printed import print_text
-
-if TYPE_CHECKING:
-    from taxbreak_vllm.baselines.store import Baselines
 
 
 def analyze(
@@ -51,15 +45,16 @@ def analyze(
 ) -> None:
     """Decompose traces or captures into ΔFT, ΔCT, ΔKT, device time and HDBI; an engine's iterations into its parts."""
     from taxbreak_vllm.cli.analyses import analyze_paths, exports_to
+    from taxbreak_vllm.cli.opening import store
     from taxbreak_vllm.taxes.terms import Terms
 
     named = {"html": html, "speedscope": speedscope, "pprof": pprof, "parquet": parquet}
     targets = {name: target for name, target in named.items() if target}
     exports = exports_to(targets, sources=paths if baselines is None else [*paths, baselines])
-    with _store(baselines) as store:
+    with store(baselines) as known:
         analyze_paths(
             paths,
-            Terms(floor_ns=floor_ns(floor_us), attribution=attribution, baselines=store, rank=rank),
+            Terms(floor_ns=floor_ns(floor_us), attribution=attribution, baselines=known, rank=rank),
             exports,
             json=json,
             top=top,
@@ -121,17 +116,3 @@ def diff(
     from taxbreak_vllm.output.text.insight import diff_lines, diff_tables
 
     print_text(*diff_lines(found), *diff_tables(found, top))
-
-
-@contextmanager
-def _store(path: Path | None) -> "Iterator[Baselines | None]":
-    """Open a store that must be there already."""
-    if path is None:
-        yield None
-        return
-    from taxbreak_vllm.baselines.store import Baselines
-
-    if not path.is_file():
-        raise BaselineError(f"{path}: no such file; 'taxbreak replay' makes it")
-    with Baselines(path) as store:
-        yield store

@@ -101,6 +101,8 @@ def link_cpu(
         call_dispatch=np.arange(count),
         unanswered_ns=np.empty(0, dtype=np.int64),
         lost_graph_ns=np.empty(0, dtype=np.int64),
+        full_start=np.empty(0, dtype=np.int64),
+        full_end=np.empty(0, dtype=np.int64),
     )
     activities = Activities(
         row=rows[by_time],

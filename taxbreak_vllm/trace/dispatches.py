@@ -26,6 +26,7 @@ from taxbreak_vllm.trace.backend import (
 )
 from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.queue import FullQueue
 
 Bool = NDArray[np.bool_]
 
@@ -40,7 +41,7 @@ class Host:
     of the call).
     `unanswered_ns` are the starts of launch calls that left no trace on the device, aside from calls nested in another
     launch call and from those that a stream captured instead of running them; `lost_graph_ns` of those among them that
-    replayed a graph.
+    replayed a graph. In [`full_start`, `full_end`), keys too, launch calls waited for room in the device's queue.
     """
 
     stride_ns: int
@@ -57,6 +58,8 @@ class Host:
     call_dispatch: Index
     unanswered_ns: Int64
     lost_graph_ns: Int64
+    full_start: Int64
+    full_end: Int64
 
     def key(self, thread: NDArray[np.int32], t_ns: Int64) -> Int64:
         """Place instants of threads on the shared time line."""
@@ -149,22 +152,6 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
     chosen = chosen[np.argsort(call_start[chosen], kind="stable")]
     dispatch_of_call = np.full(len(calls) + 1, -1, dtype=np.intp)
     dispatch_of_call[chosen] = np.arange(len(chosen))
-    host = Host(
-        stride_ns=stride,
-        origin_ns=origin,
-        op_row=ops,
-        op_start=op_start,
-        root_start=root_start,
-        root_end=root_end,
-        call_row=calls,
-        call_start=call_start,
-        call_end=call_end,
-        call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
-        call_is_blocking=blocks,
-        call_dispatch=dispatch_of_call[:-1],
-        unanswered_ns=events.start_ns[calls[missing]],
-        lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
-    )
     activities = Activities(
         row=device_rows,
         start_ns=events.start_ns[device_rows],
@@ -184,7 +171,7 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         return_ns=events.end_ns[rows],
         launch_key=call_start[chosen],
         return_key=call_end[chosen],
-        root=containing(host.root_start, host.root_end, call_start[chosen]),
+        root=containing(root_start, root_end, call_start[chosen]),
         leaf_name=_names_at(events, ops, leaf),
         is_graph=is_graph_name[chosen],
         first=_first_per(activities.dispatch, len(chosen), np.ones(len(device_rows), dtype=bool)),
@@ -192,7 +179,37 @@ def link(events: Events) -> tuple[Host, Activities, Dispatches]:
         num_activities=num_activities[chosen],
         num_kernels=num_kernels[chosen],
     )
+    full = queue_full(activities, dispatches, events)
+    host = Host(
+        stride_ns=stride,
+        origin_ns=origin,
+        op_row=ops,
+        op_start=op_start,
+        root_start=root_start,
+        root_end=root_end,
+        call_row=calls,
+        call_start=call_start,
+        call_end=call_end,
+        call_is_launch=(num_kernels > 0) | (is_launch_name & (num_activities == 0)),
+        call_is_blocking=blocks,
+        call_dispatch=dispatch_of_call[:-1],
+        unanswered_ns=events.start_ns[calls[missing]],
+        lost_graph_ns=events.start_ns[calls[missing & is_graph_name]],
+        full_start=dispatches.launch_key[full.dispatch],
+        full_end=dispatches.launch_key[full.dispatch] + full.wait_ns,
+    )
     return host, activities, dispatches
+
+
+def queue_full(activities: Activities, dispatches: Dispatches, events: Events) -> FullQueue:
+    """Find the launches whose call waited for room in the device's queue."""
+    return FullQueue.of(
+        dispatches.launch_ns,
+        dispatches.return_ns,
+        activities.start_ns[dispatches.first],
+        events.name[dispatches.row],
+        activities.device[dispatches.first],
+    )
 
 
 def lost_copies(events: Events, host: Host) -> Int64:

@@ -34,18 +34,21 @@ def class_name(cls: HostClass, backend: Backend) -> str:
 def partition_host(host: Host, library: tuple[Int64, Int64] | None = None) -> Partition:
     """Give every instant of every host thread to one HostClass, on the shared time line.
 
+    A launch call that waits for room in the device's queue is blocked until the room is there.
     `library` are the (start, end) keys of library front-ends inside ops (from `taxes`); without it, it is empty.
     """
     nothing = np.empty(0, dtype=np.int64)
     other = ~host.call_is_launch & ~host.call_is_blocking
     launch = host.call_is_launch & ~host.call_is_blocking
+    blocked_start = np.concatenate((host.call_start[host.call_is_blocking], host.full_start))
+    blocked_end = np.concatenate((host.call_end[host.call_is_blocking], host.full_end))
     return Partition.of(
         [
             (host.root_start, host.root_end),
             library or (nothing, nothing),
             (host.call_start[other], host.call_end[other]),
             (host.call_start[launch], host.call_end[launch]),
-            (host.call_start[host.call_is_blocking], host.call_end[host.call_is_blocking]),
+            (blocked_start, blocked_end),
         ]
     )
 

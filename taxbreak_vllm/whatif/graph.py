@@ -1,0 +1,161 @@
+"""A dependency graph in columns: what each instant of host and device waits for, and for how long after it.
+
+Out of `edges`, into `replay`, `gates` and `changes`. Nodes are in the order in which they were observed, and every edge
+leads from an earlier to a later one, so that one pass gives the time of all:
+
+    time(node) = max over its edges (time(source) + weight)
+
+    weight = max(0, Σ host_ns + fixed_ns + residual_ns [+ the source's duration, where it is the source's end])
+"""
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.trace.dispatches import Bool
+from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.timeline import HostClass
+
+
+class EdgeKind(IntEnum):
+    """Why one node follows another; `edges` has a function for each."""
+
+    HOST = 0  # the thread did something in between
+    LAUNCH = 1  # the call put it on the device
+    STREAM = 2  # the stream was busy until then
+    NODE = 3  # within one graph, from one stream to another
+    EVENT = 4  # a stream waited for another
+    WAIT = 5  # a call blocked until the device was done
+    ROOM = 6  # a launch call waited for room in the device's queue
+    HANDOFF = 7  # a thread waited for another
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Edges by their target: `host_ns` int64[HostClass, edges], all else one value an edge.
+
+    `from_end`: the source's end counts, not its start. `residual_ns` is what calibration adds, else 0.
+    """
+
+    source: Index
+    target: Index
+    kind: NDArray[np.int8]
+    from_end: Bool
+    host_ns: NDArray[np.int64]
+    fixed_ns: Int64
+    residual_ns: Int64
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def chosen(self, rows: Bool | Index) -> "Edges":
+        """Return some of the edges."""
+        return Edges(
+            self.source[rows],
+            self.target[rows],
+            self.kind[rows],
+            self.from_end[rows],
+            self.host_ns[:, rows],
+            self.fixed_ns[rows],
+            self.residual_ns[rows],
+        )
+
+    def plus(self, others: "Edges") -> "Edges":
+        """Return these and others, by their target again."""
+        both = Edges(
+            np.concatenate((self.source, others.source)),
+            np.concatenate((self.target, others.target)),
+            np.concatenate((self.kind, others.kind)),
+            np.concatenate((self.from_end, others.from_end)),
+            np.concatenate((self.host_ns, others.host_ns), axis=1),
+            np.concatenate((self.fixed_ns, others.fixed_ns)),
+            np.concatenate((self.residual_ns, others.residual_ns)),
+        )
+        return both.chosen(np.argsort(both.target, kind="stable"))
+
+
+def make_edges(
+    source: Index,
+    target: Index,
+    kind: EdgeKind,
+    *,
+    fixed_ns: Int64 | int = 0,
+    host_ns: NDArray[np.int64] | None = None,
+    from_end: bool = False,
+) -> Edges:
+    """Return edges of one kind."""
+    count = len(source)
+    return Edges(
+        source=source,
+        target=target,
+        kind=np.full(count, kind, dtype=np.int8),
+        from_end=np.full(count, from_end),
+        host_ns=np.zeros((len(HostClass), count), dtype=np.int64) if host_ns is None else host_ns,
+        fixed_ns=np.broadcast_to(np.asarray(fixed_ns, dtype=np.int64), (count,)),
+        residual_ns=np.zeros(count, dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in observed order and their edges.
+
+    `at_ns` is when each was observed, `duration_ns` how long an activity took (0 for a point of the host), `is_pinned`
+    marks what something unrecorded held until it was observed. `point_node` and `activity_node` lead from Points and
+    Activities to nodes, `edge_from` to a node's first edge in `edges`.
+    """
+
+    at_ns: Int64
+    duration_ns: Int64
+    is_activity: Bool
+    is_pinned: Bool
+    point_node: Index
+    activity_node: Index
+    edges: Edges
+    num_backward: int = 0
+
+    @property
+    def edge_from(self) -> Index:
+        """Where the edges of each node begin in `edges`, and after the last one where they end."""
+        return np.searchsorted(self.edges.target, np.arange(len(self.at_ns) + 1), side="left")
+
+    @property
+    def window_ns(self) -> int:
+        """From the first node to the last end, as observed."""
+        return int((self.at_ns + self.duration_ns).max() - self.at_ns.min())
+
+    def with_edges(self, edges: Edges) -> "Graph":
+        """Return the graph with other edges, which come by target."""
+        return replace(self, edges=edges)
+
+    def weights(self) -> Int64:
+        """Return the weight of each edge."""
+        weight: Int64 = np.maximum(self._raw() + self.edges.residual_ns, 0)
+        return weight
+
+    def calibrated(self) -> "Graph":
+        """Return the graph whose replay gives every node as observed.
+
+        The edge of a node that should come last takes what is left of it, shorter or longer; the others are shortened
+        where they would hold the node beyond that.
+        """
+        edges = self.edges
+        left = self.at_ns[edges.target] - self.at_ns[edges.source] - self._raw()
+        target = edges.target
+        tightest = np.full(len(self.at_ns), np.iinfo(np.int64).max)
+        np.minimum.at(tightest, target, left)
+        first = np.full(len(self.at_ns), -1, dtype=np.intp)
+        rows = np.flatnonzero(left == tightest[target])[::-1]
+        first[target[rows]] = rows
+        residual = np.minimum(left, 0)
+        binding = first[(first >= 0) & ~self.is_pinned]
+        residual[binding] = left[binding]
+        return self.with_edges(replace(edges, residual_ns=residual))
+
+    def _raw(self) -> Int64:
+        edges = self.edges
+        lasts = np.where(edges.from_end, self.duration_ns[edges.source], 0)
+        total: Int64 = edges.host_ns.sum(axis=0, dtype=np.int64) + edges.fixed_ns + lasts
+        return total

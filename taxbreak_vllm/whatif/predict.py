@@ -1,0 +1,269 @@
+"""What a recording says of a change: gates, then the steps' times with an interval and bounds, or a refusal.
+
+The point is the calibrated replay. The interval holds the replay with constants alone too, both with and without the
+waits that the recording neither shows nor excludes, at both ends of each factor's range; the spread of the steps and
+what the graph gets wrong of the recording widen it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from taxbreak_vllm.model.errors import TraceFormatError
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import Gate, Prediction, WhatIf
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.trace.intervals import Index, Int64, median
+from taxbreak_vllm.trace.kernels import Family
+from taxbreak_vllm.trace.timeline import HostClass
+from taxbreak_vllm.whatif import changes, launches
+from taxbreak_vllm.whatif.build import Model, build
+from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
+from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
+from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.replay import replay
+
+_WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
+
+_SETTLED = 0.05  # by so much of a step may host and device differ
+
+End = Callable[[Range], float]
+_K = TypeVar("_K", HostClass, Family)
+
+
+def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
+    """Predict the steps of a recording under a change, which is `named` as it was asked for.
+
+    Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
+    """
+    if not recording.backend.has_launches:
+        return refuse(recording, named, "its ops compute on the host: there is no launch path to replay")
+    measured = recording.measured
+    if not len(measured.activities.row) or not len(measured.host.call_row):
+        raise TraceFormatError(f"{recording.path}: no calls with work on a device, so there is nothing to replay")
+    floors = recording.view.floors if recording.view else None
+    points = floors.graph_points() if floors else ()
+    if change.full_graph and len(points) < 2:
+        return refuse(
+            recording,
+            named,
+            "--graph full: what a graph launch costs is read from no profiled one, whose nodes the profiler slows;"
+            " measure it where this was recorded (taxbreak floor) and give --baselines",
+        )
+    change = replace(change, graph_ns=points)
+    model = build(measured, recording.shown_windows)
+    calibrated = model.graph.calibrated()
+    gates = find_gates(model, calibrated)
+    if reason := _stops(gates, model, change):
+        return refuse(recording, named, reason, gates)
+    try:
+        window, steps, notes = _predictions(recording, model, calibrated, change, _model_error(gates))
+    except RefusedError as refusal:
+        return refuse(recording, named, str(refusal), gates)
+    shown = steps[0] if len(steps) == 1 else window
+    return WhatIf(
+        path=recording.path,
+        change=named,
+        gates=gates,
+        window=window,
+        steps=steps,
+        refuted_by=(
+            f"recorded with {named}, the same steps take less than {shown.low_ns / 1e6:.3f} or more than"
+            f" {shown.high_ns / 1e6:.3f} ms"
+        ),
+        command=f"taxbreak diff {recording.path} AFTER",
+        dilation=recording.breakdown.calibration.dilation if recording.info else None,
+        notes=tuple(notes),
+    )
+
+
+def refuse(recording: Recording, named: str, reason: str, gates: tuple[Gate, ...] = ()) -> WhatIf:
+    """Say why nothing is predicted."""
+    return WhatIf(path=recording.path, change=named, gates=gates, refused=reason)
+
+
+def _stops(gates: Iterable[Gate], model: Model, change: Change) -> str | None:
+    """Return why nothing can be said; None where something can.
+
+    Work from before the recording holds the device until a known time: a change of kernels alone can be told all the
+    same.
+    """
+    failed = [gate for gate in gates if not gate.passes]
+    if [gate.name for gate in failed] == [TRANSLATION] and change.is_device_only and model.graph.is_pinned.any():
+        return None
+    if not failed:
+        return None
+    return "; ".join(
+        f"{gate.name} is {gate.value:.1%}, {'at least' if gate.is_least else 'at most'} {gate.limit:.0%} passes"
+        for gate in failed
+    )
+
+
+def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
+    """Return a graph with everything changed; of each range the value that `end` picks."""
+    sources = model.sources
+    for chain in change.fused:
+        graph = launches.fuse(graph, sources, chain)
+    if change.full_graph:
+        own_ns = launches.node_gap_ns(sources)
+        gap_ns = own_ns if own_ns is not None else int(end(Range(low=0, high=_usual_gap_ns(model))))
+        graph = launches.capture(graph, sources, change.graph_ns, gap_ns=gap_ns)
+    for name in change.no_sync:
+        graph = changes.without_sync(graph, sources, name)
+    if change.one_step_ahead:
+        graph = changes.one_step_ahead(graph, sources)
+    if change.floor_ns is not None:
+        graph = changes.change_floor(graph, sources, change.floor_ns)
+    if change.kernels:
+        graph = changes.scale_kernels(graph, sources, _picked(change.kernels, end))
+    return changes.scale_host(graph, _picked(change.host, end)) if change.host else graph
+
+
+def _picked(ranges: Mapping[_K, Range], end: End) -> dict[_K, float]:
+    return {key: end(factor) for key, factor in ranges.items()}
+
+
+def _usual_gap_ns(model: Model) -> int:
+    return max(median(model.sources.constants.gap_ns) or 0, 0)
+
+
+def _predictions(
+    recording: Recording, model: Model, calibrated: Graph, change: Change, error: float
+) -> tuple[Prediction, tuple[Prediction, ...], list[str]]:
+    graph = model.graph
+    more = graph.with_edges(graph.edges.plus(model.possible))
+    variants = [(calibrated, calibrated.at_ns), (graph, replay(graph))]
+    if len(model.possible):
+        variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
+    rows = _spans(recording, model)
+    observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
+    middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
+    at_ns = replay(middle)
+    point = [_mean(middle, at_ns, spans) for _, spans in rows]
+    if recording.is_live and _is_unsettled(model, middle, at_ns):
+        raise RefusedError(
+            "host and device of so few steps would not keep in step with this change: how a server settles, one"
+            " recorded step does not tell"
+        )
+    found = [point]
+    for variant, before in variants:
+        base = [_mean(variant, before, spans) for _, spans in rows]
+        for end in (_low, _high):
+            changed = _means(apply(variant, model, change, end), rows)
+            found.append([o + c - b for o, c, b in zip(observed, changed, base, strict=True)])
+    host_free = _means(changes.scale_host(calibrated, dict.fromkeys(HOST, 0.0)), rows)
+    none: dict[Family, float] = {family: 0.0 for family in Family if family is not Family.COLLECTIVE}
+    kernels_free = _means(changes.scale_kernels(calibrated, model.sources, none), rows)
+    predictions = [
+        Prediction(
+            phase=phase,
+            steps=len(spans[0]),
+            observed_ns=round(observed[i]),
+            predicted_ns=round(point[i]),
+            low_ns=max(round(min(each[i] for each in found) - wide), 0),
+            high_ns=round(max(each[i] for each in found) + wide),
+            host_free_ns=round(host_free[i]),
+            kernels_free_ns=round(kernels_free[i]),
+        )
+        for i, (phase, spans) in enumerate(rows)
+        for wide in (_spread(graph, spans) + error * observed[i],)
+    ]
+    return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
+
+
+def _model_error(gates: Iterable[Gate]) -> float:
+    """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
+    return sum(gate.value for gate in gates if gate.name in ("reproduction", "unexplained", "contention"))
+
+
+def _low(factor: Range) -> float:
+    return factor.low
+
+
+def _high(factor: Range) -> float:
+    return factor.high
+
+
+def _notes(model: Model, change: Change) -> Iterable[str]:
+    if change.fused:
+        yield "a fused kernel is taken to run as long as its parts: what it saves of their memory traffic is not known"
+    if change.one_step_ahead:
+        yield "what the engine itself does to work a step ahead is not in this recording: a bound"
+    if change.full_graph and launches.node_gap_ns(model.sources) is None:
+        yield "this recording has no graph, so the gap between nodes is between 0 and that between its kernels"
+    if any(kind.family is Family.COLLECTIVE for kind in model.sources.measured.kinds):
+        yield "collectives keep their time: peers are taken to change alike"
+    if model.graph.is_pinned.any():
+        yield "work from before the recording holds the device at its start, as long as it did"
+
+
+Spans = tuple[Index, Index]  # of nodes: first and last, -1 the end of everything
+
+
+def _spans(recording: Recording, model: Model) -> list[tuple[Phase | None, Spans]]:
+    """Return from which to which node the whole recording goes, then the steps of each phase.
+
+    A step goes to the start of the next; the last one, of which that is not known, is left out unless it is alone.
+    """
+    points, node = model.sources.points, model.graph.point_node
+    whole = np.zeros(1, dtype=np.intp), np.full(1, -1, dtype=np.intp)
+    found: list[tuple[Phase | None, Spans]] = [(None, whole)]
+    windows = recording.windows
+    if not windows:
+        return found
+    first, after = node[points.step_start], points.next_step
+    last = np.where(after >= 0, node[np.maximum(after, 0)], -1)
+    phases = [window.phase for window in windows]
+    for phase in dict.fromkeys(phases):
+        rows = np.array([each == phase for each in phases])
+        known = rows & (last >= 0)
+        chosen = known if known.any() else rows
+        found.append((phase, (first[chosen], last[chosen])))
+    return found
+
+
+def _means(graph: Graph, rows: list[tuple[Phase | None, Spans]]) -> list[float]:
+    at_ns = replay(graph)
+    return [_mean(graph, at_ns, spans) for _, spans in rows]
+
+
+def _mean(graph: Graph, at_ns: Int64, spans: Spans) -> float:
+    return float(_lengths(graph, at_ns, spans).mean())
+
+
+def _lengths(graph: Graph, at_ns: Int64, spans: Spans) -> Int64:
+    first, last = spans
+    end_ns = int((at_ns + graph.duration_ns).max())
+    return np.where(last >= 0, at_ns[last], end_ns) - at_ns[first]
+
+
+def _is_unsettled(model: Model, graph: Graph, at_ns: Int64) -> bool:
+    """Tell whether the device's work of a recorded step ends by more or less after that before than the host's step.
+
+    In a server that has settled both take as long; the one step between two others shows one of them at most.
+    """
+    points, streams = model.sources.points, model.sources.streams
+    begun, after = int(points.step_start[0]), int(points.next_step[0])
+    known = np.flatnonzero(streams.call >= 0)
+    if after < 0 or not len(known):
+        return False
+    launch_ns = model.sources.calls.start_ns[streams.call[known]]
+    before = known[launch_ns < points.at_ns[begun]]
+    own = known[(launch_ns >= points.at_ns[begun]) & (launch_ns < points.at_ns[after])]
+    if not len(before) or not len(own):
+        return False
+    end_ns = at_ns + graph.duration_ns
+    device_ns = int(end_ns[graph.activity_node[own]].max() - end_ns[graph.activity_node[before]].max())
+    host_ns = int(at_ns[graph.point_node[after]] - at_ns[graph.point_node[begun]])
+    return abs(device_ns - host_ns) > _SETTLED * host_ns
+
+
+def _spread(graph: Graph, spans: Spans) -> float:
+    """Return by how much the mean of so many steps may be off, as they vary; 0 of fewer than three."""
+    lengths = _lengths(graph, graph.at_ns, spans)
+    if len(lengths) < 3:
+        return 0.0
+    deviation = np.sort(np.abs(lengths - np.sort(lengths)[len(lengths) // 2]))[len(lengths) // 2]
+    return float(_WIDENED * deviation / np.sqrt(len(lengths)))
