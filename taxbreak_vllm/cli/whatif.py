@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
-from taxbreak_vllm.cli.printing import print_json, print_text
+from taxbreak_vllm.cli.printing import print_json
 from taxbreak_vllm.model.errors import SettingsError
+from taxbreak_vllm.output.text.printed import print_text
 
 if TYPE_CHECKING:
     from taxbreak_vllm.whatif.changes import Range
