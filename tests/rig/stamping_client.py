@@ -1,13 +1,16 @@
 """A client that stamps what it waits for: `rig.stamping_client URL` prints a JSON list of (prompt tokens, time to the
 first byte, time to the end, both ns, whether it was streamed).
 
-It goes first where that is allowed: what a client waits for a processor is no server's doing.
+It goes first where that is allowed: what a client waits for a processor is no server's doing. Its requests begin at
+instants of their own: at the very end of another, and two at once, they would wait for the server's loop and for one
+another before either side can say so.
 """
 
 import http.client
 import itertools
 import json
 import os
+import random
 import socket
 import sys
 import threading
@@ -19,6 +22,7 @@ NUM_REQUESTS = 120
 NUM_AT_A_TIME = 2
 SHORTEST = 340  # tokens; each request has a prompt of its own length, by which it is known again
 OUTPUT_TOKENS = 48
+MEAN_PAUSE_S = 0.01
 
 
 def go_first() -> None:
@@ -53,6 +57,7 @@ def ask(connection: http.client.HTTPConnection, length: int, output_tokens: int,
 def work(url: str, numbers, found: list) -> None:
     connection = connect(url)
     for number in numbers:
+        time.sleep(random.expovariate(1 / MEAN_PAUSE_S))
         found.append(ask(connection, SHORTEST + number, OUTPUT_TOKENS, bool(number % 2)))
 
 
