@@ -117,6 +117,7 @@ class ServerLink:
 class Live:
     """What only the page of a server has; `lead` is its first sentence, `choice` all servers if there are several.
 
+    `remedy` is what to try first, empty where nothing is advised.
     `has_key`: one is asked for, so one can log out. `why_read_only` is empty where steps may be recorded from it.
     """
 
@@ -127,6 +128,7 @@ class Live:
     window_s: int = 0
     has_key: bool = False
     why_read_only: str = ""
+    remedy: str = ""
     server_id: str = ""
     choice: tuple[ServerLink, ...] = ()
     workers: tuple[WorkerLine, ...] = ()

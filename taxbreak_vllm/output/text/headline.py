@@ -1,10 +1,11 @@
-"""The first sentence: what an operator should know of a server before anything else, in plain words."""
+"""The first sentences: what an operator should know of a server before anything else, and do, in plain words."""
 
+from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.frontend import DELIVERY, Stage
 from taxbreak_vllm.model.server import Concern, DevicePart, Headline, StepPart
-from taxbreak_vllm.output.words import duration, percent
+from taxbreak_vllm.output.words import duration, one, percent
 
 STAGE_WORDS = {
     Stage.RECEIVE: "the body's arrival (receive)",
@@ -61,6 +62,22 @@ def step_sentence(step: StepBreakdown) -> str | None:
         f"The device waits {percent(waited_ns / whole_ns)} of the time for the host{most};"
         f" it is idle {percent(step.device.idle_ns / whole_ns)} in all."
     )
+
+
+def remedy_sentence(report: AdviceReport) -> str:
+    """Say what to change first and the most that it can save, or nothing where nothing is advised."""
+    if not report.advice:
+        return ""
+    first = report.advice[0]
+    what = first.settings[0] if first.settings else first.change
+    phases = [
+        f"{each.phase} ({percent(each.serving_ratio)} of the serving time)"
+        for each in first.phases
+        if each.phase is not None and each.serving_ratio is not None
+    ]
+    where = f", in {' and '.join(phases)}" if phases else ""
+    whole = f"{duration(first.at_most_ns)} of {one(first.per)}"
+    return f"To try first: {what}, which saves at most {whole} ({percent(first.at_most_ratio)}){where}."
 
 
 def first_sentence(found: Headline) -> str:

@@ -34,7 +34,7 @@ from taxbreak_vllm.output.page.view import (
     once,
     phase_view,
 )
-from taxbreak_vllm.output.text.headline import first_sentence
+from taxbreak_vllm.output.text.headline import first_sentence, remedy_sentence
 from taxbreak_vllm.service.http.advice import read_advice
 from taxbreak_vllm.service.http.choice import Choice, Running, choices, choose
 from taxbreak_vllm.service.http.problems import Problem
@@ -67,10 +67,11 @@ def read_article(
     every = results.window(since_ns=since_ns, server_id=own, limit=MAX_STEPS, listed=0)
     of_phase = _by_phase(results, every, since_ns=since_ns, server_id=own)
     whole = every.breakdown
+    report = read_advice(results, spool, since_ns=since_ns, now_ns=now_ns, server_id=own)
     return Article(
         title=chosen.model_name or "host and device of vLLM",
         facts=(*([f"server {own}"] if len(found) > 1 else []), *(facts_of(whole) if every.num_steps else ())),
-        advice=advice_view(read_advice(results, spool, since_ns=since_ns, now_ns=now_ns, server_id=own)),
+        advice=advice_view(report),
         phases=tuple(phase_view(phase, found.num_steps, found.breakdown.total) for phase, found in of_phase.items()),
         total=whole.total,
         steps=tuple(map(_step_line, results.steps(server_id=own, limit=LISTED_STEPS))),
@@ -82,6 +83,7 @@ def read_article(
         notes=once((*whole.notes, *whole.total.notes)),
         live=replace(
             _read_live(spool, every, of_phase, running.of(own)),
+            remedy=remedy_sentence(report),
             window_s=window_s,
             has_key=has_key,
             server_id=own,
