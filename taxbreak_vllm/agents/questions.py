@@ -13,6 +13,7 @@ from taxbreak_vllm.agents.answers import (
     Analysis,
     Comparison,
     Loops,
+    Prediction,
     Reasoning,
     Slowness,
     Status,
@@ -27,6 +28,7 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.taxes.add import add_steps
+from taxbreak_vllm.whatif.asked import Asked
 
 _LISTED_STEPS = 50  # of a window: enough to advise on
 _IN_SHORT = ("rule", "component", "phase", "change", "at_most_ns", "at_most_ratio", "per", "if_plain_above_ns")
@@ -100,6 +102,9 @@ class Questions:
     def analysis(self, trace: str, *, most: int, **choice: Any) -> Analysis:  # noqa: ANN401 - those of Traces.read
         breakdown, advice = self._traces.read(trace, **choice)
         return _analysis(breakdown.to_builtins(), advice.to_builtins(), most)
+
+    def prediction(self, trace: str, change: Asked, *, rank: int | None, most: int) -> Prediction:
+        return _answer(Prediction, self._traces.predict(trace, change, rank=rank).to_builtins(), most)
 
     def comparison(self, a: str, b: str, most: int) -> Comparison:
         tree = diff(self._side(a), self._side(b)).to_builtins()

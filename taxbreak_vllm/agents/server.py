@@ -19,6 +19,7 @@ from taxbreak_vllm.agents.answers import (
     Analysis,
     Comparison,
     Loops,
+    Prediction,
     Reasoning,
     Slowness,
     Status,
@@ -30,6 +31,7 @@ from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.version import package_version
+from taxbreak_vllm.whatif.asked import asked
 
 INSTRUCTIONS = """\
 Is the host holding the GPU back on this vLLM server, or in a trace, which layer of it does, and what to change.
@@ -154,6 +156,36 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         plain_ns = None if plain_ms is None else round(plain_ms * 1e6)
         return _result(questions.analysis(trace, most=most, floor_ns=floor_ns, plain_ns=plain_ns, **choice))
 
+    def what_if(
+        trace: Annotated[str, Field(description="a GPU's trace or capture folder, relative to the folder of traces")],
+        host: Annotated[
+            list[str] | None,
+            Field(description="times that host work takes: 1.3, 0.5..0.7, or of one class (python=2)"),
+        ] = None,
+        kernels: Annotated[
+            list[str] | None, Field(description="times that kernels take: 0.8, or of one family (gemm=0.6)")
+        ] = None,
+        fuse: Annotated[
+            list[str] | None, Field(description="kernels that follow one another as one launch: NAME,NAME")
+        ] = None,
+        floor_us: Annotated[float | None, Field(ge=0, le=1e6, description="another launch floor, in µs")] = None,
+        no_sync: Annotated[list[str] | None, Field(description="calls with this in their name do not wait")] = None,
+        is_async: Annotated[bool, Field(description="tokens are waited for one step later")] = False,
+        rank: Annotated[int | None, Field(ge=0, description="only this process of a file that joins several")] = None,
+        most: Most = 10,
+    ) -> Annotated[CallToolResult, Prediction]:
+        """Replay a recording under a change: what a step would take, within what interval, and what would refute it;
+        or `refused`, with the reason, which is an answer too."""
+        change = asked(
+            host=host or (),
+            kernels=kernels or (),
+            fuse=fuse or (),
+            floor_us=floor_us,
+            no_sync=no_sync or (),
+            is_async=is_async,
+        )
+        return _result(questions.prediction(trace, change, rank=rank, most=most))
+
     for function in (
         what_is_slow,
         why,
@@ -163,6 +195,7 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         requests,
         server_status,
         compare,
+        what_if,
         analyze_trace,
     ):
         tool(function)

@@ -9,9 +9,11 @@ from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import WhatIf
 from taxbreak_vllm.taxes.analyze import choose
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
+from taxbreak_vllm.whatif.asked import Asked
 
 
 class Traces:
@@ -35,10 +37,18 @@ class Traces:
 
         Raises SettingsError for a name that leads out of the folder, TraceFormatError and SpoolError as `analyze` does.
         """
-        path = (self._folder / name).resolve()
-        if not path.is_relative_to(self._folder):
-            raise SettingsError(f"{name}: not in {self._folder}, the one folder that traces are read from (--traces)")
-        with self._one_at_a_time, Recording.open(path, Terms(floor_ns=floor_ns, rank=rank)) as recording:
+        with self._one_at_a_time, Recording.open(self._path(name), Terms(floor_ns=floor_ns, rank=rank)) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             return findings.breakdown, findings.advice
+
+    def predict(self, name: str, change: Asked, *, rank: int | None = None) -> WhatIf:
+        """Return what a trace or capture says of a change; raises as `read` and `Asked.of` do."""
+        with self._one_at_a_time, Recording.open(self._path(name), Terms(rank=rank)) as recording:
+            return change.of(recording)
+
+    def _path(self, name: str) -> Path:
+        path = (self._folder / name).resolve()
+        if not path.is_relative_to(self._folder):
+            raise SettingsError(f"{name}: not in {self._folder}, the one folder that traces are read from (--traces)")
+        return path

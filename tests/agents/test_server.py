@@ -69,7 +69,7 @@ def test_every_tool_only_reads_and_every_word_it_takes_is_described():
 
     assert {tool.name for tool in tools} == {
         "what_is_slow", "why", "list_steps", "get_step", "iterations", "requests", "server_status", "compare",
-        "analyze_trace",
+        "what_if", "analyze_trace",
     }  # fmt: skip
     assert {tool.name for tool in more} - {tool.name for tool in tools} == {"capture"}
     assert all(tool.annotations.read_only_hint for tool in tools)
@@ -157,3 +157,17 @@ def test_what_a_newer_server_says_is_handed_on(call):
     assert server.asked == [("requests", {"limit": 2, "sort": "slowest"})]
     assert told["waterfalls"] == [waterfall] * 2
     assert told["reason"] is None
+
+
+def test_a_change_is_predicted_within_an_interval_or_refused_with_the_gate(call):
+    answer = call("what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["0.5..0.7"], kernels=["gemm=0.6"]).structured_content
+
+    assert answer["change"] == "--host 0.5..0.7 --kernels gemm=0.6"
+    assert answer["refused"] is None
+    assert answer["window"]["low_ns"] <= answer["window"]["predicted_ns"] <= answer["window"]["high_ns"]
+    assert answer["window"]["predicted_ns"] < answer["window"]["observed_ns"]
+    assert all(gate["passes"] for gate in answer["gates"])
+
+
+def test_what_is_no_change_is_refused_in_one_line(call):
+    assert "'rust' is none of python" in words(call("what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["rust=2"]))

@@ -1,0 +1,113 @@
+"""A change in the words it is asked for in. In: words as `python=2` or `0.5..0.7`. Out: what a recording says of it.
+
+Raises SettingsError, in one line, for what is no change.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from taxbreak_vllm.model.errors import SettingsError
+from taxbreak_vllm.model.whatif import WhatIf
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.trace.kernels import Family
+from taxbreak_vllm.whatif.changes import HOST, Change, Range
+from taxbreak_vllm.whatif.predict import predict, refuse
+
+_FACTOR = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(?:\.\.(\d+(?:\.\d+)?|\.\d+))?")
+_MAX_FACTOR = 1000
+_CLASSES = {cls.name.lower(): cls for cls in HOST}
+_FAMILIES = {family.value: family for family in Family if family is not Family.COLLECTIVE}
+_K = TypeVar("_K")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A change, the words for it, and why no recording can tell of it (None: one may)."""
+
+    change: Change
+    named: str
+    beyond: str | None
+
+    def of(self, recording: Recording) -> WhatIf:
+        """Say what the recording says of it; raises as `predict` does."""
+        if self.beyond is not None:
+            return refuse(recording, self.named, self.beyond)
+        return predict(recording, self.change, named=self.named)
+
+
+def asked(
+    *,
+    host: Iterable[str] = (),
+    kernels: Iterable[str] = (),
+    graph: str | None = None,
+    fuse: Iterable[str] = (),
+    floor_us: float | None = None,
+    no_sync: Iterable[str] = (),
+    is_async: bool = False,
+    compiled: bool = False,
+) -> Asked:
+    """Read a change from the words of each option of `taxbreak whatif`."""
+    host, kernels, fuse, no_sync = tuple(host), tuple(kernels), tuple(fuse), tuple(no_sync)
+    change = Change(
+        host=_factors("--host", host, _CLASSES),
+        kernels=_factors("--kernels", kernels, _FAMILIES),
+        floor_ns=None if floor_us is None else round(floor_us * 1000),
+        full_graph=_is_full(graph),
+        fused=tuple(map(_chain, fuse)),
+        no_sync=no_sync,
+        one_step_ahead=is_async,
+    )
+    words = (
+        *(f"--host {each}" for each in host),
+        *(f"--kernels {each}" for each in kernels),
+        *([f"--graph {graph}"] if graph else []),
+        *(f"--fuse {each}" for each in fuse),
+        *([f"--floor-us {floor_us:g}"] if floor_us is not None else []),
+        *(f"--no-sync {each}" for each in no_sync),
+        *(["--async"] if is_async else []),
+        *(["--compiled"] if compiled else []),
+    )
+    return Asked(change, " ".join(words), _beyond(graph, compiled=compiled))
+
+
+def _beyond(graph: str | None, *, compiled: bool) -> str | None:
+    if compiled:
+        return (
+            "--compiled: which kernels a compiler would make of these is not in a recording; record a compiled step"
+            " and compare: taxbreak diff"
+        )
+    if graph == "piecewise":
+        return "--graph piecewise: needs a measured cost for each piece, and which ops would be left out of graphs"
+    return None
+
+
+def _is_full(graph: str | None) -> bool:
+    if graph not in (None, "full", "piecewise"):
+        raise SettingsError(f"--graph {graph}: is neither full nor piecewise")
+    return graph == "full"
+
+
+def _chain(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    if len(parts) < 2 or not all(parts):
+        raise SettingsError(f"--fuse {text}: give two or more names of kernels with commas between")
+    return parts
+
+
+def _factors(option: str, texts: Iterable[str], known: Mapping[str, _K]) -> dict[_K, Range]:
+    """Read factors: of everything known, or of one by its name; the later of two for one thing holds."""
+    found: dict[_K, Range] = {}
+    for text in texts:
+        name, _, factor = text.rpartition("=")
+        match = _FACTOR.fullmatch(factor)
+        if match is None:
+            raise SettingsError(f"{option} {text}: give a factor, as 1.3, 0.5..0.7 or {next(iter(known))}=2")
+        low, high = float(match[1]), float(match[2] or match[1])
+        if low > high or high > _MAX_FACTOR:
+            raise SettingsError(f"{option} {text}: a factor goes from low to high, up to {_MAX_FACTOR}")
+        if name and name not in known:
+            raise SettingsError(f"{option} {text}: {name!r} is none of {', '.join(known)}")
+        found.update(dict.fromkeys([known[name]] if name else known.values(), Range(low=low, high=high)))
+    return found
