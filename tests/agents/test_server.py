@@ -160,7 +160,9 @@ def test_what_a_newer_server_says_is_handed_on(call):
 
 
 def test_a_change_is_predicted_within_an_interval_or_refused_with_the_gate(call):
-    answer = call("what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["0.5..0.7"], kernels=["gemm=0.6"]).structured_content
+    answer = call(
+        "what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["0.5..0.7"], kernels=["gemm=0.6"]
+    ).structured_content
 
     assert answer["change"] == "--host 0.5..0.7 --kernels gemm=0.6"
     assert answer["refused"] is None
@@ -170,4 +172,6 @@ def test_a_change_is_predicted_within_an_interval_or_refused_with_the_gate(call)
 
 
 def test_what_is_no_change_is_refused_in_one_line(call):
-    assert "'rust' is none of python" in words(call("what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["rust=2"]))
+    assert "'rust' is none of python" in words(
+        call("what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["rust=2"])
+    )
