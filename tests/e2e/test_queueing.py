@@ -15,7 +15,7 @@ from taxbreak_vllm.spool.spool import Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 MS = 10**6
 NUM_BLOCKS = 40  # of 32 tokens: two long requests, or as many short ones as there are places
 LONG, SHORT = {"prompt": "x" * 400, "max_tokens": 100}, {"prompt": "y", "max_tokens": 120}
@@ -28,9 +28,9 @@ def spool(processes):
 
 @pytest.fixture(scope="module")
 def server(processes, tiny_llama, spool):
-    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     env = {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(spool.root), "PYTHONPATH": path}
-    flags = (*ONE_PROCESS, "--middleware", "follow_all.PassOn", "--block-size", "32")
+    flags = (*ONE_PROCESS, "--middleware", "rig.follow_all.PassOn", "--block-size", "32")
     flags += ("--num-gpu-blocks-override", str(NUM_BLOCKS), "--no-enable-prefix-caching")
     return start_vllm(processes, tiny_llama, flags=flags, env=env).wait()
 

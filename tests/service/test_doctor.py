@@ -15,7 +15,8 @@ from taxbreak_vllm.model.version import package_version
 def doctor(tmp_path):
     def doctor(*words, **environment):
         command = [sys.executable, "-m", "taxbreak_vllm.cli", "doctor", *map(str, words)]
-        environment = os.environ | {"TAXBREAK_SPOOL": str(tmp_path / "spool")} | environment
+        unbounded = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        environment = unbounded | {"TAXBREAK_SPOOL": str(tmp_path / "spool")} | environment
         return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
 
     return doctor
