@@ -228,6 +228,9 @@ class QueueWaits:
     def _fail(self, error: Exception) -> None:
         self._is_scheduling = False
         self._unwatch()
+        for request, headers in self._told:
+            request.trace_headers = headers
+        self._told = []
         if self.fault is None:
             self.fault = repr(error)
             logger.warning("taxbreak: requests no longer tell what they waited for: %r", error)

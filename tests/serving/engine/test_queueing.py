@@ -213,6 +213,18 @@ def test_a_request_tells_once_and_has_its_own_headers_back_behind_its_first_outp
     assert not rig.waits._told
 
 
+def test_a_fault_gives_requests_that_were_to_tell_their_own_headers_back(rig):
+    own = {"traceparent": "00-1"}
+    request = rig.add("a", headers=own)
+    rig.step(1500)
+    assert HEADER in request.trace_headers
+
+    rig.waits.end_schedule(object())  # no scheduler's output
+
+    assert rig.waits.fault
+    assert request.trace_headers is own
+
+
 def test_nothing_of_requests_that_run_is_looked_at(rig):
     """A hook on each of their allocations would cost an engine more than all others."""
     rig.scheduler.running = [Request(str(number)) for number in range(50)]
