@@ -54,6 +54,6 @@ def whatif(
     if json:
         print_json(answer.to_json())
         return
-    from taxbreak_vllm.output.text.whatif import whatif_lines
+    from taxbreak_vllm.output.text.whatif import whatif_text
 
-    print_text(*whatif_lines(answer))
+    print_text(*whatif_text(answer))

@@ -7,7 +7,7 @@ import pytest
 
 def test_text_tells_times_bounds_gates_and_how_to_refute_it_in_80_columns(taxbreak, real_trace):
     path = real_trace("h100_hf_bert-small_infer")
-    done = taxbreak("whatif", path, "--host", "0.5..0.7", "--kernels", "gemm=0.6")
+    done = taxbreak("whatif", path, "--host", "0.5..0.7", "--kernels", "gemm=0.6", COLUMNS="80")
 
     assert done.returncode == 0, done.stderr
     assert all(len(line) <= 80 or str(path) in line for line in done.stdout.splitlines())
