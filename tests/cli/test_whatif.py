@@ -5,9 +5,10 @@ import json
 import pytest
 
 
-def test_text_tells_times_bounds_gates_and_how_to_refute_it_in_80_columns(taxbreak, real_trace):
+def test_text_tells_times_bounds_gates_and_how_to_refute_it_in_80_columns(taxbreak, real_trace, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     path = real_trace("h100_hf_bert-small_infer")
-    done = taxbreak("whatif", path, "--host", "0.5..0.7", "--kernels", "gemm=0.6", COLUMNS="80")
+    done = taxbreak("whatif", path, "--host", "0.5..0.7", "--kernels", "gemm=0.6")
 
     assert done.returncode == 0, done.stderr
     assert all(len(line) <= 80 or str(path) in line for line in done.stdout.splitlines())

@@ -31,7 +31,8 @@ def whatif_text(answer: WhatIf) -> Iterator[str | Table]:
             table.add(name, *_times(row))
         yield table
     if answer.dilation is not None:
-        yield f"a recorded step takes {answer.dilation:.2f} times as long as a plain one: read the ratios, not the times"
+        times = f"{answer.dilation:.2f} times"
+        yield f"a recorded step takes {times} as long as a plain one: read the ratios, not the times"
     for note in answer.notes:
         yield f"note: {note}"
     if answer.window is not None:
