@@ -4,7 +4,8 @@ Each case of `switches` has a server and a load under which the advice should na
 loaded, and asked for its advice; then it is started anew with the switch, loaded alike, and asked again. The table says
 what the advice promised at most, by how much the part it is about fell, tokens per second before and after, and whether
 the advice itself says that the change held. One server runs at a time, with a sidecar of its case.
-Prints the table and writes `benchmarks/results/advice_switches.json`.
+Prints the table and writes `benchmarks/results/advice_switches.json`; where only some cases are run, what it holds of
+the others stays. A server whose device is simulated (`tests/rig`) records no steps.
 """
 
 import argparse
@@ -15,13 +16,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-from machine import describe_machine
+from machine import ROOT, describe_machine
 from rich.console import Console
 from rich.table import Table
 from streams import Load, Seen, send
@@ -36,6 +37,10 @@ from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.frontend import Stage
 from taxbreak_vllm.spool.spool import Spool
 
+sys.path.append(str(ROOT / "tests"))
+from rig.knobs import Knobs
+from rig.plugins import python_path
+
 RESULTS = Path(__file__).resolve().parent / "results" / "advice_switches.json"
 _MACHINE_RULES = ("more-cpu", "more-cpu-for-api", "fewer-servers")
 _WARM_S = 2.0
@@ -48,6 +53,7 @@ _ENV = {
     "TAXBREAK_OVERHEAD_BUDGET_RATIO": "0.02",
     "TAXBREAK_MAX_STALL_MS": "1000",
 }
+_SIMULATED = ("--worker-cls", "rig.simulated.Worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,7 @@ def main() -> None:
     options = _options()
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     load_before, started_s = os.getloadavg()[0], time.monotonic()
-    cases = [case for case in CASES if options.only in (None, case.name)]
+    cases = [case for case in CASES if case.name in (options.only or [case.name])]
     found, failed = {}, {}
     for case in cases:
         try:
@@ -83,22 +89,36 @@ def main() -> None:
         except (TaxbreakError, httpx.HTTPError, OSError, RuntimeError, BaseExceptionGroup) as error:
             failed[case.name] = f"{type(error).__name__}: {error}"
             _say(f"{case.name}: {failed[case.name]}")
-    rows = [row for case in cases if case.name in found for row in _rows(case, *found[case.name])]
-    result = {
-        "machine": describe_machine("vllm", "torch", "taxbreak-vllm")
-        | {"load_1min": {"before": load_before, "after": os.getloadavg()[0]}},
+    machine = describe_machine("vllm", "torch", "taxbreak-vllm")
+    measured = {
+        "commit": machine.pop("commit"),
+        "load_1min": {"before": load_before, "after": os.getloadavg()[0]},
         "took_s": round(time.monotonic() - started_s),
-        "rows": rows,
-        "failed": failed,
-        "runs": {
-            name: {run_name: asdict(run) for run_name, run in (("before", before), *after.items())}
-            for name, (before, after) in found.items()
-        },
     }
-    if options.only is None or options.output != RESULTS:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-    _print(rows)
+    told = {
+        case.name: {
+            "measured": measured,
+            "rows": _rows(case, *found[case.name]),
+            "runs": _runs(*found[case.name]),
+        }
+        for case in cases
+        if case.name in found
+    }
+    _write(options.output, machine, told, failed)
+    _print([row for case in told.values() for row in case["rows"]])
     sys.exit(1 if failed else 0)
+
+
+def _runs(before: Run, after: dict[str, Run]) -> dict[str, Any]:
+    return {name: asdict(run) for name, run in (("before", before), *after.items())}
+
+
+def _write(path: Path, machine: dict[str, Any], told: dict[str, Any], failed: dict[str, str]) -> None:
+    """Write what was found of each case beside what the file holds of those that were not run."""
+    kept = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases = {case.name: told.get(case.name) or kept.get(case.name) for case in CASES}
+    result = {"machine": machine, "cases": {name: case for name, case in cases.items() if case}, "failed": failed}
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _measure(case: Case, seconds: float) -> tuple[Run, dict[str, Run]]:
@@ -147,10 +167,24 @@ def _start(processes: Processes, spool: Path, model: Path, setup: Setup) -> Runn
     os.sched_setaffinity(0, setup.cpus or allowed)  # what is started now may use no others
     try:
         env = {**_ENV, "TAXBREAK_SPOOL": str(spool), **setup.env}
-        flags = (*WORKER_EXTENSION, *setup.flags)
-        return start_vllm(processes, model, flags=flags, env=env, name=f"vllm-{time.time_ns()}")
+        name, worker = f"vllm-{time.time_ns()}", WORKER_EXTENSION
+        if setup.simulated is not None:
+            env, worker = env | _simulate(processes.folder / f"{name}-device", setup.simulated), _SIMULATED
+        return start_vllm(processes, model, flags=(*worker, *setup.flags), env=env, name=name)
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def _simulate(folder: Path, knobs_ns: Mapping[str, int]) -> dict[str, str]:
+    """Make a folder of a simulated device; return what its server's environment has more."""
+    plugins = python_path(folder / "plugins")
+    Knobs(folder / "knobs").turn(**knobs_ns)
+    return {
+        "PYTHONPATH": plugins,
+        "SIMULATED": str(folder),
+        "VLLM_PLUGINS": "taxbreak,simulated",
+        "TAXBREAK_ENABLED": "false",
+    }
 
 
 def _evidence(spool: Spool) -> ServerEvidence:
@@ -219,9 +253,9 @@ def _said(run: Run) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[case.name for case in CASES], help="one case")
+    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES], help="some cases")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long a server is loaded")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="not written for a single case unless given")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

@@ -15,11 +15,15 @@ NO_FLAGS: tuple[str, ...] = ()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How a server is started: flags, environment, and the CPUs that it may use (None: all)."""
+    """How a server is started: flags, environment, and the CPUs that it may use (None: all).
+
+    With `simulated`, times in ns by knob (`rig.knobs`), its device is a clock.
+    """
 
     flags: tuple[str, ...] = ONE_PROCESS
     env: Mapping[str, str] = field(default_factory=dict)
     cpus: frozenset[int] | None = None
+    simulated: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +47,19 @@ class Case:
     switches: tuple[Switch, ...]
 
 
-def _with(*flags: str) -> Setup:
-    return Setup(flags=(*ONE_PROCESS, *flags))
+def _with(*flags: str, simulated: Mapping[str, int] | None = None) -> Setup:
+    return Setup(flags=(*ONE_PROCESS, *flags), simulated=simulated)
 
 
-_MANY = _with("--max-num-seqs", "64")
+def _many(*flags: str, simulated: Mapping[str, int] | None = None) -> Setup:
+    return _with("--max-num-seqs", "64", *flags, simulated=simulated)
+
+
+_US = 1000
+_FAST = {"device": 20 * _US, "launch": 5 * _US}
+_BUSY_HOST = {"device": 4000 * _US, "launch": 50 * _US, "schedule": 500 * _US, "update": 500 * _US}
 _MANY_STREAMS = Load(clients=64, output_tokens=16)
+_LONG_STREAMS = Load(clients=64, output_tokens=400)
 _LONG_TEXTS = Load(clients=4, prompt_chars=200_000, truncated=64, output_tokens=4)
 _SOME = Load(clients=8, output_tokens=64, is_streamed=False)
 _RARE = Load(rate=1.5, output_tokens=32, is_streamed=False)
@@ -64,18 +75,41 @@ CASES = (
     Case(
         name="many-streams",
         condition="64 streams at a time, each token sent alone",
-        before=_MANY,
+        before=_many(),
         load=_MANY_STREAMS,
         switches=(
+            Switch(name="--stream-interval 8", rules=("delivery",), setup=_many("--stream-interval", "8")),
+            Switch(name="--api-server-count 2", rules=("delivery",), setup=_many("--api-server-count", "2")),
+        ),
+    ),
+    Case(
+        name="fast-streams",
+        condition="64 long streams from a simulated device that takes 20 µs a step: the API server is the slowest",
+        before=_many(simulated=_FAST),
+        load=_LONG_STREAMS,
+        switches=(
             Switch(
-                name="--stream-interval 8",
+                name="--stream-interval 4",
                 rules=("delivery",),
-                setup=_with("--max-num-seqs", "64", "--stream-interval", "8"),
+                setup=_many("--stream-interval", "4", simulated=_FAST),
             ),
             Switch(
                 name="--api-server-count 2",
                 rules=("delivery",),
-                setup=_with("--max-num-seqs", "64", "--api-server-count", "2"),
+                setup=_many("--api-server-count", "2", simulated=_FAST),
+            ),
+        ),
+    ),
+    Case(
+        name="one-after-another",
+        condition="a simulated device of 4 ms a step that waits for 1 ms of scheduling and taking in tokens",
+        before=_with("--no-async-scheduling", simulated=_BUSY_HOST),
+        load=_SOME,
+        switches=(
+            Switch(
+                name="--async-scheduling",
+                rules=("work-ahead",),
+                setup=_with("--async-scheduling", simulated=_BUSY_HOST),
             ),
         ),
     ),

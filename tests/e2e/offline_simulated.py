@@ -22,7 +22,7 @@ _NUM_REQUESTS, _NUM_TOKENS = 4, 150
 
 
 def main(model: str, folder: Path, scheduling: str, executor: str, settings: list[dict[str, int]]) -> None:
-    knobs = prepare(folder, is_async=scheduling == "async")
+    knobs = prepare(folder)
     llm = LLM(
         model=model,
         load_format="dummy",
@@ -32,6 +32,7 @@ def main(model: str, folder: Path, scheduling: str, executor: str, settings: lis
         max_num_seqs=8,
         kv_cache_memory_bytes=33554432,
         worker_cls=WORKER,
+        async_scheduling=scheduling == "async",
         distributed_executor_backend=_UNIPROC if executor == "uni" else executor,
     )
 

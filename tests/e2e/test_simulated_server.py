@@ -45,12 +45,13 @@ ENGINE_PARTS = {
 }
 STAGES = {"tokenizer": Stage.RENDER, "output_thread": Stage.IPC_OUTPUT, "detokenizer": Stage.DETOKENIZE}
 
+AHEAD = ("--async-scheduling",)
 SERVERS = {
-    "async, one process": ("async", ONE_PROCESS),
-    "async, a worker of its own": ("async", ()),
-    "sync, a worker of its own": ("sync", ()),
-    "async, one process, two API servers": ("async", (*ONE_PROCESS, "--api-server-count", "2")),
-    "async, a worker of its own, two API servers": ("async", ("--api-server-count", "2")),
+    "async, one process": (*AHEAD, *ONE_PROCESS),
+    "async, a worker of its own": AHEAD,
+    "sync, a worker of its own": ("--no-async-scheduling",),
+    "async, one process, two API servers": (*AHEAD, *ONE_PROCESS, "--api-server-count", "2"),
+    "async, a worker of its own, two API servers": (*AHEAD, "--api-server-count", "2"),
 }
 ONE_API_SERVER = [name for name in SERVERS if "two" not in name]
 
@@ -106,7 +107,6 @@ class Simulated:
 
 @pytest.fixture(scope="module", params=SERVERS)
 def simulated(request, forking, tiny_llama, tmp_path_factory):
-    scheduling, flags = SERVERS[request.param]
     folder = tmp_path_factory.mktemp("simulated")
     spool = Spool(folder / "spool", max_bytes=2**30, max_captures=1000)
     knobs = Knobs(folder / "knobs")
@@ -114,14 +114,13 @@ def simulated(request, forking, tiny_llama, tmp_path_factory):
     env = {
         "PYTHONPATH": python_path(folder / "plugins"),
         "SIMULATED": str(folder),
-        "SIMULATED_SCHEDULING": scheduling,
         "VLLM_PLUGINS": "taxbreak,simulated",
         "TAXBREAK_SPOOL": str(spool.root),
         "TAXBREAK_ENABLED": "false",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
     }
-    flags = (*flags, "--worker-cls", "rig.simulated.Worker", "--middleware", "rig.follow_all.PassOn")
+    flags = (*SERVERS[request.param], "--worker-cls", "rig.simulated.Worker", "--middleware", "rig.follow_all.PassOn")
     with forking(folder) as processes:
         server = start_vllm(processes, tiny_llama, flags=flags, env=env).wait()
         yield Simulated(request.param, server, spool, folder, knobs)

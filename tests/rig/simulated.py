@@ -1,8 +1,8 @@
 """vLLM's own engine over a worker whose device is a clock: its scheduler, executors and processes run unchanged.
 
 `prepare(folder)` once in the process that starts vLLM offline, which must fork its others; for a server it is a plugin,
-and the variables SIMULATED and SIMULATED_SCHEDULING (`async`, `sync`) say the same. The worker is `WORKER`. In:
-`FOLDER/knobs`, which may be turned while the engine runs. Out: the files of `rig.logs`.
+and the variable SIMULATED names the folder. The worker is `WORKER`; vLLM's own option tells whether it schedules ahead.
+In: `FOLDER/knobs`, which may be turned while the engine runs. Out: the files of `rig.logs`.
 """
 
 import functools
@@ -10,6 +10,7 @@ import os
 import struct
 from pathlib import Path
 from time import monotonic_ns
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from vllm.platforms.cpu import CpuPlatform
@@ -41,24 +42,25 @@ _rig: list[_Rig] = []  # of this process and its forks
 def register() -> None:
     """Be a general plugin."""
     if not _rig:
-        prepare(Path(os.environ["SIMULATED"]), is_async=os.environ["SIMULATED_SCHEDULING"] == "async")
+        prepare(Path(os.environ["SIMULATED"]))
 
 
-def prepare(folder: Path, *, is_async: bool) -> Knobs:
-    """Set this process up for one engine, with asynchronous scheduling or without."""
+def prepare(folder: Path) -> Knobs:
+    """Set this process up for one engine."""
     knobs = Knobs(folder / "knobs")
     _rig[:] = [_Rig(knobs, folder)]
-    _schedule_ahead(is_async)
+    _schedule_as_told()
     slow_down(knobs)
     watch.Ring = functools.partial(RowsRing, folder / logs.ROWS)
     return knobs
 
 
-def _schedule_ahead(is_async: bool) -> None:
-    """Have vLLM's platform for the CPU leave asynchronous scheduling as it is wanted, which it turns off."""
+def _schedule_as_told() -> None:
+    """Have vLLM's platform for the CPU, which turns asynchronous scheduling off, leave it as it is."""
     check = CpuPlatform.check_and_update_config
 
     def check_and_update_config(config: Any) -> None:
+        is_async = config.scheduler_config.async_scheduling
         check(config)
         config.scheduler_config.async_scheduling = is_async
 
@@ -101,6 +103,7 @@ class Worker(CPUWorker):
 
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)
+        self.device = SimpleNamespace(type="simulated")  # beside the host, as a GPU is
         self._knobs, folder = _rig[0]
         self._truth = (folder / logs.TRUTH).open("ab", buffering=0)
         self._left: dict[str, int] = {}  # tokens of each prompt that are still to be computed
