@@ -57,7 +57,7 @@ def _many(*flags: str, simulated: Mapping[str, int] | None = None) -> Setup:
 
 _US = 1000
 _FAST = {"device": 20 * _US, "launch": 5 * _US}
-_BUSY_HOST = {"device": 4000 * _US, "launch": 50 * _US, "schedule": 500 * _US, "update": 500 * _US}
+_BUSY_HOST = {"device": 9000 * _US, "launch": 50 * _US, "schedule": 1500 * _US, "update": 1500 * _US}
 _MANY_STREAMS = Load(clients=64, output_tokens=16)
 _LONG_STREAMS = Load(clients=64, output_tokens=400)
 _LONG_TEXTS = Load(clients=4, prompt_chars=200_000, truncated=64, output_tokens=4)
@@ -102,7 +102,7 @@ CASES = (
     ),
     Case(
         name="one-after-another",
-        condition="a simulated device of 4 ms a step that waits for 1 ms of scheduling and taking in tokens",
+        condition="a simulated device of 9 ms a step that waits for 3 ms of scheduling and taking in tokens",
         before=_with("--no-async-scheduling", simulated=_BUSY_HOST),
         load=_SOME,
         switches=(
