@@ -95,6 +95,7 @@ class _Rules:
     def __init__(self, calls: Calls, names: Sequence[str], tokens: Sequence[StepTokens | None]) -> None:
         self.works: list[Work] = []
         self.reasons: list[str] = []
+        self._place: dict[Work, int] = {}
         self._number: dict[str, int] = {}
         self._calls, self._names, self._tokens = calls.calls, names, tokens
         self._convolutions = frozenset(c for call in self._calls if (c := convolution_of(call)) is not None)
@@ -129,8 +130,8 @@ class _Rules:
             )
             found = work_of(self._calls[call], around)
             if isinstance(found, Work):
-                self.works.append(found)
-                self._known[key] = len(self.works) - 1
+                self._known[key] = self._place.setdefault(found, len(self.works))
+                self.works += [found] if self._known[key] == len(self.works) else []
             else:
                 self._known[key] = -2 - self.number(found)
         return self._known[key]

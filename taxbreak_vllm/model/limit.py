@@ -19,8 +19,8 @@ class Work:
     `flops` are those of the matrix engine, a multiply-add being two; a call that does not use it has none, whatever it
     computes. `bytes` are read and written with each distinct element once. `dtype` is what is multiplied, else what is
     read first ("bf16", "fp8", …). Where bytes hang on what no trace holds (which experts the tokens chose), `bytes` is
-    the least and `most_bytes` what uniform choices would take; else that is None. `is_reduced` marks a convolution whose
-    kernels (Winograd, FFT) multiply less than `flops`, which is then no bound on its time.
+    the least and `most_bytes` what uniform choices would take; else that is None. `is_reduced` marks a convolution
+    whose kernels (Winograd, FFT) multiply less than `flops`, which is then no bound on its time.
     """
 
     flops: int
