@@ -42,6 +42,10 @@ def rule_of(op: str) -> Rule | None:
     return RULES.get(op) or (GENERATED if _GENERATED.match(op) else None)
 
 
+def _strange(call: Call) -> str:
+    return f"{call.op}: its arguments are not those that its rule knows"
+
+
 def work_of(call: Call, around: Around = Around()) -> Work | str:  # noqa: B008 - frozen, and the same for all
     """Return the work of a call, or why it cannot be told.
 
@@ -55,7 +59,9 @@ def work_of(call: Call, around: Around = Around()) -> Work | str:  # noqa: B008 
     except UnknownWork as reason:
         return str(reason)
     except (LookupError, ValueError, ZeroDivisionError):
-        return f"{call.op}: its arguments are not those that its rule knows"
+        return _strange(call)
+    if min(work.flops, work.bytes) < 0:
+        return _strange(call)
     if not work.is_matrix:
         return work
     is_tf32 = work.dtype == "fp32" and _TF32.search(around.kernel) is not None
