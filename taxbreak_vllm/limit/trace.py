@@ -22,6 +22,7 @@ from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import Family
 
 MIN_COVERED = 0.9  # of the device time whose work is known, for a share of a ceiling to say anything
+MOST_SHORTEST_NS = 5_000  # a kernel above this is not the shortest of any device, whatever else a trace holds
 
 _LINK = re.compile(r"HtoD|DtoH|HostToDevice|DeviceToHost")
 _GRAPH = "launched by graphs, whose ops and shapes are not recorded"
@@ -93,7 +94,7 @@ class _Spent:
         names = measured.events.names
         is_link_name = np.array([_LINK.search(name) is not None for name in names], dtype=bool)
         kernels = length_ns[activities.is_kernel & is_shown]
-        has_kernels = measured.backend.has_launches and bool((kernels > 0).any())
+        kernels = kernels[(kernels > 0) & (kernels <= MOST_SHORTEST_NS)]
         return cls(
             dispatch_ns=dispatch_ns,
             family=family,
@@ -101,7 +102,7 @@ class _Spent:
             is_collective=(family == FAMILIES.index(Family.COLLECTIVE)) & ~dispatches.is_graph,
             is_link=(dispatches.num_kernels == 0) & is_link_name[activities.name[first]],
             unlinked_ns=int(length_ns[~linked].sum()),
-            shortest_ns=int(kernels[kernels > 0].min()) if has_kernels else None,
+            shortest_ns=int(kernels.min()) if measured.backend.has_launches and len(kernels) else None,
         )
 
     def total_ns(self, rows: Bool) -> int:
@@ -197,6 +198,6 @@ def _notes(ceilings: Ceilings | None, floors: Floors, *, is_shared: bool) -> Ite
         yield f"the work of less than {MIN_COVERED:.0%} of the device time is known, so MFU and MBU are not told"
     if floors.num_impossible:
         yield (
-            f"{floors.num_impossible} ops ran faster than the ceilings allow: their work is counted too high, or the "
+            f"faster than the ceilings allow: {floors.num_impossible} calls, whose work is counted too high, or the "
             "ceilings are too low"
         )

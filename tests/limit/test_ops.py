@@ -261,7 +261,7 @@ FAULTS = {
     "axes": ("aten::bmm", (tensor(2, 3), tensor(3, 4)), "argument 0 has 2 axes, not 3"),
     "no strides of a convolution": ("aten::convolution", (*CONV[:3], NONE, NONE, NONE), "were not recorded"),
     "no lengths": ("vllm::unified_attention_with_output", PAGED, "lengths of its requests are not in the trace"),
-    "heads": ("aten::_scaled_dot_product_flash_attention", (tensor(1, 3, 4, 8), *[tensor(1, 2, 4, 8)] * 2), "do not fit"),
+    "heads": ("aten::_flash_attention_forward", (tensor(1, 4, 3, 8), *[tensor(1, 4, 2, 8)] * 2), "do not fit"),
     "experts behind the layer": ("vllm::moe_forward", (tensor(4, 16), tensor(4, 8), NONE), "not among its arguments"),
     "type of a list": ("aten::cat", (tensors((2, 3)), scalar(0)), "element type of its list"),
     "no shape": ("aten::sum", (Input(BF16, (-1, 4)),), "is no shape"),
@@ -317,12 +317,12 @@ def test_no_arguments_whatever_make_a_rule_fail_or_count_below_zero():
 
     answers = []
     for op in RULES:
-        for _ in range(40):
+        for _ in range(12):
             call = Call(op, tuple(argument() for _ in range(chance.randrange(12))))
             around = Around(kernel=chance.choice(("", OPAQUE)), tokens=chance.choice((None, TOKENS)), outer=call)
             answers.append(work_of(call, around))
 
     works = [answer for answer in answers if isinstance(answer, Work)]
-    assert len(works) > 1000
+    assert len(works) > 300
     assert all(work.flops >= 0 and work.bytes >= 0 and work.dtype for work in works)
     assert all(answer and "\n" not in answer for answer in answers if isinstance(answer, str))
