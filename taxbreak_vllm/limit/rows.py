@@ -76,7 +76,7 @@ class Floors:
             reads_cache=reads_cache,
             is_impossible=~reads_cache & (least > _SLACK * device_ns) & (bound != BOUNDS.index(Bound.LATENCY)),
             compute_ns=_sum(compute),
-            memory_ns=_sum(memory),
+            memory_ns=_sum(np.where(reads_cache, np.minimum(memory, device_ns), memory)),
             unknown_dtypes=tuple(sorted(missing)),
         )
 

@@ -18,8 +18,9 @@ from taxbreak_vllm.model.limit import Ceilings, Limit, StepTokens, Uncovered
 from taxbreak_vllm.taxes.measured import FAMILIES, Measured, group_by_time
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.dispatches import Bool
-from taxbreak_vllm.trace.intervals import Index, Int64
+from taxbreak_vllm.trace.intervals import Busy, Index, Int64
 from taxbreak_vllm.trace.kernels import Family
+from taxbreak_vllm.trace.steps import StepWindow
 
 MIN_COVERED = 0.9  # of the device time whose work is known, for a share of a ceiling to say anything
 MOST_SHORTEST_NS = 5_000  # a kernel above this is not the shortest of any device, whatever else a trace holds
@@ -59,9 +60,23 @@ def limit_of(
         return "no device time with a launch event"
     known = ceilings_of(recording.environment["device_name"], measured=ceilings)
     charges = charge(measured, chosen & spent.is_chargeable, spent.dispatch_ns, windows, tokens)
-    counted = windows if not is_whole else (recording.survey.whole,)
-    window_ns = sum(w.end_ns - w.start_ns for n, w in enumerate(counted) if is_whole or n in numbers)
+    if is_whole:
+        window_ns = _wall_ns(measured, [(recording.survey.whole, chosen)])
+    else:
+        window_ns = _wall_ns(measured, [(windows[number], step == number) for number in numbers])
     return _limit(measured, charges, spent, chosen, known, window_ns)
+
+
+def _wall_ns(measured: Measured, steps: Sequence[tuple[StepWindow, Bool]]) -> int:
+    """Return the time from the start of each step to the end of what it ran on the device, none of it twice."""
+    activities = measured.activities
+    ends = []
+    for window, own in steps:
+        ran = activities.end_ns[(activities.dispatch >= 0) & own[activities.dispatch]]
+        ends.append(max(window.end_ns, int(ran.max()) if len(ran) else window.end_ns))
+    starts = np.array([window.start_ns for window, _ in steps], dtype=np.int64)
+    busy = Busy.of(starts, np.array(ends, dtype=np.int64))
+    return int((busy.end_ns - busy.start_ns).sum())
 
 
 @dataclass(frozen=True, slots=True)

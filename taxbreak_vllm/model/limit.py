@@ -137,9 +137,10 @@ class Limit:
 
     `device_ns` is the summed time of activities on the shown device that have a launch event, without collectives and
     copies between host and device; `covered_ns` of it is of ops whose work is known. `compute_ns` = ΣF/P and
-    `memory_ns` = ΣB/BW of all covered work; `floor_ns` sums the least time op by op, [lowest, highest] where bytes are
-    an interval. `mfu` and `mbu` are `compute_ns` and `memory_ns` over `window_ns`, the wall time of the steps. All of
-    these are None without ceilings, with the reason in `notes`; `mfu` and `mbu` also where little is covered.
+    `memory_ns` = ΣB/BW of all covered work, what came from the cache with its own time; `floor_ns` sums the least time
+    op by op, [lowest, highest] where bytes are an interval. `mfu` and `mbu` are `compute_ns` and `memory_ns` over
+    `window_ns`, the wall time from the start of the steps to the end of what they ran. All of these are None without
+    ceilings, with the reason in `notes`; `mfu` and `mbu` also where little is covered.
     `bound_ns` splits `covered_ns`; `above_ns` is what of it lies above the limit.
     """
 

@@ -326,3 +326,14 @@ def test_no_arguments_whatever_make_a_rule_fail_or_count_below_zero():
     assert len(works) > 300
     assert all(work.flops >= 0 and work.bytes >= 0 and work.dtype for work in works)
     assert all(answer and "\n" not in answer for answer in answers if isinstance(answer, str))
+
+
+def test_a_window_of_attention_is_no_work_that_is_known():
+    cache = tensor(9, 2, 16, 64)
+
+    def attended(window):
+        inputs = (tensor(4, 8, 64), cache, cache, tensor(4, 8, 64), *[NONE] * 5, scalar(window))
+        return work_of(Call("_C::cpu_attention_with_kv_cache", inputs), Around(tokens=TOKENS))
+
+    assert attended(-1).flops == 4 * 8 * 64 * 50
+    assert "window of 128" in attended(128)

@@ -93,3 +93,13 @@ def test_attention(_):
     theirs, ours = counted("aten::_scaled_dot_product_flash_attention", query, key, key, 0.0, False)
 
     assert ours == theirs > 0
+
+
+def test_gradients_of_attention():
+    query, key = empty(2, 3, 16, 32), empty(2, 3, 24, 32)
+    sums, number = empty(2, 3, 16), torch.empty((), dtype=torch.long, device="meta")
+    given = (query, query, key, key, query, sums, None, None, 16, 24, 0.0, False, number, number)
+
+    theirs, ours = counted("aten::_scaled_dot_product_flash_attention_backward", *given)
+
+    assert ours == theirs > 0

@@ -176,7 +176,7 @@ def test_steps_are_chosen_by_number(limit):
     whole, second = limit(events), limit(events, steps=[1])
 
     assert (whole.ops[0].count, second.ops[0].count) == (3, 2)
-    assert second.window_ns == 50_000
+    assert second.window_ns == 580_000
     assert second.device_ns == 400_000
 
 

@@ -149,8 +149,8 @@ class Arguments:
         return self.ints(place)[0]
 
     def flag(self, place: int) -> bool:
-        """Return a truth value; False where it was not recorded."""
-        return self._value(place) in ("True", "true", "1")
+        """Return whether a truth value holds, or a kind other than 0; False where it was not recorded."""
+        return self._value(place) not in ("", "False", "0")
 
     def flags(self, place: int) -> tuple[bool, ...]:
         """Return a list of truth values, empty where it was not recorded."""

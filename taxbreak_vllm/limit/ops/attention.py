@@ -83,8 +83,10 @@ def _out_size(call: Arguments, element: Element) -> int:
 
 
 def _paged_heads_first(call: Arguments, around: Around) -> Work:
-    """vLLM on a CPU: (query (t, H, d), key cache (blocks, H_kv, block, d), value cache, output, …)"""
+    """vLLM on a CPU: (query (t, H, d), key cache (blocks, H_kv, block, d), value cache, …, window, …)"""
     tokens = _tokens(call, around)
+    if call.integer(9) >= 0:
+        raise UnknownWork(f"{call.op}: how many pairs lie in its window of {call.integer(9)} is not in the trace")
     query, key, value = call.tensor(0, axes=3), call.tensor(1, axes=4), call.tensor(2, axes=4)
     _, heads, size = query.dims
     num_bytes = 2 * tokens.queries * heads * size * query.element.size
@@ -122,7 +124,7 @@ RULES: Rules = {
         _dense(_heads_first, causal_at=5),
     ),
     **rules(_flash, "aten::_flash_attention_forward", of_step=True),
-    "aten::_efficient_attention_forward": _dense(_heads_last, causal_at=-1),
+    "aten::_efficient_attention_forward": _dense(_heads_last, causal_at=9),
     "flash_attn::_flash_attn_forward": _dense(_heads_last, causal_at=5),
     "aten::_scaled_dot_product_flash_attention_backward": _dense(_heads_first, causal_at=11, first=1, is_backward=True),
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _dense(

@@ -105,6 +105,11 @@ def _linear(call: Arguments, _: Around) -> Work:
     return linear(a, call.tensor(1), a.element, call.optional(2))
 
 
+def _out_linear(call: Arguments, _: Around) -> Work:
+    """(out, a, weight, bias, …)"""
+    return linear(call.tensor(1), call.tensor(2), call.tensor(0).element, call.optional(3))
+
+
 def _quantized_linear(call: Arguments, _: Around) -> Work:
     """(a, weight, scales…): the output is in 16 bits, whatever goes in."""
     return linear(call.tensor(0), call.tensor(1), _HALF)
@@ -170,7 +175,6 @@ RULES: Rules = {
         "mkldnn::_linear_pointwise",
         "vllm::rocm_unquantized_gemm",
         "aiter::gemm_a16w16",
-        "_C::weight_packed_linear",
         "sgl_kernel::weight_packed_linear",
     ),
     **rules(
@@ -185,6 +189,7 @@ RULES: Rules = {
         "vllm::w8a8_block_fp8_matmul_func",
     ),
     **rules(_weight_first, "_rocm_C::wvSplitK", "_rocm_C::LLMM1"),
+    **rules(_out_linear, "_C::weight_packed_linear"),
     **rules(_packed_linear, "_C::onednn_mm", "_C::onednn_scaled_mm"),
     **rules(_awq, "_C::awq_gemm"),
     **rules(_gptq, "_C::gptq_gemm"),

@@ -32,8 +32,8 @@ def _arguments_once(call: Arguments, _: Around) -> Work:
 
 def _added_norm(call: Arguments, _: Around) -> Work:
     """(input, residual, weight, …): both read and written."""
-    a, residual, weight = (call.tensor(place) for place in range(3))
-    return moved(2 * (a.bytes + residual.bytes) + weight.bytes, a.element)
+    a, residual, weight = call.tensor(0), call.tensor(1), call.optional(2)
+    return moved(2 * (a.bytes + residual.bytes) + (weight.bytes if weight else 0), a.element)
 
 
 def _added_norm_quantized(call: Arguments, _: Around) -> Work:
