@@ -4,8 +4,9 @@
 
 Every distinct call of a GEMM, a convolution or an SDPA in the traces is counted three times: by our rules; by
 `torch.utils.flop_counter` on the same call with tensors that hold no data, whose sizes also give the bytes; and by the
-definitions of TraceLens (`published_work.py`). Prints both comparisons and the coverage of linked device time, and
-writes `benchmarks/results/limit_ops.json`. `--strict` exits 1 where an op differs by more than 0.5 %.
+definitions of TraceLens (`published_work.py`). Convolutions of traces without values get those that fit their shapes.
+Prints both comparisons and the coverage of linked device time, and writes `benchmarks/results/limit_ops.json`.
+`--strict` exits 1 where an op differs by more than 0.5 %.
 """
 
 import argparse
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
-from published_work import is_modeled, published
+from published_work import completed, is_modeled, published
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from taxbreak_vllm.limit.ops import attention, conv, gemm
+from taxbreak_vllm.limit.ops.arguments import Around
+from taxbreak_vllm.limit.ops.conv import convolution_of
 from taxbreak_vllm.limit.ops.table import work_of
 from taxbreak_vllm.limit.trace import limit_of
 from taxbreak_vllm.model.errors import TraceFormatError
@@ -111,14 +114,31 @@ def _options() -> argparse.Namespace:
 def _compared(recording: Recording) -> Iterator[tuple[Call, Compared]]:
     calls = recording.events.calls
     assert calls is not None
-    for call in calls.calls:
-        kind = next((kind for kind, rules in KINDS.items() if call.op in rules), None)
-        ours = work_of(call)
+    shapes = frozenset(found for call in calls.calls if (found := convolution_of(call)) is not None)
+    for recorded in calls.calls:
+        kind = next((kind for kind, rules in KINDS.items() if recorded.op in rules), None)
+        ours = work_of(recorded, Around(convolutions=shapes))
+        call = recorded
+        if recorded.op == "aten::cudnn_convolution_backward":
+            kind, ours = "conv", _both_gradients(recorded)
+        if kind == "conv":
+            call = completed(recorded, shapes)
         if kind is None or not isinstance(ours, Work):
             continue
         for peer, theirs in (("torch", _by_torch(call)), ("TraceLens's definitions", published(call))):
             if theirs is not None:
-                yield call, _ratios(kind, call, ours, peer, *theirs)
+                found = _ratios(kind, call, ours, peer, *theirs)
+                # recorded as two calls, each of which reads the gradient; torch's is one
+                is_split = peer == "torch" and call.op != recorded.op
+                yield recorded, replace(found, bytes=None, reason="") if is_split else found
+
+
+def _both_gradients(call: Call) -> Work | str:
+    """Add the parts of a backward call that older traces name one by one."""
+    parts = [work_of(Call(f"{call.op}_{part}", ()), Around(outer=call)) for part in ("input", "weight")]
+    if not all(isinstance(part, Work) for part in parts):
+        return "a part is not told"
+    return replace(parts[0], flops=sum(part.flops for part in parts), bytes=sum(part.bytes for part in parts))
 
 
 def _ratios(kind: str, call: Call, ours: Work, peer: str, flops: int, num_bytes: int) -> Compared:
@@ -160,10 +180,11 @@ def _by_torch(call: Call) -> tuple[int, int] | None:
     except (RefusedError, NotImplementedError, RuntimeError):
         return None
     flops = counter.get_total_flops()
-    first = result[0] if isinstance(result, tuple | list) else result
+    results = result if isinstance(result, tuple | list) else (result,)
+    written = results[:2] if call.op == "aten::convolution_backward" else results[:1]
     given = [each for each in (*prepared.args, *prepared.kwargs.values()) if isinstance(each, torch.Tensor)]
     read = sum(min(each.untyped_storage().nbytes(), each.numel() * each.element_size()) for each in given)
-    return (flops, read + first.numel() * first.element_size()) if flops else None
+    return (flops, read + sum(each.numel() * each.element_size() for each in written)) if flops else None
 
 
 def _covered(name: str, recording: Recording) -> Covered:

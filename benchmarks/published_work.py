@@ -5,12 +5,11 @@ TraceLens (AMD-AGI/TraceLens, PerfModel/perf_model.py and torch_op_mapping.py at
 """
 
 import re
+from collections.abc import Collection
 from math import prod
 
-from taxbreak_vllm.limit.ops.arguments import Arguments, Around, UnknownWork
-from taxbreak_vllm.limit.ops.table import work_of
-from taxbreak_vllm.model.limit import Work
-from taxbreak_vllm.trace.calls import Call
+from taxbreak_vllm.limit.ops.arguments import Arguments, Convolution, Tensor, UnknownWork
+from taxbreak_vllm.trace.calls import Call, Input
 
 # The ops that it has a model for, of those in the traces here.
 MODELED = frozenset(
@@ -49,7 +48,9 @@ def published(call: Call) -> tuple[int, int] | None:
         if call.op in _GEMM:
             return _gemm(arguments, *_GEMM[call.op])
         if call.op == "aten::convolution":
-            return _convolution(arguments, call)
+            return _convolution(arguments)
+        if call.op == "aten::convolution_backward":
+            return _gradients(arguments)
         if call.op in _CAUSAL_AT:
             return _attention(arguments, is_causal=arguments.flag(_CAUSAL_AT[call.op]))
     except UnknownWork:
@@ -66,19 +67,57 @@ def _gemm(call: Arguments, first: int, second: int) -> tuple[int, int]:
     return count * (2 * m * n * k + m * n * has_bias), elements * a.element.size
 
 
-def _convolution(call: Arguments, recorded: Call) -> tuple[int, int] | None:
+def _convolution(call: Arguments) -> tuple[int, int] | None:
     """2·outputs·weights of an output; the output as long as strides and padding leave it."""
-    ours = work_of(recorded, Around())
-    if not isinstance(ours, Work) or call.flag(6):
-        return None
     image, weight = call.tensor(0), call.tensor(1)
+    if call.flag(6):
+        return None
     stride, padding, dilation = (call.ints(place) for place in (3, 4, 5))
     sizes = [
         (size + 2 * padding[k] - dilation[k] * (weight.dims[2 + k] - 1) - 1) // stride[k] + 1
         for k, size in enumerate(image.dims[2:])
     ]
-    outputs = image.dims[0] * weight.dims[0] * prod(sizes)
+    return _one_convolution(image, weight, image.dims[0] * weight.dims[0] * prod(sizes))
+
+
+def _gradients(call: Arguments) -> tuple[int, int] | None:
+    """Two convolutions, always both, each with all three tensors."""
+    grad, image, weight = (call.tensor(place) for place in range(3))
+    if call.flag(7):
+        return None
+    flops, num_bytes = _one_convolution(image, weight, grad.numel)
+    return 2 * flops, 2 * num_bytes
+
+
+def _one_convolution(image: Tensor, weight: Tensor, outputs: int) -> tuple[int, int]:
     return 2 * outputs * prod(weight.dims[1:]), (image.numel + weight.numel + outputs) * image.element.size
+
+
+def completed(call: Call, convolutions: Collection[Convolution]) -> Call:
+    """Return a convolution's call with the stride and padding that fit its shapes, where the trace holds none.
+
+    `convolutions` are the shapes that backward calls tell; a call that holds its values, or that none fit, stays.
+    """
+    inputs = call.inputs or ()
+    if call.op not in ("aten::convolution", "aten::cudnn_convolution_backward") or any(each.value for each in inputs):
+        return call
+    is_backward = call.op == "aten::cudnn_convolution_backward"
+    image, weight = inputs[0], inputs[2 if is_backward else 1]
+    fitting = [each for each in convolutions if (each.input, each.weight) == (image.dims, weight.dims)]
+    if len(fitting) != 1:
+        return call
+    strides = [-(-size // out) for size, out in zip(image.dims[2:], fitting[0].output[2:], strict=True)]
+    padding = [(size - 1) // 2 for size in weight.dims[2:]]
+    lists = [Input("ScalarList", value=str(values)) for values in (strides, padding, [1] * len(strides))]
+    rest = [
+        Input("Scalar", value="False"),
+        Input("ScalarList", value=str([0] * len(strides))),
+        Input("Scalar", value="1"),
+    ]
+    if not is_backward:
+        return Call(call.op, (image, weight, Input(""), *lists, *rest))
+    mask = Input("ScalarList", value="[True, True, False]")
+    return Call("aten::convolution_backward", (inputs[1], image, weight, Input(""), *lists, *rest, mask))
 
 
 def _attention(call: Arguments, *, is_causal: bool) -> tuple[int, int]:
