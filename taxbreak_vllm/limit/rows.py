@@ -107,36 +107,37 @@ def op_rows(
     assert measured.events.calls is not None
     calls = measured.events.calls.calls
     pairs, group = np.unique(np.stack((call, work)), axis=1, return_inverse=True)
-    group = group.reshape(-1)
-    count = np.bincount(group, minlength=pairs.shape[1])
-    time = np.zeros(pairs.shape[1], dtype=np.int64)
+    group, num = group.reshape(-1), pairs.shape[1]
+    time = np.zeros(num, dtype=np.int64)
     np.add.at(time, group, device_ns)
-    least = np.bincount(group, weights=floors.least_ns, minlength=pairs.shape[1])
-    in_cache = np.bincount(group, weights=floors.reads_cache, minlength=pairs.shape[1]) > 0
+    bounds = np.bincount(group * (len(BOUNDS) + 1) + floors.bound - _UNKNOWN, minlength=num * (len(BOUNDS) + 1))
+    columns = (
+        np.bincount(group, minlength=num),
+        time,
+        np.bincount(group, weights=floors.least_ns, minlength=num),
+        bounds.reshape(num, len(BOUNDS) + 1).argmax(axis=1) + _UNKNOWN,
+        np.bincount(group, weights=floors.reads_cache, minlength=num) > 0,
+    )
     rows = [
-        _row(calls[number], charges.works[own], count[n], time[n], least[n], floors.bound[group == n], in_cache[n])
-        for n, (number, own) in enumerate(pairs.T.tolist())
+        _row(calls[number], charges.works[own], *figures)
+        for (number, own), *figures in zip(pairs.T.tolist(), *(column.tolist() for column in columns), strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -(row.device_ns if row.above_ns is None else row.above_ns)))
 
 
-def _row(
-    call: Call, work: Work, count: int, device_ns: int, floor_ns: float, bound: Index, reads_cache: bool
-) -> OpLimit:
-    commonest = int(np.bincount(bound - _UNKNOWN).argmax()) + _UNKNOWN
-    num = int(count)
+def _row(call: Call, work: Work, count: int, device_ns: int, floor_ns: float, bound: int, reads_cache: bool) -> OpLimit:
     return OpLimit(
         op=call.op,
         shapes=shapes_of(call),
         dtype=work.dtype,
-        count=num,
-        flops=work.flops * num,
-        bytes=work.bytes * num,
-        most_bytes=None if work.most_bytes is None else work.most_bytes * num,
-        device_ns=int(device_ns),
+        count=count,
+        flops=work.flops * count,
+        bytes=work.bytes * count,
+        most_bytes=None if work.most_bytes is None else work.most_bytes * count,
+        device_ns=device_ns,
         floor_ns=None if np.isnan(floor_ns) else round(floor_ns),
-        bound=None if commonest == _UNKNOWN else BOUNDS[commonest],
-        reads_cache=bool(reads_cache),
+        bound=None if bound == _UNKNOWN else BOUNDS[bound],
+        reads_cache=reads_cache,
     )
 
 
