@@ -43,7 +43,8 @@ def limit_of(
     """Add up the work of a recording's ops beside their device time; the reason in one line where nothing is known.
 
     `steps` chooses some by number; without it the whole trace is meant, of a live recording its step. `ceilings` are
-    those measured on the device. `tokens` has those of each step, where they are known better than by its name.
+    what the caller knows of the device, else its maker's. `tokens` has those of each step, where the caller knows them
+    better than the name of the step tells.
     """
     calls = recording.events.calls
     if calls is None:
@@ -51,38 +52,43 @@ def limit_of(
     if all(not call.inputs for call in calls.calls):
         return "recorded without shapes (record_shapes=True), so no op's work is known"
     measured, windows = recording.measured, recording.windows
-    numbers = range(len(windows)) if steps is None else steps
-    is_whole = not windows or (steps is None and not recording.is_live)
-    spent = _Spent.of(measured)
-    step = group_by_time(windows, measured.dispatches.launch_ns) if windows else np.zeros(0, dtype=np.intp)
-    chosen = np.ones(len(spent.dispatch_ns), dtype=bool) if is_whole else np.isin(step, list(numbers))
-    if not spent.dispatch_ns[chosen].any():
+    if not windows or (steps is None and not recording.is_live):
+        meant: Sequence[StepWindow] = (recording.survey.whole,)
+        of_dispatch = np.zeros(len(measured.dispatches), dtype=np.intp)
+        of_activity = np.zeros(len(measured.activities.row), dtype=np.intp)
+    else:
+        numbers = range(len(windows)) if steps is None else sorted(set(steps))
+        meant = [windows[number] for number in numbers]
+        of_dispatch = group_by_time(meant, measured.dispatches.launch_ns)
+        of_activity = group_by_time(meant, measured.activities.start_ns)
+    linked = measured.activities.dispatch >= 0
+    of_activity[linked] = of_dispatch[measured.activities.dispatch[linked]]
+    spent = _Spent.of(measured, of_dispatch >= 0, of_activity >= 0)
+    if not spent.dispatch_ns.any():
         return "no device time with a launch event"
     known = ceilings_of(recording.environment["device_name"], measured=ceilings)
-    charges = charge(measured, chosen & spent.is_chargeable, spent.dispatch_ns, windows, tokens)
-    if is_whole:
-        window_ns = _wall_ns(measured, [(recording.survey.whole, chosen)])
-    else:
-        window_ns = _wall_ns(measured, [(windows[number], step == number) for number in numbers])
-    return _limit(measured, charges, spent, chosen, known, window_ns)
+    charges = charge(measured, spent.is_chargeable, spent.dispatch_ns, windows, tokens)
+    return _limit(measured, charges, spent, known, _wall_ns(measured, meant, of_activity))
 
 
-def _wall_ns(measured: Measured, steps: Sequence[tuple[StepWindow, Bool]]) -> int:
+def _wall_ns(measured: Measured, steps: Sequence[StepWindow], of_activity: Index) -> int:
     """Return the time from the start of each step to the end of what it ran on the device, none of it twice."""
-    activities = measured.activities
-    ends = []
-    for window, own in steps:
-        ran = activities.end_ns[(activities.dispatch >= 0) & own[activities.dispatch]]
-        ends.append(max(window.end_ns, int(ran.max()) if len(ran) else window.end_ns))
-    starts = np.array([window.start_ns for window, _ in steps], dtype=np.int64)
-    busy = Busy.of(starts, np.array(ends, dtype=np.int64))
+    start_ns = np.array([step.start_ns for step in steps], dtype=np.int64)
+    end_ns = np.array([step.end_ns for step in steps], dtype=np.int64)
+    own = of_activity >= 0
+    np.maximum.at(end_ns, of_activity[own], measured.activities.end_ns[own])
+    busy = Busy.of(start_ns, end_ns)
     return int((busy.end_ns - busy.start_ns).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class _Spent:
-    """Device time of each dispatch on the shown device, and its family; `unlinked_ns` is of no dispatch."""
+    """Of the dispatches that are meant, on the shown device: which they are, their device time, their families.
 
+    `dispatch_ns` and `family` are of all dispatches, the time of any other being 0; `unlinked_ns` is of no dispatch.
+    """
+
+    is_meant: Bool
     dispatch_ns: Int64
     family: Index
     is_graph: Bool
@@ -92,25 +98,30 @@ class _Spent:
     shortest_ns: int | None
 
     @property
+    def is_counted(self) -> Bool:
+        """What is the device's own time."""
+        return self.is_meant & ~self.is_collective & ~self.is_link
+
+    @property
     def is_chargeable(self) -> Bool:
-        return ~self.is_graph & ~self.is_collective & ~self.is_link
+        return self.is_counted & ~self.is_graph
 
     @classmethod
-    def of(cls, measured: Measured) -> "_Spent":
+    def of(cls, measured: Measured, is_meant: Bool, is_meant_activity: Bool) -> "_Spent":
         activities, dispatches = measured.activities, measured.dispatches
+        first = np.where(dispatches.first_kernel >= 0, dispatches.first_kernel, dispatches.first)
         is_shown = activities.device == measured.device
-        length_ns = np.where(is_shown, activities.end_ns - activities.start_ns, 0)
+        length_ns = np.where(is_shown & is_meant_activity, activities.end_ns - activities.start_ns, 0)
         linked = activities.dispatch >= 0
         dispatch_ns = np.zeros(len(dispatches), dtype=np.int64)
         np.add.at(dispatch_ns, activities.dispatch[linked], length_ns[linked])
-        first = np.where(dispatches.first_kernel >= 0, dispatches.first_kernel, dispatches.first)
         family_of_kind = np.array([FAMILIES.index(kind.family) for kind in measured.kinds], dtype=np.intp)
         family = family_of_kind[measured.kind[first]]
-        names = measured.events.names
-        is_link_name = np.array([_LINK.search(name) is not None for name in names], dtype=bool)
-        kernels = length_ns[activities.is_kernel & is_shown]
+        is_link_name = np.array([_LINK.search(name) is not None for name in measured.events.names], dtype=bool)
+        kernels = (activities.end_ns - activities.start_ns)[activities.is_kernel & is_shown]
         kernels = kernels[(kernels > 0) & (kernels <= MOST_SHORTEST_NS)]
         return cls(
+            is_meant=is_meant & is_shown[first],
             dispatch_ns=dispatch_ns,
             family=family,
             is_graph=dispatches.is_graph,
@@ -124,18 +135,14 @@ class _Spent:
         return int(self.dispatch_ns[rows].sum())
 
 
-def _limit(
-    measured: Measured, charges: Charges, spent: _Spent, chosen: Bool, ceilings: Ceilings | None, window_ns: int
-) -> Limit:
+def _limit(measured: Measured, charges: Charges, spent: _Spent, ceilings: Ceilings | None, window_ns: int) -> Limit:
     ops = _Ops.of(charges, spent, measured)
     floors = Floors.of(charges.works, ops.work, ops.device_ns, ops.num_kernels, ceilings, spent.shortest_ns)
     works = [charges.works[each] for each in ops.work.tolist()]
-    counted = chosen & ~spent.is_collective & ~spent.is_link
-    device_ns, covered_ns = spent.total_ns(counted), int(ops.device_ns.sum())
+    device_ns, covered_ns = spent.total_ns(spent.is_counted), int(ops.device_ns.sum())
     is_matrix = np.array([work.is_matrix for work in works], dtype=bool)
     compute_ns, memory_ns = floors.compute_ns, floors.memory_ns
     is_shared = covered_ns >= MIN_COVERED * (device_ns + spent.unlinked_ns) and window_ns > 0
-    uncovered = [*_uncovered(charges, spent, counted)]
     return Limit(
         window_ns=window_ns,
         device_ns=device_ns,
@@ -155,8 +162,8 @@ def _limit(
         ceilings=ceilings,
         parts=part_rows(works, ops.family, ops.device_ns, floors),
         ops=op_rows(measured, charges, ops.call, ops.work, ops.device_ns, floors),
-        uncovered=tuple(uncovered),
-        apart=tuple(_apart(spent, chosen)),
+        uncovered=tuple(_uncovered(charges, spent)),
+        apart=tuple(_apart(spent)),
         notes=tuple(_notes(ceilings, floors, is_shared=is_shared)),
     )
 
@@ -184,20 +191,20 @@ class _Ops:
         return cls(charges.call[head], charges.work[head], spent.family[longest[is_first]], device_ns, num_kernels)
 
 
-def _uncovered(charges: Charges, spent: _Spent, counted: Bool) -> Iterable[Uncovered]:
+def _uncovered(charges: Charges, spent: _Spent) -> Iterable[Uncovered]:
     """Give the reasons of device time without work, the longest first."""
-    time_by_reason: Counter[str] = Counter({_GRAPH: spent.total_ns(counted & spent.is_graph)})
-    rows = np.flatnonzero(counted & ~spent.is_graph & (charges.work < 0))
+    time_by_reason: Counter[str] = Counter({_GRAPH: spent.total_ns(spent.is_counted & spent.is_graph)})
+    rows = np.flatnonzero(spent.is_chargeable & (charges.work < 0))
     for number in np.unique(charges.reason[rows]).tolist():
         own = rows[charges.reason[rows] == number]
         time_by_reason[charges.reasons[number]] += int(spent.dispatch_ns[own].sum())
     return (Uncovered(reason=reason, device_ns=ns) for reason, ns in time_by_reason.most_common() if ns)
 
 
-def _apart(spent: _Spent, chosen: Bool) -> Iterable[Uncovered]:
+def _apart(spent: _Spent) -> Iterable[Uncovered]:
     times = {
-        _COLLECTIVE: spent.total_ns(chosen & spent.is_collective),
-        _COPIES: spent.total_ns(chosen & spent.is_link),
+        _COLLECTIVE: spent.total_ns(spent.is_meant & spent.is_collective),
+        _COPIES: spent.total_ns(spent.is_meant & spent.is_link),
         _UNLINKED: spent.unlinked_ns,
     }
     return (Uncovered(reason=reason, device_ns=ns) for reason, ns in times.items() if ns)

@@ -10,8 +10,6 @@ from taxbreak_vllm.trace.calls import Call, Input
 torch = pytest.importorskip("torch")
 counter = pytest.importorskip("torch.utils.flop_counter")
 
-CHANCE = random.Random(3)
-
 
 def recorded(op, *arguments):
     """The call as a profiler would record it."""
@@ -38,13 +36,13 @@ def empty(*dims):
     return torch.empty(dims, device="meta")
 
 
-def sizes(count, most=40):
-    return [CHANCE.randint(1, most) for _ in range(count)]
+def sizes(chance, count, most=40):
+    return [chance.randint(1, most) for _ in range(count)]
 
 
-@pytest.mark.parametrize("_", range(20))
-def test_products(_):
-    b, m, n, k = sizes(4)
+@pytest.mark.parametrize("seed", range(20))
+def test_products(seed):
+    b, m, n, k = sizes(random.Random(seed), 4)
 
     for op, *arguments in (
         ("aten::mm", empty(m, k), empty(k, n)),
@@ -57,14 +55,15 @@ def test_products(_):
     assert ours == theirs + m * n  # the bias, which torch does not count
 
 
-@pytest.mark.parametrize("_", range(30))
-def test_convolutions(_):
-    axes = CHANCE.randint(1, 3)
-    batch, channels_in, channels_out = sizes(3, 6)
-    groups = CHANCE.choice((1, 2, 3))
-    is_transposed = CHANCE.random() < 0.3
-    window, stride, padding, dilation = ([CHANCE.randint(low, 3) for _ in range(axes)] for low in (1, 1, 0, 1))
-    image = empty(batch, channels_in * groups, *(CHANCE.randint(9, 16) for _ in range(axes)))
+@pytest.mark.parametrize("seed", range(30))
+def test_convolutions(seed):
+    chance = random.Random(seed)
+    axes = chance.randint(1, 3)
+    batch, channels_in, channels_out = sizes(chance, 3, 6)
+    groups = chance.choice((1, 2, 3))
+    is_transposed = chance.random() < 0.3
+    window, stride, padding, dilation = ([chance.randint(low, 3) for _ in range(axes)] for low in (1, 1, 0, 1))
+    image = empty(batch, channels_in * groups, *(chance.randint(9, 16) for _ in range(axes)))
     first, second = (channels_in, channels_out) if is_transposed else (channels_out, channels_in)
     weight = empty(first * groups, second, *window)
     how = (stride, padding, dilation, is_transposed, [0] * axes, groups)
@@ -84,10 +83,11 @@ def test_gradients_of_convolutions(mask):
     assert ours == theirs > 0
 
 
-@pytest.mark.parametrize("_", range(10))
-def test_attention(_):
-    batch, heads, queries, keys = sizes(4)
-    size = 8 * CHANCE.randint(1, 8)
+@pytest.mark.parametrize("seed", range(10))
+def test_attention(seed):
+    chance = random.Random(seed)
+    batch, heads, queries, keys = sizes(chance, 4)
+    size = 8 * chance.randint(1, 8)
     query, key = empty(batch, heads, queries, size), empty(batch, heads, keys, size)
 
     theirs, ours = counted("aten::_scaled_dot_product_flash_attention", query, key, key, 0.0, False)

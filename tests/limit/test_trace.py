@@ -180,6 +180,15 @@ def test_steps_are_chosen_by_number(limit):
     assert second.device_ns == 400_000
 
 
+def test_another_device_of_the_trace_is_not_mixed_in(limit):
+    found = limit([
+        *big_product(0, 30, 1),
+        op("aten::mm", 20, 30, (64, 64), (64, 64)), *launched("gemm", 22, 230, 240, 2, device=1),
+    ])  # fmt: skip
+
+    assert (found.flops, found.device_ns) == (2 * 4096**3, 200_000)
+
+
 @pytest.mark.parametrize("device", ["", "a device of tomorrow"])
 def test_without_ceilings_there_are_rates_and_no_share(limit, device):
     found = limit(big_product(0, 30, 1), device=device)
@@ -280,3 +289,14 @@ def test_what_a_graph_hides_is_told_and_no_share_of_a_ceiling(trace_path):
     lost = sum(each.device_ns for each in found.uncovered)
     assert found.covered_ns + lost == found.device_ns
     assert (found.mfu is None) == (found.ceilings is None or found.coverage < 0.9)
+
+
+def test_on_a_cpu_each_op_is_its_own_kernel_and_none_is_the_shortest(limit):
+    found = limit([
+        op("aten::linear", 0, 100, (8, 16), (32, 16), (32,), type="float"),
+        op("aten::addmm", 10, 90, (32,), (8, 16), (16, 32), type="float"),
+    ], device="")  # fmt: skip
+
+    assert found.flops == 2 * 8 * 16 * 32 + 8 * 32
+    assert found.shortest_kernel_ns is None
+    assert [row.op for row in found.ops] == ["aten::addmm"]
