@@ -214,6 +214,8 @@ def _notes(ceilings: Ceilings | None, floors: Floors, *, is_shared: bool) -> Ite
     if ceilings is None:
         yield _NO_CEILINGS
         return
+    if ceilings.bytes_per_s is None:
+        yield "the bandwidth of its memory is not known, so no least time is told"
     for dtype in floors.unknown_dtypes:
         yield f"no ceiling is known for products in {dtype}, so the least time of those is not told"
     if not is_shared:

@@ -264,6 +264,7 @@ FAULTS = {
     "heads": ("aten::_flash_attention_forward", (tensor(1, 4, 3, 8), *[tensor(1, 4, 2, 8)] * 2), "do not fit"),
     "experts behind the layer": ("vllm::moe_forward", (tensor(4, 16), tensor(4, 8), NONE), "not among its arguments"),
     "type of a list": ("aten::cat", (tensors((2, 3)), scalar(0)), "element type of its list"),
+    "no size of any tensor": ("aten::mm", (tensor(2**40, 2**21), tensor(2**21, 3)), "not those that its rule knows"),
     "no shape": ("aten::sum", (Input(BF16, (-1, 4)),), "is no shape"),
 }  # fmt: skip
 

@@ -218,6 +218,17 @@ def test_measured_ceilings_go_before_the_table(limit):
     assert found.compute_ns == round(2 * 4096**3 / 800e12 * 1e9)
 
 
+def test_without_a_bandwidth_there_is_no_least_time(limit):
+    found = limit(
+        big_product(0, 30, 1),
+        ceilings=Ceilings(device_name=H100, source=CeilingSource.DEVICE, flops_per_s={"bf16": 800e12}),
+    )
+
+    assert found.memory_ns is found.floor_ns is found.mbu is found.ops[0].bound is None
+    assert found.mfu is not None
+    assert found.notes == ("the bandwidth of its memory is not known, so no least time is told",)
+
+
 def test_what_fits_the_cache_may_be_faster_than_memory_and_what_does_not_is_said(limit):
     def copied(rows, took):
         return limit([op("aten::copy_", 0, 10, (rows, 1024), (rows, 1024)), *launched("copy", 2, 30, 30 + took, 1)])

@@ -23,6 +23,7 @@ RULES: Rules = {
     **gemm.RULES,
 }
 _GENERATED = re.compile(r"triton_(poi|red|per)_|(graph_\d+_)?cpp_fused_")
+_TOO_MUCH = 2**62  # no call's work, and the sums of all are to fit 64 bits
 _REDUCED = re.compile(r"winograd|fft", re.IGNORECASE)
 _TF32 = re.compile(r"tf32|s1688|xf32", re.IGNORECASE)
 
@@ -60,7 +61,7 @@ def work_of(call: Call, around: Around = Around()) -> Work | str:  # noqa: B008 
         return str(reason)
     except (LookupError, ValueError, ZeroDivisionError):
         return _strange(call)
-    if min(work.flops, work.bytes) < 0:
+    if min(work.flops, work.bytes) < 0 or max(work.flops, work.bytes, work.most_bytes or 0) >= _TOO_MUCH:
         return _strange(call)
     if not work.is_matrix:
         return work
