@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 def opened(
     path: Path, terms: Terms, *, with_calls: bool = False, with_frames: bool = False
 ) -> AbstractContextManager[Recording]:
-    """Open a trace or a capture on terms, with what ops were called with or with Python functions where asked for.
-
-    Raises as `Recording.open` does.
-    """
+    """Open a trace or a capture on terms, as `Recording.open` does."""
     is_named = "TAXBREAK_SPOOL" in os.environ
     find_room = _spool_room if is_named else TemporaryRoom
     return Recording.open(path, terms, with_calls=with_calls, with_frames=with_frames, find_room=find_room)
