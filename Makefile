@@ -63,6 +63,11 @@ bench-scrape: ## time of a scrape, /healthz, the breakdown and the page while th
 	$(install) cpu,test
 	$(BIN)/python benchmarks/scrape.py $(BENCH)
 
+.PHONY: bench-limit
+bench-limit: ## work per op from recorded shapes beside torch's counter and TraceLens's definitions (BENCH='--traces DIR')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/limit_ops.py $(BENCH)
+
 bench-whatif: ## which traces can be asked what if, what a replay gets wrong of each, and its speed (BENCH='--traces DIR')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif.py $(BENCH)

@@ -16,9 +16,11 @@ from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import IterationReport
 from taxbreak_vllm.model.errors import SettingsError
+from taxbreak_vllm.model.limit import Limit
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
 from taxbreak_vllm.taxes.analyze import choose
+from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
 Exports = Sequence[tuple[Path, Exporter]]
@@ -33,14 +35,15 @@ def analyze_paths(
     top: int = TOP_ROWS,
     phase: Phase | None = None,
     step: str | None = None,
+    with_limit: bool = False,
     plain_ns: int | None = None,
 ) -> None:
     """Read each path once, write what is to be exported and print the rest, of the steps chosen alone.
 
-    Printed is one JSON object, or a table each with `top` rows of its dearest kernels. A path may hold windows of an
-    engine's turns as well: these are an account of its iterations.
+    Printed is one JSON object, or a table each with `top` rows of its dearest kernels; `with_limit` also what the
+    hardware allows. A path may hold windows of an engine's turns as well: these are an account of its iterations.
     """
-    found: list[tuple[Breakdown, AdviceReport]] = []
+    found: list[tuple[Breakdown, AdviceReport, Limit | str | None]] = []
     loops: list[IterationReport] = []
     for path in paths:
         if holds_windows(path):
@@ -50,21 +53,34 @@ def analyze_paths(
                 )
             loops.append(report(read_windows(path), path=path, phase=phase))
             continue
-        with opened(path, terms, with_frames=bool(exports)) as recording:
+        with opened(path, terms, with_calls=with_limit, with_frames=bool(exports)) as recording:
             shown = choose(recording.breakdown, phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for _, exporter in exports:
                 exporter.add(findings)
-            found.append((findings.breakdown, findings.advice))
+            limit = _limit(recording, shown) if with_limit else None
+            found.append((findings.breakdown, findings.advice, limit))
     for target, exporter in exports:
         exporter.write(target)
     if json:
-        print_json(_object([with_advice(*each) for each in found], [each.to_json() for each in loops]))
+        print_json(
+            _object(
+                [with_advice(shown, advice, limit=limit) for shown, advice, limit in found],
+                [each.to_json() for each in loops],
+            )
+        )
         return
-    for breakdown, advice in found:
-        print_breakdown(breakdown, advice, top)
+    for breakdown, advice, limit in found:
+        print_breakdown(breakdown, advice, top, limit=limit)
     for loop in loops:
         print_iterations(loop)
+
+
+def _limit(recording: Recording, shown: Breakdown) -> Limit | str:
+    from taxbreak_vllm.limit.trace import limit_of  # what an analysis that is not asked for it need not load
+
+    is_all = len(shown.steps) == len(recording.breakdown.steps)
+    return limit_of(recording, steps=None if is_all else [step.number or 0 for step in shown.steps])
 
 
 def _object(breakdowns: Sequence[bytes], iterations: Sequence[bytes]) -> bytes:

@@ -35,6 +35,9 @@ def analyze(
         float | None,
         typer.Option(min=0.001, max=1e7, help="the step's duration without a profiler in ms: calibrates the advice"),
     ] = None,
+    limit: Annotated[
+        bool, typer.Option("--limit", help="also device time beside the hardware's limit, from recorded shapes")
+    ] = False,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = TOP_ROWS,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
@@ -60,6 +63,7 @@ def analyze(
             top=top,
             phase=phase,
             step=step,
+            with_limit=limit,
             plain_ns=None if plain_ms is None else round(plain_ms * 1e6),
         )
 

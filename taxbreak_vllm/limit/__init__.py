@@ -1,0 +1,1 @@
+"""What hardware allows: work by op, ceilings of devices, and the share of device time above them."""
