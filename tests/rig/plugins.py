@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-_NAMES = ("slow_places", "simulated")
+_NAMES = ("slow_places", "simulated", "faulty_hooks")
 
 
 def python_path(folder: Path) -> str:
