@@ -6,6 +6,7 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import WhatIf
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
 
@@ -166,3 +167,19 @@ class CapturesPage:
 
     captures: list[CaptureView]
     next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWhatIf(WhatIf):
+    """What one recorded step says of a change."""
+
+    step_id: str
+    server_id: str
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIfs:
+    """What recorded steps say of a change, each by itself."""
+
+    answers: list[StepWhatIf]
