@@ -185,7 +185,7 @@ class WhatIf {
       for (const strip of strips) figure.append(make("span", `${word} ${strip.title}`), this.strip(`${word} ${strip.title}`, strip, length_ns));
     }
     const axis = make("div", "", { class: "axis" });
-    axis.append(...[0, 0.5, 1].map((part) => make("span", time(part * length_ns))));
+    axis.append(...["0", time(length_ns / 2), time(length_ns)].map((word) => make("span", word)));
     figure.append(make("span"), axis);
     return figure;
   }
