@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each is loaded by who needs it: a replay awaited at a slider takes most of its time to load
+    from taxbreak_vllm.insight.findings import Findings
     from taxbreak_vllm.whatif.asked import Asked
 
 _NICENESS = 10
 
 
-def _fusion(findings: Findings) -> bytes:
+def _fusion(findings: "Findings") -> bytes:
     from taxbreak_vllm.output.page.view import named_chains
 
     return msgspec.json.encode(named_chains(findings.chains))
 
 
-def _pprof(findings: Findings) -> bytes:
+def _pprof(findings: "Findings") -> bytes:
     from taxbreak_vllm.output.pprof import Pprof
 
     file = Pprof()
@@ -41,7 +41,7 @@ def _pprof(findings: Findings) -> bytes:
     return file.to_bytes()
 
 
-def _speedscope(findings: Findings) -> bytes:
+def _speedscope(findings: "Findings") -> bytes:
     from taxbreak_vllm.output.speedscope import Speedscope
 
     file = Speedscope()
@@ -49,7 +49,7 @@ def _speedscope(findings: Findings) -> bytes:
     return file.to_json()
 
 
-_ANSWERS: Mapping[str, Callable[[Findings], bytes]] = {
+_ANSWERS: "Mapping[str, Callable[[Findings], bytes]]" = {
     "timeline": lambda findings: findings.timelines([0])[0].to_json(),
     "fusion": _fusion,
     "stacks": lambda findings: findings.stacks.trimmed().to_json(),
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(what: str, path: str, store: Baselines | None) -> bytes:
+    from taxbreak_vllm.insight.findings import Findings
+
     with Recording.open(path, Terms(baselines=store), with_frames=True) as recording:
         return _ANSWERS[what](Findings(recording))
 

@@ -113,7 +113,7 @@ class WhatIf {
       this.blocks.delete(id);
     }
     for (const answer of answers) {
-      const block = this.blocks.get(answer.step_id) ?? make("div", "", { class: "replayed", "data-phase": answer.phase });
+      const block = this.blocks.get(answer.step_id) ?? make("div", "", { class: "replayed", "data-replayed": answer.phase });
       this.blocks.set(answer.step_id, block);
       this.answers.append(block);
       const isOpen = block.querySelector("details")?.open;
