@@ -47,12 +47,10 @@ def replayed(model: Model, observed: Graph, predicted: Graph, at_ns: Int64) -> R
 
 
 def _host(model: Model, graph: Graph, at_ns: Int64) -> _Intervals:
-    """What the thread of the steps did between its points, class after class; what is left of each is waiting."""
+    """What the steps' thread, else the busiest, did from point to point, class after class; what is left is waiting."""
     points, edges = model.sources.points, graph.edges
-    if len(points.step_start):
-        thread = int(points.thread[points.step_start[0]])
-    else:
-        thread = int(np.bincount(points.thread[points.call_start]).argmax())
+    busiest = np.bincount(points.thread).argmax()
+    thread = points.thread[points.step_start[0]] if len(points.step_start) else busiest
     is_own = np.zeros(len(at_ns), dtype=bool)
     is_own[graph.point_node[points.thread == thread]] = True
     rows = np.flatnonzero((edges.kind == EdgeKind.HOST) & is_own[edges.target])
