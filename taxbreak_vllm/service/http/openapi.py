@@ -26,7 +26,7 @@ from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.timeline import Lane, StepTimeline
-from taxbreak_vllm.model.whatif import Gate, Prediction
+from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
 from taxbreak_vllm.service.http.responses import (
@@ -35,6 +35,7 @@ from taxbreak_vllm.service.http.responses import (
     CapturesPage,
     CaptureView,
     EngineLoop,
+    GateOutcome,
     Iterations,
     Requests,
     RequestWaterfall,
@@ -295,7 +296,11 @@ _WHATIF = StepWhatIf(
     phase=Phase.DECODE,
     path="/var/tmp/taxbreak/vllm-a/0/vllm-a-0-1000",
     change="--host 0.7",
-    gates=(Gate(name="reproduction", value=0.001, limit=0.01, reason="the end as constants alone give it"),),
+    gates=(
+        GateOutcome(
+            name="reproduction", value=0.001, limit=0.01, reason="the end as constants alone give it", passes=True
+        ),
+    ),
     steps=(
         Prediction(
             phase=Phase.DECODE,

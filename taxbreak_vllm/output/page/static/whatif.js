@@ -141,10 +141,15 @@ class WhatIf {
 
   *told(answer) {
     const step = answer.steps[0] ?? answer.window, times = make("dl", "", { class: "terms figures" });
+    const isPlain = Boolean(step.plain_ns);
+    const told = (was, is, low, high, word = "") => [
+      [word || "recorded", time(was)],
+      [`${word} predicted`.trim(), `${time(is)} (× ${(is / was).toFixed(2)})`],
+      [`${word} between`.trim(), `${time(low)} and ${time(high)}`],
+    ];
     const rows = [
-      ["recorded", time(step.observed_ns)],
-      ["predicted", `${time(step.predicted_ns)} (× ${(step.predicted_ns / step.observed_ns).toFixed(2)})`],
-      ["between", `${time(step.low_ns)} and ${time(step.high_ns)}`],
+      ...(isPlain ? told(step.plain_ns, step.plain_predicted_ns, step.plain_low_ns, step.plain_high_ns, "plain step") : []),
+      ...told(step.observed_ns, step.predicted_ns, step.low_ns, step.high_ns),
       ["with no host at all", time(step.host_free_ns)],
       ["with no kernels at all", time(step.kernels_free_ns)],
     ];
@@ -155,7 +160,7 @@ class WhatIf {
     }
     yield times;
     if (answer.timeline) yield this.draw(answer.timeline);
-    if (answer.dilation !== null) yield make("p", `A recorded step takes ${answer.dilation.toFixed(2)} times as long as a plain one: read the ratio.`);
+    if (answer.dilation !== null) yield make("p", `A recorded step takes ${answer.dilation.toFixed(2)} times as long as a plain one${isPlain ? "" : ": read the ratio"}.`);
     for (const note of answer.notes) yield make("p", `Note: ${note}.`);
     if (!answer.change) return;
     const wrong = make("p"), how = make("p");
