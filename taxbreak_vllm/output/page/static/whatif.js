@@ -135,8 +135,8 @@ class WhatIf {
 
   inShort({ phase, refused, steps, window }) {
     if (refused !== null) return `${phase}: no answer`;
-    const { predicted_ns, observed_ns } = steps[0] ?? window;
-    return `${phase}: ${time(predicted_ns)} instead of ${time(observed_ns)}`;
+    const step = steps[0] ?? window, [was, is] = step.plain_ns ? [step.plain_ns, step.plain_predicted_ns] : [step.observed_ns, step.predicted_ns];
+    return `${phase}: ${time(is)} instead of ${time(was)}`;
   }
 
   *told(answer) {
