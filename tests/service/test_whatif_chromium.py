@@ -118,12 +118,14 @@ def test_an_answer_and_a_refusal_read_well(visit, shoot, address, scheme, width)
 
 
 @pytest.mark.nightly
-def test_the_page_of_a_step_asks_about_that_step(visit, address):
-    with visit(f"{address}/steps/step-a") as page:
+@pytest.mark.parametrize(("step", "phase", "is_mute"), [("step-a", "prefill", False), ("step-b", "decode", True)])
+def test_the_page_of_a_step_asks_about_that_step_alone(visit, address, step, phase, is_mute):
+    with visit(f"{address}/steps/{step}") as page:
         settled(page)
 
-        assert page.locator(".replayed h3").all_inner_texts() == ["prefill step-a"]
+        assert page.locator(".replayed h3").all_inner_texts() == [f"{phase} {step}"]
         assert page.get_by_role("button", name="take the newest steps").count() == 0
+        assert page.get_by_label("host, times").is_disabled() is is_mute
 
 
 @pytest.mark.nightly

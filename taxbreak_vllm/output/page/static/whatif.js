@@ -10,6 +10,7 @@ class WhatIf {
     [this.form, this.words, this.answers, this.beyond] = ["form", "words", "answers", "beyond"].map((name) => find(`[data-whatif-${name}]`));
     [this.host, this.kernels] = ["host", "kernels"].map((name) => this.form.elements[name]);
     this.classes = [...this.form.querySelectorAll("details input")];
+    this.sliders = [this.host, this.kernels, ...this.classes];
     this.blocks = new Map();
     this.form.addEventListener("input", (event) => this.change(event.target));
     this.form.addEventListener("submit", (event) => event.preventDefault());
@@ -39,14 +40,14 @@ class WhatIf {
   }
 
   reset() {
-    for (const input of [this.host, this.kernels, ...this.classes]) input.value = 1;
+    for (const input of this.sliders) input.value = 1;
     for (const name of Object.keys(BOXES)) this.form.elements[name].checked = false;
     this.change(this.host);
   }
 
   change(input) {
     if (input === this.host) for (const one of this.classes) one.value = input.value;
-    for (const one of [this.host, this.kernels, ...this.classes]) {
+    for (const one of this.sliders) {
       one.nextElementSibling.textContent = `× ${Number(one.value).toFixed(2)}`;
       one.setAttribute("aria-valuetext", Number(one.value) === 1 ? "as recorded" : `${Number(one.value).toFixed(2)} times`);
     }
@@ -92,6 +93,7 @@ class WhatIf {
   /* What no step can tell of cannot be asked for, and why stands beside it. */
   async probe(answers) {
     const steps = answers.filter((answer) => answer.refused === null).map((answer) => ["step_id", answer.step_id]);
+    for (const one of this.sliders) one.disabled = !steps.length;
     const key = `${new URLSearchParams(steps)}`;
     if (key === this.probed) return;
     this.probed = key;
@@ -100,6 +102,10 @@ class WhatIf {
       const box = this.form.elements[name];
       box.disabled = !steps.length;
       if (!steps.length) continue;
+      if (this.wish.size) {
+        this.probed = null; // who asks meanwhile is answered first
+        return;
+      }
       const found = (await ask(`whatif?${new URLSearchParams([...steps, [name, value]])}`)).answers;
       box.disabled = found.every((answer) => answer.refused !== null);
       if (box.disabled) this.beyond.append(make("li", `Not to be told: ${found[0].refused}.`));
