@@ -143,27 +143,20 @@ class Status(TypedDict):
     left_out: LeftOut
 
 
-class Prediction(TypedDict):
-    """What a change would do to a recording's steps, or why that can't be said."""
+class Predictions(TypedDict):
+    """What a change would do to the steps of recordings, or why that can't be said."""
 
-    path: str
-    change: str
-    refused: Annotated[str | None, Field(description="why nothing is predicted; null: it is")]
-    window: Annotated[
-        Members | None,
+    answers: Annotated[
+        list[Members],
         Field(
-            description="of the whole recording, ns: observed, predicted, low to high (where it may lie), and the"
-            " bounds that no host (host_free) and no kernel (kernels_free), however quick, can pass"
+            description="one for each step of the server that was asked, by phase, or one for the trace. `refused`:"
+            " why nothing is predicted; null: it is. `steps` is the mean step of each phase, `window` the whole"
+            " recording, both in ns: observed, predicted, low to high (where it may lie), and the bounds that no host"
+            " (host_free) and no kernel (kernels_free), however quick, can pass. `gates` are what the recording had to"
+            " pass first, each with its number, `command` measures what `refuted_by` says. `dilation` is recorded step"
+            " / plain step: the ratios hold for both, the times for the first"
         ),
     ]
-    steps: Annotated[list[Members], Field(description="the same for the mean step of each phase")]
-    gates: Annotated[list[Members], Field(description="what the recording had to pass first, with its number")]
-    refuted_by: str
-    command: Annotated[str, Field(description="what measures that")]
-    dilation: Annotated[
-        float | None, Field(description="recorded step / plain step: the ratios hold for both, the times for the first")
-    ]
-    notes: list[str]
     left_out: LeftOut
 
 

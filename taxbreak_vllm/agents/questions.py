@@ -4,7 +4,7 @@ A server answers as its version does, so its JSON is handed on by the names it h
 server does not advise on itself is advised on here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
@@ -13,7 +13,7 @@ from taxbreak_vllm.agents.answers import (
     Analysis,
     Comparison,
     Loops,
-    Prediction,
+    Predictions,
     Reasoning,
     Slowness,
     Status,
@@ -28,19 +28,24 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.taxes.add import add_steps
-from taxbreak_vllm.whatif.asked import Asked
+from taxbreak_vllm.whatif.asked import asked
 
 _LISTED_STEPS = 50  # of a window: enough to advise on
 _IN_SHORT = ("rule", "component", "phase", "change", "at_most_ns", "at_most_ratio", "per", "if_plain_above_ns")
 _OF_STEPS = {"top", "families", "notes"}  # told once, for all of them
 
+Param = str | int | float | bool | Sequence[str] | None
 T = TypeVar("T")
 
 
 class Server(Protocol):
-    """Who asks a server: `/v1/taxbreak/PATH` in, its JSON out; TaxbreakError where it does not answer so."""
+    """Who asks a server: `/v1/taxbreak/PATH` in, its JSON out; TaxbreakError where it does not answer so.
 
-    def get(self, path: str, **params: str | int | None) -> Tree: ...
+    `replay` asks `whatif`, and waits for as long as that may take.
+    """
+
+    def get(self, path: str, **params: Param) -> Tree: ...
+    def replay(self, **params: Param) -> Tree: ...
     def capture(self, report: Callable[[int, int], None], **wish: object) -> tuple[Tree, str]: ...
 
 
@@ -103,8 +108,30 @@ class Questions:
         breakdown, advice = self._traces.read(trace, **choice)
         return _analysis(breakdown.to_builtins(), advice.to_builtins(), most)
 
-    def prediction(self, trace: str, change: Asked, *, rank: int | None, most: int) -> Prediction:
-        return _answer(Prediction, self._traces.predict(trace, change, rank=rank).to_builtins(), most)
+    def predictions(
+        self,
+        trace: str | None,
+        change: Mapping[str, Any],
+        *,
+        rank: int | None,
+        step_id: str | None,
+        phase: Phase | None,
+        server_id: str | None,
+        most: int,
+    ) -> Predictions:
+        """Replay a trace, or recorded steps of the server; `change` has the words of `asked`."""
+        if trace is None:
+            if rank is not None:
+                raise SettingsError("rank is of a trace; a server's step has one")
+            words = {name.removeprefix("is_"): value for name, value in change.items() if value}
+            which = {"step_id": step_id, "phase": phase, "server_id": server_id}
+            found = self._server.replay(**words, **which)["answers"]
+        else:
+            if (step_id, phase, server_id) != (None, None, None):
+                raise SettingsError("step_id, phase and server_id are of a server; a trace has none")
+            found = [self._traces.predict(trace, asked(**change), rank=rank).to_builtins()]
+        answers = [{name: value for name, value in one.items() if name != "timeline"} for one in found]
+        return _answer(Predictions, {"answers": answers}, most)
 
     def comparison(self, a: str, b: str, most: int) -> Comparison:
         tree = diff(self._side(a), self._side(b)).to_builtins()

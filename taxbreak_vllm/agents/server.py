@@ -19,7 +19,7 @@ from taxbreak_vllm.agents.answers import (
     Analysis,
     Comparison,
     Loops,
-    Prediction,
+    Predictions,
     Reasoning,
     Slowness,
     Status,
@@ -31,7 +31,6 @@ from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.version import package_version
-from taxbreak_vllm.whatif.asked import asked
 
 INSTRUCTIONS = """\
 Is the host holding the GPU back on this vLLM server, or in a trace, which layer of it does, and what to change.
@@ -157,7 +156,7 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         return _result(questions.analysis(trace, most=most, floor_ns=floor_ns, plain_ns=plain_ns, **choice))
 
     def what_if(
-        trace: Annotated[str, Field(description="a GPU's trace or capture folder, relative to the folder of traces")],
+        trace: Trace = None,
         host: Annotated[
             list[str] | None,
             Field(description="times that host work takes: 1.3, 0.5..0.7, or of one class (python=2)"),
@@ -165,26 +164,38 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         kernels: Annotated[
             list[str] | None, Field(description="times that kernels take: 0.8, or of one family (gemm=0.6)")
         ] = None,
+        graph: Annotated[
+            Literal["full"] | None,
+            Field(description="the launches of a step as one graph, where its cost was measured"),
+        ] = None,
         fuse: Annotated[
             list[str] | None, Field(description="kernels that follow one another as one launch: NAME,NAME")
         ] = None,
         floor_us: Annotated[float | None, Field(ge=0, le=1e6, description="another launch floor, in µs")] = None,
         no_sync: Annotated[list[str] | None, Field(description="calls with this in their name do not wait")] = None,
         is_async: Annotated[bool, Field(description="tokens are waited for one step later")] = False,
-        rank: Annotated[int | None, Field(ge=0, description="only this process of a file that joins several")] = None,
+        rank: Annotated[int | None, Field(ge=0, description="of a trace: only this process of several")] = None,
+        step_id: Annotated[str | None, Field(description="of list_steps; null: the newest of each phase")] = None,
+        phase: OfPhase = None,
+        server_id: ServerId = None,
         most: Most = 10,
-    ) -> Annotated[CallToolResult, Prediction]:
-        """Replay a recording under a change: what a step would take, within what interval, and what would refute it;
-        or `refused`, with the reason, which is an answer too."""
-        change = asked(
-            host=host or (),
-            kernels=kernels or (),
-            fuse=fuse or (),
-            floor_us=floor_us,
-            no_sync=no_sync or (),
-            is_async=is_async,
+    ) -> Annotated[CallToolResult, Predictions]:
+        """Replay recorded steps of the running server, or a trace if one is named, under a change: what a step would
+        take, within what interval, and what would refute it; or `refused`, with the reason, which is an answer too."""
+        change = {
+            "host": host or (),
+            "kernels": kernels or (),
+            "graph": graph,
+            "fuse": fuse or (),
+            "floor_us": floor_us,
+            "no_sync": no_sync or (),
+            "is_async": is_async,
+        }
+        return _result(
+            questions.predictions(
+                trace, change, rank=rank, step_id=step_id, phase=phase, server_id=server_id, most=most
+            )
         )
-        return _result(questions.prediction(trace, change, rank=rank, most=most))
 
     for function in (
         what_is_slow,

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,11 @@ from taxbreak_vllm.model.errors import SettingsError
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
+    from taxbreak_vllm.agents.questions import Param
+    from taxbreak_vllm.cli.client import Params
+
 _PATH = "/mcp"
+_REPLAY_S = 70.0  # a server gives a replay up after 60
 
 
 def mcp(
@@ -58,11 +62,15 @@ class _Server:
         self._url = url
         self._api_key = api_key
 
-    def get(self, path: str, **params: str | int | None) -> dict[str, Any]:
+    def get(self, path: str, **params: "Param") -> dict[str, Any]:
         from taxbreak_vllm.cli.client import read
 
-        given = {name: value for name, value in params.items() if value is not None}
-        return read(self._url, path, params=given, api_key=self._api_key)
+        return read(self._url, path, params=_given(params), api_key=self._api_key)
+
+    def replay(self, **params: "Param") -> dict[str, Any]:
+        from taxbreak_vllm.cli.client import read
+
+        return read(self._url, "whatif", params=_given(params), api_key=self._api_key, wait_s=_REPLAY_S)
 
     def capture(self, report: Callable[[int, int], None], **wish: Any) -> tuple[dict[str, Any], str]:  # noqa: ANN401
         from taxbreak_vllm.cli.client import capture_steps
@@ -70,6 +78,10 @@ class _Server:
         captured = capture_steps(self._url, api_key=self._api_key, report=report, **wish)
         advice = {} if captured.advice is None else {"advice": captured.advice.to_builtins()}
         return captured.breakdown.to_builtins() | advice, captured.gap
+
+
+def _given(params: "Mapping[str, Param]") -> "Params":
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _serve(server: "MCPServer[Any]", host: str, port: int, api_key: str | None) -> None:

@@ -1,7 +1,7 @@
 """Speak to a running server over HTTP: ask it for steps and wait for their breakdown, change how it records."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,9 +18,10 @@ from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
 from taxbreak_vllm.model.worker import ControlState
 from taxbreak_vllm.settings import checked_key
 
-_POLL_S = 0.1
+_POLL_S, _WAIT_S = 0.1, 10.0
 
 T = TypeVar("T")
+Params = Mapping[str, str | int | float | bool | Sequence[str]]
 
 
 class CaptureError(TaxbreakError):
@@ -129,10 +130,15 @@ def capture_steps(
 
 
 def read(
-    url: str, path: str, *, params: Mapping[str, str | int] | None = None, api_key: str | None = None
+    url: str,
+    path: str,
+    *,
+    params: Params | None = None,
+    api_key: str | None = None,
+    wait_s: float = _WAIT_S,
 ) -> dict[str, Any]:
     """Return what a server says below /v1/taxbreak; raises CaptureError where it cannot be reached or refuses."""
-    with _connected(url, api_key) as client:
+    with _connected(url, api_key, wait_s=wait_s) as client:
         return _ask(client, dict[str, Any], "GET", path, params=params)
 
 
@@ -191,11 +197,11 @@ def _engines(client: httpx.Client, server_id: str) -> tuple[EngineState, ...]:
 
 
 @contextmanager
-def _connected(url: str, api_key: str | None) -> Iterator[httpx.Client]:
+def _connected(url: str, api_key: str | None, *, wait_s: float = _WAIT_S) -> Iterator[httpx.Client]:
     """Open a client of our routes; what goes wrong between it and the server comes out as an error of ours."""
     headers = {} if api_key is None else {"Authorization": f"Bearer {checked_key(api_key)}"}
     try:
-        with httpx.Client(base_url=url.rstrip("/") + "/v1/taxbreak/", headers=headers, timeout=10) as client:
+        with httpx.Client(base_url=url.rstrip("/") + "/v1/taxbreak/", headers=headers, timeout=wait_s) as client:
             if not client.base_url.host:
                 raise httpx.InvalidURL("it names no host")
             yield client
@@ -211,7 +217,7 @@ def _ask(
     method: str,
     path: str,
     body: object = None,
-    params: Mapping[str, str | int] | None = None,
+    params: Params | None = None,
 ) -> T:
     response = client.request(method, path, json=body, params=params)
     if not response.is_success:

@@ -8,6 +8,7 @@ import msgspec
 from taxbreak_vllm.model.step import Phase
 
 WHATIF_SCHEMA = "taxbreak.whatif/1"
+HOST_CLASSES = ("python", "dispatch", "library", "runtime", "launch")  # of host work, each of which can be scaled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +49,32 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Strip:
+    """Intervals by start: `kind[i]` indexes `kinds`; in between is nothing."""
+
+    title: str
+    kinds: tuple[str, ...]
+    start_ns: tuple[int, ...]
+    length_ns: tuple[int, ...]
+    kind: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """A recording as it was and as predicted, host above device, on one axis from 0 to `length_ns`."""
+
+    length_ns: int
+    observed: tuple[Strip, Strip]
+    predicted: tuple[Strip, Strip]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
     """A change to a recording and what comes of it.
 
     `refused` says why nothing is predicted (None: it is). `refuted_by` is what would show the prediction wrong, and
     `command` what measures that. `dilation` is the recorded step / plain step where that is known: the predictions are
-    of the recorded step, and their ratios of both.
+    of the recorded step, and their ratios of both. `timeline` is drawn where it is asked for.
     """
 
     path: str
@@ -66,6 +87,7 @@ class WhatIf:
     command: str = ""
     dilation: float | None = None
     notes: tuple[str, ...] = ()
+    timeline: Replayed | None = None
     schema: str = WHATIF_SCHEMA
 
     def to_builtins(self) -> dict[str, Any]:

@@ -30,11 +30,11 @@ class Asked:
     named: str
     beyond: str | None
 
-    def of(self, recording: Recording) -> WhatIf:
-        """Say what the recording says of it; raises as `predict` does."""
+    def of(self, recording: Recording, *, is_drawn: bool = False) -> WhatIf:
+        """Say what the recording says of it, with its timeline where it shall be drawn; raises as `predict` does."""
         if self.beyond is not None:
             return refuse(recording, self.named, self.beyond)
-        return predict(recording, self.change, named=self.named)
+        return predict(recording, self.change, named=self.named, is_drawn=is_drawn)
 
 
 def asked(
@@ -97,16 +97,19 @@ def _chain(text: str) -> tuple[str, ...]:
 
 
 def _factors(option: str, texts: Iterable[str], known: Mapping[str, _K]) -> dict[_K, Range]:
-    """Read factors: of everything known, or of one by its name; the later of two for one thing holds."""
+    """Read factors: of everything known, or of one by its name; the later of two for one thing holds.
+
+    A factor that lies between two values may begin with either.
+    """
     found: dict[_K, Range] = {}
     for text in texts:
         name, _, factor = text.rpartition("=")
         match = _FACTOR.fullmatch(factor)
         if match is None:
             raise SettingsError(f"{option} {text}: give a factor, as 1.3, 0.5..0.7 or {next(iter(known))}=2")
-        low, high = float(match[1]), float(match[2] or match[1])
-        if low > high or high > _MAX_FACTOR:
-            raise SettingsError(f"{option} {text}: a factor goes from low to high, up to {_MAX_FACTOR}")
+        low, high = sorted((float(match[1]), float(match[2] or match[1])))
+        if high > _MAX_FACTOR:
+            raise SettingsError(f"{option} {text}: a factor goes up to {_MAX_FACTOR}")
         if name and name not in known:
             raise SettingsError(f"{option} {text}: {name!r} is none of {', '.join(known)}")
         found.update(dict.fromkeys([known[name]] if name else known.values(), Range(low=low, high=high)))

@@ -24,6 +24,7 @@ from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
 from taxbreak_vllm.whatif.replay import replay
+from taxbreak_vllm.whatif.strips import replayed
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
 
@@ -33,7 +34,7 @@ End = Callable[[Range], float]
 _K = TypeVar("_K", HostClass, Family)
 
 
-def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
+def predict(recording: Recording, change: Change, *, named: str, is_drawn: bool = False) -> WhatIf:
     """Predict the steps of a recording under a change, which is `named` as it was asked for.
 
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
@@ -63,6 +64,7 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
     shown = steps[0] if len(steps) == 1 else window
+    middle = apply(calibrated, model, change, _middle) if is_drawn else calibrated
     return WhatIf(
         path=recording.path,
         change=named,
@@ -76,6 +78,7 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
         command=f"taxbreak diff {recording.path} AFTER",
         dilation=recording.breakdown.calibration.dilation if recording.info else None,
         notes=tuple(notes),
+        timeline=replayed(model, calibrated, middle, replay(middle)) if is_drawn else None,
     )
 
 
@@ -139,7 +142,7 @@ def _predictions(
         variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
     rows = _spans(recording, model)
     observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
-    middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
+    middle = apply(calibrated, model, change, _middle)
     at_ns = replay(middle)
     point = [_mean(middle, at_ns, spans) for _, spans in rows]
     if recording.is_live and _is_unsettled(model, middle, at_ns):
@@ -176,6 +179,10 @@ def _predictions(
 def _model_error(gates: Iterable[Gate]) -> float:
     """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
     return sum(gate.value for gate in gates if gate.name in ("reproduction", "unexplained", "contention"))
+
+
+def _middle(factor: Range) -> float:
+    return (factor.low + factor.high) / 2
 
 
 def _low(factor: Range) -> float:

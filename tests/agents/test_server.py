@@ -31,6 +31,9 @@ class NoServer:
             raise CaptureError("http://host:1: cannot be reached\n(Connection refused)")
         return self.answers[path]
 
+    def replay(self, **params):
+        return self.get("whatif", **params)
+
 
 @pytest.fixture
 def call():
@@ -162,13 +165,39 @@ def test_what_a_newer_server_says_is_handed_on(call):
 def test_a_change_is_predicted_within_an_interval_or_refused_with_the_gate(call):
     answer = call(
         "what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["0.5..0.7"], kernels=["gemm=0.6"]
-    ).structured_content
+    ).structured_content["answers"][0]
 
     assert answer["change"] == "--host 0.5..0.7 --kernels gemm=0.6"
     assert answer["refused"] is None
     assert answer["window"]["low_ns"] <= answer["window"]["predicted_ns"] <= answer["window"]["high_ns"]
     assert answer["window"]["predicted_ns"] < answer["window"]["observed_ns"]
     assert all(gate["passes"] for gate in answer["gates"])
+
+
+def test_without_a_trace_the_server_is_asked_in_the_words_of_its_route(call):
+    gate = {"name": "contention", "value": 0.04, "limit": 0.01, "reason": "held", "is_least": False, "passes": False}
+    told = {
+        "step_id": "a", "phase": "decode", "server_id": "vllm-a", "path": "/spool/a", "change": "--host 0.7",
+        "refused": "contention is 4%", "window": None, "steps": [], "gates": [gate], "refuted_by": "", "command": "",
+        "dilation": 1.5, "notes": [], "timeline": None,
+    }  # fmt: skip
+    server = NoServer(whatif={"answers": [told]})
+
+    answers = call(
+        "what_if", server, host=["0.7"], graph="full", is_async=True, phase="decode", most=5
+    ).structured_content["answers"]
+
+    assert [(path, {name: value for name, value in asked.items() if value}) for path, asked in server.asked] == [
+        ("whatif", {"host": ["0.7"], "graph": "full", "async": True, "phase": "decode"})
+    ]
+    assert answers == [{name: value for name, value in told.items() if name != "timeline"}]
+
+
+@pytest.mark.parametrize(
+    ("words_for", "said"), [({"trace": "serving.json", "phase": "decode"}, "of a server"), ({"rank": 1}, "of a trace")]
+)
+def test_words_of_the_other_kind_are_no_question(call, words_for, said):
+    assert said in words(call("what_if", **words_for))
 
 
 def test_what_is_no_change_is_refused_in_one_line(call):

@@ -40,7 +40,7 @@ def test_without_a_change_the_recorded_time_comes_back(taxbreak, real_trace):
         (["--host", "fast"], "--host fast: give a factor"),
         (["--host", "blocked=2"], "'blocked' is none of python, dispatch"),
         (["--kernels", "collective=0.5"], "'collective' is none of"),
-        (["--host", "2..1"], "from low to high"),
+        (["--host", "2..1001"], "a factor goes up to 1000"),
         (["--graph", "half"], "neither full nor piecewise"),
         (["--fuse", "alone"], "two or more names"),
         (["--no-sync", "nosuch"], "no blocking call of this recording is named so"),

@@ -409,7 +409,7 @@ def test_damaged_results_are_a_problem(client, damage_results):
     assert "malformed" in problem(client.get("captures"), 503)["detail"]
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "captures"), ("PUT", "control")])
+@pytest.mark.parametrize(("method", "path"), [("POST", "captures"), ("PUT", "control"), ("POST", "whatif")])
 @pytest.mark.parametrize("content", [b'{"server_id": "\\ud800"}', b'{"\\ud800": 1}'])
 def test_a_body_with_half_a_character_is_a_problem_too(client, running, method, path, content):
     response = client.request(method, path, content=content, headers={"Content-Type": "application/json"})
@@ -450,6 +450,8 @@ ROUTES = [
     ("DELETE", "captures/a"),
     ("GET", "control"),
     ("PUT", "control"),
+    ("GET", "whatif"),
+    ("POST", "whatif"),
 ]
 
 

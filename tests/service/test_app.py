@@ -107,7 +107,7 @@ def test_only_health_is_answered_on_the_loop_and_all_else_by_threads(settings):
     waiting_for_a_child = {
         f"/v1/taxbreak/steps/{{step_id}}/{what}" for what in ("timeline", "fusion", "stacks", "profile")
     }
-    assert on_loop == {"/healthz"} | waiting_for_a_child
+    assert on_loop == {"/healthz", "/v1/taxbreak/whatif"} | waiting_for_a_child
     assert len(routes) > 10
 
 

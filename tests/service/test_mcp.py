@@ -1,24 +1,29 @@
 """`taxbreak mcp` as a process, over stdio and HTTP, in front of a real sidecar on a spool with captures."""
 
 import asyncio
+import gzip
 import os
 import re
 import subprocess
 import sys
 import threading
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
+from taxbreak_vllm.service.processes.analyzer import Analyzer
+from taxbreak_vllm.taxes.analyze import analyze
 
 pytest.importorskip("mcp.server.mcpserver")
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 KEY = "s3cret"
+BERT = Path(__file__).parents[1] / "data" / "traces" / "h100_hf_bert-small_infer.json.gz"
 
 
 @pytest.fixture
@@ -113,6 +118,27 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
     assert [server["live"] for server in status["servers"]] == [True]
     assert unknown.is_error
     assert unknown.content[0].text.endswith("404 no such analyzed step")
+
+
+def test_an_agent_asks_recorded_steps_of_the_server_what_a_change_would_do(command, put, spool, results):
+    put("a", trace=gzip.decompress(BERT.read_bytes()))
+    Analyzer(spool, results, lambda capture: analyze(capture.path), retention_ns=10**18).turn()
+
+    async def explore():
+        async with over_stdio(command()) as client:
+            newest = await ask(client, "what_if", host=["0.5..0.7"])
+            named = await ask(client, "what_if", step_id="a", kernels=["gemm=0.6"], graph="full")
+            wrong = await client.call_tool("what_if", {"host": ["rust=2"]})
+            return newest["answers"], named["answers"], wrong
+
+    (newest,), (named,), wrong = asyncio.run(explore())
+
+    (step,) = newest["steps"]
+    assert (newest["step_id"], newest["phase"], newest["change"]) == ("a", "decode", "--host 0.5..0.7")
+    assert step["low_ns"] <= step["predicted_ns"] <= step["high_ns"] < step["observed_ns"]
+    assert named["refused"].startswith("--graph full: ")
+    assert wrong.is_error
+    assert "422 " in wrong.content[0].text
 
 
 def test_a_capture_waits_for_its_steps_and_tells_how_far_it_is(command, spool, put, reference, make_state, until):

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import HOST_CLASSES
 from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.server import legend_of
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
@@ -26,6 +27,7 @@ _SCRIPTS = (
     "charts.js",
     "timeline.js",
     "flame.js",
+    "whatif.js",
     "live.js",
     "page.js",
     "perfetto.js",
@@ -51,6 +53,7 @@ def render(articles: Sequence[Article], *, root: str = "", message: str = "") ->
         nonce=nonce,
         policy=policy,
         phases=[phase.value for phase in Phase if phase is not Phase.IDLE],
+        host_classes=HOST_CLASSES,
         max_chains=MAX_CHAINS,
     )
     return document, policy

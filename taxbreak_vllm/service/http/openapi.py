@@ -26,6 +26,7 @@ from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.timeline import Lane, StepTimeline
+from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
 from taxbreak_vllm.service.http.responses import (
@@ -34,6 +35,7 @@ from taxbreak_vllm.service.http.responses import (
     CapturesPage,
     CaptureView,
     EngineLoop,
+    GateOutcome,
     Iterations,
     Requests,
     RequestWaterfall,
@@ -41,6 +43,8 @@ from taxbreak_vllm.service.http.responses import (
     SpoolUse,
     Status,
     StepsPage,
+    StepWhatIf,
+    WhatIfs,
     Worker,
 )
 from taxbreak_vllm.service.results.rows import StepRow
@@ -286,6 +290,32 @@ _STACKS = HostStacks(
     exposed_ns=(0, 1_800_000, 200_000, 900_000),
     num_steps={"decode": 1},
 )
+_WHATIF = StepWhatIf(
+    step_id="vllm-a-0-1000",
+    server_id="vllm-a",
+    phase=Phase.DECODE,
+    path="/var/tmp/taxbreak/vllm-a/0/vllm-a-0-1000",
+    change="--host 0.7",
+    gates=(
+        GateOutcome(
+            name="reproduction", value=0.001, limit=0.01, reason="the end as constants alone give it", passes=True
+        ),
+    ),
+    steps=(
+        Prediction(
+            phase=Phase.DECODE,
+            steps=1,
+            observed_ns=5_000_000,
+            predicted_ns=3_700_000,
+            low_ns=3_600_000,
+            high_ns=3_800_000,
+            host_free_ns=2_000_000,
+            kernels_free_ns=4_300_000,
+        ),
+    ),
+    refuted_by="recorded with --host 0.7, the same steps take less than 3.600 or more than 3.800 ms",
+    command="taxbreak diff /var/tmp/taxbreak/vllm-a/0/vllm-a-0-1000 AFTER",
+)
 
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
@@ -295,6 +325,7 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     StepTimeline: msgspec.to_builtins(_TIMELINE),
     FusionReport: msgspec.to_builtins(_FUSION),
     HostStacks: msgspec.to_builtins(_STACKS),
+    WhatIfs: {"answers": [{name: value for name, value in _WHATIF.to_builtins().items() if value is not None}]},
     AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),

@@ -1,11 +1,12 @@
 """What the API answers, as dataclasses: msgspec writes them, FastAPI describes them in /openapi.json."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import Gate, WhatIf
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
 
@@ -166,3 +167,27 @@ class CapturesPage:
 
     captures: list[CaptureView]
     next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOutcome(Gate):
+    """A gate, and whether the recording passes it."""
+
+    passes: bool = field()  # a property there, which is no default here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWhatIf(WhatIf):
+    """What one recorded step says of a change."""
+
+    gates: tuple[GateOutcome, ...]
+    step_id: str
+    server_id: str
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIfs:
+    """What recorded steps say of a change, each by itself."""
+
+    answers: list[StepWhatIf]

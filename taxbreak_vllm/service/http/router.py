@@ -16,12 +16,14 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.openapi import errors
 from taxbreak_vllm.service.http.problems import Problem, problem_response
+from taxbreak_vllm.service.http.trace_reads import TraceReads
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
@@ -40,6 +42,7 @@ class RouteContext:
 
     settings: Settings
     spool: Spool
+    traces: TraceReads
     server_id: Callable[[], str | None] = lambda: None
     num_restarts: Callable[[], int] = lambda: 0
     now_ns: Callable[[], int] = time.time_ns
@@ -115,7 +118,13 @@ def json_response(
 
 
 def _query_names(dependant: Dependant) -> set[str]:
-    own = {field.alias for field in dependant.query_params}
+    own: set[str] = set()
+    for field in dependant.query_params:
+        kind = field.field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):  # its members are the parameters
+            own |= {each.alias or name for name, each in kind.model_fields.items()}
+        else:
+            own.add(field.alias)
     return own.union(*map(_query_names, dependant.dependencies))
 
 

@@ -1,7 +1,7 @@
 """The routes under /v1/taxbreak, the same on the sidecar and on vLLM's own server: JSON out of the results.
 
-They read SQLite in the thread pool and never analyze, but that `timelines` has a child read a trace. Bodies leave as
-bytes that msgspec wrote, described by `openapi`.
+They read SQLite in the thread pool and never analyze, but that `timelines` and `whatif` have a child read traces.
+Bodies leave as bytes that msgspec wrote, described by `openapi`.
 """
 
 import time
@@ -18,7 +18,9 @@ from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
 from taxbreak_vllm.service.http.timelines import add_timeline_routes
+from taxbreak_vllm.service.http.trace_reads import TraceReads
 from taxbreak_vllm.service.http.waterfalls import add_request_routes
+from taxbreak_vllm.service.http.whatif import add_whatif_routes
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
@@ -35,9 +37,11 @@ def create_router(
 
     `keys` are those of the settings, as bearer tokens alone, unless given.
     """
+    spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     context = RouteContext(
         settings=settings,
-        spool=Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures),
+        spool=spool,
+        traces=TraceReads(spool, settings.baselines_path),
         server_id=server_id,
         num_restarts=num_restarts,
         now_ns=now_ns,
@@ -45,7 +49,7 @@ def create_router(
     router = new_router(Keys.of(settings) if keys is None else keys)
     for add in (
         *(add_status_route, add_step_routes, add_timeline_routes, add_iteration_routes, add_request_routes),
-        *(add_capture_routes, add_control_routes, add_advice_route),
+        *(add_capture_routes, add_control_routes, add_advice_route, add_whatif_routes),
     ):
         add(router, context)
     return router

@@ -1,12 +1,5 @@
-"""The routes that take a step apart, as the page and other tools show it: its instants, its chains, its stacks.
+"""The routes that take a step apart, as the page and other tools show it: its instants, its chains, its stacks."""
 
-`processes.trace_reader` reads the capture's trace in a child, one at a time and for a bounded time, so that neither the
-event loop nor the sidecar's memory sees a trace.
-"""
-
-import asyncio
-import sys
-from collections import OrderedDict
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
@@ -17,11 +10,7 @@ from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.timeline import StepTimeline
 from taxbreak_vllm.service.http.openapi import answer, errors
-from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.router import RouteContext
-
-_LIMIT_S = 60.0
-_MAX_KEPT, _MAX_KEPT_BYTES = 32, 1_000_000  # answers, and how long each may be
 
 
 class ProfileFormat(StrEnum):
@@ -40,23 +29,7 @@ _PROFILE: dict[int | str, dict[str, Any]] = {
 
 def add_timeline_routes(router: APIRouter, context: RouteContext) -> None:
     """Add what there is below `GET steps/{step_id}` of a step taken apart."""
-    baselines = str(context.settings.baselines_path)
-    kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-    one_at_a_time = asyncio.Semaphore(1)
-
-    async def read_trace(what: str, step_id: str) -> bytes:
-        async with one_at_a_time:
-            if found := kept.get((what, step_id)):
-                return found
-            capture = await asyncio.to_thread(context.spool.find, step_id)
-            if capture is None:
-                raise Problem(HTTPStatus.NOT_FOUND, "no such capture in the spool; the oldest are evicted")
-            found = await _run(what, str(capture.path), baselines)
-            if len(found) <= _MAX_KEPT_BYTES:
-                kept[what, step_id] = found
-                while len(kept) > _MAX_KEPT:
-                    kept.popitem(last=False)
-            return found
+    read_trace = context.traces.read
 
     @router.get(
         "/steps/{step_id}/timeline",
@@ -95,24 +68,3 @@ def add_timeline_routes(router: APIRouter, context: RouteContext) -> None:
         media_type, suffix = _FILES[format]
         headers = {"Content-Disposition": f'attachment; filename="{step_id}.{format}.{suffix}"'}
         return Response(await read_trace(format, step_id), media_type=media_type, headers=headers)
-
-
-async def _run(what: str, path: str, baselines: str) -> bytes:
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "taxbreak_vllm.service.processes.trace_reader", what, path, baselines),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        answer, said = await asyncio.wait_for(child.communicate(), _LIMIT_S)
-    except TimeoutError:
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"its trace could not be read within {_LIMIT_S:.0f} s") from None
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode:
-        reason = said.decode(errors="replace").strip().rpartition("\n")[2]
-        raise Problem(HTTPStatus.NOT_FOUND, f"its trace cannot be read: {reason}")
-    return answer
