@@ -26,10 +26,11 @@ def typical(waterfalls: Sequence[Waterfall], states: Sequence[FrontendState]) ->
     """Return medians of the waterfalls or, while they are few, means of all requests; None of too few requests."""
     if len(waterfalls) < MIN_REQUESTS:
         return _mean(states)
+    stages = _stages(w.stages_ns for w in waterfalls)
     return TypicalRequest(
         num=len(waterfalls),
         is_median=True,
-        stages_ns={stage: median_low(w.stages_ns.get(stage, 0) for w in waterfalls) for stage in _stages(w.stages_ns for w in waterfalls)},
+        stages_ns={stage: median_low(w.stages_ns.get(stage, 0) for w in waterfalls) for stage in stages},
         ttft_ns=median_low(w.ttft_ns for w in waterfalls),
         first_token_ns=median_low(map(_first_token_ns, waterfalls)),
         total_ns=median_low(w.total_ns for w in waterfalls),

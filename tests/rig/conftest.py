@@ -1,8 +1,8 @@
 """What the tests of the rig share: which servers, and the analysis of a sample as the sidecar makes it."""
 
 import pytest
-from rig.trace import sample_info
 
+from rig.trace import sample_info
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.read.kineto import read_events

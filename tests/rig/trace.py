@@ -11,7 +11,6 @@ from pathlib import Path
 from rig.program import MAIN, Server
 from rig.records import STEP, Activity, Run, Span
 from rig.truth import Figures, iteration
-
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
 from taxbreak_vllm.model.step import Server as Labels
 

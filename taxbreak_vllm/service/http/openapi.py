@@ -21,12 +21,12 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
-from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
-from taxbreak_vllm.model.timeline import Lane, StepTimeline
+from taxbreak_vllm.model.timeline import Lane
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
+from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
 from taxbreak_vllm.service.http.responses import (
     AnalyzerUse,
@@ -256,7 +256,7 @@ _HOST_LANE = Lane(
     kind=(0, 1),
     name=(-1, -1),
 )
-_TIMELINE = StepTimeline(
+_TIMELINE = NamedTimeline(
     step="vllm-a-0-1000",
     device_type="cuda",
     window_ns=5_000_000,
@@ -264,8 +264,9 @@ _TIMELINE = StepTimeline(
     drawn_ns=5_000_000,
     lanes=(_HOST_LANE,),
     names=(),
+    words=(),
 )
-_FUSION = FusionReport(
+_FUSION = NamedChains(
     min_score=1.0,
     kernels=100,
     unlinked=0,
@@ -275,6 +276,7 @@ _FUSION = FusionReport(
     ideal_speedup=1.0,
     by_length=(),
     chains=(),
+    words={},
 )
 _STACKS = HostStacks(
     title="vllm-a-0-1000",
@@ -292,8 +294,8 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
     Requests: msgspec.to_builtins(_REQUESTS),
     Breakdown: _BREAKDOWN.to_builtins(),
-    StepTimeline: msgspec.to_builtins(_TIMELINE),
-    FusionReport: msgspec.to_builtins(_FUSION),
+    NamedTimeline: msgspec.to_builtins(_TIMELINE),
+    NamedChains: msgspec.to_builtins(_FUSION),
     HostStacks: msgspec.to_builtins(_STACKS),
     AdviceReport: msgspec.to_builtins(_ADVICE),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),

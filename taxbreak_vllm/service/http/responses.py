@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, fields
 
-from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.service.http.tops import ListedBreakdown
 from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
 
 
@@ -157,7 +157,7 @@ class CaptureOutcome(CaptureView):
     """
 
     failure: str | None = None
-    breakdown: Breakdown | None = None
+    breakdown: ListedBreakdown | None = None
 
 
 @dataclass(frozen=True, slots=True)

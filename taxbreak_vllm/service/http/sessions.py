@@ -106,6 +106,11 @@ def _is_https(request: Request) -> bool:
     return "https" in (request.url.scheme, forwarded)
 
 
+def origin(request: Request) -> str:
+    """Return the address that the browser asked, as far as the request tells."""
+    return f"http{'s' * _is_https(request)}://{request.headers.get('Host', request.url.netloc)}"
+
+
 def _given(request: Request) -> bytes:
     return _digest(request.cookies.get(_cookie(request), ""))
 

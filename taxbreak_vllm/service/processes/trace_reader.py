@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import msgspec
-
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.output.page.view import named_chains
+from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 from taxbreak_vllm.output.pprof import Pprof
 from taxbreak_vllm.output.speedscope import Speedscope
 from taxbreak_vllm.taxes.recording import Recording
@@ -39,8 +37,8 @@ def _speedscope(findings: Findings) -> bytes:
 
 
 _ANSWERS: Mapping[str, Callable[[Findings], bytes]] = {
-    "timeline": lambda findings: findings.timelines([0])[0].to_json(),
-    "fusion": lambda findings: msgspec.json.encode(named_chains(findings.chains)),
+    "timeline": lambda findings: NamedTimeline.of(findings.timelines([0])[0]).to_json(),
+    "fusion": lambda findings: NamedChains.of(findings.chains).to_json(),
     "stacks": lambda findings: findings.stacks.trimmed().to_json(),
     "pprof": _pprof,
     "speedscope": _speedscope,
