@@ -324,7 +324,7 @@ _ERRORS = {
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
     HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
     HTTPStatus.UNPROCESSABLE_ENTITY: "the request has not the form described here, or a query parameter of no meaning",
-    HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
+    HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE, or too many wrong keys",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",
 }
 _HEADERS = {
