@@ -71,7 +71,7 @@ def main() -> None:
         if "live" in wanted:
             with _sidecar(given.url) as url, _visit(browser, url, scheme="dark") as page:
                 page.wait_for_timeout(1500)  # the charts draw themselves
-                _shoot(page, "live", "#a0-h", "#a0-requests")
+                _shoot(page, "live", "#a0-h", "#a0-requests .legend")
         browser.close()
 
 

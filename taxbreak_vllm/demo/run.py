@@ -102,7 +102,7 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], serve: Serve, *
             watch(vllm.process)
             measured = _measure(vllm, sidecar, name)
         breakdowns |= {f"{name} {phase}, {len(found.steps)} steps": found.total for phase, found in measured.items()}
-    _show(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
+    show_result(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
     if vllm is not None and not once:
         _stay(vllm, name, stages)
     return 0
@@ -145,7 +145,8 @@ def _breakdown(sidecar: RunningServer, phase: Phase, window_s: int) -> Breakdown
     return Breakdown.from_json(response.raise_for_status().content)
 
 
-def _show(breakdowns: Mapping[str, StepBreakdown], page: str) -> None:
+def show_result(breakdowns: Mapping[str, StepBreakdown], page: str) -> None:
+    """Print the balance of each titled breakdown, what the figures mean, and where the page is."""
     print_text(phase_table(breakdowns), *_meaning(breakdowns), f"The page: {page}")
 
 
