@@ -26,7 +26,7 @@ def structure(text):
 
 def test_the_result_under_the_first_commands_is_what_the_demo_prints(capsys, monkeypatch):
     shown = re.search(r"^```text\n(.*?)^```", FIRST_SCREEN, flags=re.DOTALL | re.MULTILINE)[1]
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("COLUMNS", raising=False)
     ms = 10_100_000
     step = StepBreakdown(
         window_ns=9 * ms,
