@@ -70,7 +70,6 @@ def main() -> None:
                     _shoot(page, "step", "#a0-h", "#a0 .lanes")
         if "live" in wanted:
             with _sidecar(given.url) as url, _visit(browser, url, scheme="dark") as page:
-                page.wait_for_timeout(1500)  # the charts draw themselves
                 _shoot(page, "live", "#a0-h", "#a0-requests .legend")
         browser.close()
 
@@ -82,7 +81,7 @@ def _shoot(page: Page, name: str, first: str, last: str) -> None:
     assert bottom is not None
     y = max(0, top["y"] - 16)
     clip = {"x": 0, "y": y, "width": WIDTH, "height": bottom["y"] + bottom["height"] + 4 - y}
-    image = Image.open(BytesIO(page.screenshot(full_page=True, clip=clip)))  # type: ignore[arg-type]
+    image = Image.open(BytesIO(page.screenshot(full_page=True, clip=clip)))
     image.convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
     sys.stdout.write(f"{IMAGES / name}.png: {image.width} × {image.height}\n")
 
@@ -91,7 +90,7 @@ def _shoot(page: Page, name: str, first: str, last: str) -> None:
 def _visit(browser: Browser, url: str, *, scheme: str) -> Iterator[Page]:
     context = browser.new_context(
         viewport={"width": WIDTH, "height": 900},
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
         device_scale_factor=2,
     )
     page = context.new_page()
