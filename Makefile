@@ -10,7 +10,7 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-whatif soak compat dashboards check-api check-dashboards check-deploy release-check clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-whatif soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,11 @@ check-dashboards: ## each panel of the dashboards with its values, from a real P
 
 check-deploy: ## compose file, Dockerfile and Helm chart, judged by the tools that will read them
 	@sh deploy/checks/run.sh
+
+pictures: ## the pictures of docs/images anew, in Chromium (ARGS='step page', ARGS='live --url http://…')
+	$(install) cpu,test
+	@sh scripts/system_packages.sh chromium
+	$(BIN)/python scripts/pictures.py $(ARGS)
 
 release-check: ## sdist and wheel in dist/, twine check, the wheel in a new venv, its sidecar: what is left is to upload
 	@$${PYTHON:-python3} scripts/release_check.py

@@ -111,6 +111,16 @@ def test_every_message_explained_is_one_that_is_said():
         assert [part for part in message.strip("`").split("…") if part not in SOURCE] == []
 
 
+def test_advice_names_metrics_as_prometheus_has_them():
+    insight = "".join(path.read_text() for path in (ROOT / "taxbreak_vllm" / "insight").glob("*.py"))
+    said = set(re.findall(r"[a-z_]+", " ".join(re.findall(r'refuted_by=f?"([^"]*)"', insight))))
+    metrics = set(re.findall(r"`(taxbreak_[a-z_]+)", DOCUMENTS["docs/metrics.md"]))
+
+    assert {name for name in said if name.startswith("taxbreak_")} <= metrics
+    assert said & {name.removeprefix("taxbreak_") for name in metrics} == set()
+    assert said & metrics
+
+
 def test_every_make_target_named_exists():
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = {words.split()[1] for words in code() if words.startswith("make ")}

@@ -224,6 +224,10 @@ def _capture(questions: Questions) -> Callable[..., Awaitable[CallToolResult]]:
             float, Field(ge=1, le=defaults.MAX_CAPTURE_TIMEOUT_S, description="give up after this many seconds")
         ] = defaults.CAPTURE_TIMEOUT_S,
         stacks: Annotated[bool, Field(description="with Python stacks, which slows the steps 4-8 times")] = False,
+        max_stall_ms: Annotated[
+            float | None,
+            Field(gt=0, le=60_000, description="how long stopping one recording may hold up the server"),
+        ] = None,
         server_id: ServerId = None,
         most: Most = 10,
     ) -> Annotated[CallToolResult, Analysis]:
@@ -231,6 +235,7 @@ def _capture(questions: Questions) -> Callable[..., Awaitable[CallToolResult]]:
 
         An idle server has no next step: send it requests meanwhile."""
         wish = {"steps": steps, "phase": phase, "timeout_s": timeout_s, "stacks": stacks, "server_id": server_id}
+        wish["max_stall_ms"] = max_stall_ms
 
         def report(recorded: int, analyzed: int) -> None:
             words = f"{recorded} of {steps} steps recorded, {analyzed} analyzed"

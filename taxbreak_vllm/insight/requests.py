@@ -5,6 +5,7 @@ are few the means of all requests; the newest of the slow ones.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import median_low
 
 from taxbreak_vllm.model.frontend import NUM_WATERFALLS, FrontendState, Stage, Waterfall
@@ -25,10 +26,11 @@ def typical(waterfalls: Sequence[Waterfall], states: Sequence[FrontendState]) ->
     """Return medians of the waterfalls or, while they are few, means of all requests; None of too few requests."""
     if len(waterfalls) < MIN_REQUESTS:
         return _mean(states)
+    stages = _stages(w.stages_ns for w in waterfalls)
     return TypicalRequest(
         num=len(waterfalls),
         is_median=True,
-        stages_ns={stage: median_low(w.stages_ns.get(stage, 0) for w in waterfalls) for stage in Stage},
+        stages_ns={stage: median_low(w.stages_ns.get(stage, 0) for w in waterfalls) for stage in stages},
         ttft_ns=median_low(w.ttft_ns for w in waterfalls),
         first_token_ns=median_low(map(_first_token_ns, waterfalls)),
         total_ns=median_low(w.total_ns for w in waterfalls),
@@ -39,8 +41,9 @@ def _mean(states: Sequence[FrontendState]) -> TypicalRequest | None:
     num = sum(state.total.num for state in states)
     if num < MIN_REQUESTS:
         return None
-    histograms = [item for state in states for item in state.stages.items()]
-    stages_ns = {stage: sum(h.sum_ns for of, h in histograms if of is stage) // num for stage in Stage}
+    told = [state.stages for state in states]
+    histograms = [item for stages in told for item in stages.items()]
+    stages_ns = {stage: sum(h.sum_ns for of, h in histograms if of == stage) // num for stage in _stages(told)}
     return TypicalRequest(
         num=num,
         is_median=False,
@@ -49,6 +52,11 @@ def _mean(states: Sequence[FrontendState]) -> TypicalRequest | None:
         first_token_ns=sum(stage_ns for stage, stage_ns in stages_ns.items() if stage is not Stage.DECODE),
         total_ns=sum(state.total.sum_ns for state in states) // num,
     )
+
+
+def _stages(told: Iterable[Iterable[Stage]]) -> list[Stage]:
+    """Return every stage in order, and after them those that only another version's servers tell of."""
+    return list(dict.fromkeys((*Stage, *chain.from_iterable(told))))
 
 
 def _first_token_ns(waterfall: Waterfall) -> int:

@@ -19,9 +19,9 @@ def device_second(state: EngineState, recorded: Mapping[Phase, StepBreakdown]) -
     """Put both together; None where the engine's account does not tell what its device waited for."""
     found: Counter[DevicePart] = Counter()
     for part, part_ns in state.exposed_ns.items():
-        found[part] = part_ns
+        found[part] += part_ns
     for cause, cause_ns in state.between_ns.items():
-        found[cause] = cause_ns
+        found[cause] += cause_ns
     if not found or min(state.worker_ns, *found.values()) < 0:
         return None
     rest_ns = state.worker_ns
@@ -35,7 +35,7 @@ def device_second(state: EngineState, recorded: Mapping[Phase, StepBreakdown]) -
         model_name=state.model_name,
         num_iterations=state.num_iterations,
         num_left_out=state.num_left_out,
-        parts_ns={part: found[part] for part in DEVICE_PARTS if found[part]},
+        parts_ns={part: found[part] for part in (*DEVICE_PARTS, *found) if found[part]},
     )
 
 

@@ -23,7 +23,7 @@ MAX_SEGMENTS = 6000  # of a lane: about 150 kB of JSON, and more than a screen h
 
 MAX_STREAMS = 4
 
-_MAX_NAME_CHARS = 160
+_MAX_NAME_CHARS = 4000  # templates of templates: whoever shows one shortens it
 
 
 def step_timelines(

@@ -64,7 +64,7 @@ def one_process(e: ServerEvidence) -> Advice | None:
         finding="the device waits for calls on their way to its only worker and for results on their way back",
         change="Run the worker in the engine's own process: there is only one.",
         settings=(f"--distributed-executor-backend {_UNI_ON_CPU if e.is_cpu else 'uni'}",),
-        refuted_by="idle_between_steps_seconds_total{cause=~'ipc_.*'} does not fall",
+        refuted_by="taxbreak_idle_between_steps_seconds_total{cause=~'ipc_.*'} does not fall",
     )
 
 
@@ -92,7 +92,7 @@ def waits_for_frontend(e: ServerEvidence) -> Advice | None:
         finding="the device has nothing to do while a request is still on its way through the API server",
         change="Give requests more API servers, and their prompts more tokenizer threads.",
         settings=_api_settings(e),
-        refuted_by="idle_between_steps_seconds_total{cause='frontend'} does not fall",
+        refuted_by="taxbreak_idle_between_steps_seconds_total{cause='frontend'} does not fall",
     )
 
 
@@ -106,7 +106,7 @@ def slow_before_engine(e: ServerEvidence) -> Advice | None:
         finding=f"it is in the API server before the engine has it, most of that in '{worst}'",
         change="Give requests more API servers, and their prompts more tokenizer threads.",
         settings=_api_settings(e),
-        refuted_by=f"request_stage_seconds{{stage='{worst}'}} does not fall: then a single request is that slow",
+        refuted_by=f"taxbreak_request_stage_seconds{{stage='{worst}'}} does not fall: a single request is that slow",
     )
 
 
@@ -119,7 +119,7 @@ def slow_delivery(e: ServerEvidence) -> Advice | None:
         finding="its last token is known to the engine and not yet sent: the API server is behind",
         change="Send tokens in groups, or have more API servers make them into answers.",
         settings=("--stream-interval 4", f"--api-server-count {len(e.frontends) + 1} or more"),
-        refuted_by="event_loop_lag_seconds is near zero: then the event loop was not busy",
+        refuted_by="taxbreak_event_loop_lag_seconds is near zero: then the event loop was not busy",
     )
 
 
@@ -146,7 +146,7 @@ def more_cpu(e: ServerEvidence) -> Advice | None:
         finding=f"{worst} is ready to run and has no CPU",
         change="Give the server more CPUs, or pin its processes so that they do not share one.",
         settings=("more CPUs for the container", "taskset, or --numa-bind"),
-        refuted_by="runqueue_wait_ratio stays, or the machine's CPUs are idle",
+        refuted_by="taxbreak_runqueue_wait_ratio stays, or the machine's CPUs are idle",
     )
 
 
@@ -159,7 +159,7 @@ def more_cpu_for_api(e: ServerEvidence) -> Advice | None:
         finding="the API server is ready to run and has no CPU",
         change="Give the server more CPUs, or pin its processes so that they do not share one.",
         settings=("more CPUs for the container", "taskset, or --numa-bind"),
-        refuted_by="runqueue_wait_ratio stays, or the machine's CPUs are idle",
+        refuted_by="taxbreak_runqueue_wait_ratio stays, or the machine's CPUs are idle",
     )
 
 

@@ -6,14 +6,13 @@ what everybody else was doing (methodology section 4, "between steps").
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import msgspec
 
-from taxbreak_vllm.model.step import Int64, Phase
+from taxbreak_vllm.model.step import Int64, Names, Phase
 
 
-class EnginePart(StrEnum):
+class EnginePart(Names):
     """What the thread of an engine does; `loop` is what none of the others explains."""
 
     INPUT = "input"
@@ -25,7 +24,7 @@ class EnginePart(StrEnum):
     LOOP = "loop"
 
 
-class Between(StrEnum):
+class Between(Names):
     """Why a worker stood between two of its calls, where the engine's thread did nothing itself.
 
     `ipc_dispatch`: the engine had sent the call. `ipc_return`: it waited for a result. It had no request: one was
@@ -40,7 +39,7 @@ class Between(StrEnum):
     NO_WORK = "no_work"
 
 
-class IdleFrom(StrEnum):
+class IdleFrom(Names):
     """What tells when a device was idle between two steps: the calls of its worker, or events on the device."""
 
     WORKER_CALLS = "worker_calls"

@@ -6,9 +6,8 @@ section 11) that sum to it. No content and no request id is kept: 32 random bits
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-from taxbreak_vllm.model.step import Int64
+from taxbreak_vllm.model.step import Int64, Names
 
 SPAN_BUCKETS_NS = (*(m * 10**e for e in range(4, 11) for m in (1, 2, 5)), 10**11)
 UNKNOWN_ENGINE = -1  # of a request on its way through an API server: any may get it
@@ -16,7 +15,7 @@ NO_ENGINE = -2  # of one that ended there
 NUM_WATERFALLS = 256  # kept of each API server, the newest
 
 
-class Stage(StrEnum):
+class Stage(Names):
     """The stages of a request, in order; the last four are those of an output's way from the engine to its client."""
 
     RECEIVE = "receive"  # from the arrival to the end of its body

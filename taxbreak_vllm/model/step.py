@@ -15,6 +15,18 @@ STEP_BUCKETS_NS = (*(m * 10**e for e in range(5, 10) for m in (1, 2, 5)), 10**10
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # in what is read from the spool: SQLite holds no more
 
 
+class Names(StrEnum):
+    """Names of which another version may have more: one that is not known here is kept, and is none of the members."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Names | None":
+        if not isinstance(value, str):
+            return None
+        name = str.__new__(cls, value)
+        name._name_ = name._value_ = value
+        return name
+
+
 class Phase(StrEnum):
     """What a step works on (methodology section 1)."""
 

@@ -95,11 +95,15 @@ class ControlState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureRequest:
-    """A wish for the next `steps` steps of one server, written into the spool by whoever asks, read by its workers."""
+    """A wish for the next `steps` steps of one server, written into the spool by whoever asks, read by its workers.
+
+    `max_stall_ms` bounds what stopping one of its recordings may take, None as the server's setting does.
+    """
 
     capture_id: str
     steps: Int64
     phase: Phase | None = None
     stacks: bool = False
+    max_stall_ms: float | None = None
     created_unix_ns: Int64 = 0
     expires_unix_ns: Int64 = 0

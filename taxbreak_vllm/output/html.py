@@ -10,6 +10,7 @@ from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.output.page.advice import advice_view
+from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 from taxbreak_vllm.output.page.render import render
 from taxbreak_vllm.output.page.view import (
     Article,
@@ -18,11 +19,12 @@ from taxbreak_vllm.output.page.view import (
     coverage_words,
     facts_of,
     lines_of,
-    named_chains,
     once,
     phase_view,
     points_of,
 )
+from taxbreak_vllm.output.text.breakdown import shown_step
+from taxbreak_vllm.output.text.headline import step_sentence
 from taxbreak_vllm.taxes.add import add_steps
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
@@ -69,6 +71,7 @@ def write_html(breakdowns: Sequence[Breakdown], target: str | Path) -> None:
 def article_of(findings: Findings) -> Article:
     """Show a breakdown, the instants of its first steps and its chains."""
     breakdown = findings.breakdown
+    drawn = [step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]]
     return Article(
         title=Path(breakdown.source.path).name or "breakdown",
         facts=facts_of(breakdown),
@@ -82,9 +85,10 @@ def article_of(findings: Findings) -> Article:
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=once([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]),
-        timelines=tuple(findings.timelines([step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]])),
-        fusion=named_chains(findings.chains),
+        timelines=tuple(map(NamedTimeline.of, findings.timelines(drawn))),
+        fusion=NamedChains.of(findings.chains),
         stacks=findings.stacks.trimmed(),
+        verdict=step_sentence(shown_step(breakdown)) or "",
     )
 
 

@@ -71,7 +71,7 @@ def create_app(
     app = FastAPI(title="taxbreak", version=package_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Compressed)
     sessions = Sessions(now_ns)
-    keys = Keys.of(settings, sessions=sessions)
+    keys = Keys.of(settings, sessions=sessions, now_ns=now_ns)
     # `include_router` would build every route, and the models of its answers, once more.
     app.routes.extend(
         create_router(settings, keys=keys, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns).routes

@@ -41,7 +41,7 @@ def test_a_wait_that_lasts_too_long_ends_in_one_line_with_what_it_was_for_and_wh
     *before, last = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert last.startswith("vllm-nothing: not healthy within 2 s; the log is kept as ")
-    assert before[-1] == "nothing: vLLM starts with our extension …"
+    assert before[-1] == "nothing: vLLM starts with our extension, at most 600 s …"
     assert "\x1b" not in done.stderr
     assert kept(done.stderr, tmp_path) == "loading\nweights\n"
 
@@ -59,7 +59,7 @@ def test_on_a_terminal_there_is_a_bar_over_the_last_words_of_the_log(command, tm
 
     said = without_escapes(done.stdout)
     assert done.returncode == 1
-    assert re.search(r"nothing: vLLM starts with our extension ━.* 1/3 0:00:0\d", said)
+    assert re.search(r"nothing: vLLM starts with our extension ━.* 1/3 0:00:0\d of 0:10:00", said)
     assert "weights" in said
     assert all(len(line) <= 80 for part in said.splitlines() for line in part.split("\r") if "log is kept" not in line)
     assert kept(said, tmp_path) == "loading\nweights\n"

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from rig.server import run
 from rig.servers import host_bound, random_server
-from rig.trace import middle_of_three, to_json
+from rig.trace import middle_of_three, sample_info, to_json
 
 from taxbreak_vllm.insight.stacks import host_stacks
 from taxbreak_vllm.insight.stretches import ChosenSteps
 from taxbreak_vllm.model.breakdown import Attribution
 from taxbreak_vllm.model.stacks import REST
-from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.timeline import HostClass
@@ -167,19 +166,8 @@ def test_a_live_sample_leaves_the_engine_out(tmp_path, rules, seed):
     it = run(server)
     path = tmp_path / "trace.json"
     path.write_text(to_json(middle_of_three(it, len(it.windows) // 2)[0]))
-    info = StepInfo(
-        step_id="sample",
-        step_index=1,
-        server=Server(server_id="rig", device_type="cuda"),
-        phase=Phase.DECODE,
-        batch=Batch(),
-        graph_mode=GraphMode.NONE,
-        started_unix_ns=0,
-        window_ns=1,
-        async_output=server.steps_ahead > 0,
-    )
     with Recording.open(path, with_frames=True) as plain:
-        recording = Recording(plain.events, Terms(rules=rules, floor_ns=server.floor_ns), info=info)
+        recording = Recording(plain.events, Terms(rules=rules, floor_ns=server.floor_ns), info=sample_info(server))
         (step,) = recording.breakdown.steps
 
         stacks = host_stacks(recording)

@@ -14,6 +14,7 @@ from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.output.html import article_of, write_html
 from taxbreak_vllm.output.page.render import render
+from taxbreak_vllm.output.text.breakdown import summary_lines
 from taxbreak_vllm.taxes.recording import Recording
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
@@ -170,6 +171,16 @@ def test_whatever_a_trace_says_is_text():
     assert len(of(page, "script")) == 2  # data and ours
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.data["timelines"][0]["names"] == [hostile]
+
+
+def test_it_begins_with_the_sentence_of_the_command_line():
+    shown = article(SERVING)
+    (sentence,) = [line for line in summary_lines(analyze(SERVING)) if line.startswith("The device waits ")]
+
+    page = Page(rendered([shown]))
+
+    assert shown.lead == sentence
+    assert sentence in page.texts
 
 
 def test_several_traces_share_one_page():

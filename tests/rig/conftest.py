@@ -2,8 +2,7 @@
 
 import pytest
 
-from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
-from taxbreak_vllm.model.step import Server as Labels
+from rig.trace import sample_info
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.read.kineto import read_events
@@ -26,18 +25,8 @@ def analyze_sample(rules, tmp_path_factory):
     path = tmp_path_factory.mktemp("rig") / "trace.json"
 
     def analyze_sample(text, server):
-        info = StepInfo(
-            step_id="sample",
-            step_index=1,
-            server=Labels(server_id="rig", device_type="cuda"),
-            phase=Phase.DECODE,
-            batch=Batch(),
-            graph_mode=GraphMode.NONE,
-            started_unix_ns=0,
-            window_ns=1,
-            async_output=server.steps_ahead > 0,
-        )
         path.write_text(text)
-        return Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info).breakdown
+        terms = Terms(rules=rules, floor_ns=server.floor_ns)
+        return Recording(read_events(path), terms, info=sample_info(server)).breakdown
 
     return analyze_sample

@@ -8,9 +8,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rig.program import MAIN
+from rig.program import MAIN, Server
 from rig.records import STEP, Activity, Run, Span
 from rig.truth import Figures, iteration
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
+from taxbreak_vllm.model.step import Server as Labels
 
 DEVICE = "NVIDIA H100 80GB HBM3"
 NEIGHBOUR = "taxbreak.neighbour:"
@@ -62,6 +64,21 @@ def middle_of_three(run: Run, middle: int, *, is_drained: bool = True, is_whole:
     names = {f"{STEP}{middle - 1}": NEIGHBOUR + "before", f"{STEP}{middle + 1}": NEIGHBOUR + "after"}
     spans = (replace(span, name=names[span.name]) if span.name in names else span for span in trace.spans)
     return replace(trace, spans=tuple(spans)), iteration(run, middle)
+
+
+def sample_info(server: Server) -> StepInfo:
+    """Return what a worker says of a sample: of a server that works ahead, that its outputs came later."""
+    return StepInfo(
+        step_id="sample",
+        step_index=1,
+        server=Labels(server_id="rig", device_type="cuda"),
+        phase=Phase.DECODE,
+        batch=Batch(),
+        graph_mode=GraphMode.NONE,
+        started_unix_ns=0,
+        window_ns=1,
+        async_output=server.steps_ahead > 0,
+    )
 
 
 def write(trace: Trace, path: Path) -> Path:

@@ -191,7 +191,8 @@ def test_a_wrong_query_is_a_problem(client, path):
 
 
 def test_a_capture_from_request_to_breakdown(client, running, spool, put, turn, make_state, clock):
-    answer = client.post("captures", json={"steps": 2, "phase": "decode", "timeout_s": 30.0, "stacks": True})
+    wish = {"steps": 2, "phase": "decode", "timeout_s": 30.0, "stacks": True, "max_stall_ms": 500}
+    answer = client.post("captures", json=wish)
 
     assert answer.status_code == 202
     capture_id = answer.json()["id"]
@@ -199,6 +200,7 @@ def test_a_capture_from_request_to_breakdown(client, running, spool, put, turn, 
     location = f"http://test{answer.headers['location']}"
     request = spool.read_request("vllm-a")
     assert (request.capture_id, request.steps, request.phase, request.stacks) == (capture_id, 2, "decode", True)
+    assert request.max_stall_ms == 500
     assert request.expires_unix_ns == clock() + 30 * 10**9
 
     put("a", 1, capture_id=capture_id)
@@ -459,6 +461,7 @@ ROUTES = [
 def test_with_a_key_every_route_asks_for_it(serve, running, spool, given):
     client = serve(api_key=SecretStr("secret"))
     headers = {} if given is None else {"Authorization": given.encode()}
+    client.get("status", headers={"Authorization": "Bearer secret"})  # so that wrong ones are not bounded
 
     answers = {route: client.request(*route, headers=headers, content=b"not json") for route in ROUTES}
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.service.app import create_app
 from taxbreak_vllm.service.http.keys import Keys
-from taxbreak_vllm.service.http.sessions import Access
+from taxbreak_vllm.service.http.sessions import WRONG_PER_MINUTE, Access
 from taxbreak_vllm.service.mount import mount
 from taxbreak_vllm.settings import load_settings
 
@@ -51,7 +51,7 @@ def statuses(app, key):
 
 def test_every_route_asks_for_a_key_and_only_that_for_control_opens_what_changes_something(build):
     app = build(**BOTH)
-    answers = {key: statuses(app, key) for key in (None, "wrong", READ, CONTROL)}
+    answers = {key: statuses(app, key) for key in (None, READ, CONTROL, "wrong")}
 
     assert len(answers[READ]) > 15
     assert set(answers[None].values()) == set(answers["wrong"].values()) == {401}
@@ -100,6 +100,45 @@ def test_each_key_opens_what_it_is_for():
     keys = Keys(SecretStr(CONTROL), SecretStr(READ))
 
     assert (keys.access_by(CONTROL), keys.access_by(f" {READ}\n")) == (Access.CONTROL, Access.READ)
+
+
+def ask(app, key, address):
+    client = TestClient(app, client=(address, 1))
+    return client.get("/v1/taxbreak/status", headers={"Authorization": f"Bearer {key}"})
+
+
+def test_wrong_tokens_are_bounded_and_the_right_one_is_not_locked_out_where_it_is_used(build):
+    app = build(**BOTH)
+    assert ask(app, READ, "10.0.0.1").status_code == 200
+
+    wrong = [ask(app, f"guess-{number}", "10.0.0.2") for number in range(WRONG_PER_MINUTE + 1)]
+    beside = [ask(app, f"guess-{number}", "10.0.0.1").status_code for number in range(WRONG_PER_MINUTE + 1)]
+
+    assert [answer.status_code for answer in wrong] == [401] * WRONG_PER_MINUTE + [429]
+    assert 0 < int(wrong[-1].headers["Retry-After"]) <= 60
+    assert ask(app, CONTROL, "10.0.0.2").status_code == 429
+    assert set(beside) == {401}
+    assert ask(app, READ, "10.0.0.1").status_code == ask(app, READ, "10.0.0.3").status_code == 200
+
+
+def test_wrong_tokens_are_forgotten_after_a_minute(settings, clock):
+    app = create_app(settings.model_copy(update=BOTH), now_ns=clock)
+    for _ in range(WRONG_PER_MINUTE):
+        ask(app, "guess", "10.0.0.2")
+    assert ask(app, READ, "10.0.0.2").status_code == 429
+
+    clock.sleep_s(61)
+
+    assert ask(app, READ, "10.0.0.2").status_code == 200
+
+
+def test_the_page_is_no_way_around_the_bound(settings):
+    client = TestClient(create_app(settings.model_copy(update=BOTH)))
+    guesses = [client.get("/", headers={"Authorization": "Bearer guess"}).text for _ in range(WRONG_PER_MINUTE)]
+
+    assert client.get("/", headers={"Authorization": f"Bearer {READ}"}).text.count("<form") == 1
+    assert all("<form" in page for page in guesses)
+    assert client.get("/v1/taxbreak/status", headers={"Authorization": f"Bearer {READ}"}).status_code == 429
 
 
 def test_keys_do_not_show_where_an_object_is_printed():

@@ -18,14 +18,15 @@ from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.processes.analyzer import Analyzer
 
 SERVER = Server(server_id="vllm-a", engine="0", rank=0, model_name="tiny")
+URL = "http://gpu-7:9797"
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "link", "input", "br"}
 
 
 @pytest.fixture
 def article(spool, results, clock):
-    def article(*, has_key=False, **named):
-        return read_article(results, spool, window_s=900, has_key=has_key, now_ns=clock(), **named)
+    def article(*, url=URL, has_key=False, **named):
+        return read_article(results, spool, window_s=900, url=url, has_key=has_key, now_ns=clock(), **named)
 
     return article
 
@@ -118,6 +119,14 @@ def test_the_unknown_is_a_dash_and_nothing_yet_is_said(show, put, turn):
     turn()
 
     assert "decode 60.0 µs – 0.0 µs 60.0 µs" in Tags(show()[0]).text
+
+
+def test_the_command_to_record_names_the_server_asked_and_the_key_it_wants(show, several):
+    asked = "taxbreak capture --url http://gpu-7:9797 --server-id vllm-b --steps 4"
+
+    assert asked in Tags(show(server_id="vllm-b")[0]).text
+    assert f"TAXBREAK_API_KEY=KEY {asked}" in Tags(show(server_id="vllm-b", has_key=True)[0]).text
+    assert "--url 'http://[::1]:9797' --server-id" in Tags(show(server_id="vllm-b", url="http://[::1]:9797")[0]).text
 
 
 def test_advice_stands_on_top_and_says_why_there_is_none(show, put, turn):

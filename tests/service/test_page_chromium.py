@@ -65,3 +65,14 @@ def test_it_refreshes_and_says_what_is_true_then(visit, slow_tokenizer, spool, c
         spool.put_frontend_state(replace(frontend_state(), updated_unix_ns=clock() + LATER_NS))  # begins anew
 
         page.get_by_text("No request has ended yet.").wait_for(timeout=20_000)
+
+
+def test_a_card_holds_its_longest_word(visit, filled, spool, clock, start_sidecar):
+    """Three of them stand side by side, and what would refute one is a query for Prometheus."""
+    state = engine_state(exposed={EnginePart.LOOP: 0.1}, between={Between.IPC_RETURN: 5}, worker_ms=2)
+    spool.put_engine_state(replace(state, updated_unix_ns=clock() + LATER_NS))
+    with visit(start_sidecar(), width=1200) as page:
+        card = page.locator(".card", has_text="taxbreak_idle_between_steps_seconds_total{cause=~'ipc_.*'}").first
+        card.wait_for()
+
+        assert card.evaluate("card => [...card.children].filter(part => part.scrollWidth > part.clientWidth)") == []

@@ -173,12 +173,13 @@ def test_an_empty_page_tells_the_commands_until_there_is_something_to_show(
     visit, shoot, run, put_trace, start_sidecar, settings
 ):
     empty = "Nothing is recorded yet"
-    with visit(start_sidecar()) as page:
+    url = start_sidecar()
+    with visit(url) as page:
         shoot(page, "empty-light-1280")
         page.get_by_role("heading", name=empty).wait_for()
         plugin, record = page.locator(".empty code:visible").all_inner_texts()
         assert plugin == f"TAXBREAK_SPOOL={settings.spool} VLLM_PLUGINS=taxbreak vllm serve MODEL"
-        assert record == "taxbreak capture --steps 4"
+        assert record == f"taxbreak capture --url {url} --steps 4"
         assert not page.get_by_text("nothing yet").first.is_visible()
 
         run(TINY)

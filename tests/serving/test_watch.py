@@ -982,12 +982,31 @@ def test_a_request_whose_steps_would_stall_the_server_says_so_and_records_none(o
     state = watch.state()
     assert [profile.detail for profile in profiles] == [Detail.SHAPES, Detail.TIMES]
     assert (state.capture_id, state.capture_recorded, state.dropped) == ("c", 2, {"stall": 1})
-    assert state.capture_refusal == "stopping the recording would take 48 ms, more than TAXBREAK_MAX_STALL_MS=20"
+    assert state.capture_refusal == (
+        "stopping the recording would take 48 ms, more than TAXBREAK_MAX_STALL_MS=20: ask with a larger max_stall_ms"
+    )
 
     spool.put_request("server", CaptureRequest(capture_id="d", steps=1, stacks=True))
     watch.outbox.turn(wait_s=0)
     _run(watch, decode)
     assert (watch.state().capture_id, watch.state().capture_refusal) == ("d", None)
+
+
+@pytest.mark.parametrize(("max_stall_ms", "num_recorded"), [(None, 1), (47, 1), (48, 3)])
+def test_a_request_with_stacks_says_how_long_a_stop_may_take_to_have_all_its_steps(
+    open_watch, decode, profiles, tmp_path, max_stall_ms, num_recorded
+):
+    watch = open_watch(sample_every=1000, recorder={"stop_ns": lambda detail: 48_000_000})
+    spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=9)
+    spool.put_request("server", CaptureRequest(capture_id="c", steps=3, stacks=True, max_stall_ms=max_stall_ms))
+    watch.outbox.turn(wait_s=0)
+
+    for _ in range(20):
+        _run(watch, decode)
+        watch.outbox.turn(wait_s=0)
+
+    assert [profile.detail for profile in profiles] == [Detail.STACKS] * num_recorded
+    assert (watch.state().capture_refusal is None) == (num_recorded == 3)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ In: answers of `insight`. Out: views, in which a part is (class of colour, words
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
@@ -105,18 +106,21 @@ def second_view(state: EngineState, second: DeviceSecond | None) -> SecondView:
         num_iterations=state.num_iterations,
         num_left_out=state.num_left_out,
         working_ns=0 if second is None else second.working_ns,
-        parts=() if second is None else _parts(second.parts_ns, DEVICE_WORDS),
+        parts=() if second is None else _parts(second.parts_ns, with_unknown(DEVICE_WORDS, second.parts_ns)),
     )
 
 
 def requests_view(request: TypicalRequest | None, slow: Iterable[Waterfall], reason: str) -> RequestsView:
     """Show a typical request, if any, and slow ones."""
-    rows = tuple(map(_request_view, slow))
+    slow = list(slow)
+    told = [each.stages_ns for each in (*slow, request) if each is not None]
+    words = with_unknown(_STAGES, *told)
+    rows = tuple(_request_view(waterfall, words) for waterfall in slow)
     if request is not None:
         median = RequestView(
             name="median" if request.is_median else "mean",
             tokens=f"of {request.num:,}",
-            parts=_parts(request.stages_ns, _STAGES),
+            parts=_parts(request.stages_ns, words),
             ttft_ns=request.ttft_ns,
             total_ns=request.total_ns,
         )
@@ -126,19 +130,26 @@ def requests_view(request: TypicalRequest | None, slow: Iterable[Waterfall], rea
 
 def legend_of(bars: Iterable[Sequence[Part]]) -> tuple[tuple[str, str], ...]:
     """Return the colours and words of all parts that are seen, each once and in the order of the bars' parts."""
-    seen = {(css, words) for bar in bars for css, words, part_ns in bar if part_ns}
-    return tuple(pair for pair in (*DEVICE_WORDS.values(), *_STAGES.values()) if pair in seen)
+    seen = dict.fromkeys((css, words) for bar in bars for css, words, part_ns in bar if part_ns)
+    known = (*DEVICE_WORDS.values(), *_STAGES.values())
+    return (*(pair for pair in known if pair in seen), *(pair for pair in seen if pair not in known))
 
 
-def _request_view(waterfall: Waterfall) -> RequestView:
+def _request_view(waterfall: Waterfall, words: Mapping[Stage, tuple[str, str]]) -> RequestView:
     whole = "" if waterfall.is_streamed else ", not streamed"
     return RequestView(
         name=f"{waterfall.number & 0xFFFFFFFF:08x}",
         tokens=f"{waterfall.num_prompt_tokens:,} + {waterfall.num_output_tokens:,}{whole}",
-        parts=_parts(waterfall.stages_ns, _STAGES),
+        parts=_parts(waterfall.stages_ns, words),
         ttft_ns=waterfall.ttft_ns,
         total_ns=waterfall.total_ns,
     )
+
+
+def with_unknown(words: Mapping[P, tuple[str, str]], *told: Iterable[P]) -> dict[P, tuple[str, str]]:
+    """Add what only another version's servers tell of, by the names they give."""
+    unknown = {part: ("host", f"{part}, not known here") for part in chain.from_iterable(told) if part not in words}
+    return {**words, **unknown}
 
 
 def _parts(spent_ns: Mapping[P, int], words: Mapping[P, tuple[str, str]]) -> tuple[Part, ...]:

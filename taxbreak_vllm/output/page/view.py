@@ -13,14 +13,12 @@ from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, StepBreakdown, Taxes
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.advice import AdviceView
 from taxbreak_vllm.output.page.server import Part, RequestsView, SecondView
 
 if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
-    from taxbreak_vllm.model.fusion import FusionReport
     from taxbreak_vllm.model.stacks import HostStacks
-    from taxbreak_vllm.model.timeline import StepTimeline
+    from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 
 WORK_WORDS = {
     "all": "all",
@@ -117,7 +115,7 @@ class ServerLink:
 class Live:
     """What only the page of a server has; `lead` is its first sentence, `choice` all servers if there are several.
 
-    `remedy` is what to try first, empty where nothing is advised.
+    `remedy` is what to try first, empty where nothing is advised; `capture` the command that records its next steps.
     `has_key`: one is asked for, so one can log out. `why_read_only` is empty where steps may be recorded from it.
     """
 
@@ -134,6 +132,7 @@ class Live:
     workers: tuple[WorkerLine, ...] = ()
     worker_notes: tuple[str, ...] = ()
     spool: str = ""
+    capture: str = ""
     is_running: bool = False
 
 
@@ -148,7 +147,10 @@ class StepView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Article:
-    """One breakdown as the page shows it. `history_is_time`: the points stand at unix times."""
+    """One breakdown as the page shows it. `history_is_time`: the points stand at unix times.
+
+    `verdict` is the first sentence where there is neither `live` nor `step`.
+    """
 
     title: str
     facts: tuple[str, ...]
@@ -162,11 +164,18 @@ class Article:
     calibration: tuple[str, ...]
     coverage: tuple[str, ...]
     notes: tuple[str, ...]
-    timelines: "tuple[StepTimeline, ...]" = ()
-    fusion: dict[str, object] | None = None
+    timelines: "tuple[NamedTimeline, ...]" = ()
+    fusion: "NamedChains | None" = None
     stacks: "HostStacks | None" = None
     live: Live | None = None
     step: StepView | None = None
+    verdict: str = ""
+
+    @property
+    def lead(self) -> str:
+        """Return the first sentence, empty where nothing can be said."""
+        part = self.live or self.step
+        return self.verdict if part is None else part.lead
 
     @property
     def layers(self) -> tuple[tuple[str, str], ...]:
@@ -221,12 +230,6 @@ def lines_of(steps: Iterable[StepBreakdown]) -> Iterator[StepLine]:
             exposed_ns=step.device.idle.host_ns,
             active_ns=step.device.active_ns,
         )
-
-
-def named_chains(report: "FusionReport") -> dict[str, object]:
-    """Return the report as JSON has it, with what a person calls each kernel of a chain as `words`."""
-    kernels = dict.fromkeys(name for chain in report.chains for name in chain.kernels)
-    return report.to_builtins() | {"words": {name: kernel_name(name) for name in kernels}}
 
 
 def once(notes: Iterable[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from taxbreak_vllm.model.server import DeviceSecond
-from taxbreak_vllm.output.page.server import DEVICE_WORDS
+from taxbreak_vllm.output.page.server import DEVICE_WORDS, with_unknown
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.output.words import duration, percent
 
@@ -20,7 +20,7 @@ def second_account(seconds: Iterable[DeviceSecond]) -> Iterator[str | Table]:
 
 def _table(second: DeviceSecond) -> Table:
     table = Table((Column("part", 3, Kind.NAME), Column("mean", 3), Column("share", 2)))
+    words = with_unknown(DEVICE_WORDS, second.parts_ns)
     for part, part_ns in second.parts_ns.items():
-        words = DEVICE_WORDS[part][1]
-        table.add(words, duration(part_ns // second.num_iterations), percent(part_ns / second.total_ns))
+        table.add(words[part][1], duration(part_ns // second.num_iterations), percent(part_ns / second.total_ns))
     return table

@@ -28,6 +28,7 @@ from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.http.openapi import answer
 from taxbreak_vllm.service.http.router import RouteContext, json_response
+from taxbreak_vllm.service.http.tops import ListedBreakdown
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.rows import StepRow
 from taxbreak_vllm.service.results.store import Results
@@ -41,7 +42,7 @@ _MAX_ROWS = 1000  # looked through for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdvisedBreakdown(Breakdown):
+class AdvisedBreakdown(ListedBreakdown):
     """The steps of a window as one breakdown, with the advice on it."""
 
     advice: AdviceReport | None = None

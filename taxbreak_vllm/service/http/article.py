@@ -4,6 +4,7 @@ In: results, spool. Out: `Article`s. Totals are those of `GET breakdown` of the 
 step that is not there.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -53,12 +54,16 @@ def read_article(
     spool: Spool,
     *,
     window_s: int,
+    url: str,
     has_key: bool,
     now_ns: int,
     model_name: str | None = None,
     server_id: str | None = None,
 ) -> Article:
-    """Read the window of one server: of the one that is named, else of the one that runs and was started last."""
+    """Read the window of one server: of the one that is named, else of the one that runs and was started last.
+
+    `url` is where the page was asked for.
+    """
     since_ns = now_ns - window_s * 10**9
     running = Running.read(spool, now_ns=now_ns)
     found = choices(running, results.servers(since_ns=since_ns))
@@ -91,6 +96,7 @@ def read_article(
             workers=tuple(_worker_line(state, is_live=state in running.workers) for state in spool.states()),
             worker_notes=tuple(_worker_notes(running.workers)),
             spool=str(spool.root),
+            capture=_capture_command(url, has_key=has_key, server_id=own if len(found) > 1 else ""),
             is_running=bool(running.workers or running.engines or running.frontends),
         ),
     )
@@ -132,6 +138,12 @@ def _read_live(spool: Spool, every: Window, of_phase: Mapping[Phase, Window], ru
         seconds=tuple(second_view(state, second) for state, second in seconds),
         requests=requests_view(request, slow(waterfalls), why_none(running.frontends)),
     )
+
+
+def _capture_command(url: str, *, has_key: bool, server_id: str) -> str:
+    which = ["--server-id", server_id] if server_id else []
+    words = ["taxbreak", "capture", "--url", url, *which, "--steps", "4"]
+    return f"{'TAXBREAK_API_KEY=KEY ' if has_key else ''}{shlex.join(words)}"
 
 
 def _by_phase(results: Results, every: Window, *, since_ns: int, server_id: str) -> dict[Phase, Window]:

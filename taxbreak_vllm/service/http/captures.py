@@ -45,6 +45,7 @@ def add_capture_routes(router: APIRouter, context: RouteContext) -> None:
             steps=body.steps,
             phase=body.phase,
             stacks=body.stacks,
+            max_stall_ms=body.max_stall_ms,
             created_unix_ns=now_ns,
             expires_unix_ns=now_ns + int(body.timeout_s * 1e9),
         )

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from taxbreak_vllm.output.page.login import render_login
 from taxbreak_vllm.service.http.keys import Keys, is_same_origin
-from taxbreak_vllm.service.http.sessions import Sessions, WrongKeys
+from taxbreak_vllm.service.http.sessions import Sessions, WrongKeys, address_of
 
 _MAX_FORM_BYTES = 8192
 
@@ -43,7 +43,7 @@ def login_route(keys: Keys, sessions: Sessions, wrong_keys: WrongKeys) -> type[A
             response = _to_itself(request)
             sessions.close(request, response)
             return response
-        address = request.client.host if request.client else ""
+        address = address_of(request)
         wait_s = wrong_keys.wait_s(address)
         if wait_s:
             text = f"Too many wrong keys. Try again in {wait_s} s."

@@ -21,13 +21,13 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
-from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
-from taxbreak_vllm.model.timeline import Lane, StepTimeline
+from taxbreak_vllm.model.timeline import Lane
 from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
+from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 from taxbreak_vllm.service.http.problems import MEDIA_TYPE
 from taxbreak_vllm.service.http.responses import (
     AnalyzerUse,
@@ -260,7 +260,7 @@ _HOST_LANE = Lane(
     kind=(0, 1),
     name=(-1, -1),
 )
-_TIMELINE = StepTimeline(
+_TIMELINE = NamedTimeline(
     step="vllm-a-0-1000",
     device_type="cuda",
     window_ns=5_000_000,
@@ -268,8 +268,9 @@ _TIMELINE = StepTimeline(
     drawn_ns=5_000_000,
     lanes=(_HOST_LANE,),
     names=(),
+    words=(),
 )
-_FUSION = FusionReport(
+_FUSION = NamedChains(
     min_score=1.0,
     kernels=100,
     unlinked=0,
@@ -279,6 +280,7 @@ _FUSION = FusionReport(
     ideal_speedup=1.0,
     by_length=(),
     chains=(),
+    words={},
 )
 _STACKS = HostStacks(
     title="vllm-a-0-1000",
@@ -322,8 +324,8 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
     Requests: msgspec.to_builtins(_REQUESTS),
     Breakdown: _BREAKDOWN.to_builtins(),
-    StepTimeline: msgspec.to_builtins(_TIMELINE),
-    FusionReport: msgspec.to_builtins(_FUSION),
+    NamedTimeline: msgspec.to_builtins(_TIMELINE),
+    NamedChains: msgspec.to_builtins(_FUSION),
     HostStacks: msgspec.to_builtins(_STACKS),
     WhatIfs: {"answers": [{name: value for name, value in _WHATIF.to_builtins().items() if value is not None}]},
     AdviceReport: msgspec.to_builtins(_ADVICE),
@@ -353,7 +355,7 @@ _ERRORS = {
     HTTPStatus.NOT_FOUND: "there is no such thing, or no more",
     HTTPStatus.CONFLICT: "a capture is running, or has ended, or several servers could be meant",
     HTTPStatus.UNPROCESSABLE_ENTITY: "the request has not the form described here, or a query parameter of no meaning",
-    HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE",
+    HTTPStatus.TOO_MANY_REQUESTS: "more captures than TAXBREAK_CAPTURES_PER_MINUTE, or too many wrong keys",
     HTTPStatus.SERVICE_UNAVAILABLE: "the results cannot be read, or no running server can be asked",
 }
 _HEADERS = {

@@ -17,7 +17,7 @@ from taxbreak_vllm.service.http.article import read_article, read_step_article
 from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.login import login_route
 from taxbreak_vllm.service.http.problems import Problem
-from taxbreak_vllm.service.http.sessions import Access, Sessions, WrongKeys
+from taxbreak_vllm.service.http.sessions import Access, Sessions, WrongKeys, origin
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
@@ -37,6 +37,7 @@ def create_page_router(
             article = read_article(
                 *(results, spool),
                 window_s=settings.window_s,
+                url=origin(request),
                 has_key=keys.are_set,
                 now_ns=now_ns(),
                 model_name=model,

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field, fields
 
-from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Gate, WhatIf
 from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.service.http.tops import ListedBreakdown
 from taxbreak_vllm.service.results.rows import CaptureRow, CaptureStatus, StepRow
 
 
@@ -158,7 +158,7 @@ class CaptureOutcome(CaptureView):
     """
 
     failure: str | None = None
-    breakdown: Breakdown | None = None
+    breakdown: ListedBreakdown | None = None
 
 
 @dataclass(frozen=True, slots=True)

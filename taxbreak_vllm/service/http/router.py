@@ -33,6 +33,7 @@ PREFIX = "/v1/taxbreak"
 Limit = Annotated[int, Query(ge=1, le=1000, description="how many at most")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
 
+_KEY_STATUSES = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 _NAMED_CHARACTERS = 80  # of a name that nobody knows
 
 
@@ -61,7 +62,7 @@ def new_router(keys: Keys) -> APIRouter:
         tags=["taxbreak"],
         route_class=problem_route(keys),
         dependencies=[Security(HTTPBearer(auto_error=False))] if keys.are_set else [],
-        responses=errors(*statuses, *([HTTPStatus.UNAUTHORIZED] if keys.are_set else [])),
+        responses=errors(*statuses, *(_KEY_STATUSES if keys.are_set else [])),
     )
 
 

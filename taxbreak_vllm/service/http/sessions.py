@@ -18,7 +18,7 @@ MAX_SESSIONS = 1000  # the oldest end
 
 WRONG_PER_MINUTE = 5  # from one address
 WRONG_PER_MINUTE_IN_ALL = 60
-_MAX_ADDRESSES = 1000
+MAX_ADDRESSES = 1000
 _MINUTE_NS = 60 * 10**9
 
 
@@ -71,7 +71,7 @@ class WrongKeys:
         """Note one more."""
         own = self._by_address.setdefault(address, deque(maxlen=WRONG_PER_MINUTE))
         self._by_address.move_to_end(address)
-        while len(self._by_address) > _MAX_ADDRESSES:
+        while len(self._by_address) > MAX_ADDRESSES:
             self._by_address.popitem(last=False)
         for times in (own, self._all):
             times.append(self._now_ns())
@@ -104,6 +104,16 @@ def _is_https(request: Request) -> bool:
     """Say whether the browser speaks HTTPS, to us or to a proxy; who lies about it spoils a cookie of their own."""
     forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip()
     return "https" in (request.url.scheme, forwarded)
+
+
+def address_of(request: Request) -> str:
+    """Return where a request comes from, empty where that is not known."""
+    return request.client.host if request.client else ""
+
+
+def origin(request: Request) -> str:
+    """Return the address that the browser asked, as far as the request tells."""
+    return f"http{'s' * _is_https(request)}://{request.headers.get('Host', request.url.netloc)}"
 
 
 def _given(request: Request) -> bytes:

@@ -12,7 +12,7 @@ from taxbreak_vllm.service.http.openapi import answer, errors
 from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.responses import StepsPage
 from taxbreak_vllm.service.http.router import Cursor, Limit, RouteContext, json_response
-from taxbreak_vllm.service.http.tops import TopPage
+from taxbreak_vllm.service.http.tops import ListedBreakdown, TopPage
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.server import window_hdbi
 from taxbreak_vllm.service.results.store import Results
@@ -64,7 +64,7 @@ def add_step_routes(router: APIRouter, context: RouteContext) -> None:
         return json_response(StepsPage(steps=rows[:limit], next=rows[limit - 1].step_id if len(rows) > limit else None))
 
     @router.get(
-        "/steps/{step_id}", response_model=Breakdown, responses=answer(Breakdown) | errors(HTTPStatus.NOT_FOUND)
+        "/steps/{step_id}", response_model=ListedBreakdown, responses=answer(Breakdown) | errors(HTTPStatus.NOT_FOUND)
     )
     def step(results: Store, top: Top, step_id: str) -> Response:
         """The breakdown of one step."""

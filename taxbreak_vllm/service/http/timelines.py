@@ -6,9 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from taxbreak_vllm.model.fusion import FusionReport
 from taxbreak_vllm.model.stacks import HostStacks
-from taxbreak_vllm.model.timeline import StepTimeline
+from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 from taxbreak_vllm.service.http.openapi import answer, errors
 from taxbreak_vllm.service.http.router import RouteContext
 
@@ -33,8 +32,8 @@ def add_timeline_routes(router: APIRouter, context: RouteContext) -> None:
 
     @router.get(
         "/steps/{step_id}/timeline",
-        response_model=StepTimeline,
-        responses=answer(StepTimeline) | errors(HTTPStatus.NOT_FOUND),
+        response_model=NamedTimeline,
+        responses=answer(NamedTimeline) | errors(HTTPStatus.NOT_FOUND),
     )
     async def timeline(step_id: str) -> Response:
         """One step instant by instant: the host by component, the device at work or idle by cause, its kernels."""
@@ -42,8 +41,8 @@ def add_timeline_routes(router: APIRouter, context: RouteContext) -> None:
 
     @router.get(
         "/steps/{step_id}/fusion",
-        response_model=FusionReport,
-        responses=answer(FusionReport) | errors(HTTPStatus.NOT_FOUND),
+        response_model=NamedChains,
+        responses=answer(NamedChains) | errors(HTTPStatus.NOT_FOUND),
     )
     async def fusion(step_id: str) -> Response:
         """The kernels of one step that always run one after another."""

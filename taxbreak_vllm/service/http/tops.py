@@ -1,15 +1,31 @@
 """Some of the rows of every `top` in an answer, for whoever asks for fewer than there are, or for those that follow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import Query
 
+from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.service.results.window import MAX_TOP, Window
 
 _LIMIT = f"rows of each `top`, beside which stands then how many there are (`num_top`); {MAX_TOP} with an offset alone"
 _OFFSET = "rows of each `top` to leave out, from the dearest on"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedStep(StepBreakdown):
+    """A step, or a sum of steps; `num_top` stands in it where rows of `top` were chosen."""
+
+    num_top: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedBreakdown(Breakdown):
+    """A breakdown as the API has it."""
+
+    steps: tuple[ListedStep, ...] = ()
+    total: ListedStep = field(default_factory=ListedStep)
 
 
 @dataclass(frozen=True, slots=True)

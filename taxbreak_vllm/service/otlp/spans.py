@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
+from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.service.otlp.ids import span_id, step_ids, trace_id
 from taxbreak_vllm.service.results.rows import StepRow
 
@@ -72,8 +72,7 @@ def request_spans(
         },
         events=[Event("first byte", timestamp=start_ns + waterfall.ttft_ns)],
     )
-    for stage in Stage:
-        duration_ns = waterfall.stages_ns.get(stage, 0)
+    for stage, duration_ns in waterfall.stages_ns.items():
         if duration_ns:
             context = _context(whole.trace_id, span_id("stage", stage, *name))
             yield _span(

@@ -27,10 +27,16 @@ if TYPE_CHECKING:  # each is loaded by who needs it: a replay awaited at a slide
 _NICENESS = 10
 
 
-def _fusion(findings: "Findings") -> bytes:
-    from taxbreak_vllm.output.page.view import named_chains
+def _timeline(findings: "Findings") -> bytes:
+    from taxbreak_vllm.output.page.named import NamedTimeline
 
-    return msgspec.json.encode(named_chains(findings.chains))
+    return NamedTimeline.of(findings.timelines([0])[0]).to_json()
+
+
+def _fusion(findings: "Findings") -> bytes:
+    from taxbreak_vllm.output.page.named import NamedChains
+
+    return NamedChains.of(findings.chains).to_json()
 
 
 def _pprof(findings: "Findings") -> bytes:
@@ -50,7 +56,7 @@ def _speedscope(findings: "Findings") -> bytes:
 
 
 _ANSWERS: "Mapping[str, Callable[[Findings], bytes]]" = {
-    "timeline": lambda findings: findings.timelines([0])[0].to_json(),
+    "timeline": _timeline,
     "fusion": _fusion,
     "stacks": lambda findings: findings.stacks.trimmed().to_json(),
     "pprof": _pprof,

@@ -98,14 +98,17 @@ class Policy:
             details = (Detail.STACKS,)
         elif progress is None and not self._looks_up_shapes:
             details = (Detail.TIMES,)
-        detail, refusal = self.stalls.choose(kind, details, is_asked=progress is not None), None
+        own_ms = None if progress is None else progress.request.max_stall_ms
+        own_ns = None if own_ms is None else own_ms * 1e6
+        detail, refusal = self.stalls.choose(kind, details, is_asked=progress is not None, max_ns=own_ns), None
         if detail is None:
-            stop_ms, bound = self.stalls.predict_ns(kind, details[-1]) / 1e6, self._settings.max_stall_ms
-            refusal = f"stopping the recording would take {stop_ms:.0f} ms, more than TAXBREAK_MAX_STALL_MS={bound:g}"
+            stop_ms = self.stalls.predict_ns(kind, details[-1]) / 1e6
+            bound = f"TAXBREAK_MAX_STALL_MS={self._settings.max_stall_ms:g}" if own_ms is None else f"{own_ms:g} ms"
+            refusal = f"stopping the recording would take {stop_ms:.0f} ms, more than {bound}"
             if progress is None or progress.refusal is None:
                 self._drops.add("stall", f"as {refusal}")
         if progress is not None:
-            progress.refusal = refusal
+            progress.refusal = refusal and f"{refusal}: ask with a larger max_stall_ms"
         return detail
 
     def settle(self, *, spent_ns: int, asked_ns: int, is_serving: bool) -> None:

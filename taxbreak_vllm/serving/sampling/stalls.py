@@ -40,10 +40,13 @@ class Stalls:
         self._num_steps = num_steps
         self._stops: dict[tuple[StepKind, Detail], _Stop] = {}
 
-    def choose(self, kind: StepKind, details: Sequence[Detail], *, is_asked: bool = False) -> Detail | None:
+    def choose(
+        self, kind: StepKind, details: Sequence[Detail], *, is_asked: bool = False, max_ns: float | None = None
+    ) -> Detail | None:
         """Return the first of `details` that is quick enough, None for none; what is asked for is not tried anew."""
+        max_ns = self._max_ns if max_ns is None else max_ns
         for detail in details:
-            if self.predict_ns(kind, detail) <= self._max_ns:
+            if self.predict_ns(kind, detail) <= max_ns:
                 return detail
             if is_asked:
                 continue

@@ -3,8 +3,7 @@
 import pytest
 
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, Source, Tier
-from taxbreak_vllm.model.fusion import Chain, FusionReport
-from taxbreak_vllm.output.page.view import calibration_words, coverage_words, facts_of, named_chains, once
+from taxbreak_vllm.output.page.view import calibration_words, coverage_words, facts_of, once
 
 
 @pytest.mark.parametrize(
@@ -60,17 +59,3 @@ def test_notes_that_differ_in_their_figures_alone_stand_once_with_their_number()
     ]
 
     assert once(notes) == ("T_base 20,606 ns is a median (3 such notes)", "no launches", "no floor")
-
-
-def test_kernels_of_chains_are_called_what_a_person_calls_them():
-    raw = "void at::native::vectorized_elementwise_kernel<8, at::native::FillFunctor<c10::BFloat16>>(int, float)"
-    chain = Chain(kernels=(raw, "copy"), length=2, count=3, first_count=3, score=1.0, is_maximal=True)
-    report = FusionReport(
-        min_score=1.0, kernels=6, unlinked=0, launches=6, kernels_after=3, launches_after=3, ideal_speedup=2.0,
-        by_length=(), chains=(chain,),
-    )  # fmt: skip
-
-    shown = named_chains(report)
-
-    assert shown["words"] == {raw: "vectorized_elementwise_kernel<FillFunctor>", "copy": "copy"}
-    assert shown["chains"][0]["kernels"] == (raw, "copy")

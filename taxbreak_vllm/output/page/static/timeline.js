@@ -203,7 +203,7 @@ class Timeline {
 
   draw() {
     if (!this.timeline) return;
-    const { lanes, names } = this.timeline, ratio = window.devicePixelRatio || 1;
+    const { lanes, words } = this.timeline, ratio = window.devicePixelRatio || 1;
     const width = this.box.clientWidth, height = TOP + lanes.length * PITCH + 4;
     this.canvas.width = Math.round(width * ratio);
     this.canvas.height = Math.round(height * ratio);
@@ -231,7 +231,7 @@ class Timeline {
         paint.rect(left + 3, y + 15, right - left - 6, BAR);
         paint.clip();
         paint.fillStyle = isDark(colors[lane.kind[i]]) ? "#ffffff" : "#12161c";
-        paint.fillText(names[lane.name[i]].replace(/^void /, ""), left + 4, y + 15 + BAR / 2 + 0.5);
+        paint.fillText(words[lane.name[i]], left + 4, y + 15 + BAR / 2 + 0.5);
         paint.restore();
       }
     });
