@@ -56,7 +56,7 @@ def described(client):
             schema.setdefault("additionalProperties", False)
 
     def described(method, path, status=200):
-        content = api["paths"][path][method]["responses"][str(status)].get("content", {})
+        content = api["paths"][path][method]["responses"].get(str(status), {}).get("content", {})
         schema = content.get("application/json", {}).get("schema")
         return schema and schema | {"components": api["components"]}
 
