@@ -56,6 +56,7 @@ _OUTPUT, _PROMPT = Measure("output token", Per.TOKEN), Measure("prompt token", P
 _MEASURES = {"batch-size": _OUTPUT, "prefill-budget": _PROMPT}
 
 _TAIL = 0.025  # of each median's interval, both ends together
+MIN_STEPS = 7  # on each side, for such an interval
 
 
 class PlainStep(NamedTuple):
@@ -133,17 +134,19 @@ def _outcome(
     before: Run,
     after: Run,
 ) -> Outcome:
-    a, b = _comparable(before.steps.get(phase, ()), after.steps.get(phase, ()), measure)
+    size, a, b = _comparable(before.steps.get(phase, ()), after.steps.get(phase, ()), measure)
     change = median(b) / median(a) if a and b else None
     interval = _interval(a, b)
     promised = max((part.at_most_ratio for one in advice for part in one.phases if part.phase is phase), default=None)
     held = _held(interval)
     settings = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-    measured = "nothing comparable was recorded on both sides"
+    measured = "nothing comparable was recorded on both sides; it takes the load that there was before"
     if change is not None:
-        within = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f} with 95 %)"
-        times = f"{change:.2f}× the time they took{within}"
-        measured = f"{phase or 'such'} {measure.word}s take {times}, from {len(a)} and {len(b)} steps"
+        within = f"{MIN_STEPS} on each side tell how surely"
+        if interval is not None:
+            within = f"{interval[0]:.2f} to {interval[1]:.2f} with 95 %"
+        steps = f"{len(a)} and {len(b)} steps{size}"
+        measured = f"{phase or 'such'} {measure.word}s take {change:.2f}× the time they took ({within}), from {steps}"
     bound = "" if promised is None else f"; the bound was {promised:.0%} less"
     return Outcome(
         held=held,
@@ -169,18 +172,28 @@ def _held(interval: tuple[float, float] | None) -> Held:
     return Held.DID_NOT_HOLD if interval[0] > 1 - WORTH_RATIO else Held.NOT_ENOUGH_YET
 
 
-def _comparable(a: Sequence[PlainStep], b: Sequence[PlainStep], measure: Measure) -> tuple[list[float], list[float]]:
+def _comparable(
+    a: Sequence[PlainStep], b: Sequence[PlainStep], measure: Measure
+) -> tuple[str, list[float], list[float]]:
+    """Return the durations to compare on each side, and of which size of batch they are, in words."""
     if measure is not STEP:
         old, new = ([step.plain_ns / num for step in run if (num := _tokens(step, measure))] for run in (a, b))
-        return old, new
-    sizes = {step.size for step in a} & {step.size for step in b}
-    of_size = [
-        [[float(step.plain_ns) for step in run if step.size == size] for run in (a, b)] for size in sorted(sizes)
-    ]
+        return "", old, new
+    of_size = {
+        size: [[float(step.plain_ns) for step in run if step.size == size] for run in (a, b)]
+        for size in sorted({step.size for step in a} & {step.size for step in b})
+    }
     if not of_size:
-        return [], []
-    old, new = max(of_size, key=lambda runs: min(map(len, runs)))
-    return old, new
+        return "", [], []
+    size = max(of_size, key=lambda size: min(map(len, of_size[size])))
+    return _carrying(size), *of_size[size]
+
+
+def _carrying(size: int) -> str:
+    """Say what steps of a size carry, where that was told."""
+    if not size:
+        return ""
+    return " of one token" if size == 1 else f" of {2 ** (size - 1)} to {2**size - 1} tokens"
 
 
 def _tokens(step: PlainStep, measure: Measure) -> int:
