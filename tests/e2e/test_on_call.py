@@ -46,11 +46,11 @@ TURNED = ("--no-enforce-eager", "--compilation-config", '{"mode": 3}')
 # Of so many layers that eager code keeps the device waiting, and so wide that compiled code, whose host does as much
 # whatever the layers, does not.
 SHAPE = {
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 12,
+    "hidden_size": 384,
+    "intermediate_size": 768,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
+    "num_hidden_layers": 16,
 }
 DECODE = Requests(num_requests=8, prompt_tokens=8, output_tokens=64, concurrency=8)
 RECORD = {"TAXBREAK_SAMPLE_EVERY": "16", "TAXBREAK_OVERHEAD_BUDGET_RATIO": "0.2", "TAXBREAK_MAX_STALL_MS": "60000"}
