@@ -204,7 +204,8 @@ def _comparable(
     if not of_size:
         return "", [], []
     size = max(of_size, key=lambda size: min(map(len, of_size[size])))
-    return _carrying(size), *of_size[size]
+    old, new = of_size[size]
+    return _carrying(size), old, new
 
 
 def _carrying(size: int) -> str:
