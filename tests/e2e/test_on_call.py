@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -26,14 +25,13 @@ from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, plain_envi
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.nightly,
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
 ]
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules" / "taxbreak.yml"
 SOONER = {"[15m]": "[1m]", "for: 30m": "for: 5s", "interval: 30s": "interval: 1s", "interval: 1m": "interval: 1s"}
-ALERT, PHASE = "TaxBreakHostBound", "decode"
+ALERT, PHASE = "TaxBreakHostBound", "prefill"
 RATIO = f'taxbreak:device_waits_for_host:ratio_rate15m{{phase="{PHASE}"}}'
 RECORDED = f'sum(taxbreak_sampled_steps_total{{phase="{PHASE}"}})'
 CONFIG = """
@@ -41,21 +39,13 @@ global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [rules.yml]
 scrape_configs: [{job_name: taxbreak, static_configs: [{targets: ["%s"]}]}]
 """
-FLAG = """--compilation-config '{"mode": 3}'"""
-TURNED = ("--no-enforce-eager", "--compilation-config", '{"mode": 3}')
-# Of so many layers that eager code keeps the device waiting, and so wide that compiled code, whose host does as much
-# whatever the layers, does not.
-SHAPE = {
-    "hidden_size": 384,
-    "intermediate_size": 768,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 6,
-    "num_hidden_layers": 16,
-}
-DECODE = Requests(num_requests=8, prompt_tokens=8, output_tokens=64, concurrency=8)
+RULE, FLAG = "prefill-budget", "--max-num-batched-tokens (larger)"
+SMALL, LARGE = ("--max-num-batched-tokens", "16"), ("--max-num-batched-tokens", "256")
+# So wide that the device works longer for a large chunk than the host, and not as long for a small one.
+SHAPE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8}
+PREFILL = Requests(num_requests=8, prompt_tokens=400, output_tokens=1, concurrency=8)
 RECORD = {"TAXBREAK_SAMPLE_EVERY": "16", "TAXBREAK_OVERHEAD_BUDGET_RATIO": "0.2", "TAXBREAK_MAX_STALL_MS": "60000"}
-START_S = 1200  # compiling takes a minute and a half of a core, and others may use the machine too
-WAIT_S = 600  # for each station
+WAIT_S = 600  # for each station; others may use the machine too
 MIN_STEPS = 12  # recorded before the change; an interval takes seven of one size of batch
 
 
@@ -108,7 +98,7 @@ class Watch:
 
     def sure_outcome(self):
         """What came of the change; None where that is not told, or not enough is known yet."""
-        of_change = [one for one in self.advice()["outcomes"] if "compilation" in one["rules"]]
+        of_change = [one for one in self.advice()["outcomes"] if RULE in one["rules"]]
         return next((one for one in of_change if one["held"] != "not enough yet"), None)
 
     def ratio_without_alert(self):
@@ -144,9 +134,9 @@ def test_from_the_alert_to_the_flag_to_it_held(commands, model, say):
 
     def serve(name, *flags):
         env = RECORD | {"TAXBREAK_SPOOL": str(spool), "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        server = start_vllm(commands, model, flags=(*WORKER_EXTENSION, *ONE_PROCESS, *flags), env=env, name=name)
-        replace(server, start_s=START_S).wait()
-        say(f"vLLM serves, {' '.join(flags) or 'eager'}")
+        flags = (*WORKER_EXTENSION, *ONE_PROCESS, *flags)
+        server = start_vllm(commands, model, flags=flags, env=env, name=name).wait()
+        say(f"vLLM serves, {' '.join(flags[-2:])}")
         return server
 
     def load_until(server, condition, what):
@@ -154,14 +144,14 @@ def test_from_the_alert_to_the_flag_to_it_held(commands, model, say):
 
         def is_so():
             nonlocal found
-            send(server.url, "tiny-llama", seed=next(seeds), rounds=(DECODE,))
+            send(server.url, "tiny-llama", seed=next(seeds), rounds=(PREFILL,))
             found = condition()
             return bool(found)
 
         server.process.wait_until(is_so, what, timeout_s=WAIT_S)
         return found
 
-    server = serve("eager")
+    server = serve("small", *SMALL)
     load_until(server, watch.alert, "alerted")
     load_until(server, lambda: watch.num_trusted() >= MIN_STEPS, "recorded often enough to be advised on")
     alert = load_until(server, watch.alert, "still alerted")
@@ -176,18 +166,17 @@ def test_from_the_alert_to_the_flag_to_it_held(commands, model, say):
     assert FLAG in runbook
 
     advised = printed(command)
-    (card,) = (one for one in watch.advice()["advice"] if one["rule"] == "compilation")
+    (card,) = (one for one in watch.advice()["advice"] if one["rule"] == RULE)
     say(f"`{command}` prints:\n{advised}")
     assert FLAG in card["settings"]
     assert FLAG in advised
 
     server.process.stop()
-    server = serve("compiled", *TURNED)
+    server = serve("large", *LARGE)
     outcome = load_until(server, watch.sure_outcome, "told of")
     say(f"`{command}` prints:\n{(told := printed(command))}")
     assert outcome["held"] == "held", outcome
-    assert "held: compilation_mode" in " ".join(told.split())
-    assert "compilation" not in [one["rule"] for one in watch.advice()["advice"]]
+    assert "held: " in " ".join(told.split())
 
     recorded = watch.query(RECORDED)
     load_until(server, lambda: watch.query(RECORDED) >= recorded + MIN_STEPS, "recorded for a while")
