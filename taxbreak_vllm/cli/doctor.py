@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taxbreak_vllm.cli.options import Json
+from taxbreak_vllm.cli.options import Json, ReadKey
 from taxbreak_vllm.cli.printing import print_json
 from taxbreak_vllm.model import defaults
 from taxbreak_vllm.output.text.printed import print_text
@@ -18,7 +18,7 @@ def doctor(
         str | None,
         typer.Option(help=f"a sidecar, or a vLLM server that mounts /v1/taxbreak; else {defaults.URL} is tried"),
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
+    api_key: ReadKey = None,
     json: Json = False,
 ) -> None:
     """Check this host for what stops or falsifies measuring, with a remedy each; exit 1 where something stops it."""

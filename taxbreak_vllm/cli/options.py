@@ -5,6 +5,10 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
+# Of commands that only ask: in the pod of a sidecar the key to look may be the only one there is.
+ReadKey = Annotated[
+    str | None, typer.Option("--api-key", envvar=["TAXBREAK_API_KEY", "TAXBREAK_READ_KEY"], help="bearer token")
+]
 FloorUs = Annotated[
     float | None, typer.Option("--floor-us", min=0, max=1e6, help="measured T_sys of this device in µs, for ΔKT")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli.options import Json
+from taxbreak_vllm.cli.options import Json, ReadKey
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_breakdown, print_json, say, with_advice
 from taxbreak_vllm.model import defaults
 from taxbreak_vllm.model.step import Phase
@@ -87,7 +87,7 @@ def advice(
     *,
     url: Url = defaults.URL,
     server_id: Annotated[str | None, typer.Option(help="which server, where the spool has several")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="TAXBREAK_API_KEY", help="bearer token")] = None,
+    api_key: ReadKey = None,
     json: Json = False,
 ) -> None:
     """Say what to change about a running server, and whether what was changed before its last start held."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 GRAPHS = frozenset({GraphMode.FULL, GraphMode.PIECEWISE})
 
-_COMPILED = ("triton_", "compiledfxgraph", "torch-compiled", "inductor")
+# What torch.compile names: kernels, and what runs before a compiled graph, whose own region is an annotation.
+_COMPILED = ("triton_", "compiledfxgraph", "torch-compiled", "inductor", "pregraph bytecode", "aotdispatcher runtime")
 
 Amounts = Sequence[int]  # of each step, ns
 

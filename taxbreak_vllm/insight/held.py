@@ -4,7 +4,7 @@ In: what the two starts of a server are known by, and the advice given before. O
 compared in the size of batch that both served most, as the load may have changed too; where the change lets steps carry
 more, by what a token takes; a change around the steps is judged by the part it is about (`server_held`). The interval
 is that of the ratio of two medians, each by order statistics at 97.5 %, so that nothing is assumed of how durations are
-spread.
+spread. A verdict must hold with and without what the workers' waits for a CPU explain.
 """
 
 from collections import defaultdict
@@ -56,6 +56,8 @@ _OUTPUT, _PROMPT = Measure("output token", Per.TOKEN), Measure("prompt token", P
 _MEASURES = {"batch-size": _OUTPUT, "prefill-budget": _PROMPT}
 
 _TAIL = 0.025  # of each median's interval, both ends together
+MIN_STEPS = 7  # on each side, for such an interval
+_MAX_WAIT = 0.99
 
 
 class PlainStep(NamedTuple):
@@ -92,6 +94,12 @@ class Run:
             for e in found
         }
         return cls(settings, steps, around)
+
+    @property
+    def cpu_wait_ratio(self) -> float:
+        """Return how much of the time in which a worker wanted a CPU it waited for one, 0 where that is not known."""
+        workers = (worker for evidence in self.around for worker in evidence.workers)
+        return max((worker.runqueue_wait_ratio or 0.0 for worker in workers), default=0.0)
 
 
 def outcomes(advice: Sequence[Advice], before: Run, after: Run) -> tuple[Outcome, ...]:
@@ -133,17 +141,24 @@ def _outcome(
     before: Run,
     after: Run,
 ) -> Outcome:
-    a, b = _comparable(before.steps.get(phase, ()), after.steps.get(phase, ()), measure)
+    size, a, b = _comparable(before.steps.get(phase, ()), after.steps.get(phase, ()), measure)
     change = median(b) / median(a) if a and b else None
     interval = _interval(a, b)
-    promised = max((part.at_most_ratio for one in advice for part in one.phases if part.phase is phase), default=None)
+    waits = before.cpu_wait_ratio, after.cpu_wait_ratio
     held = _held(interval)
+    if held is not _held(_without(waits, interval)):
+        held = Held.NOT_ENOUGH_YET
+    promised = max((part.at_most_ratio for one in advice for part in one.phases if part.phase is phase), default=None)
     settings = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-    measured = "nothing comparable was recorded on both sides"
+    measured = "nothing comparable was recorded on both sides; it takes the load that there was before"
     if change is not None:
-        within = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f} with 95 %)"
-        times = f"{change:.2f}× the time they took{within}"
-        measured = f"{phase or 'such'} {measure.word}s take {times}, from {len(a)} and {len(b)} steps"
+        within = f"{MIN_STEPS} on each side tell how surely"
+        if interval is not None:
+            within = f"{interval[0]:.2f} to {interval[1]:.2f} with 95 %"
+        steps = f"{len(a)} and {len(b)} steps{size}"
+        measured = f"{phase or 'such'} {measure.word}s take {change:.2f}× the time they took ({within}), from {steps}"
+    if max(waits) >= WORTH_RATIO:
+        measured += f"; a worker waited for a CPU {waits[0]:.0%} of the time before and {waits[1]:.0%} after"
     bound = "" if promised is None else f"; the bound was {promised:.0%} less"
     return Outcome(
         held=held,
@@ -169,18 +184,35 @@ def _held(interval: tuple[float, float] | None) -> Held:
     return Held.DID_NOT_HOLD if interval[0] > 1 - WORTH_RATIO else Held.NOT_ENOUGH_YET
 
 
-def _comparable(a: Sequence[PlainStep], b: Sequence[PlainStep], measure: Measure) -> tuple[list[float], list[float]]:
+def _without(waits: tuple[float, float], interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Take off an interval what the waits for a CPU explain, which tell of the machine and not of the change."""
+    old, new = (1 - min(wait, _MAX_WAIT) for wait in waits)
+    return None if interval is None else (interval[0] * new / old, interval[1] * new / old)
+
+
+def _comparable(
+    a: Sequence[PlainStep], b: Sequence[PlainStep], measure: Measure
+) -> tuple[str, list[float], list[float]]:
+    """Return the durations to compare on each side, and of which size of batch they are, in words."""
     if measure is not STEP:
         old, new = ([step.plain_ns / num for step in run if (num := _tokens(step, measure))] for run in (a, b))
-        return old, new
-    sizes = {step.size for step in a} & {step.size for step in b}
-    of_size = [
-        [[float(step.plain_ns) for step in run if step.size == size] for run in (a, b)] for size in sorted(sizes)
-    ]
+        return "", old, new
+    of_size = {
+        size: [[float(step.plain_ns) for step in run if step.size == size] for run in (a, b)]
+        for size in sorted({step.size for step in a} & {step.size for step in b})
+    }
     if not of_size:
-        return [], []
-    old, new = max(of_size, key=lambda runs: min(map(len, runs)))
-    return old, new
+        return "", [], []
+    size = max(of_size, key=lambda size: min(map(len, of_size[size])))
+    old, new = of_size[size]
+    return _carrying(size), old, new
+
+
+def _carrying(size: int) -> str:
+    """Say what steps of a size carry, where that was told."""
+    if not size:
+        return ""
+    return " of one token" if size == 1 else f" of {2 ** (size - 1)} to {2**size - 1} tokens"
 
 
 def _tokens(step: PlainStep, measure: Measure) -> int:

@@ -46,11 +46,12 @@ def test_each_alert_fires_where_it_must_and_nowhere_else(promtool, path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_documented_join_with_dcgm_is_the_one_that_is_tested():
-    (case,) = yaml.safe_load((ROOT / "tests" / "deploy" / "rules" / "dcgm.yml").read_text())["tests"]
+@pytest.mark.parametrize(("tested", "page"), [("dcgm", "metrics"), ("rollout", "kubernetes")])
+def test_a_documented_query_is_the_one_that_is_tested(tested, page):
+    (case,) = yaml.safe_load((ROOT / "tests" / "deploy" / "rules" / f"{tested}.yml").read_text())["tests"]
     (check,) = case["promql_expr_test"]
 
-    assert f"```\n{check['expr']}```" in (ROOT / "docs" / "metrics.md").read_text()
+    assert f"```\n{check['expr']}```" in (ROOT / "docs" / f"{page}.md").read_text()
 
 
 @pytest.mark.parametrize("alert", [alert["alert"] for alert in ALERTS])

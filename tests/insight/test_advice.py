@@ -124,6 +124,7 @@ COMPILED = (
         delta_kt_ns=0, active_ns=1, tier=Tier.TRACE,
     ),
 )  # fmt: skip
+AOT = "AOTDispatcher Runtime Wrapper Prologue"  # of a compiled graph on a CPU, beside vLLM's own ops
 BUSY = {"waits": 20}
 GRAPH = {"graph_mode": GraphMode.FULL, "launches": 1}
 PIECES = {"graph_mode": GraphMode.PIECEWISE, "launches": 30}
@@ -377,14 +378,17 @@ def test_a_real_step_at_the_edge_of_evidence_is_not_advised_on(real_trace):
     assert "up to 12% of the time, but 5% of it may be the profiler's" in report.reasons[0]
 
 
-def test_on_the_cpu_backend_only_the_unexplained_is_in_doubt():
+def test_on_the_cpu_backend_only_the_unexplained_is_in_doubt_and_compiled_code_is_known():
     compiled = replace(capture().steps[0], tklqt_ns=None, launches=None)
     cpu = replace(capture(device_type="cpu"), steps=(compiled,))
 
     explained = replace(cpu, calibration=Calibration(dilation=1.6, op_cost_ns=9, residual=0.0, state="calibrated"))
     unexplained = replace(cpu, calibration=Calibration(dilation=1.6, op_cost_ns=9, residual=0.6, state="calibrated"))
 
+    by_aot = replace(compiled, top=(replace(COMPILED[0], op=AOT, kernel=AOT),))
+
     assert "compilation" in fired(advise([explained]))
+    assert "compilation" not in fired(advise([replace(explained, steps=(by_aot,))]))
     assert "compilation" not in fired(advise([unexplained]))
 
 

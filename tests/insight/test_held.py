@@ -1,14 +1,19 @@
 """After a restart with other settings it is said whether the change held, with what was measured and how surely."""
 
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from taxbreak_vllm.insight import rules, server_advice
-from taxbreak_vllm.insight.held import ASKED, PlainStep, Run, median_interval, outcomes
+from taxbreak_vllm.insight.held import ASKED, MIN_STEPS, PlainStep, Run, median_interval, outcomes
+from taxbreak_vllm.insight.server_evidence import ServerEvidence
 from taxbreak_vllm.model.advice import Advice, Component, Held, Per, PhaseAdvice
-from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.engine import EngineState
+from taxbreak_vllm.model.step import Phase, Server
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.serving import server_settings
 
 EAGER, GRAPHS = {"cudagraph_mode": "NONE", "max_num_seqs": "2"}, {"cudagraph_mode": "FULL", "max_num_seqs": "2"}
@@ -50,6 +55,42 @@ def test_few_steps_on_either_side_are_not_enough_yet(before, after):
     assert (outcome.held, outcome.interval) == (Held.NOT_ENOUGH_YET, None)
 
 
+def test_what_is_said_tells_how_many_steps_of_which_size_it_is_from_or_how_many_it_takes():
+    words = [outcomes([card("cuda-graphs")], run(EAGER, 10.0), run(GRAPHS, 5.0, num=num))[0].words for num in (3, 9)]
+
+    assert "(7 on each side tell how surely), from 20 and 3 steps of 8 to 15 tokens; the bound" in words[0]
+    assert re.search(r"take 0\.5\d× the time they took \(0\.\d\d to 0\.\d\d with 95 %\), from 20 and 9 steps", words[1])
+
+
+def waiting_for_a_cpu(found, ratio):
+    worker = WorkerState(
+        server=Server(server_id="vllm-a", model_name="tiny", device_type="cuda"),
+        started_unix_ns=0, updated_unix_ns=0, enabled=True, runqueue_wait_ratio=ratio,
+    )  # fmt: skip
+    return replace(found, around=[ServerEvidence(engine=EngineState(engine="0"), workers=[worker])])
+
+
+@pytest.mark.parametrize(
+    ("ms", "waits", "held"),
+    [
+        (16.0, (0.1, 0.5), Held.NOT_ENOUGH_YET),  # neighbours came
+        (6.0, (0.5, 0.1), Held.NOT_ENOUGH_YET),  # neighbours went
+        (5.0, (0.5, 0.6), Held.HELD),
+        (16.0, (0.02, 0.05), Held.DID_NOT_HOLD),
+    ],
+)
+def test_what_waits_for_a_cpu_may_explain_is_no_verdict(ms, waits, held):
+    before, after = (
+        waiting_for_a_cpu(found, ratio) for found, ratio in zip((run(EAGER, 10.0), run(GRAPHS, ms)), waits, strict=True)
+    )
+
+    (outcome,) = outcomes([card("cuda-graphs")], before, after)
+
+    assert outcome.held == held
+    told = f"a worker waited for a CPU {waits[0]:.0%} of the time before and {waits[1]:.0%} after"
+    assert (told in outcome.words) == (max(waits) >= 0.1)
+
+
 def test_steps_of_other_batches_are_not_compared():
     (outcome,) = outcomes([card("cuda-graphs")], run(EAGER, 10.0, tokens=2), run(GRAPHS, 5.0, tokens=64))
 
@@ -88,8 +129,8 @@ def test_the_interval_of_a_median_takes_seven_values_and_holds_it_as_often_as_it
     source = random.Random(1)
     draws = [median_interval([source.lognormvariate(0, 1) for _ in range(15)]) for _ in range(2000)]
 
-    assert median_interval([1.0] * 6) is None
-    assert median_interval(list(range(7))) == (0, 6)
+    assert median_interval([1.0] * (MIN_STEPS - 1)) is None
+    assert median_interval(list(range(MIN_STEPS))) == (0, MIN_STEPS - 1)
     assert sum(low <= 1 <= high for low, high in draws) / len(draws) >= 0.975
 
 

@@ -107,6 +107,24 @@ def test_after_a_restart_with_other_settings_it_is_said_whether_the_change_held(
     assert 1 / outcome["change"] == pytest.approx(3.2, rel=0.01)
 
 
+def test_a_start_that_never_served_does_not_stand_between_the_two_that_are_compared(
+    get, spool, record, make_state, clock
+):
+    for server, settings, plain_ns in (
+        (OLD, {"max_num_seqs": "2"}, 1000_000),
+        (Server(server_id="vllm-wrong", model_name="tiny", device_type="cuda"), {"max_num_seqs": "1"}, None),
+        (NEW, {"max_num_seqs": "8"}, 250_000),
+    ):
+        clock.sleep_s(60)
+        spool.put_state(make_state(server=server, settings=settings, started_ns=clock()))
+        if plain_ns is not None:
+            record(20, server=server, requests=2, plain_ns=plain_ns)
+
+    (outcome,) = get()["outcomes"]
+
+    assert (outcome["held"], outcome["settings"]) == (Held.HELD, {"max_num_seqs": ["2", "8"]})
+
+
 def test_a_change_around_the_steps_is_judged_by_its_part_though_they_are_as_long_as_before(
     get, spool, record, make_state, clock
 ):

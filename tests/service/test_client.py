@@ -141,3 +141,17 @@ def test_what_is_no_url_is_a_wrong_setting(url):
 def test_a_key_that_fits_no_header_is_a_wrong_setting(key):
     with pytest.raises(SettingsError, match="TAXBREAK_API_KEY: a key is"):
         control_server("http://127.0.0.1:9", api_key=key)
+
+
+@pytest.mark.parametrize("name", ["TAXBREAK_API_KEY", "TAXBREAK_READ_KEY"])
+def test_advice_is_asked_for_with_the_key_that_a_sidecar_has_in_its_environment(
+    start_sidecar, taxbreak, monkeypatch, name
+):
+    url = start_sidecar(**{name.removeprefix("TAXBREAK_").lower(): "of-the-pod"})
+    refused = taxbreak("advice", "--url", url)
+    monkeypatch.setenv(name, "of-the-pod")
+    done = taxbreak("advice", "--url", url)
+
+    assert refused.returncode == 1
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("advice: ")

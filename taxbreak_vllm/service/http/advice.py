@@ -110,7 +110,7 @@ def _with_server(
 def _outcomes(
     results: Results, spool: Spool, states: Sequence[WorkerState], alive: Sequence[WorkerState]
 ) -> tuple[Outcome, ...]:
-    """Compare the newest start of a server with the one before it that had other settings."""
+    """Compare the newest start of a server with the last before it that had other settings, and served."""
     after = max(alive, key=lambda state: state.started_unix_ns, default=None)
     if after is None or not after.settings:
         return ()
@@ -123,7 +123,9 @@ def _outcomes(
         and (state.server.model_name, state.server.device_name) == (after.server.model_name, after.server.device_name)
         and state.server.server_id not in {running.server.server_id for running in alive}
     ]
-    before = max(earlier, key=lambda state: state.started_unix_ns, default=None)
+    # a start that nothing was recorded of, as one whose flags were wrong, is no start to compare with
+    recorded = [state for state in earlier if results.steps(server_id=state.server.server_id, limit=1)]
+    before = max(recorded or earlier, key=lambda state: state.started_unix_ns, default=None)
     if before is None:
         return ()
     old, new = (_trusted(results, state.server.server_id) for state in (before, after))
