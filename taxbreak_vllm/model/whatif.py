@@ -34,7 +34,8 @@ class Prediction:
     """The mean of some steps as recorded and under a change, ns; `phase` None: of the whole recording.
 
     `low_ns` and `high_ns` are where it may lie. `host_free_ns` and `kernels_free_ns` are the bounds that no host and no
-    kernel, however quick, can pass.
+    kernel, however quick, can pass. `plain_ns` is the step without the profiler and the rest of `plain_*` that under
+    the change (None: it is not known).
     """
 
     phase: Phase | None
@@ -45,6 +46,10 @@ class Prediction:
     high_ns: int
     host_free_ns: int
     kernels_free_ns: int
+    plain_ns: int | None = None
+    plain_predicted_ns: int | None = None
+    plain_low_ns: int | None = None
+    plain_high_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

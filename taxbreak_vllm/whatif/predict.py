@@ -18,11 +18,12 @@ from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
-from taxbreak_vllm.whatif import changes, launches
+from taxbreak_vllm.whatif import changes, launches, on_host
 from taxbreak_vllm.whatif.build import Model, build
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.plain import PlainStep, plain_step
 from taxbreak_vllm.whatif.replay import replay
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
@@ -38,8 +39,9 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
 
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
     """
-    if not recording.backend.has_launches:
-        return refuse(recording, named, "its ops compute on the host: there is no launch path to replay")
+    is_on_host = not recording.backend.has_launches
+    if is_on_host and (reason := on_host.beyond(change)):
+        return refuse(recording, named, reason)
     measured = recording.measured
     if not len(measured.activities.row) or not len(measured.host.call_row):
         raise TraceFormatError(f"{recording.path}: no calls with work on a device, so there is nothing to replay")
@@ -53,7 +55,7 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
             " measure it where this was recorded (taxbreak floor) and give --baselines",
         )
     change = replace(change, graph_ns=points)
-    model = build(measured, recording.shown_windows)
+    model = (on_host.build if is_on_host else build)(measured, recording.shown_windows)
     calibrated = model.graph.calibrated()
     gates = find_gates(model, calibrated)
     if reason := _stops(gates, model, change):
@@ -170,7 +172,24 @@ def _predictions(
         for i, (phase, spans) in enumerate(rows)
         for wide in (_spread(graph, spans) + error * observed[i],)
     ]
+    if not recording.backend.has_launches and len(rows) == 2:
+        plain = plain_step(
+            recording, lambda graph: _means(graph, rows)[1], lambda graph, end: apply(graph, model, change, end)
+        )
+        predictions[1] = _with_plain(predictions[1], plain)
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
+
+
+def _with_plain(step: Prediction, plain: PlainStep | None) -> Prediction:
+    if plain is None:
+        return step
+    return replace(
+        step,
+        plain_ns=plain.plain_ns,
+        plain_predicted_ns=plain.predicted_ns,
+        plain_low_ns=plain.low_ns,
+        plain_high_ns=plain.high_ns,
+    )
 
 
 def _model_error(gates: Iterable[Gate]) -> float:

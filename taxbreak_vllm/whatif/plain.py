@@ -1,0 +1,75 @@
+"""What a change makes of the plain step, from a recording of one that the profiler slowed down on the CPU backend.
+
+In: the recording, its graph and the change. Out: the plain step under the change, and within what interval. Recording
+lengthens what the host does and hardly what it computes. So the profiler's known cost of each op is taken out of the
+host's segments; what the step is still longer than the plain one is either the host's too, or of all alike: the
+interval holds both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
+from taxbreak_vllm.whatif import on_host
+from taxbreak_vllm.whatif.changes import HOST, Range, scale_host
+from taxbreak_vllm.whatif.graph import Graph
+
+_DRIFT = 0.03  # by so much the plain steps of one server differ from one minute to the next (bench-whatif-pairs)
+
+Changed = Callable[[Graph, Callable[[Range], float]], Graph]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainStep:
+    """A plain step as it is and under a change, ns."""
+
+    plain_ns: int
+    predicted_ns: int
+    low_ns: int
+    high_ns: int
+
+
+def plain_step(recording: Recording, length: Callable[[Graph], float], changed: Changed) -> PlainStep | None:
+    """Return what becomes of the plain step; None where its time is not known.
+
+    `length` measures the step in a graph, `changed` applies the change at one end of its ranges.
+    """
+    plain_ns = _plain_ns(recording)
+    if plain_ns is None:
+        return None
+    taken = on_host.build(recording.measured, recording.shown_windows, op_cost_ns=recording.op_cost_ns).graph
+    graphs = [taken]
+    whole, computing = length(taken), length(scale_host(taken, dict.fromkeys(HOST, 0.0)))
+    if plain_ns > computing and whole > computing:
+        times = (plain_ns - computing) / (whole - computing)
+        graphs.insert(0, scale_host(taken, dict.fromkeys(HOST, times)))
+    found = [
+        [plain_ns * length(changed(graph, end)) / length(graph) for graph in graphs] for end in (_low, _middle, _high)
+    ]
+    drift_ns = _DRIFT * plain_ns
+    return PlainStep(
+        plain_ns=plain_ns,
+        predicted_ns=round(found[1][0]),
+        low_ns=max(round(min(map(min, found)) - drift_ns), 0),
+        high_ns=round(max(map(max, found)) + drift_ns),
+    )
+
+
+def _plain_ns(recording: Recording) -> int | None:
+    """Return the median plain step, to the start of the next where the recorded one goes there."""
+    info = recording.info
+    if info is None or info.num_plain < MIN_PLAIN_STEPS or len(recording.windows) != 1:
+        return None
+    return info.plain_window_ns if recording.windows[0].next_ns is None else info.plain_iteration_ns
+
+
+def _low(factor: Range) -> float:
+    return factor.low
+
+
+def _middle(factor: Range) -> float:
+    return (factor.low + factor.high) / 2
+
+
+def _high(factor: Range) -> float:
+    return factor.high
