@@ -7,7 +7,7 @@ its thread: what the host did in between, by class, or after an activity its end
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,9 @@ def beyond(change: Change) -> str | None:
         ("--async", change.one_step_ahead, "no device that works while the host goes on"),
         ("--no-sync", change.no_sync, "no call that waits for a device"),
     )
-    return next((f"{option}: its ops compute on the host: there is {lack}" for option, asked, lack in named if asked), None)
+    return next(
+        (f"{option}: its ops compute on the host: there is {lack}" for option, asked, lack in named if asked), None
+    )
 
 
 def build(measured: Measured, windows: Sequence[StepWindow], *, op_cost_ns: int = 0) -> launched.Model:
@@ -43,7 +45,9 @@ def build(measured: Measured, windows: Sequence[StepWindow], *, op_cost_ns: int 
     sources = replace(alone.sources, measured=measured)
     is_pinned = np.zeros(len(sources.points.at_ns) + len(measured.activities.row), dtype=bool)
     graph, _ = launched.ordered(sources, _edges(sources, op_cost_ns), is_pinned)
-    return replace(alone, graph=graph, possible=graph.edges.chosen(np.zeros(len(graph.edges), dtype=bool)), sources=sources)
+    return replace(
+        alone, graph=graph, possible=graph.edges.chosen(np.zeros(len(graph.edges), dtype=bool)), sources=sources
+    )
 
 
 def _edges(s: Sources, op_cost_ns: int) -> Edges:
@@ -90,7 +94,9 @@ def _take_off(host_ns: Int64, cost_ns: Int64) -> None:
 
 def _without_launches(measured: Measured) -> Measured:
     """Return it with the host alone."""
-    host = replace(measured.host, **_emptied(measured.host, (f.name for f in fields(Host) if f.name.startswith("call_"))))
+    host = replace(
+        measured.host, **_emptied(measured.host, (f.name for f in fields(Host) if f.name.startswith("call_")))
+    )
     return replace(
         measured, host=host, activities=_none_of(measured.activities), dispatches=_none_of(measured.dispatches)
     )
@@ -100,5 +106,5 @@ def _none_of(columns: _Columns) -> _Columns:
     return replace(columns, **_emptied(columns, (field.name for field in fields(columns))))
 
 
-def _emptied(columns: Host | Activities | Dispatches, names: Iterable[str]) -> dict[str, Int64]:
+def _emptied(columns: Host | Activities | Dispatches, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(columns, name)[:0] for name in names}

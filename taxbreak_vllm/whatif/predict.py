@@ -118,6 +118,8 @@ def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
         graph = changes.one_step_ahead(graph, sources)
     if change.floor_ns is not None:
         graph = changes.change_floor(graph, sources, change.floor_ns)
+    if change.like is not None:
+        graph = changes.take_times(graph, change.like, end)
     if change.kernels:
         graph = changes.scale_kernels(graph, sources, _picked(change.kernels, end))
     return changes.scale_host(graph, _picked(change.host, end)) if change.host else graph
