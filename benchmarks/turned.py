@@ -1,19 +1,23 @@
-"""A real vLLM on the CPU, all of it in this process, whose host can be slowed down while it runs.
+"""A real vLLM on the CPU, all of it in one process, whose host can be slowed down while it runs.
 
 In: a model's folder, what to turn. Out: how long its decode steps take, from the start of one to the start of the next,
-and recordings of them by the worker extension.
+and recordings of them by the worker extension. `Child` is one in a process of its own, which does as it is told a line.
 """
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from time import monotonic_ns
+from types import TracebackType
+from typing import Any, Self
 
 _PROMPT_TOKENS = 16
 _WARM_STEPS = 8  # of each round, not counted
@@ -136,7 +140,7 @@ class Turned:
         import torch
 
         if torch.get_num_threads() != turn.threads:
-            torch.set_num_threads(turn.threads)
+            torch._C.set_num_threads(turn.threads)  # vLLM has replaced the public one by nothing
         self._turn = turn
         if turn.traced:
             sys.setprofile(lambda *_: None)
@@ -178,3 +182,70 @@ def _spin(for_ns: int) -> None:
         until = monotonic_ns() + for_ns
         while monotonic_ns() < until:
             pass
+
+
+class Child:
+    """A `Turned` in a process of its own, ended with the context."""
+
+    def __init__(self, model: Path, folder: Path, *, requests: int, compiled: bool = False) -> None:
+        folder.mkdir(parents=True)
+        self._log = (folder / "log").open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(model), str(folder / "spool"), str(requests), str(int(compiled))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CACHE_ROOT": str(folder / "cache"), "TMPDIR": str(folder)},
+        )
+        self.calls: dict[str, int] = {}
+        self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._log.close()
+
+    def time(self, turn: Turn, steps: int) -> list[int]:
+        """Do as `Turned.time`."""
+        return self._ask("time", turn, steps)
+
+    def record(self, turn: Turn, count: int) -> list[Path]:
+        """Do as `Turned.record`."""
+        return [Path(path) for path in self._ask("record", turn, count)]
+
+    def _ask(self, what: str, turn: Turn, count: int) -> list[Any]:
+        self._process.stdin.write(json.dumps([what, asdict(turn), count]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> list[Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildProcessError(f"vLLM ended: {Path(self._log.name).read_text()[-2000:]}")
+        answer, self.calls = json.loads(line)
+        return answer
+
+
+def _serve(model: Path, spool: Path, requests: int, *, compiled: bool) -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints is no answer
+    turned = Turned(model, spool, requests=requests, compiled=compiled)
+    print(json.dumps([[], {}]), file=out, flush=True)
+    for line in sys.stdin:
+        what, turn, count = json.loads(line)
+        answer = (turned.time if what == "time" else turned.record)(Turn(**turn), count)
+        print(json.dumps([[each if isinstance(each, int) else str(each) for each in answer], turned.calls]), file=out)
+        out.flush()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), compiled=sys.argv[4] == "1")

@@ -1,6 +1,6 @@
 """What a change makes of the plain step, from a recording of one that the profiler slowed down on the CPU backend.
 
-In: the recording, its graph and the change. Out: the plain step under the change, and within what interval. Recording
+In: the recording and the change. Out: the plain step under the change, and within what interval. Recording
 lengthens what the host does and hardly what it computes. So the profiler's known cost of each op is taken out of the
 host's segments; what the step is still longer than the plain one is either the host's too, or of all alike: the
 interval holds both.
@@ -9,12 +9,14 @@ interval holds both.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from taxbreak_vllm.model.calibration import USABLE
+from taxbreak_vllm.model.whatif import Gate
 from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
 from taxbreak_vllm.whatif import on_host
 from taxbreak_vllm.whatif.changes import HOST, Range, scale_host
 from taxbreak_vllm.whatif.graph import Graph
 
-_DRIFT = 0.03  # by so much the plain steps of one server differ from one minute to the next (bench-whatif-pairs)
+DRIFT = 0.03  # by so much the plain steps of one server differ from one minute to the next (bench-whatif-pairs)
 
 Changed = Callable[[Graph, Callable[[Range], float]], Graph]
 
@@ -46,12 +48,25 @@ def plain_step(recording: Recording, length: Callable[[Graph], float], changed: 
     found = [
         [plain_ns * length(changed(graph, end)) / length(graph) for graph in graphs] for end in (_low, _middle, _high)
     ]
-    drift_ns = _DRIFT * plain_ns
     return PlainStep(
         plain_ns=plain_ns,
         predicted_ns=round(found[1][0]),
-        low_ns=max(round(min(map(min, found)) - drift_ns), 0),
-        high_ns=round(max(map(max, found)) + drift_ns),
+        low_ns=round(min(map(min, found)) * (1 - DRIFT)),
+        high_ns=round(max(map(max, found)) * (1 + DRIFT)),
+    )
+
+
+def calibration_gate(recording: Recording) -> Gate | None:
+    """Tell how far the recorded step, the profiler's known cost taken off, is from the plain one; None if not known."""
+    residual = recording.breakdown.calibration.residual if recording.info else None
+    if residual is None:
+        return None
+    off = 1 + residual
+    return Gate(
+        name="calibration",
+        value=max(off, 1 / off if off > 0 else float("inf")) - 1,
+        limit=USABLE - 1,
+        reason="by how much the recorded step, less the profiler's known cost, is longer or shorter than the plain one",
     )
 
 

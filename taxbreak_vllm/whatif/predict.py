@@ -23,7 +23,7 @@ from taxbreak_vllm.whatif.build import Model, build
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
-from taxbreak_vllm.whatif.plain import PlainStep, plain_step
+from taxbreak_vllm.whatif.plain import DRIFT, PlainStep, calibration_gate, plain_step
 from taxbreak_vllm.whatif.replay import replay
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
@@ -58,10 +58,13 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
     model = (on_host.build if is_on_host else build)(measured, recording.shown_windows)
     calibrated = model.graph.calibrated()
     gates = find_gates(model, calibrated)
+    error = _model_error(gates)
+    if is_on_host:
+        gates, error = (*gates, *filter(None, [calibration_gate(recording)])), error + DRIFT
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:
-        window, steps, notes = _predictions(recording, model, calibrated, change, _model_error(gates))
+        window, steps, notes = _predictions(recording, model, calibrated, change, error)
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
     shown = steps[0] if len(steps) == 1 else window

@@ -30,7 +30,14 @@ def whatif_text(answer: WhatIf) -> Iterator[str | Table]:
         ):
             table.add(name, *_times(row))
         yield table
-    if answer.dilation is not None:
+    plain = [row for row in answer.steps if row.plain_ns is not None]
+    for row in plain:
+        low, high = duration(row.plain_low_ns), duration(row.plain_high_ns)
+        yield (
+            f"a plain {row.phase or 'step'}, which nothing records, takes {duration(row.plain_ns)}; so changed"
+            f" {duration(row.plain_predicted_ns)}, from {low} to {high}"
+        )
+    if answer.dilation is not None and not plain:
         times = f"{answer.dilation:.2f} times"
         yield f"a recorded step takes {times} as long as a plain one: read the ratios, not the times"
     for note in answer.notes:
