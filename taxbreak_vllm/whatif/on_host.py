@@ -66,7 +66,8 @@ def _edges(s: Sources, op_cost_ns: int) -> Edges:
     host_ns = s.measured.partition.between(since, until)
     fixed_ns = host_ns[HostClass.BLOCKED].copy()  # of an op whose compute, as rounded, overlaps that of another
     host_ns[HostClass.BLOCKED] = 0
-    _take_off(host_ns, np.maximum(ops_between(host, since, until), 0) * op_cost_ns)
+    # an op begins at the latest where its compute does
+    _take_off(host_ns, np.maximum(ops_between(host, since, until + 1), 0) * op_cost_ns)
     parts = (
         make_edges(
             source[rows],

@@ -1,9 +1,9 @@
 """What a change makes of the plain step, from a recording of one that the profiler slowed down on the CPU backend.
 
 In: the recording and the change. Out: the plain step under the change, and within what interval. Recording
-lengthens what the host does and hardly what it computes. So the profiler's known cost of each op is taken out of the
-host's segments; what the step is still longer than the plain one is either the host's too, or of all alike: the
-interval holds both.
+lengthens what the host does, op by op, and hardly what it computes. So what the step takes longer than the plain one is
+taken out of the host's segments, from each by its number of ops. The interval also holds that only the cost known of an
+op is taken out so, and what is left then is of the host's time, or of all time alike.
 """
 
 from collections.abc import Callable
@@ -39,12 +39,17 @@ def plain_step(recording: Recording, length: Callable[[Graph], float], changed: 
     plain_ns = _plain_ns(recording)
     if plain_ns is None:
         return None
-    taken = on_host.build(recording.measured, recording.shown_windows, op_cost_ns=recording.op_cost_ns).graph
-    graphs = [taken]
-    whole, computing = length(taken), length(scale_host(taken, dict.fromkeys(HOST, 0.0)))
-    if plain_ns > computing and whole > computing:
-        times = (plain_ns - computing) / (whole - computing)
-        graphs.insert(0, scale_host(taken, dict.fromkeys(HOST, times)))
+
+    def without(op_cost_ns: int) -> Graph:
+        return on_host.build(recording.measured, recording.shown_windows, op_cost_ns=op_cost_ns).graph
+
+    known_ns = recording.op_cost_ns
+    taken = without(known_ns)
+    graphs = [taken, *_fitted(taken, plain_ns, length)]
+    recorded, left = length(without(0)), length(taken)
+    if left < recorded and plain_ns < left:
+        graphs += _fitted(without(round(known_ns * (recorded - plain_ns) / (recorded - left))), plain_ns, length)
+    graphs.reverse()
     found = [
         [plain_ns * length(changed(graph, end)) / length(graph) for graph in graphs] for end in (_low, _middle, _high)
     ]
@@ -54,6 +59,14 @@ def plain_step(recording: Recording, length: Callable[[Graph], float], changed: 
         low_ns=round(min(map(min, found)) * (1 - DRIFT)),
         high_ns=round(max(map(max, found)) * (1 + DRIFT)),
     )
+
+
+def _fitted(graph: Graph, plain_ns: int, length: Callable[[Graph], float]) -> list[Graph]:
+    """Return the graph with its host's time such that the step takes as long as plain; none where that cannot be."""
+    whole, computing = length(graph), length(scale_host(graph, dict.fromkeys(HOST, 0.0)))
+    if plain_ns <= computing or whole <= computing:
+        return []
+    return [scale_host(graph, dict.fromkeys(HOST, (plain_ns - computing) / (whole - computing)))]
 
 
 def calibration_gate(recording: Recording) -> Gate | None:
