@@ -13,6 +13,7 @@ from taxbreak_vllm.model.whatif import WhatIf
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
+from taxbreak_vllm.whatif.compiled import Forward
 from taxbreak_vllm.whatif.like import times_like
 from taxbreak_vllm.whatif.predict import predict, refuse
 
@@ -37,17 +38,20 @@ class Asked:
     named: str
     beyond: str | None
     like: "Baselines | None" = None
+    compiled: bool = False
 
     def of(self, recording: Recording) -> WhatIf:
         """Say what the recording says of it; raises as `predict` does."""
         if self.beyond is not None:
             return refuse(recording, self.named, self.beyond)
         change = self.change
-        if self.like is not None:
-            try:
+        try:
+            if self.compiled:
+                change = replace(change, compiled=Forward.of(recording))
+            if self.like is not None:
                 change = replace(change, like=times_like(recording, self.like))
-            except RefusedError as refusal:
-                return refuse(recording, self.named, str(refusal))
+        except RefusedError as refusal:
+            return refuse(recording, self.named, str(refusal))
         return predict(recording, change, named=self.named)
 
 
@@ -85,15 +89,10 @@ def asked(
         *(["--compiled"] if compiled else []),
         *([f"--like {like.path}"] if like is not None else []),
     )
-    return Asked(change, " ".join(words), _beyond(graph, compiled=compiled), like)
+    return Asked(change, " ".join(words), _beyond(graph), like, compiled)
 
 
-def _beyond(graph: str | None, *, compiled: bool) -> str | None:
-    if compiled:
-        return (
-            "--compiled: which kernels a compiler would make of these is not in a recording; record a compiled step"
-            " and compare: taxbreak diff"
-        )
+def _beyond(graph: str | None) -> str | None:
     if graph == "piecewise":
         return "--graph piecewise: needs a measured cost for each piece, and which ops would be left out of graphs"
     return None

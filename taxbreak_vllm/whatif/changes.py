@@ -6,6 +6,7 @@ back; what a recording cannot answer is refused with the reason.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Graph
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.whatif.compiled import Forward
 
 HOST = tuple(cls for cls in HostClass if cls is not HostClass.BLOCKED)  # waiting follows from the rest
 
@@ -57,6 +61,7 @@ class Change:
     no_sync: tuple[str, ...] = ()
     one_step_ahead: bool = False
     like: Times | None = None
+    compiled: "Forward | None" = None
 
     @property
     def is_device_only(self) -> bool:

@@ -21,6 +21,7 @@ from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif import changes, launches, on_host
 from taxbreak_vllm.whatif.build import Model, build
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
+from taxbreak_vllm.whatif.compiled import compile_forward
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
 from taxbreak_vllm.whatif.plain import DRIFT, PlainStep, calibration_gate, plain_step
@@ -121,6 +122,8 @@ def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
         graph = changes.one_step_ahead(graph, sources)
     if change.floor_ns is not None:
         graph = changes.change_floor(graph, sources, change.floor_ns)
+    if change.compiled is not None:
+        graph = compile_forward(graph, sources, change.compiled, end)
     if change.like is not None:
         graph = changes.take_times(graph, change.like, end)
     if change.kernels:
@@ -211,6 +214,8 @@ def _high(factor: Range) -> float:
 
 
 def _notes(model: Model, change: Change) -> Iterable[str]:
+    if change.compiled is not None:
+        yield "which ops a compiler fuses, and what its code takes, is in no recording: a range of what is usual"
     if change.fused:
         yield "a fused kernel is taken to run as long as its parts: what it saves of their memory traffic is not known"
     if change.one_step_ahead:

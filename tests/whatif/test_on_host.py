@@ -15,6 +15,7 @@ from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.whatif import on_host
 from taxbreak_vllm.whatif.asked import asked
+from taxbreak_vllm.whatif.compiled import Forward
 from taxbreak_vllm.whatif.plain import DRIFT
 from taxbreak_vllm.whatif.replay import replay
 
@@ -127,6 +128,15 @@ def test_what_the_profiler_adds_to_an_op_is_no_work_of_the_plain_host(made):
     assert step(recording, host=["0"]).plain_predicted_ns == 500
 
 
+def test_recording_lengthens_each_op_alike(made):
+    views = [("aten::view", at, at + 20) for at in (0, 20, 40, 60)]
+    recording = made(*views, ("aten::mm", 100, 600), plain_ns=900, op_cost_ns=4)
+
+    found = step(recording, host=["dispatch=2"])
+    assert found.plain_predicted_ns == 900  # 100 longer in five ops: 20 each, which is all that dispatch takes here
+    assert found.plain_high_ns == round((900 + 900 * 80 / 980) * (1 + DRIFT))  # if 4 each, 80 of 980 are left
+
+
 def test_where_it_is_unknown_whose_the_rest_of_the_dilation_is_the_interval_holds_both(made):
     found = step(made(("aten::mm", 0, 500), plain_ns=800), host=["2"])
 
@@ -171,6 +181,33 @@ def test_what_needs_a_launch_path_is_refused_by_its_name(recorded, change):
     answer = asked(**change).of(recorded)
 
     assert answer.refused.startswith(answer.change.split()[0] + ": its ops compute on the host")
+
+
+def test_compiling_leaves_library_calls_and_attention_and_takes_out_what_lies_between(recorded):
+    eager, found = step(recorded), step(recorded, compiled=True)
+
+    assert found.predicted_ns < 0.8 * eager.observed_ns
+    kept = Forward.of(recorded)
+    outside_ns = eager.observed_ns - (kept.end_ns - kept.start_ns)
+    assert found.low_ns > 0.97 * outside_ns + (kept.kept_end - kept.kept_start).sum() - DRIFT * eager.observed_ns
+    assert found.low_ns < found.predicted_ns < found.high_ns
+    assert any("no recording" in note for note in asked(compiled=True).of(recorded).notes)
+
+
+def test_a_forward_has_each_library_and_attention_call_of_its_layers(recorded):
+    assert len(Forward.of(recorded).kept_start) == 4 * (4 + 2)  # four gemms, the KV cache and attention a layer
+
+
+def test_what_is_no_model_cannot_be_compiled(made):
+    answer = asked(compiled=True).of(made(("aten::mm", 0, 500)))
+
+    assert "forward can be told" in answer.refused
+
+
+def test_what_is_compiled_already_cannot_be(made):
+    answer = asked(compiled=True).of(made(("## Call CompiledFxGraph None ##", 0, 600), ("aten::mm", 100, 500)))
+
+    assert "compiled already" in answer.refused
 
 
 HERE = Environment(device_type="cpu", device_name="AMD EPYC", torch="2.13.0+cpu")
