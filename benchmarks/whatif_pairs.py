@@ -1,6 +1,6 @@
 """What `taxbreak whatif` predicts of a vLLM on the CPU, and what that server then takes.
 
-    python benchmarks/whatif_pairs.py [--rounds N] [--only MODEL…] [--json FILE]
+    python benchmarks/whatif_pairs.py [--rounds N] [--only MODEL…] [--json FILE] [--folder DIR]
 
 Each model runs in one process whose host is turned between rounds, in an order drawn anew: Python that takes longer
 before each linear layer, each layer or each step, a wait in each step, Python functions traced, two threads for one.
@@ -11,13 +11,15 @@ are ratios to the first, of the same rounds. Eager against compiled are two proc
 - Tracing slows Python by a factor that is known of the other models alone: `--host python=LOW..HIGH` of these.
 - Two threads are asked as `--like`: the ops of the recording replayed with two threads, beside replays with one.
 
-Prints a table and writes it to `benchmarks/results/whatif_pairs.json`.
+Prints a table and writes it to `benchmarks/results/whatif_pairs.json`. A folder keeps what was measured and recorded:
+with the same folder again nothing is measured anew, and what is there is asked about once more.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
+import msgspec
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -115,9 +118,9 @@ class Measured:
     model: Model
     turns: dict[str, Turn]
     rounds: dict[str, list[float]]
-    captures: dict[str, Path]
+    captures: dict[str, str]
     added_ns: dict[str, int]
-    stores: tuple[Path, Path] | None
+    stores: tuple[str, str] | None
 
     def ratio(self, before: str, after: str) -> float:
         """Return how many times as long a step takes, as the median over rounds."""
@@ -130,8 +133,9 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     load_before, started_s = os.getloadavg()[0], time.monotonic()
     chosen = [model for model in MODELS if not options.only or model.name in options.only]
-    with tempfile.TemporaryDirectory(prefix="wp-") as folder:
-        found = [_measure(model, Path(folder) / str(number), options) for number, model in enumerate(chosen)]
+    with tempfile.TemporaryDirectory(prefix="wp-") as temporary:
+        folder = options.folder or Path(temporary)
+        found = [_measured(model, folder / str(MODELS.index(model)), options) for model in chosen]
         pairs = [pair for each in found for pair in _pairs(each, found)]
     summed = _sum_up(pairs)
     result = {
@@ -144,6 +148,17 @@ def main() -> None:
     }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     _print(pairs, summed)
+
+
+def _measured(model: Model, folder: Path, options: argparse.Namespace) -> Measured:
+    """Read what was measured of a model, or measure it."""
+    kept = folder / "measured.json"
+    if kept.is_file():
+        return msgspec.json.decode(kept.read_bytes(), type=Measured)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
+    found = _measure(model, folder, options)
+    kept.write_bytes(msgspec.json.encode(found))
+    return found
 
 
 def _measure(model: Model, folder: Path, options: argparse.Namespace) -> Measured:
@@ -168,9 +183,9 @@ def _measure(model: Model, folder: Path, options: argparse.Namespace) -> Measure
                 if number % 2:
                     for name in RECORDED:
                         found[name] += eager.record(turns[name], 2)
-        captures = {name: _typical(paths, median(rounds[name])) for name, paths in found.items()}
+        captures = {name: str(_typical(paths, median(rounds[name]))) for name, paths in found.items()}
         added_ns = {name: turn.added_ns(eager.calls) for name, turn in turns.items()}
-    stores = _replayed(captures[BASE], folder) if model.threads else None
+    stores = _replayed(Path(captures[BASE]), folder) if model.threads else None
     said = ", ".join(f"{name} {median(each) / 1e6:.2f}" for name, each in rounds.items())
     _say(f"{model.name}: ms a step {said}")
     return Measured(model=model, turns=turns, rounds=rounds, captures=captures, added_ns=added_ns, stores=stores)
@@ -214,7 +229,7 @@ def _typical(captures: Sequence[Path], step_ns: float) -> Path:
     return min(captures, key=oddity)
 
 
-def _replayed(capture: Path, folder: Path) -> tuple[Path, Path]:
+def _replayed(capture: Path, folder: Path) -> tuple[str, str]:
     """Replay the ops of a recording with one thread and with two."""
     stores = []
     for threads in (1, 2):
@@ -222,7 +237,7 @@ def _replayed(capture: Path, folder: Path) -> tuple[Path, Path]:
         command = [sys.executable, "-m", "taxbreak_vllm.cli", "replay", str(capture), "--baselines", str(store)]
         env = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run([*command, "--runs", "20", "--json"], env=env, check=True, stdout=subprocess.DEVNULL)
-        stores.append(store)
+        stores.append(str(store))
     return stores[0], stores[1]
 
 
@@ -238,13 +253,13 @@ def _pairs(found: Measured, everything: Sequence[Measured]) -> Iterator[Pair]:
     if others:
         yield _pair(found, BASE, TRACED, asked(host=[f"python={min(others):.4f}..{max(others):.4f}"]))
     if found.stores is not None:
-        with Baselines(found.stores[0]) as one, Baselines(found.stores[1]) as two:
+        with Baselines(Path(found.stores[0])) as one, Baselines(Path(found.stores[1])) as two:
             yield _pair(found, BASE, TWO, asked(like=two), baselines=one)
     if found.model.compiled:
         yield _pair(found, BASE, COMPILED, asked(compiled=True))
 
 
-def _python_ns(capture: Path) -> int:
+def _python_ns(capture: str) -> int:
     """Return what Python takes of the plain step."""
     with Recording.open(capture) as recording:
         step = _step(asked(host=["python=2"]).of(recording))
@@ -336,6 +351,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8, help="of each turn")
     parser.add_argument("--steps", type=int, default=40, help="decode steps of a round")
     parser.add_argument("--only", nargs="+", choices=[model.name for model in MODELS], help="some models")
+    parser.add_argument("--folder", type=Path, help="where what is measured is kept, or is from an earlier run")
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()
 
