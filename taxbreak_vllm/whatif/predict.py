@@ -134,7 +134,7 @@ def _predictions(
 ) -> tuple[Prediction, tuple[Prediction, ...], list[str]]:
     graph = model.graph
     more = graph.with_edges(graph.edges.plus(model.possible))
-    variants = [(calibrated, calibrated.at_ns), (graph, replay(graph))]
+    variants = [(calibrated, graph.at_ns), (graph, replay(graph)), (calibrated.least(), graph.at_ns)]
     if len(model.possible):
         variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
     rows = _spans(recording, model)

@@ -83,13 +83,16 @@ class Blocking:
         waited = (awaited >= 0) & (done_ns > start_ns)
         late_ns = np.where(waited, end_ns - np.maximum(done_ns, start_ns), end_ns - start_ns)
         explained = late_ns < UNSEEN_NS
+        return_ns = _median(name, late_ns, waited & explained, _RETURN_NS)
+        # What ended right before the call may still hold it: only the rest tells what a call takes that need not wait.
+        free = ((awaited < 0) & is_event) | ((awaited >= 0) & (done_ns <= start_ns - return_ns))
         return cls(
             call=call,
             awaited=np.where((awaited >= 0) & explained, awaited, -1),
             possible=possible,
-            return_ns=_median(name, late_ns, waited & explained, _RETURN_NS),
+            return_ns=return_ns,
             idle_ns=np.minimum(
-                _median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained, _IDLE_NS), end_ns - start_ns
+                _median(name, late_ns, free & explained, _IDLE_NS, by_all=False), end_ns - start_ns
             ),
             unseen_ns=np.where(explained & ((awaited >= 0) | is_event), 0, end_ns - start_ns),
         )
@@ -145,10 +148,10 @@ def _newest_passed(at_ns: Int64, queues: list[Launched], activities: Activities)
     return newest
 
 
-def _median(name: Int64, values: Int64, counted: Bool, otherwise: int) -> Int64:
-    """Return for each name the median of its counted values, where it has none that of all."""
+def _median(name: Int64, values: Int64, counted: Bool, otherwise: int, *, by_all: bool = True) -> Int64:
+    """Return for each name the median of its counted values, where it has none that of all, if these are alike."""
     known, found = median_by(name[counted], values[counted], name, min_count=1)
-    usual = median(values[counted])
+    usual = median(values[counted]) if by_all else None
     return np.where(known, found, otherwise if usual is None else usual)
 
 
