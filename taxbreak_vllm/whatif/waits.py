@@ -27,7 +27,7 @@ _IDLE_NS = 2_000  # how long a call takes whose event has passed, where none of 
 class Blocking:
     """Blocking calls (into Host.call_*) and the activity each waits for (-1: not known).
 
-    `return_ns` is how long after that one's end such calls return, `idle_ns` how long they take when it has ended
+    `return_ns` is how long after that one's end such calls return (at most, where none ever waited), `idle_ns` how long they take when it has ended
     before, `unseen_ns` how much of the call neither explains. `possible` is what a call may wait for that never did: a
     recording in which the event had always passed does not tell which event it was.
     """
@@ -84,6 +84,7 @@ class Blocking:
         late_ns = np.where(waited, end_ns - np.maximum(done_ns, start_ns), end_ns - start_ns)
         explained = late_ns < UNSEEN_NS
         return_ns = _median(name, late_ns, waited & explained, _RETURN_NS)
+        return_ns = np.where((possible >= 0) & ~np.isin(name, name[waited & explained]), UNSEEN_NS, return_ns)
         # What ended right before the call may still hold it: only the rest tells what a call takes that need not wait.
         free = ((awaited < 0) & is_event) | ((awaited >= 0) & (done_ns <= start_ns - return_ns))
         return cls(
@@ -118,6 +119,11 @@ def _event_waited_for(
         waits = np.flatnonzero(is_long & (done_ns > start_ns) & (end_ns - done_ns < UNSEEN_NS))
         if not len(waits):
             continue
+        # No call returns before its event: where one lies further back than the last to end, all may.
+        furthest = before - int((before - place).max())
+        furthest_ns = ends[np.maximum(furthest[waits], 0)]
+        if ((furthest[waits] >= 0) & (furthest_ns > start_ns[waits]) & (end_ns[waits] - furthest_ns < UNSEEN_NS)).all():
+            place, done_ns[waits] = furthest, furthest_ns
         late = np.sort(end_ns[waits] - done_ns[waits])
         spread = float(late[(3 * len(late)) // 4] - late[0]) + UNSEEN_NS / len(waits)
         if not activities.is_kernel[queue.last[place[waits]]].all():

@@ -91,7 +91,9 @@ class Wakes:
                 own_ns = min(int(gap_ns[is_silent].min()), _LONG_NS)
                 is_silent = gap_ns - own_ns > _SILENT_NS
                 chosen, left_ns = _fewest(points, starts, np.maximum(gap_ns - own_ns, 0), is_silent, candidates)
-            if chosen and left_ns <= max((_EXACT if is_known else _EXPLAINS) * total_ns, _SILENT_NS):
+            few = is_silent.sum() < _MIN_SILENCES
+            may_leave_ns = _EXACTLY_NS if few else max((_EXACT if is_known else _EXPLAINS) * total_ns, _SILENT_NS)
+            if chosen and left_ns <= may_leave_ns:
                 for sources, delay_ns, explains in chosen:
                     laws.append(_edges(points, starts, sources, delay_ns))
                     doubtful.append(np.full(len(laws[-1][0]), explains < _MIN_EXPLAINED))
@@ -101,9 +103,11 @@ class Wakes:
                 unexplained_ns += left_ns
             elif is_known:
                 continue
-            elif _is_worker(points, thread) and (is_silent.sum() < _MIN_SILENCES or _varies(gap_ns[is_silent])):
-                unexplained_ns += total_ns
+            elif not _is_worker(points, thread):
                 unexplained.append(starts[is_silent])
+            elif few or _varies(gap_ns[is_silent]):
+                unexplained.append(starts[is_silent])
+                unexplained_ns += total_ns
         return cls(
             *_joined(laws),
             np.concatenate([np.empty(0, dtype=bool), *doubtful]),
@@ -141,8 +145,8 @@ def _varies(gap_ns: Int64) -> bool:
 def _candidates(points: Points, thread: int, starts: Index, returns: Index) -> Iterator[Index]:
     """Give what may wake a thread, as one such point before each start (-1: none).
 
-    Another thread's return from a blocking call, end of a step, end of a burst; last, its own step before. Of each the
-    one as many before as always was there, so that each wakes one start, then the last one.
+    Another thread's return from a blocking call, end of a step, end of a burst; last, its own step before. Of others
+    those that wake one start each, then the last one.
     """
     for other in np.unique(points.thread).tolist():
         if other == thread:
@@ -150,10 +154,8 @@ def _candidates(points: Points, thread: int, starts: Index, returns: Index) -> I
         for places in (returns, points.step_end, points.burst_end):
             own = places[points.thread[places] == other]
             if len(own):
-                last = _last_before(points, own, starts)
-                if (paced := _paced(points, own, starts)) is not None:
-                    yield paced
-                yield last
+                yield from _paced(points, own, starts)
+                yield _last_before(points, own, starts)
     if _is_worker(points, thread) and len(np.unique(points.thread)) > 1:
         begins = np.flatnonzero((points.kind == PointKind.STEP_START) & (points.thread == thread))
         yield _last_before(points, begins, starts, side="left")
@@ -175,15 +177,14 @@ def _begun(points: Points, first: Index, candidates: list[Index]) -> tuple[Index
     return last, first, points.at_ns[first] - points.at_ns[last]
 
 
-def _paced(points: Points, places: Index, starts: Index) -> Index | None:
-    """Return for each start the place as many before it as was always there, one for one; None for the last before."""
+def _paced(points: Points, places: Index, starts: Index) -> Iterator[Index]:
+    """Give for each start the place as many before it as was always there, one for one, and the one before that."""
     places = places[np.argsort(points.at_ns[places], kind="stable")]
     index = np.searchsorted(points.at_ns[places], points.at_ns[starts], side="right") - 1
     order = np.argsort(np.argsort(points.at_ns[starts], kind="stable"), kind="stable")
-    paced = order + int((index - order).min(initial=0))
-    if (paced == index).all():
-        return None
-    return np.where(paced >= 0, places[np.clip(paced, 0, len(places) - 1)], _NONE)
+    back = int((index - order).min(initial=0))
+    for paced in (order + back, order + back - 1):
+        yield np.where(paced >= 0, places[np.clip(paced, 0, len(places) - 1)], _NONE)
 
 
 def _launch(points: Points, sources: Index, launching: set[int]) -> bool:
@@ -218,7 +219,7 @@ def _fewest(
 
     Each comes with its delay and how many silences it explains.
     """
-    if is_silent.sum() < _MIN_SILENCES:
+    if is_silent.sum() < _MIN_EXPLAINED:
         return [], 0
     at_ns = points.at_ns[starts]
     chosen: list[tuple[Index, int, int]] = []
