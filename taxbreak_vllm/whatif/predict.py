@@ -14,7 +14,7 @@ import numpy as np
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Gate, Prediction, WhatIf
-from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
 from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
@@ -23,6 +23,7 @@ from taxbreak_vllm.whatif.build import Model, build
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.plain import lightened
 from taxbreak_vllm.whatif.replay import replay
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
@@ -62,7 +63,11 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
         window, steps, notes = _predictions(recording, model, calibrated, change, _model_error(gates))
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
-    shown = steps[0] if len(steps) == 1 else window
+    shown, no_plain = steps[0] if len(steps) == 1 else window, None
+    try:
+        steps = (replace(steps[0], **_plain(recording, model, calibrated, change, _model_error(gates))), *steps[1:])
+    except RefusedError as refusal:
+        no_plain = str(refusal)
     return WhatIf(
         path=recording.path,
         change=named,
@@ -75,6 +80,7 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
         ),
         command=f"taxbreak diff {recording.path} AFTER",
         dilation=recording.breakdown.calibration.dilation if recording.info else None,
+        no_plain=no_plain,
         notes=tuple(notes),
     )
 
@@ -139,7 +145,7 @@ def _predictions(
         variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
     rows = _spans(recording, model)
     observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
-    middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
+    middle = apply(calibrated, model, change, _middle)
     at_ns = replay(middle)
     point = [_mean(middle, at_ns, spans) for _, spans in rows]
     if recording.is_live and _is_unsettled(model, middle, at_ns):
@@ -173,9 +179,52 @@ def _predictions(
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
 
 
+def _plain(
+    recording: Recording, model: Model, calibrated: Graph, change: Change, error: float
+) -> dict[str, int]:
+    """Predict the plain step: the same change to the graph without what the profiler added, whichever way it did.
+
+    Raises RefusedError where no plain step is known.
+    """
+    info, points, node = recording.info, model.sources.points, model.graph.point_node
+    if info is None or len(points.step_start) != 1:
+        raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
+    _, plain_ns = info.compared_ns
+    if not plain_ns or info.num_plain < MIN_PLAIN_STEPS:
+        raise RefusedError(f"fewer than {MIN_PLAIN_STEPS} plain steps like this one had been timed")
+    is_iteration = info.async_output and info.iteration_ns is not None and bool(info.plain_iteration_ns)
+    if is_iteration and points.next_step[0] < 0:
+        raise RefusedError("the start of the step after was not recorded, so its iteration is not known")
+    first, last = node[points.step_start[0]], node[points.next_step[0] if is_iteration else points.step_end[0]]
+
+    def took(graph: Graph) -> float:
+        at_ns = replay(graph)
+        return float(at_ns[last] - at_ns[first])
+
+    ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+    known, base = ways[0], took(ways[0](calibrated))
+    point = plain_ns + took(apply(known(calibrated), model, change, _middle)) - base
+    graph = model.graph
+    most = graph.with_edges(graph.edges.plus(model.possible))
+    variants = [(way(calibrated), took(way(calibrated))) for way in ways]
+    variants += [(known(calibrated).least(), base)]
+    variants += [(known(each), took(known(each))) for each in (graph, most.calibrated(), most)]
+    found = [plain_ns + took(apply(each, model, change, end)) - b for each, b in variants for end in (_low, _high)]
+    return {
+        "plain_ns": plain_ns,
+        "plain_predicted_ns": round(point),
+        "plain_low_ns": max(round(min(point, *found) - error * plain_ns), 0),
+        "plain_high_ns": round(max(point, *found) + error * plain_ns),
+    }
+
+
 def _model_error(gates: Iterable[Gate]) -> float:
     """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
     return sum(gate.value for gate in gates if gate.name in ("reproduction", "unexplained", "contention"))
+
+
+def _middle(factor: Range) -> float:
+    return (factor.low + factor.high) / 2
 
 
 def _low(factor: Range) -> float:

@@ -81,6 +81,29 @@ def changed(
     )
 
 
+def recorded(server: Server, *, op_ns: int, call_ns: int) -> Server:
+    """Return the server as a profiler slows it that takes so long for each op and each call that it records."""
+
+    def item(it: Item) -> Item:
+        match it:
+            case Op():
+                return replace(it, body=(Work(op_ns), *map(item, it.body)))
+            case Work():
+                return it
+            case Call():
+                return replace(it, ns=it.ns + call_ns)
+            case Graph():
+                return replace(it, call_ns=it.call_ns + call_ns, first_ns=it.first_ns + call_ns)
+            case Kernel() | Copy() | Record() | Wait() | Synchronize():
+                return replace(it, call_ns=it.call_ns + call_ns)
+
+    steps = (
+        replace(step, execute=tuple(map(item, step.execute)), sample=tuple(map(item, step.sample)))
+        for step in server.steps
+    )
+    return replace(server, steps=tuple(steps), wait_call_ns=server.wait_call_ns + call_ns)
+
+
 def with_floor(server: Server, floor_ns: int) -> Server:
     """Return the server on a device whose kernels, launched one by one, begin later by what T_sys is longer."""
     return replace(
