@@ -95,7 +95,7 @@ def launch_edges(s: Sources) -> Edges:
         EdgeKind.LAUNCH,
         fixed_ns=s.constants.latency_ns[activity],
         host_ns=np.maximum(host_ns, 0),
-        is_doubtful=np.isin(activity, _hidden_graphs(s)),
+        is_doubtful=np.isin(activity, _hidden_launches(s, s.streams.is_graph | s.constants.is_staged)),
     )
 
 
@@ -200,21 +200,21 @@ def possible_edges(s: Sources) -> Edges:
     )
 
 
-def _hidden_graphs(s: Sources) -> Index:
-    """Return the first node of graphs that the device was too busy to begin: when else they would have, is not shown.
+def _hidden_launches(s: Sources, chosen: NDArray[np.bool_]) -> Index:
+    """Return those launched work whose stream was busy until it began: when else it would have, is not shown.
 
-    A graph begins within its call or after it, which only one launched on an idle device shows.
+    A graph begins within its call or after it, a copy that its call waits for within it.
     """
-    streams, start_ns = s.streams, s.measured.activities.start_ns
-    first = np.flatnonzero(streams.is_first & streams.is_graph & (streams.call >= 0) & (streams.before >= 0))
-    led_ns = s.calls.end_ns[streams.call[first]] + s.constants.latency_ns[first]
-    return first[start_ns[first] - led_ns > _HIDDEN_NS]
+    streams, activities = s.streams, s.measured.activities
+    first = np.flatnonzero(chosen & streams.is_first & (streams.call >= 0) & (streams.before >= 0))
+    behind_ns = activities.end_ns[streams.before[first]] + s.constants.gap_ns[first]
+    return first[activities.start_ns[first] - behind_ns <= _HIDDEN_NS]
 
 
 def _possible_starts(s: Sources) -> Edges:
     """From a graph's launch and from what a stream did before to what began later than either would have held it."""
     activities, shift, host = s.measured.activities, len(s.points.at_ns), s.measured.host
-    first = _hidden_graphs(s)
+    first = _hidden_launches(s, s.streams.is_graph)
     call = s.streams.call[first]
     host_ns = s.measured.partition.between(host.call_start[call], host.call_end[call])
     host_ns[HostClass.BLOCKED] = 0
