@@ -242,6 +242,10 @@ def _notes(model: Model, change: Change) -> Iterable[str]:
         yield "what the engine itself does to work a step ahead is not in this recording: a bound"
     if change.full_graph and launches.node_gap_ns(model.sources) is None:
         yield "this recording has no graph, so the gap between nodes is between 0 and that between its kernels"
+    if change.full_graph:
+        inside, count = launches.captured(model.sources)
+        if inside < count:
+            yield f"{inside} of {count} launches become one a step: waits cut the others off"
     if any(kind.family is Family.COLLECTIVE for kind in model.sources.measured.kinds):
         yield "collectives keep their time: peers are taken to change alike"
     if model.graph.is_pinned.any():
