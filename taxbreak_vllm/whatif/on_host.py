@@ -5,22 +5,25 @@ compute as an activity. A thread does one thing after the other, so each node ha
 its thread: what the host did in between, by class, or after an activity its end. No call launches and none waits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from taxbreak_vllm.taxes.equations import ops_between
+from taxbreak_vllm.model.calibration import USABLE
+from taxbreak_vllm.model.whatif import Gate
 from taxbreak_vllm.taxes.measured import Measured
+from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.dispatches import Activities, Dispatches, Host
-from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.steps import StepWindow
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif import build as launched
 from taxbreak_vllm.whatif.changes import Change
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Edges, make_edges
+
+DRIFT = 0.03  # by so much the plain steps of one server differ from one minute to the next (bench-whatif-pairs)
 
 _Columns = TypeVar("_Columns", Activities, Dispatches)
 
@@ -39,18 +42,32 @@ def beyond(change: Change) -> str | None:
     )
 
 
-def build(measured: Measured, windows: Sequence[StepWindow], *, op_cost_ns: int = 0) -> launched.Model:
-    """Build the graph; `op_cost_ns` is taken off what the host did for each op that began meanwhile, down to 0."""
+def build(measured: Measured, windows: Sequence[StepWindow]) -> launched.Model:
+    """Build the graph."""
     alone = launched.build(_without_launches(measured), windows)
     sources = replace(alone.sources, measured=measured)
     is_pinned = np.zeros(len(sources.points.at_ns) + len(measured.activities.row), dtype=bool)
-    graph, _ = launched.ordered(sources, _edges(sources, op_cost_ns), is_pinned)
+    graph, _ = launched.ordered(sources, _edges(sources), is_pinned)
     return replace(
         alone, graph=graph, possible=graph.edges.chosen(np.zeros(len(graph.edges), dtype=bool)), sources=sources
     )
 
 
-def _edges(s: Sources, op_cost_ns: int) -> Edges:
+def gates(recording: Recording) -> Iterator[Gate]:
+    """Tell how far a recorded step, the profiler's known cost taken off, is from the plain one, where that is known."""
+    residual = recording.breakdown.calibration.residual if recording.info else None
+    if residual is None:
+        return
+    off = 1 + residual
+    yield Gate(
+        name="calibration",
+        value=max(off, 1 / off if off > 0 else float("inf")) - 1,
+        limit=USABLE - 1,
+        reason="by how much the recorded step, less the profiler's known cost, is longer or shorter than the plain one",
+    )
+
+
+def _edges(s: Sources) -> Edges:
     """From each instant of a thread to its next: points and the starts of activities."""
     points, activities, host = s.points, s.measured.activities, s.measured.host
     num_points = len(points.at_ns)
@@ -66,8 +83,6 @@ def _edges(s: Sources, op_cost_ns: int) -> Edges:
     host_ns = s.measured.partition.between(since, until)
     fixed_ns = host_ns[HostClass.BLOCKED].copy()  # of an op whose compute, as rounded, overlaps that of another
     host_ns[HostClass.BLOCKED] = 0
-    # an op begins at the latest where its compute does
-    _take_off(host_ns, np.maximum(ops_between(host, since, until + 1), 0) * op_cost_ns)
     parts = (
         make_edges(
             source[rows],
@@ -82,15 +97,6 @@ def _edges(s: Sources, op_cost_ns: int) -> Edges:
     )
     first, second = parts
     return first.plus(second)
-
-
-def _take_off(host_ns: Int64, cost_ns: Int64) -> None:
-    """Take the profiler's cost off each segment: off dispatch first, as it is in the ops, then off Python."""
-    left_ns = cost_ns.copy()
-    for cls in (HostClass.DISPATCH, HostClass.PYTHON):
-        taken_ns = np.minimum(host_ns[cls], left_ns)
-        host_ns[cls] -= taken_ns
-        left_ns -= taken_ns
 
 
 def _without_launches(measured: Measured) -> Measured:

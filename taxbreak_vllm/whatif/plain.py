@@ -1,103 +1,124 @@
-"""What a change makes of the plain step, from a recording of one that the profiler slowed down on the CPU backend.
+"""The plain step behind a recorded one: what the profiler added to the host is taken out again (methodology 5).
 
-In: the recording and the change. Out: the plain step under the change, and within what interval. Recording
-lengthens what the host does, op by op, and hardly what it computes. So what the step takes longer than the plain one is
-taken out of the host's segments, from each by its number of ops. The interval also holds that only the cost known of an
-op is taken out so, and what is left then is of the host's time, or of all time alike.
+In: the graph of a recorded step and how long plain steps like it take. Out: ways to take the profiler's cost out of such
+a graph so that the step takes as long as a plain one. The profiler costs something for each op and each call that it
+records; what an op costs is calibrated in the process, what a call costs is what remains, or each event costs alike, or
+the whole host is slowed alike: which of these, a recording does not say.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from taxbreak_vllm.model.calibration import USABLE
-from taxbreak_vllm.model.whatif import Gate
-from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
-from taxbreak_vllm.whatif import on_host
-from taxbreak_vllm.whatif.changes import HOST, Range, scale_host
-from taxbreak_vllm.whatif.graph import Graph
+import numpy as np
+from numpy.typing import NDArray
 
-DRIFT = 0.03  # by so much the plain steps of one server differ from one minute to the next (bench-whatif-pairs)
+from taxbreak_vllm.trace.events import EventKind
+from taxbreak_vllm.trace.intervals import Int64
+from taxbreak_vllm.whatif.changes import HOST, RefusedError, scale_host
+from taxbreak_vllm.whatif.edges import Sources
+from taxbreak_vllm.whatif.graph import EdgeKind, Graph
+from taxbreak_vllm.whatif.points import PointKind
 
-Changed = Callable[[Graph, Callable[[Range], float]], Graph]
+Lighten = Callable[[Graph], Graph]
+Took = Callable[[Graph], float]
+
+_MOST_NS = 1_000_000  # no event costs the profiler more
+_ROUNDS = 30
+_WITHIN = 0.01  # of the plain step: so near is met
+_SLOWER = 1.1  # a plain step may be longer than the recorded one by chance, not by more
 
 
 @dataclass(frozen=True, slots=True)
-class PlainStep:
-    """A plain step as it is and under a change, ns."""
+class Recorded:
+    """How many ops and calls the profiler recorded on the way to each node of a graph."""
 
-    plain_ns: int
-    predicted_ns: int
-    low_ns: int
-    high_ns: int
+    ops: Int64
+    calls: Int64
+
+    @classmethod
+    def of(cls, graph: Graph, sources: Sources) -> "Recorded":
+        """Count the ops that begin between two instants of a thread, and each call at its end and its activity."""
+        points, events, host = sources.points, sources.measured.events, sources.measured.host
+        ops, calls = np.zeros(len(graph.at_ns), dtype=np.int64), np.zeros(len(graph.at_ns), dtype=np.int64)
+        thread, at_ns, node = points.thread, points.at_ns, graph.point_node
+        if sources.measured.backend.has_launches:
+            calls[graph.point_node[np.flatnonzero(points.kind == PointKind.CALL_END)]] = 1
+            calls[graph.activity_node[sources.streams.is_first]] = 1
+        else:  # the thread itself computes
+            activities = sources.measured.activities
+            thread = np.concatenate((thread, activities.stream.astype(np.int32)))
+            at_ns, node = np.concatenate((at_ns, activities.start_ns)), np.concatenate((node, graph.activity_node))
+            order = np.argsort(host.key(thread, at_ns), kind="stable")
+            thread, at_ns, node = thread[order], at_ns[order], node[order]
+        rows = events.rows(EventKind.OP)
+        at = np.searchsorted(
+            host.key(thread, at_ns), host.key(events.thread[rows], events.start_ns[rows]), side="right"
+        )
+        inside = (at > 0) & (at < len(at_ns))
+        inside[inside] = thread[at[inside]] == thread[at[inside] - 1]
+        np.add.at(ops, node[at[inside]], 1)
+        return cls(ops, calls)
+
+    def without(self, graph: Graph, *, op_ns: float, call_ns: float) -> Graph:
+        """Take so much for each out of what the host does, as far as it does anything."""
+        edges = graph.edges
+        cost_ns = (self.ops * op_ns + self.calls * call_ns)[edges.target]
+        total_ns = edges.host_ns.sum(axis=0)
+        is_host = ((edges.kind == EdgeKind.HOST) | (edges.kind == EdgeKind.LAUNCH)) & (total_ns > 0)
+        left: NDArray[np.float64] = np.where(is_host, np.maximum(1 - cost_ns / np.maximum(total_ns, 1), 0), 1.0)
+        return graph.with_edges(replace(edges, host_ns=np.rint(edges.host_ns * left).astype(np.int64)))
 
 
-def plain_step(recording: Recording, length: Callable[[Graph], float], changed: Changed) -> PlainStep | None:
-    """Return what becomes of the plain step; None where its time is not known.
+def lightened(
+    graph: Graph, sources: Sources, took: Took, *, plain_ns: int, op_cost_ns: int | None
+) -> tuple[Lighten, ...]:
+    """Return ways to make a graph that of the plain step, the best known first.
 
-    `length` measures the step in a graph, `changed` applies the change at one end of its ranges.
+    Raises RefusedError where no such cost explains the plain step.
     """
-    plain_ns = _plain_ns(recording)
-    if plain_ns is None:
-        return None
-
-    def without(op_cost_ns: int) -> Graph:
-        return on_host.build(recording.measured, recording.shown_windows, op_cost_ns=op_cost_ns).graph
-
-    known_ns = recording.op_cost_ns
-    taken = without(known_ns)
-    graphs = [taken, *_fitted(taken, plain_ns, length)]
-    recorded, left = length(without(0)), length(taken)
-    if left < recorded and plain_ns < left:
-        graphs += _fitted(without(round(known_ns * (recorded - plain_ns) / (recorded - left))), plain_ns, length)
-    graphs.reverse()
-    found = [
-        [plain_ns * length(changed(graph, end)) / length(graph) for graph in graphs] for end in (_low, _middle, _high)
-    ]
-    return PlainStep(
-        plain_ns=plain_ns,
-        predicted_ns=round(found[1][0]),
-        low_ns=round(min(map(min, found)) * (1 - DRIFT)),
-        high_ns=round(max(map(max, found)) * (1 + DRIFT)),
-    )
+    recorded_ns = took(graph)
+    if recorded_ns <= plain_ns * (1 + _WITHIN):
+        if plain_ns > _SLOWER * recorded_ns:
+            raise RefusedError(f"plain steps take {plain_ns / recorded_ns:.2f} times as long as this one was recorded")
+        return (lambda each: each,)
+    return tuple(_ways(Recorded.of(graph, sources), graph, took, plain_ns, op_cost_ns))
 
 
-def _fitted(graph: Graph, plain_ns: int, length: Callable[[Graph], float]) -> list[Graph]:
-    """Return the graph with its host's time such that the step takes as long as plain; none where that cannot be."""
-    whole, computing = length(graph), length(scale_host(graph, dict.fromkeys(HOST, 0.0)))
-    if plain_ns <= computing or whole <= computing:
+def _ways(recorded: Recorded, graph: Graph, took: Took, plain_ns: int, op_cost_ns: int | None) -> Iterator[Lighten]:
+    def alike(cost_ns: float) -> Lighten:
+        return lambda each: recorded.without(each, op_ns=cost_ns, call_ns=cost_ns)
+
+    def calls(cost_ns: float) -> Lighten:
+        return lambda each: recorded.without(each, op_ns=op_cost_ns or 0, call_ns=cost_ns)
+
+    def ops(cost_ns: float) -> Lighten:
+        return lambda each: recorded.without(each, op_ns=cost_ns, call_ns=0)
+
+    def all_of_it(share: float) -> Lighten:
+        return lambda each: scale_host(each, dict.fromkeys(HOST, 1 - share))
+
+    found: list[Lighten] = []
+    if op_cost_ns:
+        rest = calls if took(calls(0)(graph)) > plain_ns else ops
+        found += _solved(rest, graph, took, plain_ns, _MOST_NS)
+    found += _solved(alike, graph, took, plain_ns, _MOST_NS)
+    found += _solved(all_of_it, graph, took, plain_ns, 1.0)
+    if not found:
+        raise RefusedError("plain steps are quicker than this one would be without any host")
+    yield from found
+
+
+def _solved(way: Callable[[float], Lighten], graph: Graph, took: Took, plain_ns: int, most: float) -> list[Lighten]:
+    """Return the way with the least cost that makes the step as short as plain ones; none where none does."""
+    low, high = 0.0, most
+    if took(way(high)(graph)) > plain_ns * (1 + _WITHIN):
         return []
-    return [scale_host(graph, dict.fromkeys(HOST, (plain_ns - computing) / (whole - computing)))]
-
-
-def calibration_gate(recording: Recording) -> Gate | None:
-    """Tell how far the recorded step, the profiler's known cost taken off, is from the plain one; None if not known."""
-    residual = recording.breakdown.calibration.residual if recording.info else None
-    if residual is None:
-        return None
-    off = 1 + residual
-    return Gate(
-        name="calibration",
-        value=max(off, 1 / off if off > 0 else float("inf")) - 1,
-        limit=USABLE - 1,
-        reason="by how much the recorded step, less the profiler's known cost, is longer or shorter than the plain one",
-    )
-
-
-def _plain_ns(recording: Recording) -> int | None:
-    """Return the median plain step, to the start of the next where the recorded one goes there."""
-    info = recording.info
-    if info is None or info.num_plain < MIN_PLAIN_STEPS or len(recording.windows) != 1:
-        return None
-    return info.plain_window_ns if recording.windows[0].next_ns is None else info.plain_iteration_ns
-
-
-def _low(factor: Range) -> float:
-    return factor.low
-
-
-def _middle(factor: Range) -> float:
-    return (factor.low + factor.high) / 2
-
-
-def _high(factor: Range) -> float:
-    return factor.high
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        if took(way(middle)(graph)) > plain_ns:
+            low = middle
+        else:
+            high = middle
+        if high - low < most / 1_000_000:
+            break
+    return [way(high)]

@@ -14,7 +14,7 @@ import numpy as np
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Gate, Prediction, WhatIf
-from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
 from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
@@ -24,7 +24,7 @@ from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
 from taxbreak_vllm.whatif.compiled import compile_forward
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
-from taxbreak_vllm.whatif.plain import DRIFT, PlainStep, calibration_gate, plain_step
+from taxbreak_vllm.whatif.plain import lightened
 from taxbreak_vllm.whatif.replay import replay
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
@@ -61,14 +61,18 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
     gates = find_gates(model, calibrated)
     error = _model_error(gates)
     if is_on_host:
-        gates, error = (*gates, *filter(None, [calibration_gate(recording)])), error + DRIFT
+        gates, error = (*gates, *on_host.gates(recording)), error + on_host.DRIFT
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:
         window, steps, notes = _predictions(recording, model, calibrated, change, error)
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
-    shown = steps[0] if len(steps) == 1 else window
+    shown, no_plain = steps[0] if len(steps) == 1 else window, None
+    try:
+        steps = (replace(steps[0], **_plain(recording, model, calibrated, change, error)), *steps[1:])
+    except RefusedError as refusal:
+        no_plain = str(refusal)
     return WhatIf(
         path=recording.path,
         change=named,
@@ -81,6 +85,7 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
         ),
         command=f"taxbreak diff {recording.path} AFTER",
         dilation=recording.breakdown.calibration.dilation if recording.info else None,
+        no_plain=no_plain,
         notes=tuple(notes),
     )
 
@@ -144,12 +149,12 @@ def _predictions(
 ) -> tuple[Prediction, tuple[Prediction, ...], list[str]]:
     graph = model.graph
     more = graph.with_edges(graph.edges.plus(model.possible))
-    variants = [(calibrated, calibrated.at_ns), (graph, replay(graph))]
+    variants = [(calibrated, graph.at_ns), (graph, replay(graph)), (calibrated.least(), graph.at_ns)]
     if len(model.possible):
         variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
     rows = _spans(recording, model)
     observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
-    middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
+    middle = apply(calibrated, model, change, _middle)
     at_ns = replay(middle)
     point = [_mean(middle, at_ns, spans) for _, spans in rows]
     if recording.is_live and _is_unsettled(model, middle, at_ns):
@@ -180,29 +185,54 @@ def _predictions(
         for i, (phase, spans) in enumerate(rows)
         for wide in (_spread(graph, spans) + error * observed[i],)
     ]
-    if not recording.backend.has_launches and len(rows) == 2:
-        plain = plain_step(
-            recording, lambda graph: _means(graph, rows)[1], lambda graph, end: apply(graph, model, change, end)
-        )
-        predictions[1] = _with_plain(predictions[1], plain)
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
 
 
-def _with_plain(step: Prediction, plain: PlainStep | None) -> Prediction:
-    if plain is None:
-        return step
-    return replace(
-        step,
-        plain_ns=plain.plain_ns,
-        plain_predicted_ns=plain.predicted_ns,
-        plain_low_ns=plain.low_ns,
-        plain_high_ns=plain.high_ns,
-    )
+def _plain(recording: Recording, model: Model, calibrated: Graph, change: Change, error: float) -> dict[str, int]:
+    """Predict the plain step: the same change to the graph without what the profiler added, whichever way it did.
+
+    Raises RefusedError where no plain step is known.
+    """
+    info, points, node = recording.info, model.sources.points, model.graph.point_node
+    if info is None or len(points.step_start) != 1:
+        raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
+    is_iteration = info.async_output or not recording.backend.has_launches
+    is_iteration &= info.iteration_ns is not None and bool(info.plain_iteration_ns)
+    plain_ns = info.plain_iteration_ns if is_iteration else info.plain_window_ns
+    if not plain_ns or info.num_plain < MIN_PLAIN_STEPS:
+        raise RefusedError(f"fewer than {MIN_PLAIN_STEPS} plain steps like this one had been timed")
+    if is_iteration and points.next_step[0] < 0:
+        raise RefusedError("the start of the step after was not recorded, so its iteration is not known")
+    first, last = node[points.step_start[0]], node[points.next_step[0] if is_iteration else points.step_end[0]]
+
+    def took(graph: Graph) -> float:
+        at_ns = replay(graph)
+        return float(at_ns[last] - at_ns[first])
+
+    ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+    known, base = ways[0], took(ways[0](calibrated))
+    point = plain_ns + took(apply(known(calibrated), model, change, _middle)) - base
+    graph = model.graph
+    most = graph.with_edges(graph.edges.plus(model.possible))
+    variants = [(way(calibrated), took(way(calibrated))) for way in ways]
+    variants += [(known(calibrated).least(), base)]
+    variants += [(known(each), took(known(each))) for each in (graph, most.calibrated(), most)]
+    found = [plain_ns + took(apply(each, model, change, end)) - b for each, b in variants for end in (_low, _high)]
+    return {
+        "plain_ns": plain_ns,
+        "plain_predicted_ns": round(point),
+        "plain_low_ns": max(round(min(point, *found) - error * plain_ns), 0),
+        "plain_high_ns": round(max(point, *found) + error * plain_ns),
+    }
 
 
 def _model_error(gates: Iterable[Gate]) -> float:
     """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
     return sum(gate.value for gate in gates if gate.name in ("reproduction", "unexplained", "contention"))
+
+
+def _middle(factor: Range) -> float:
+    return (factor.low + factor.high) / 2
 
 
 def _low(factor: Range) -> float:
@@ -222,6 +252,10 @@ def _notes(model: Model, change: Change) -> Iterable[str]:
         yield "what the engine itself does to work a step ahead is not in this recording: a bound"
     if change.full_graph and launches.node_gap_ns(model.sources) is None:
         yield "this recording has no graph, so the gap between nodes is between 0 and that between its kernels"
+    if change.full_graph:
+        inside, count = launches.captured(model.sources)
+        if inside < count:
+            yield f"{inside} of {count} launches become one a step: waits cut the others off"
     if any(kind.family is Family.COLLECTIVE for kind in model.sources.measured.kinds):
         yield "collectives keep their time: peers are taken to change alike"
     if model.graph.is_pinned.any():
