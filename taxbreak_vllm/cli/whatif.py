@@ -28,7 +28,7 @@ def whatif(
     floor_us: FloorUs = None,
     no_sync: Annotated[list[str] | None, typer.Option(help="calls with this in their name do not wait")] = None,
     is_async: Annotated[bool, typer.Option("--async", help="tokens are waited for one step later")] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile of the forward; on the CPU backend")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile, on the CPU backend")] = False,
     like: Annotated[
         Path | None, typer.Option(help="ops take as long as replayed in this store (of taxbreak replay)")
     ] = None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COVERED = 0.9  # of the device's time must be of replayed ops
 _LIKELY = 1.4826  # of a median absolute deviation: a standard deviation
-_NAMED = 3
+_NAMED, _NAME_CHARS = 3, 40
 
 
 def times_like(recording: Recording, store: "Baselines") -> Times:
@@ -95,11 +95,15 @@ def _require(measured: Measured, recorded_ns: Int64, known: Bool, path: Path) ->
     for row in np.flatnonzero(~known).tolist():
         lacking[measured.events.names[measured.activities.name[row]]] += int(counted[row])
     most = sorted(lacking.items(), key=lambda item: -item[1])[:_NAMED]
-    said = ", ".join(f"{name} {ns / total_ns:.0%}" for name, ns in most)
+    said = ", ".join(f"{_cut(name)} {ns / total_ns:.0%}" for name, ns in most)
     raise RefusedError(
         f"--like {path}: {1 - share:.0%} of the device's time is of ops that were not replayed there ({said}), at most"
         f" {1 - COVERED:.0%} may be"
     )
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_CHARS else name[: _NAME_CHARS - 1] + "…"
 
 
 def _range(recorded_ns: int, there: Spread, here: Spread | None) -> tuple[int, int]:

@@ -209,9 +209,8 @@ def replayed(recording, active_ns, *, but=()):
     for signature, _ in recording.signatures():
         op = signature.calls[0].op
         if op not in but:
-            yield Baseline(
-                signature=signature.keys[0], op=op, outcome=Outcome.MEASURED, active=Spread(active_ns, 0, 10)
-            )
+            key, active = signature.keys[0], Spread(active_ns, 0, 10)
+            yield Baseline(signature=key, op=op, outcome=Outcome.MEASURED, active=active)
 
 
 @pytest.fixture
@@ -250,6 +249,17 @@ def test_beside_the_recordings_own_replays_only_the_difference_counts(store):
         assert step(recording, like=one).predicted_ns == found.observed_ns
     assert found.kernels_free_ns + computed_ns / 2 >= found.low_ns
     assert found.predicted_ns < found.observed_ns
+
+
+def test_kernels_of_a_gpu_are_looked_up_by_the_op_that_launched_them(real_trace, tmp_path):
+    with (
+        Recording.open(real_trace("h100_hf_bert-small_infer"), with_calls=True) as recording,
+        Baselines(tmp_path / "gpu.sqlite3") as elsewhere,
+    ):
+        elsewhere.put(Environment(device_type="cuda", device_name="another", torch="2"), replayed(recording, 10**6))
+        found = asked(like=elsewhere).of(recording).window
+
+        assert found.predicted_ns > 10**6 * len(recording.measured.activities.row)
 
 
 def test_a_store_that_lacks_too_much_is_refused_with_what_it_lacks(recorded, store):
