@@ -243,13 +243,11 @@ def _replayed(capture: Path, folder: Path) -> tuple[str, str]:
 
 def _pairs(found: Measured, everything: Sequence[Measured]) -> Iterator[Pair]:
     """Ask whatif of each change, and put what was measured beside it."""
-    python_ns = {name: _python_ns(capture) for name, capture in found.captures.items()}
+    base_ns, slower_ns = (_python_ns(found.captures[name]) for name in RECORDED)
     for name in ("linear", "layer", "step", "wait"):
-        factor = 1 + found.added_ns[name] / python_ns[BASE]
-        yield _pair(found, BASE, name, asked(host=[f"python={factor:.4f}"]))
-    factor = max(1 - found.added_ns["linear"] / python_ns["linear"], 0.0)
-    yield _pair(found, "linear", BASE, asked(host=[f"python={factor:.4f}"]))
-    others = [_slowed(each) for each in everything if each is not found]
+        yield _pair(found, BASE, name, _python(found.added_ns[name], base_ns))
+    yield _pair(found, "linear", BASE, _python(-found.added_ns["linear"], slower_ns))
+    others = [factor for each in everything if each is not found and (factor := _slowed(each)) is not None]
     if others:
         yield _pair(found, BASE, TRACED, asked(host=[f"python={min(others):.4f}..{max(others):.4f}"]))
     if found.stores is not None:
@@ -259,21 +257,29 @@ def _pairs(found: Measured, everything: Sequence[Measured]) -> Iterator[Pair]:
         yield _pair(found, BASE, COMPILED, asked(compiled=True))
 
 
-def _python_ns(capture: str) -> int:
-    """Return what Python takes of the plain step."""
+def _python(added_ns: int, python_ns: int | None) -> Asked:
+    """Return the change in which Python takes so much longer."""
+    return asked(host=[f"python={max(1 + added_ns / python_ns, 0):.4f}"] if python_ns else ["python=1"])
+
+
+def _python_ns(capture: str) -> int | None:
+    """Return what Python takes of the plain step; None where whatif does not tell."""
     with Recording.open(capture) as recording:
         step = _step(asked(host=["python=2"]).of(recording))
     if step is None or step.plain_ns is None or step.plain_predicted_ns is None:
-        raise SystemExit(f"{capture}: no plain step is known")
+        return None
     return max(step.plain_predicted_ns - step.plain_ns, 1)
 
 
-def _slowed(found: Measured) -> float:
+def _slowed(found: Measured) -> float | None:
     """Return by what factor tracing slowed Python down."""
     capture = found.captures[BASE]
+    python_ns = _python_ns(capture)
     with Recording.open(capture) as recording:
         plain_ns = recording.info.plain_iteration_ns if recording.info else None
-    return 1 + (found.ratio(BASE, TRACED) - 1) * (plain_ns or 0) / _python_ns(capture)
+    if not python_ns or not plain_ns:
+        return None
+    return max(1 + (found.ratio(BASE, TRACED) - 1) * plain_ns / python_ns, 0)
 
 
 def _pair(found: Measured, before: str, after: str, change: Asked, *, baselines: Baselines | None = None) -> Pair:
@@ -287,7 +293,7 @@ def _pair(found: Measured, before: str, after: str, change: Asked, *, baselines:
         asked=change.named,
         step_ms=median(found.rounds[before]) / 1e6,
         measured=found.ratio(before, after),
-        refused=answer.refused,
+        refused=answer.refused or answer.no_plain,
     )
     if step is None or step.plain_ns is None:
         return pair
