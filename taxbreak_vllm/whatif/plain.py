@@ -1,9 +1,9 @@
 """The plain step behind a recorded one: what the profiler added to the host is taken out again (methodology 5).
 
-In: the graph of a recorded step and how long plain steps like it take. Out: ways to take the profiler's cost out of such
-a graph so that the step takes as long as a plain one. The profiler costs something for each op and each call that it
-records; what an op costs is calibrated in the process, what a call costs is what remains, or each event costs alike, or
-the whole host is slowed alike: which of these, a recording does not say.
+In: the graph of a recorded step and how long plain steps like it take. Out: ways to take the profiler's cost out of
+such graphs so that the step takes as long as a plain one. The profiler costs something for each op and call that it
+records. What an op costs is calibrated in the process and a call costs what remains, or each event costs alike, or the
+whole host is slowed alike: which of these, a recording does not say.
 """
 
 from collections.abc import Callable, Iterator
@@ -76,9 +76,7 @@ def lightened(
     return tuple(_ways(Recorded.of(graph, sources), graph, took, plain_ns, op_cost_ns))
 
 
-def _ways(
-    recorded: Recorded, graph: Graph, took: Took, plain_ns: int, op_cost_ns: int | None
-) -> Iterator[Lighten]:
+def _ways(recorded: Recorded, graph: Graph, took: Took, plain_ns: int, op_cost_ns: int | None) -> Iterator[Lighten]:
     def alike(cost_ns: float) -> Lighten:
         return lambda each: recorded.without(each, op_ns=cost_ns, call_ns=cost_ns)
 
@@ -102,9 +100,7 @@ def _ways(
     yield from found
 
 
-def _solved(
-    way: Callable[[float], Lighten], graph: Graph, took: Took, plain_ns: int, most: float
-) -> list[Lighten]:
+def _solved(way: Callable[[float], Lighten], graph: Graph, took: Took, plain_ns: int, most: float) -> list[Lighten]:
     """Return the way with the least cost that makes the step as short as plain ones; none where none does."""
     low, high = 0.0, most
     if took(way(high)(graph)) > plain_ns * (1 + _WITHIN):
