@@ -70,7 +70,7 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
         return refuse(recording, named, str(refusal), gates)
     shown, no_plain = steps[0] if len(steps) == 1 else window, None
     try:
-        steps = (replace(steps[0], **_plain(recording, model, calibrated, change, error)), *steps[1:])
+        steps = _with_plain(recording, model, calibrated, change, error, steps)
     except RefusedError as refusal:
         no_plain = str(refusal)
     return WhatIf(
@@ -188,13 +188,20 @@ def _predictions(
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
 
 
-def _plain(recording: Recording, model: Model, calibrated: Graph, change: Change, error: float) -> dict[str, int]:
-    """Predict the plain step: the same change to the graph without what the profiler added, whichever way it did.
+def _with_plain(
+    recording: Recording,
+    model: Model,
+    calibrated: Graph,
+    change: Change,
+    error: float,
+    steps: tuple[Prediction, ...],
+) -> tuple[Prediction]:
+    """Predict the plain step too: the same change to the graph without what the profiler added, whichever way it did.
 
     Raises RefusedError where no plain step is known.
     """
     info, points, node = recording.info, model.sources.points, model.graph.point_node
-    if info is None or len(points.step_start) != 1:
+    if info is None or len(points.step_start) != 1 or len(steps) != 1:
         raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
     is_iteration = info.async_output or not recording.backend.has_launches
     is_iteration &= info.iteration_ns is not None and bool(info.plain_iteration_ns)
@@ -218,12 +225,15 @@ def _plain(recording: Recording, model: Model, calibrated: Graph, change: Change
     variants += [(known(calibrated).least(), base)]
     variants += [(known(each), took(known(each))) for each in (graph, most.calibrated(), most)]
     found = [plain_ns + took(apply(each, model, change, end)) - b for each, b in variants for end in (_low, _high)]
-    return {
-        "plain_ns": plain_ns,
-        "plain_predicted_ns": round(point),
-        "plain_low_ns": max(round(min(point, *found) - error * plain_ns), 0),
-        "plain_high_ns": round(max(point, *found) + error * plain_ns),
-    }
+    return (
+        replace(
+            steps[0],
+            plain_ns=plain_ns,
+            plain_predicted_ns=round(point),
+            plain_low_ns=max(round(min(point, *found) - error * plain_ns), 0),
+            plain_high_ns=round(max(point, *found) + error * plain_ns),
+        ),
+    )
 
 
 def _model_error(gates: Iterable[Gate]) -> float:
