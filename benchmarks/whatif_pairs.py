@@ -134,7 +134,8 @@ def main() -> None:
     load_before, started_s = os.getloadavg()[0], time.monotonic()
     chosen = [model for model in MODELS if not options.only or model.name in options.only]
     with tempfile.TemporaryDirectory(prefix="wp-") as temporary:
-        folder = options.folder or Path(temporary)
+        folder = (options.folder or Path(temporary)).absolute()
+        os.environ["VLLM_CACHE_ROOT"] = str(folder / "vllm")  # what vLLM finds out about a model's class, it does once
         found = [_measured(model, folder / str(MODELS.index(model)), options) for model in chosen]
         pairs = [pair for each in found for pair in _pairs(each, found)]
     summed = _sum_up(pairs)
@@ -168,7 +169,7 @@ def _measure(model: Model, folder: Path, options: argparse.Namespace) -> Measure
     (path / "config.json").write_text(json.dumps(config))
     _say(f"{model.name}: starting")
     with Child(path, folder / "eager", requests=model.requests) as eager:
-        step_ns = median(eager.time(Turn(), options.steps))
+        step_ns = min(eager.time(Turn(), options.steps))  # the first round of a server is slow
         turns = _turns(step_ns, eager.calls, with_threads=model.threads)
         rounds: dict[str, list[float]] = {name: [] for name in (*turns, *([COMPILED] if model.compiled else []))}
         found: dict[str, list[Path]] = {name: [] for name in RECORDED}
