@@ -217,6 +217,8 @@ def _with_plain(
         return float(at_ns[last] - at_ns[first])
 
     ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+    if not recording.backend.has_launches:
+        ways = ways[::-1]  # a forward's share of a plain step on the CPU is that of a host slowed alike
     known, base = ways[0], took(ways[0](calibrated))
     point = plain_ns + took(apply(known(calibrated), model, change, _middle)) - base
     graph = model.graph
