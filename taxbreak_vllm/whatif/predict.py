@@ -6,7 +6,7 @@ what the graph gets wrong of the recording widen it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -34,9 +34,26 @@ End = Callable[[Range], float]
 _K = TypeVar("_K", HostClass, Family)
 
 
-def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
+@dataclass(frozen=True, slots=True)
+class Replayable:
+    """What a recording is to every change asked of it: its graph, calibrated too, and its gates."""
+
+    model: Model
+    calibrated: Graph
+    gates: tuple[Gate, ...]
+
+    @classmethod
+    def of(cls, recording: Recording) -> "Replayable":
+        """Build the graph and measure its gates."""
+        model = build(recording.measured, recording.shown_windows)
+        calibrated = model.graph.calibrated()
+        return cls(model, calibrated, find_gates(model, calibrated))
+
+
+def predict(recording: Recording, change: Change, *, named: str, on: Replayable | None = None) -> WhatIf:
     """Predict the steps of a recording under a change, which is `named` as it was asked for.
 
+    `on` is the recording's graph where it is at hand, as when several changes are asked of one.
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
     """
     if not recording.backend.has_launches:
@@ -54,9 +71,8 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
             " measure it where this was recorded (taxbreak floor) and give --baselines",
         )
     change = replace(change, graph_ns=points)
-    model = build(measured, recording.shown_windows)
-    calibrated = model.graph.calibrated()
-    gates = find_gates(model, calibrated)
+    on = on or Replayable.of(recording)
+    model, calibrated, gates = on.model, on.calibrated, on.gates
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:
