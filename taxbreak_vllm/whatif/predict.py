@@ -7,6 +7,7 @@ what the graph gets wrong of the recording widen it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -33,9 +34,32 @@ End = Callable[[Range], float]
 _K = TypeVar("_K", HostClass, Family)
 
 
-def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
+class Replays:
+    """The graph of a recording and its gates, worked out once for all changes that are asked of it."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    @cached_property
+    def model(self) -> Model:
+        """The graph with constants alone."""
+        return build(self.recording.measured, self.recording.shown_windows)
+
+    @cached_property
+    def calibrated(self) -> Graph:
+        """The graph that gives what was observed."""
+        return self.model.graph.calibrated()
+
+    @cached_property
+    def gates(self) -> tuple[Gate, ...]:
+        """What the recording must pass."""
+        return find_gates(self.model, self.calibrated)
+
+
+def predict(recording: Recording, change: Change, *, named: str, replays: Replays | None = None) -> WhatIf:
     """Predict the steps of a recording under a change, which is `named` as it was asked for.
 
+    `replays` are those of the recording, where something was asked of it before.
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
     """
     if not recording.backend.has_launches:
@@ -53,9 +77,8 @@ def predict(recording: Recording, change: Change, *, named: str) -> WhatIf:
             " measure it where this was recorded (taxbreak floor) and give --baselines",
         )
     change = replace(change, graph_ns=points)
-    model = build(measured, recording.shown_windows)
-    calibrated = model.graph.calibrated()
-    gates = find_gates(model, calibrated)
+    replays = replays or Replays(recording)
+    model, calibrated, gates = replays.model, replays.calibrated, replays.gates
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:

@@ -247,17 +247,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _load_analysis(baselines: Path) -> Analyze:
-    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+    from taxbreak_vllm.insight.foreseen import foreseen
+    from taxbreak_vllm.taxes.recording import Recording
+    from taxbreak_vllm.taxes.terms import Terms
+
+    def analyze_on(capture: Capture, store: Baselines | None) -> Breakdown:
+        with Recording.open(capture.path, Terms(baselines=store)) as recording:
+            breakdown = recording.breakdown
+            try:
+                return foreseen(recording, breakdown)
+            except Exception:  # what was measured stands without it
+                logger.exception("a fault of taxbreak's own: nothing is predicted from %s", capture.path)
+                return breakdown
 
     def analyze(capture: Capture) -> Breakdown:
         if not baselines.is_file():
-            return analyze_path(capture.path)
+            return analyze_on(capture, None)
         try:
             with Baselines(baselines) as store:  # opened anew, since the replayer may have begun it just now
-                return analyze_path(capture.path, baselines=store)
+                return analyze_on(capture, store)
         except BaselineError as error:
             logger.warning("%s; analyzed without baselines", error)
-            return analyze_path(capture.path)
+            return analyze_on(capture, None)
 
     return analyze
 

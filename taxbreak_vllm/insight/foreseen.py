@@ -1,0 +1,36 @@
+"""What the changes that rules ask for would win, asked of a recording while it is open.
+
+In: a recording and its breakdown. Out: the breakdown with its forecasts, which `wins` merges later.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from taxbreak_vllm.insight.evidence import by_phase, distrust
+from taxbreak_vllm.insight.rules import RULES
+from taxbreak_vllm.insight.wins import replayed
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.forecast import Replayed
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.whatif.foresee import apart, foresee
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.model.fusion import FusionReport
+
+
+def foreseen(recording: Recording, breakdown: Breakdown, *, fusion: "FusionReport | None" = None) -> Breakdown:
+    """Add what the change of each rule that finds something would win, however little it weighs in this recording."""
+    doubt = distrust(breakdown)
+    if doubt is not None and not doubt.is_untimed:
+        return breakdown
+    asked: defaultdict[Replayed, list[Phase | None]] = defaultdict(list)
+    for evidence in by_phase([breakdown], fusion, None):
+        for finding in (one for rule in RULES if (one := rule(evidence)) is not None):
+            change = replayed(finding)
+            if change is not None and any(finding.amounts_ns) and evidence.phase not in asked[change]:
+                asked[change].append(evidence.phase)
+    maximal = (chain.kernels for chain in fusion.chains if chain.is_maximal) if fusion is not None else ()
+    found = foresee(recording, asked, dilation=breakdown.calibration.dilation, chains=apart(maximal))
+    return replace(breakdown, forecasts=found)
