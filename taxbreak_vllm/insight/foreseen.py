@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.evidence import by_phase, distrust
 from taxbreak_vllm.insight.rules import RULES
-from taxbreak_vllm.insight.wins import replayed
+from taxbreak_vllm.insight.wins import remedy_of
 from taxbreak_vllm.model.breakdown import Breakdown
-from taxbreak_vllm.model.forecast import Replayed
+from taxbreak_vllm.model.forecast import Remedy
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.whatif.foresee import apart, foresee
@@ -25,10 +25,10 @@ def foreseen(recording: Recording, breakdown: Breakdown, *, fusion: "FusionRepor
     doubt = distrust(breakdown)
     if doubt is not None and not doubt.is_untimed:
         return breakdown
-    asked: defaultdict[Replayed, list[Phase | None]] = defaultdict(list)
+    asked: defaultdict[Remedy, list[Phase | None]] = defaultdict(list)
     for evidence in by_phase([breakdown], fusion, None):
         for finding in (one for rule in RULES if (one := rule(evidence)) is not None):
-            change = replayed(finding)
+            change = remedy_of(finding)
             if change is not None and any(finding.amounts_ns) and evidence.phase not in asked[change]:
                 asked[change].append(evidence.phase)
     maximal = (chain.kernels for chain in fusion.chains if chain.is_maximal) if fusion is not None else ()

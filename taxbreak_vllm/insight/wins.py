@@ -11,16 +11,16 @@ from statistics import median
 from taxbreak_vllm.insight.evidence import Evidence, Finding
 from taxbreak_vllm.insight.plain import Spent
 from taxbreak_vllm.model.advice import Win
-from taxbreak_vllm.model.forecast import Forecast, Replayed
+from taxbreak_vllm.model.forecast import Forecast, Remedy
 
-_REPLAYED: Mapping[str, Replayed] = {
-    "cuda-graphs": Replayed.GRAPH,
-    "capture-sizes": Replayed.GRAPH,
-    "library-front-end": Replayed.GRAPH,
-    "async-scheduling": Replayed.AHEAD,
-    "engine-loop": Replayed.AHEAD,
-    "faster-core": Replayed.FASTER,
-    "fused-kernels": Replayed.FUSED,
+_REMEDIES: Mapping[str, Remedy] = {
+    "cuda-graphs": Remedy.GRAPH,
+    "capture-sizes": Remedy.GRAPH,
+    "library-front-end": Remedy.GRAPH,
+    "async-scheduling": Remedy.AHEAD,
+    "engine-loop": Remedy.AHEAD,
+    "faster-core": Remedy.FASTER,
+    "fused-kernels": Remedy.FUSED,
 }
 _BEYOND: Mapping[str, str] = {  # what no replay of one recording tells of a rule's change
     "full-graphs": "what one graph costs in place of many is in no recording of the many",
@@ -36,10 +36,10 @@ _WIDENED = 1.645 * 1.4826  # of the wins' median absolute deviation: where 90 % 
 _MIN_SPREAD = 3  # of fewer wins the interval is all that they reach
 
 
-def replayed(finding: Finding) -> Replayed | None:
+def remedy_of(finding: Finding) -> Remedy | None:
     """Return what is replayed for a finding; what fusing wins of the device's own time no replay tells."""
-    change = _REPLAYED.get(finding.rule)
-    return None if change is Replayed.FUSED and finding.spent is not Spent.HOST else change
+    change = _REMEDIES.get(finding.rule)
+    return None if change is Remedy.FUSED and finding.spent is not Spent.HOST else change
 
 
 def merged(e: Evidence, finding: Finding, *, at_most_ns: int, at_most_ratio: float) -> Win | str:
@@ -47,7 +47,7 @@ def merged(e: Evidence, finding: Finding, *, at_most_ns: int, at_most_ratio: flo
 
     `at_most_ns` of a step, the share `at_most_ratio`, bound it. A step in which there is nothing to win wins nothing.
     """
-    change = replayed(finding)
+    change = remedy_of(finding)
     told = [next((f for f in own if f.change == change), None) for own in e.forecasts]
     own = [f for f, amount_ns in zip(told, finding.amounts_ns, strict=True) if f is not None or amount_ns]
     known = [f for f in own if f is not None and f.refused is None]

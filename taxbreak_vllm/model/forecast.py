@@ -6,7 +6,7 @@ from enum import StrEnum
 from taxbreak_vllm.model.step import Phase
 
 
-class Replayed(StrEnum):
+class Remedy(StrEnum):
     """A change that advice asks for and a recording may tell of, in the words of `taxbreak whatif`."""
 
     GRAPH = "--graph full"
@@ -24,7 +24,7 @@ class Forecast:
     far as that is known.
     """
 
-    change: Replayed
+    change: Remedy
     phase: Phase | None
     plain_ns: int | None = None
     win_ratio: float | None = None

@@ -10,34 +10,33 @@ from contextlib import suppress
 from dataclasses import replace
 
 from taxbreak_vllm.model.errors import SettingsError, TraceFormatError
-from taxbreak_vllm.model.forecast import Forecast, Replayed
+from taxbreak_vllm.model.forecast import Forecast, Remedy
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError, scale_host
 from taxbreak_vllm.whatif.predict import Replays, predict
-from taxbreak_vllm.whatif.replay import replay
 
 MAX_EVENTS = 50_000  # ops and activities; more take seconds, for which someone should have asked
 
 _FASTER = Range(low=0.8, high=0.8)  # a core a quarter faster, by as much as the CPUs of one year differ
-_CHANGES: Mapping[Replayed, Change] = {
-    Replayed.GRAPH: Change(full_graph=True),
-    Replayed.AHEAD: Change(one_step_ahead=True),
-    Replayed.FUSED: Change(),  # of the chains that are found
-    Replayed.FASTER: Change(host={HostClass.PYTHON: _FASTER, HostClass.DISPATCH: _FASTER}),
+_CHANGES: Mapping[Remedy, Change] = {
+    Remedy.GRAPH: Change(full_graph=True),
+    Remedy.AHEAD: Change(one_step_ahead=True),
+    Remedy.FUSED: Change(),  # of the chains that are found
+    Remedy.FASTER: Change(host={HostClass.PYTHON: _FASTER, HostClass.DISPATCH: _FASTER}),
 }
 
 _SAME = 1.02  # a recording that is so near the plain step is taken for it
-_ROUNDS = 10  # of bisection: a thousandth of the host's work
+_ROUNDS, _NEAR = 6, 0.001
 
 Rows = Mapping[Phase | None, Prediction]
 
 
 def foresee(
     recording: Recording,
-    asked: Mapping[Replayed, Sequence[Phase | None]],
+    asked: Mapping[Remedy, Sequence[Phase | None]],
     *,
     dilation: float | None = None,
     chains: Sequence[tuple[str, ...]] = (),
@@ -57,7 +56,7 @@ def foresee(
     replays = Replays(recording)
     found: list[Forecast] = []
     for name, phases in asked.items():
-        change = replace(_CHANGES[name], fused=tuple(chains)) if name is Replayed.FUSED else _CHANGES[name]
+        change = replace(_CHANGES[name], fused=tuple(chains)) if name is Remedy.FUSED else _CHANGES[name]
         try:
             rows = {one.phase: one for one in _forecasts(replays, change, name, dilation or 1.0)}
             reason = "its steps are not told apart"
@@ -78,27 +77,37 @@ def apart(chains: Iterable[tuple[str, ...]], most: int = 8) -> list[tuple[str, .
     return found
 
 
-def _forecasts(replays: Replays, change: Change, name: Replayed, dilation: float) -> Iterator[Forecast]:
-    if change.full_graph and replays.recording.measured.dispatches.is_graph.any():
-        raise RefusedError("parts of it are graphs already, and what one graph of all costs is not in the recording")
-    as_recorded = _rows(replays, change)
-    before: Rows = {}
+def _forecasts(replays: Replays, change: Change, name: Remedy, dilation: float) -> Iterator[Forecast]:
+    if change.full_graph:
+        _require_plain_launches(replays.recording)
+    as_recorded, factor = _rows(replays, change), _host_factor(replays, dilation)
+    before: Mapping[Phase | None, float] = {}
     after: Rows = {}
-    factor = _host_factor(replays, dilation)
     if factor is not None:
         with suppress(RefusedError):
-            before, after = _rows(replays, _slowed(Change(), factor)), _rows(replays, _slowed(change, factor))
+            after = _rows(replays, _slowed(change, factor))
+            before = replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor)))
     for phase, row in as_recorded.items():
         of_whole = _win(row.observed_ns, row)
-        of_host = _win(before[phase].predicted_ns, after[phase]) if after else of_whole
+        of_host = _win(before[phase], after[phase]) if before else of_whole
+        is_sure = name is not Remedy.FUSED  # which chains a compiler fuses is its own affair: it may be none
         yield Forecast(
             change=name,
             phase=phase,
             plain_ns=round(row.observed_ns / dilation),
             win_ratio=of_host[0],
-            low_ratio=min(of_whole[1], of_host[1]),
+            low_ratio=min(of_whole[1], of_host[1], *(() if is_sure else (0.0,))),
             high_ratio=max(of_whole[2], of_host[2]),
         )
+
+
+def _require_plain_launches(recording: Recording) -> None:
+    """Raise RefusedError where what a graph of the launches costs was not measured, or some are graphs already."""
+    floors = recording.view.floors if recording.view is not None else None
+    if floors is None or len(floors.graph_points()) < 2:
+        raise RefusedError("what launching a graph costs here was not measured: taxbreak floor")
+    if recording.measured.dispatches.is_graph.any():
+        raise RefusedError("parts of it are graphs already, and what one graph of all costs is not in the recording")
 
 
 def _rows(replays: Replays, change: Change) -> Rows:
@@ -108,7 +117,7 @@ def _rows(replays: Replays, change: Change) -> Rows:
     return {row.phase: row for row in answer.steps or (answer.window,)}
 
 
-def _win(before_ns: int, after: Prediction) -> tuple[float, float, float]:
+def _win(before_ns: float, after: Prediction) -> tuple[float, float, float]:
     """Return the share won and between which shares it lies."""
     point, low, high = ((before_ns - ns) / before_ns for ns in (after.predicted_ns, after.high_ns, after.low_ns))
     return point, low, high
@@ -120,19 +129,22 @@ def _slowed(change: Change, factor: float) -> Change:
 
 
 def _host_factor(replays: Replays, dilation: float) -> float | None:
-    """Return what share of its host work would leave a recording as long as plain steps are; None where none would."""
-    graph = replays.calibrated
-    wanted_ns = graph.window_ns / dilation
+    """Return what share of its host work would leave a recording as long as plain steps are; None where none would.
+
+    What a recording takes bends upwards with that share, so each chord ends nearer to it and below.
+    """
     low, high = 0.0, 1.0
-    if dilation < _SAME or _window_ns(replays, low) > wanted_ns:
+    low_ns, high_ns = (_whole_ns(replays, factor) for factor in (low, high))
+    wanted_ns = high_ns / dilation
+    if dilation < _SAME or low_ns > wanted_ns:
         return None
     for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _window_ns(replays, middle) < wanted_ns else (low, middle)
-    return (low + high) / 2
+        low += (wanted_ns - low_ns) * (high - low) / (high_ns - low_ns)
+        low_ns = _whole_ns(replays, low)
+        if wanted_ns - low_ns < _NEAR * wanted_ns:
+            break
+    return low
 
 
-def _window_ns(replays: Replays, factor: float) -> int:
-    graph = scale_host(replays.calibrated, dict.fromkeys(HOST, factor))
-    at_ns = replay(graph)
-    return int((at_ns + graph.duration_ns).max() - at_ns.min())
+def _whole_ns(replays: Replays, factor: float) -> float:
+    return sum(replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor))).values())

@@ -5,7 +5,7 @@ waits that the recording neither shows nor excludes, at both ends of each factor
 what the graph gets wrong of the recording widen it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -55,6 +55,27 @@ class Replays:
         """What the recording must pass."""
         return find_gates(self.model, self.calibrated)
 
+    @cached_property
+    def variants(self) -> list[tuple[Graph, Int64]]:
+        """The graph calibrated and with constants alone, both also with what it may wait for, and when all happens."""
+        graph, possible = self.model.graph, self.model.possible
+        more = graph.with_edges(graph.edges.plus(possible))
+        found = [(self.calibrated, graph.at_ns), (graph, replay(graph))]
+        return found + ([(more.calibrated(), graph.at_ns), (more, replay(more))] if len(possible) else [])
+
+    @cached_property
+    def bounds(self) -> tuple[tuple[Graph, Int64], tuple[Graph, Int64]]:
+        """The graph without the host's work, and without kernels."""
+        none: dict[Family, float] = {family: 0.0 for family in Family if family is not Family.COLLECTIVE}
+        host_free = changes.scale_host(self.calibrated, dict.fromkeys(HOST, 0.0))
+        kernels_free = changes.scale_kernels(self.calibrated, self.model.sources, none)
+        return (host_free, replay(host_free)), (kernels_free, replay(kernels_free))
+
+    def steps_ns(self, graph: Graph) -> dict[Phase | None, float]:
+        """Return the mean of the steps of each phase, or of the whole recording where it names none."""
+        rows, at_ns = _spans(self.recording, self.model), replay(graph)
+        return {phase: _mean(graph, at_ns, spans) for phase, spans in rows[1:] or rows}
+
 
 def predict(recording: Recording, change: Change, *, named: str, replays: Replays | None = None) -> WhatIf:
     """Predict the steps of a recording under a change, which is `named` as it was asked for.
@@ -78,11 +99,11 @@ def predict(recording: Recording, change: Change, *, named: str, replays: Replay
         )
     change = replace(change, graph_ns=points)
     replays = replays or Replays(recording)
-    model, calibrated, gates = replays.model, replays.calibrated, replays.gates
+    model, gates = replays.model, replays.gates
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:
-        window, steps, notes = _predictions(recording, model, calibrated, change, _model_error(gates))
+        window, steps, notes = _predictions(recording, replays, change, _model_error(gates))
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
     shown = steps[0] if len(steps) == 1 else window
@@ -153,13 +174,9 @@ def _usual_gap_ns(model: Model) -> int:
 
 
 def _predictions(
-    recording: Recording, model: Model, calibrated: Graph, change: Change, error: float
+    recording: Recording, replays: Replays, change: Change, error: float
 ) -> tuple[Prediction, tuple[Prediction, ...], list[str]]:
-    graph = model.graph
-    more = graph.with_edges(graph.edges.plus(model.possible))
-    variants = [(calibrated, calibrated.at_ns), (graph, replay(graph))]
-    if len(model.possible):
-        variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
+    model, calibrated, graph = replays.model, replays.calibrated, replays.model.graph
     rows = _spans(recording, model)
     observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
     middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
@@ -171,14 +188,12 @@ def _predictions(
             " recorded step does not tell"
         )
     found = [point]
-    for variant, before in variants:
+    for variant, before in replays.variants:
         base = [_mean(variant, before, spans) for _, spans in rows]
-        for end in (_low, _high):
-            changed = _means(apply(variant, model, change, end), rows)
-            found.append([o + c - b for o, c, b in zip(observed, changed, base, strict=True)])
-    host_free = _means(changes.scale_host(calibrated, dict.fromkeys(HOST, 0.0)), rows)
-    none: dict[Family, float] = {family: 0.0 for family in Family if family is not Family.COLLECTIVE}
-    kernels_free = _means(changes.scale_kernels(calibrated, model.sources, none), rows)
+        for changed in _at_both_ends(variant, model, change):
+            means = _means(changed, rows)
+            found.append([o + c - b for o, c, b in zip(observed, means, base, strict=True)])
+    host_free, kernels_free = ([_mean(*free, spans) for _, spans in rows] for free in replays.bounds)
     predictions = [
         Prediction(
             phase=phase,
@@ -196,17 +211,22 @@ def _predictions(
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
 
 
+def _at_both_ends(graph: Graph, model: Model, change: Change) -> Iterator[Graph]:
+    """Apply a change with the low ends of all its ranges, then with the high ends where there is a range at all."""
+    seen: list[Range] = []
+
+    def low(factor: Range) -> float:
+        seen.append(factor)
+        return factor.low
+
+    yield apply(graph, model, change, low)
+    if any(factor.low != factor.high for factor in seen):
+        yield apply(graph, model, change, lambda factor: factor.high)
+
+
 def _model_error(gates: Iterable[Gate]) -> float:
     """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
     return sum(gate.value for gate in gates if gate.name in ("reproduction", "unexplained", "contention"))
-
-
-def _low(factor: Range) -> float:
-    return factor.low
-
-
-def _high(factor: Range) -> float:
-    return factor.high
 
 
 def _notes(model: Model, change: Change) -> Iterable[str]:
