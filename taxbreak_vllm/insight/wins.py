@@ -13,7 +13,7 @@ from taxbreak_vllm.insight.plain import Spent
 from taxbreak_vllm.model.advice import Win
 from taxbreak_vllm.model.forecast import Forecast, Remedy
 
-_REMEDIES: Mapping[str, Remedy] = {
+REMEDIES: Mapping[str, Remedy] = {
     "cuda-graphs": Remedy.GRAPH,
     "capture-sizes": Remedy.GRAPH,
     "library-front-end": Remedy.GRAPH,
@@ -22,7 +22,7 @@ _REMEDIES: Mapping[str, Remedy] = {
     "faster-core": Remedy.FASTER,
     "fused-kernels": Remedy.FUSED,
 }
-_BEYOND: Mapping[str, str] = {  # what no replay of one recording tells of a rule's change
+BEYOND: Mapping[str, str] = {  # what no replay of one recording tells of a rule's change
     "full-graphs": "what one graph costs in place of many is in no recording of the many",
     "compilation": "which kernels a compiler would make is not in a recording",
     "batch-size": "how a step grows with its batch is not in a recording of one size",
@@ -38,7 +38,7 @@ _MIN_SPREAD = 3  # of fewer wins the interval is all that they reach
 
 def remedy_of(finding: Finding) -> Remedy | None:
     """Return what is replayed for a finding; what fusing wins of the device's own time no replay tells."""
-    change = _REMEDIES.get(finding.rule)
+    change = REMEDIES.get(finding.rule)
     return None if change is Remedy.FUSED and finding.spent is not Spent.HOST else change
 
 
@@ -81,5 +81,5 @@ def merged(e: Evidence, finding: Finding, *, at_most_ns: int, at_most_ratio: flo
 
 def _why_not(finding: Finding, own: Sequence[Forecast | None], num_known: int) -> str:
     refusals = Counter(f.refused for f in own if f is not None and f.refused is not None)
-    reason = refusals.most_common(1)[0][0] if refusals else _BEYOND.get(finding.rule, "no recording of it was replayed")
+    reason = refusals.most_common(1)[0][0] if refusals else BEYOND.get(finding.rule, "no recording of it was replayed")
     return f"{len(own) - num_known} of {len(own)} recorded steps do not tell: {reason}" if num_known else reason

@@ -29,7 +29,7 @@ _CHANGES: Mapping[Remedy, Change] = {
 }
 
 _SAME = 1.02  # a recording that is so near the plain step is taken for it
-_ROUNDS, _NEAR = 6, 0.001
+_ROUNDS = 5  # of bisection, which a straight line ends
 
 Rows = Mapping[Phase | None, Prediction]
 
@@ -129,21 +129,20 @@ def _slowed(change: Change, factor: float) -> Change:
 
 
 def _host_factor(replays: Replays, dilation: float) -> float | None:
-    """Return what share of its host work would leave a recording as long as plain steps are; None where none would.
-
-    What a recording takes bends upwards with that share, so each chord ends nearer to it and below.
-    """
+    """Return what share of its host work would leave a recording as long as plain steps are; None where none would."""
     low, high = 0.0, 1.0
     low_ns, high_ns = (_whole_ns(replays, factor) for factor in (low, high))
     wanted_ns = high_ns / dilation
-    if dilation < _SAME or low_ns > wanted_ns:
+    if dilation < _SAME or low_ns >= wanted_ns:
         return None
     for _ in range(_ROUNDS):
-        low += (wanted_ns - low_ns) * (high - low) / (high_ns - low_ns)
-        low_ns = _whole_ns(replays, low)
-        if wanted_ns - low_ns < _NEAR * wanted_ns:
-            break
-    return low
+        middle = (low + high) / 2
+        middle_ns = _whole_ns(replays, middle)
+        if middle_ns < wanted_ns:
+            low, low_ns = middle, middle_ns
+        else:
+            high, high_ns = middle, middle_ns
+    return low + (high - low) * (wanted_ns - low_ns) / (high_ns - low_ns)
 
 
 def _whole_ns(replays: Replays, factor: float) -> float:
