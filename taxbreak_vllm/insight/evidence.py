@@ -96,6 +96,12 @@ class Evidence:
         others = self.each(lambda step: (step.exposed.delta_ct_ns or 0) + (step.exposed.delta_kt_ns or 0))
         return [sum(both) for both in zip(self.framework_ns, others, strict=True)]
 
+    @cached_property
+    def launched_ns(self) -> Amounts:
+        """What the device waited for the host and then for the launch on its way, which one launch for many saves."""
+        queued = self.each(lambda step: step.device.idle.queue_ns)
+        return [sum(both) for both in zip(self.host_ns, queued, strict=True)]
+
     @property
     def has_graphs(self) -> bool:
         """Whether a step launched a graph: a plain launch makes one kernel."""

@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     spool = spool_of(options)
     try:
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
-            analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
+            analyze = _bounded((load or (lambda: load_analysis(options.baselines)))(), options.limit_s)
             bounds = {"retention_ns": options.retention_s * 10**9, "max_bytes": options.results_max_bytes}
             run_on(Analyzer(spool, results, analyze, **bounds), stop)
     except TaxbreakError as error:
@@ -246,7 +246,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _load_analysis(baselines: Path) -> Analyze:
+def load_analysis(baselines: Path) -> Analyze:
+    """Import the analysis, on the baselines of this file where there is one."""
     from taxbreak_vllm.insight.foreseen import foreseen
     from taxbreak_vllm.taxes.recording import Recording
     from taxbreak_vllm.taxes.terms import Terms
