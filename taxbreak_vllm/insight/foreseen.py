@@ -4,6 +4,7 @@ In: a recording and its breakdown. Out: the breakdown with its forecasts, which 
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,13 @@ from taxbreak_vllm.insight.wins import remedy_of
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.forecast import Remedy
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.taxes.recording import Recording
-from taxbreak_vllm.whatif.foresee import apart, foresee
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport
+    from taxbreak_vllm.taxes.recording import Recording
 
 
-def foreseen(recording: Recording, breakdown: Breakdown, *, fusion: "FusionReport | None" = None) -> Breakdown:
+def foreseen(recording: "Recording", breakdown: Breakdown, *, fusion: "FusionReport | None" = None) -> Breakdown:
     """Add what the change of each rule that finds something would win, however little it weighs in this recording."""
     doubt = distrust(breakdown)
     if doubt is not None and not doubt.is_untimed:
@@ -31,6 +31,21 @@ def foreseen(recording: Recording, breakdown: Breakdown, *, fusion: "FusionRepor
             change = remedy_of(finding)
             if change is not None and any(finding.amounts_ns) and evidence.phase not in asked[change]:
                 asked[change].append(evidence.phase)
+    if not asked:
+        return breakdown
+    from taxbreak_vllm.whatif.foresee import foresee  # what most recordings need not load
+
     maximal = (chain.kernels for chain in fusion.chains if chain.is_maximal) if fusion is not None else ()
     found = foresee(recording, asked, dilation=breakdown.calibration.dilation, chains=apart(maximal))
     return replace(breakdown, forecasts=found)
+
+
+def apart(chains: Iterable[tuple[str, ...]], most: int = 8) -> list[tuple[str, ...]]:
+    """Choose chains of kernels that can all be fused at once, as none of these is in two, the first ones first."""
+    found: list[tuple[str, ...]] = []
+    taken: set[str] = set()
+    for chain in chains:
+        if len(found) < most and len(set(chain)) == len(chain) and taken.isdisjoint(chain):
+            found.append(chain)
+            taken.update(chain)
+    return found

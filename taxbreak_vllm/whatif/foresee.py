@@ -5,7 +5,7 @@ divided out twice, of the step as a whole and of its host's work alone, as nobod
 second is the point, and both are in the interval.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -64,17 +64,6 @@ def foresee(
             rows, reason = {}, str(error)
         found += (rows.get(each) or Forecast(change=name, phase=each, refused=reason) for each in phases)
     return tuple(found)
-
-
-def apart(chains: Iterable[tuple[str, ...]], most: int = 8) -> list[tuple[str, ...]]:
-    """Choose chains of kernels that can all be fused at once, as none of these is in two, the first ones first."""
-    found: list[tuple[str, ...]] = []
-    taken: set[str] = set()
-    for chain in chains:
-        if len(found) < most and len(set(chain)) == len(chain) and taken.isdisjoint(chain):
-            found.append(chain)
-            taken.update(chain)
-    return found
 
 
 def _forecasts(replays: Replays, change: Change, name: Remedy, dilation: float) -> Iterator[Forecast]:

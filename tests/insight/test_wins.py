@@ -8,7 +8,7 @@ import pytest
 
 from taxbreak_vllm.insight import rules
 from taxbreak_vllm.insight.advice import advise
-from taxbreak_vllm.insight.foreseen import foreseen
+from taxbreak_vllm.insight.foreseen import apart, foreseen
 from taxbreak_vllm.insight.joined import joined
 from taxbreak_vllm.insight.wins import BEYOND, REMEDIES
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Per, Verdict
@@ -228,3 +228,10 @@ def test_a_recording_that_cannot_be_trusted_is_not_replayed(real_trace):
         doubted = replace(recording.breakdown, calibration=poor)
 
         assert foreseen(recording, doubted) is doubted
+
+
+def test_chains_that_are_fused_at_once_share_no_kernel():
+    chains = [("a", "b", "c"), ("c", "d"), ("d", "d"), ("d", "e"), ("f", "g")]
+
+    assert apart(chains) == [("a", "b", "c"), ("d", "e"), ("f", "g")]
+    assert apart(chains, most=1) == [("a", "b", "c")]

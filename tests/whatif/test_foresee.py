@@ -13,7 +13,7 @@ from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.whatif import foresee as foreseeing
-from taxbreak_vllm.whatif.foresee import apart, foresee
+from taxbreak_vllm.whatif.foresee import foresee
 
 NUM_STEPS = 8
 HERE = Environment(device_type="cuda", device_name="NVIDIA H100 80GB HBM3", torch="", driver="13000")  # the rig
@@ -134,10 +134,3 @@ def test_why_a_recording_does_not_tell_comes_with_it_and_others_are_told_all_the
 
     assert "no such kernels follow one another" in fused.refused
     assert faster.refused is None
-
-
-def test_chains_that_are_fused_at_once_share_no_kernel():
-    chains = [("a", "b", "c"), ("c", "d"), ("d", "d"), ("d", "e"), ("f", "g")]
-
-    assert apart(chains) == [("a", "b", "c"), ("d", "e"), ("f", "g")]
-    assert apart(chains, most=1) == [("a", "b", "c")]
