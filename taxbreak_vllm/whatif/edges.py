@@ -26,7 +26,7 @@ from taxbreak_vllm.whatif.graph import EdgeKind, Edges, make_edges
 from taxbreak_vllm.whatif.handoffs import Handoffs
 from taxbreak_vllm.whatif.points import Points
 from taxbreak_vllm.whatif.streams import Streams
-from taxbreak_vllm.whatif.waits import Blocking, Pairs, ended_just_before
+from taxbreak_vllm.whatif.waits import INSTANT_NS, Blocking, Pairs, ended_just_before
 from taxbreak_vllm.whatif.wakes import Wakes
 
 _EVENT_NS, _ROOM_NS = 2_000, 4_500  # where a recording shows none
@@ -73,7 +73,8 @@ def host_edges(s: Sources) -> Edges:
     host_ns[:, place[s.wakes.silent]] = _as_python(s.wakes.own_ns)
     fixed_ns = host_ns[HostClass.BLOCKED].copy()
     host_ns[HostClass.BLOCKED] = 0
-    is_doubtful = np.isin(to, s.wakes.unexplained)
+    long = blocking.call[(blocking.possible >= 0) & (blocking.idle_ns > INSTANT_NS)]
+    is_doubtful = np.isin(to, np.concatenate((s.wakes.unexplained, points.call_end[long])))
     return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns, is_doubtful=is_doubtful)
 
 

@@ -18,6 +18,7 @@ from taxbreak_vllm.whatif.replay import replay
 TRANSLATION = "translation"
 _DELAY = 10  # the first point comes a tenth of the window later
 _ROUNDING_NS = 1_000
+_MIN_COLLECTIVES = 4  # of fewer the quickest may have waited too
 
 
 def find_gates(model: Model, calibrated: Graph) -> tuple[Gate, ...]:
@@ -90,7 +91,7 @@ def _held_by_others(model: Model, calibrated: Graph) -> int:
 
 
 def _waited_for_peers(model: Model) -> int:
-    """Return how much longer collectives took than the quickest of their name; of a single one, all it took."""
+    """Return how much longer collectives took than the quickest of their name; of very few, all they took."""
     m = model.sources.measured
     is_collective = np.array([kind.family is Family.COLLECTIVE for kind in m.kinds], dtype=bool)
     rows = np.flatnonzero(is_collective[m.kind]) if len(m.kinds) else np.empty(0, dtype=np.intp)
@@ -99,5 +100,5 @@ def _waited_for_peers(model: Model) -> int:
     name, length = m.activities.name[rows], (m.activities.end_ns - m.activities.start_ns)[rows]
     quickest = np.full(int(name.max()) + 1, np.iinfo(np.int64).max)
     np.minimum.at(quickest, name, length)
-    quickest[np.bincount(name) == 1] = 0
+    quickest[np.bincount(name) < _MIN_COLLECTIVES] = 0
     return int((length - quickest[name]).sum())

@@ -17,7 +17,7 @@ from taxbreak_vllm.whatif.streams import Launched, Streams
 
 UNSEEN_NS = 50_000  # a call that blocks for longer than what it waits for explains waits for something unseen
 _LATE_NS = 1_000  # by so much device and host clocks may disagree
-_INSTANT_NS = 5_000  # a call that returns within this has not waited
+INSTANT_NS = 5_000  # a call that returns within this has not waited
 _NEVER = np.iinfo(np.int64).min
 _RETURN_NS = 5_000  # from the end of what a call waits for to its return, where no call of that name ever waited
 _IDLE_NS = 2_000  # how long a call takes whose event has passed, where none of that name found it so
@@ -105,7 +105,7 @@ def _event_waited_for(
     Their events are most often of one stream: that after whose activities they return most regularly. Those that had
     to wait tell how many launches back the event lies. Where none had to, the last launch may be what they wait for.
     """
-    is_long = end_ns - start_ns > _INSTANT_NS
+    is_long = end_ns - start_ns > INSTANT_NS
     best: tuple[float, Index, NDArray[np.intp], Launched] | None = None
     for queue in queues:
         if not len(queue.activity):

@@ -93,7 +93,7 @@ class Wakes:
                 chosen, left_ns = _fewest(points, starts, np.maximum(gap_ns - own_ns, 0), is_silent, candidates)
             few = is_silent.sum() < _MIN_SILENCES
             may_leave_ns = _EXACTLY_NS if few else max((_EXACT if is_known else _EXPLAINS) * total_ns, _SILENT_NS)
-            if chosen and left_ns <= may_leave_ns:
+            if chosen and left_ns <= may_leave_ns and not (few and _is_worker(points, thread)):
                 for sources, delay_ns, explains in chosen:
                     laws.append(_edges(points, starts, sources, delay_ns))
                     doubtful.append(np.full(len(laws[-1][0]), explains < _MIN_EXPLAINED))

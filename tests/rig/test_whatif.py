@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rig.changed import changed, one_step_ahead, recorded, with_floor, without_device_sync
-from rig.program import Synchronize
+from rig.program import Kernel, Op, Server, Step, Synchronize, Work
 from rig.server import run
-from rig.servers import device_bound, full_queue, host_bound, random_server
+from rig.servers import device_bound, full_queue, host_bound, random_server, tokens_now
 from rig.trace import middle_of_three, to_json, whole
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
 from taxbreak_vllm.model.step import Server as Labels
@@ -19,7 +19,7 @@ from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.changes import HOST, Change, Range
-from taxbreak_vllm.whatif.predict import predict
+from taxbreak_vllm.whatif.predict import Replays, predict
 
 FACTORS = [(1.3, 1), (0.5, 1), (1, 1.5), (1, 0.5), (0.7, 0.7), (2, 0.6)]
 SOME = [
@@ -99,9 +99,10 @@ def test_where_the_gates_pass_each_answer_holds_what_the_rig_does_with_the_chang
     for seed in seeds:
         server = random_server(seed)
         recording = record(server)
+        replays = Replays(recording)
         for changes_made, other in changes(server, seed):
             asked += 1
-            answer = predict(recording, changes_made, named="")
+            answer = predict(recording, changes_made, named="", replays=replays)
             if answer.refused is not None:
                 continue
             answers += 1
@@ -121,8 +122,9 @@ def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refuse
         it = run(server)
         path.write_text(to_json(middle_of_three(it, 3, is_whole=False)[0]))
         recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns))
+        replays = Replays(recording)
         for host, kernels in ((0.5, 1), (1, 0.5)):
-            answer = predict(recording, change(host, kernels), named="")
+            answer = predict(recording, change(host, kernels), named="", replays=replays)
             if answer.refused is not None:
                 continue
             (step,) = answer.steps
@@ -151,8 +153,9 @@ def test_a_recorded_step_tells_what_the_plain_one_would_take(rules, tmp_path):
         path.write_text(to_json(middle_of_three(run(slowed), 3, is_whole=False)[0]))
         info = step_info(iteration_ns(slowed), iteration_ns(server))
         recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info)
+        replays = Replays(recording)
         for host, kernels in ((0.5, 1), (1.3, 1), (1, 0.5)):
-            answer = predict(recording, change(host, kernels), named="")
+            answer = predict(recording, change(host, kernels), named="", replays=replays)
             if answer.refused is not None:
                 continue
             (step,) = answer.steps
@@ -189,7 +192,8 @@ def step_info(recorded_ns, plain_ns, num_plain=8):
     [(1.0, 7, "fewer than 8 plain steps"), (3.0, 8, "3.00 times as long"), (0.001, 8, "without any host")],
 )
 def test_without_a_plain_step_that_fits_nothing_is_said_of_one(rules, tmp_path, plain, num_plain, reason):
-    path, server = tmp_path / "trace.json", host_bound()
+    path, op = tmp_path / "trace.json", Op("aten::add", (Work(8_000), Kernel(4_000, 5_000), Work(1_000)))
+    server = Server(steps=(Step((Work(17_000), op) * 20, tokens_now()),) * 6, steps_ahead=0, has_output_thread=False)
     path.write_text(to_json(middle_of_three(run(server), 3, is_whole=False)[0]))
     info = step_info(iteration_ns(server), round(plain * iteration_ns(server)), num_plain)
     recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info)
