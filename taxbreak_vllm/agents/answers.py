@@ -38,7 +38,7 @@ class Slowness(TypedDict):
     """Where time goes, and the verdict."""
 
     verdict: Verdict
-    advice: Annotated[list[Members], Field(description="the changes in short, largest bound first; `why` tells more")]
+    advice: Annotated[list[Members], Field(description="the changes in short, what wins most first; `why` tells more")]
     conditional: Annotated[list[Members], Field(description="changes worth it if a plain step is long enough")]
     reasons: Reasons
     phases: Annotated[
@@ -64,7 +64,8 @@ class Reasoning(TypedDict):
         list[Members],
         Field(
             description="each: `finding` (what was seen), `change` and `settings` (what to do), `at_most_ns` of one"
-            " `per` (the most it can win; most win less), `refuted_by` (what would prove it wrong)"
+            " `per` (the most it can win; most win less), `predicted` (what it wins by a replay, `low_ns` to `high_ns`;"
+            " null: `unpredicted` says why), `refuted_by` (what would prove it wrong)"
         ),
     ]
     conditional: Annotated[list[Members], Field(description="the same, where it hangs on how long a plain step takes")]

@@ -31,7 +31,10 @@ from taxbreak_vllm.taxes.add import add_steps
 from taxbreak_vllm.whatif.asked import asked
 
 _LISTED_STEPS = 50  # of a window: enough to advise on
-_IN_SHORT = ("rule", "component", "phase", "change", "at_most_ns", "at_most_ratio", "per", "if_plain_above_ns")
+_IN_SHORT = (
+    *("rule", "component", "phase", "change", "predicted", "unpredicted", "at_most_ns", "at_most_ratio", "per"),
+    "if_plain_above_ns",
+)
 _OF_STEPS = {"top", "families", "notes"}  # told once, for all of them
 
 Param = str | int | float | bool | Sequence[str] | None

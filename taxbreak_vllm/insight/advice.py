@@ -1,4 +1,5 @@
-"""What to change: the findings of all phases as one card a change, with a bound on the win over the serving time.
+"""What to change: the findings of all phases as one card a change, with a bound on the win over the serving time, and
+the win predicted where the recordings tell.
 
 In: breakdowns, of a trace or of the captures of a window, and how long all plain steps were. Out: `AdviceReport`. A
 finding counts only where it outweighs all the profiler may have added, and only in recordings with coverage and a
@@ -58,16 +59,24 @@ def _advise(found: Sequence[Evidence], said: tuple[str, ...], timed: Iterable[St
         [(e, [Found(e, one) for rule in RULES if (one := rule(e)) is not None and e.is_worth(one)]) for e in found],
         serving,
     )
-    kept = [advice for advice in cards if advice.at_most_ratio >= MIN_SERVING_RATIO]
+    kept = [advice for advice in cards if _most(advice) >= MIN_SERVING_RATIO]
     small = [
-        f"{advice.rule} is left out: it cannot win more than {advice.at_most_ratio:.1%} of the serving time"
+        f"{advice.rule} is left out: it {_cannot(advice)} win more than {_most(advice):.1%} of the serving time"
         for advice in cards
-        if advice.at_most_ratio < MIN_SERVING_RATIO
+        if _most(advice) < MIN_SERVING_RATIO
     ]
     is_doubtful = any(e.is_doubtful for e in silent)
     verdict = Verdict.ACT if kept else Verdict.WITHHELD if is_doubtful else Verdict.NO_ACTION
     reasons = (*map(_why_nothing, silent), *small, *said)
     return AdviceReport(verdict=verdict, advice=tuple(kept), reasons=reasons, serving=serving)
+
+
+def _most(advice: Advice) -> float:
+    return advice.at_most_ratio if advice.predicted is None else advice.predicted.high_ratio
+
+
+def _cannot(advice: Advice) -> str:
+    return "cannot" if advice.at_most_ratio < MIN_SERVING_RATIO else "is predicted not to"
 
 
 def _if_plain(found: Sequence[Evidence], untimed: Sequence[Breakdown], said: tuple[str, ...]) -> AdviceReport:
@@ -102,7 +111,7 @@ def _above_ns(e: Evidence, finding: Finding, mean_ns: float) -> int:
 def _cards(
     found: Iterable[tuple[Evidence, Sequence[Found]]], serving: Serving | None
 ) -> tuple[list[Advice], list[Evidence]]:
-    """Make one card of each change, those first that stand on enough steps and win most; and name the silent phases."""
+    """Make one card of each change, in the order of `Advice.place`; and name the silent phases."""
     by_change: defaultdict[tuple[str, str], list[Found]] = defaultdict(list)
     silent = []
     for evidence, findings in found:
@@ -111,7 +120,7 @@ def _cards(
         for one in findings:
             by_change[one.finding.rule, one.finding.change].append(one)
     cards = [card(same, serving) for same in by_change.values()]
-    return sorted(cards, key=lambda advice: (advice.interval is None, -advice.at_most_ratio)), silent
+    return sorted(cards, key=lambda advice: advice.place), silent
 
 
 def _with_poor_phases(breakdowns: Sequence[Breakdown], doubts: Sequence[Doubt | None]) -> list[Doubt | None]:

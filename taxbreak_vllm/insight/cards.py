@@ -4,12 +4,13 @@ In: findings with the evidence they stand on, of one change, and the serving tim
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from taxbreak_vllm.insight.evidence import Evidence, Finding
 from taxbreak_vllm.insight.plain import PlainTime, interval
-from taxbreak_vllm.model.advice import Advice, Per, PhaseAdvice, ServedPhase, Serving
+from taxbreak_vllm.insight.wins import merged
+from taxbreak_vllm.model.advice import Advice, Per, PhaseAdvice, ServedPhase, Serving, Win
 
 
 class Found(NamedTuple):
@@ -38,6 +39,8 @@ def card(found: Sequence[Found], serving: Serving | None) -> Advice:
     is_whole = serving is None or len(serving.phases) == 1
     ratio = sum(part.serving_ratio * part.phase.at_most_ratio for part in parts)
     tokens_per_s = serving.tokens_per_s if serving is not None and lead.found.above_ns is None else None
+    at_most_ns = lead.phase.at_most_ns if is_whole else _of_average(parts, serving, per)
+    win = _win(parts, at_most_ns, ratio)
     return Advice(
         rule=rule.rule,
         component=rule.component,
@@ -45,7 +48,7 @@ def card(found: Sequence[Found], serving: Serving | None) -> Advice:
         finding=rule.finding,
         change=rule.change,
         settings=_joined(part.found.finding.settings for part in parts),
-        at_most_ns=lead.phase.at_most_ns if is_whole else _of_average(parts, serving, per),
+        at_most_ns=at_most_ns,
         at_most_ratio=ratio,
         refuted_by=rule.refuted_by,
         per=per,
@@ -55,6 +58,8 @@ def card(found: Sequence[Found], serving: Serving | None) -> Advice:
         tokens_per_s_at_most=tokens_per_s / (1 - ratio) if tokens_per_s and ratio < 1 else None,
         at_most_ns_per_token=round(ratio * 1e9 / tokens_per_s) if tokens_per_s else None,
         if_plain_above_ns=min((one.above_ns for one in found if one.above_ns is not None), default=None),
+        predicted=win,
+        unpredicted=None if win is not None else lead.phase.unpredicted,
     )
 
 
@@ -65,15 +70,19 @@ def _part(found: Found, serving: Serving | None) -> _Part:
     most_ns = plain.at_most_ns(sum(finding.amounts_ns), finding.spent)
     served = _served(evidence, serving)
     ratio = plain.ratio(most_ns)
+    bound_ns = most_ns // (finding.tokens or num)
+    win = merged(evidence, finding, at_most_ns=bound_ns, at_most_ratio=ratio)
     phase = PhaseAdvice(
         phase=evidence.phase,
         finding=finding.finding,
         num_steps=num,
-        at_most_ns=most_ns // (finding.tokens or num),
+        at_most_ns=bound_ns,
         at_most_ratio=ratio,
         interval=interval(plains, finding.amounts_ns, finding.spent),
         serving_ratio=None if serving is None else served.serving_ratio if served else 0.0,
         if_plain_above_ns=found.above_ns,
+        predicted=win if isinstance(win, Win) else None,
+        unpredicted=win if isinstance(win, str) else None,
     )
     is_timed = served is not None and serving is not None and serving.is_timed
     win_ns = ratio * served.plain_ns if served is not None and is_timed else most_ns / num
@@ -101,6 +110,32 @@ def _interval(parts: Sequence[_Part]) -> tuple[float, float] | None:
         return None
     ends = [(part.serving_ratio, part.phase.interval or (0.0, 1.0)) for part in parts]
     return sum(share * low for share, (low, _) in ends), sum(share * high for share, (_, high) in ends)
+
+
+def _win(parts: Sequence[_Part], at_most_ns: int, at_most_ratio: float) -> Win | None:
+    """Add up what the phases are predicted to win, as their bounds are; of one not known it may be nothing or all."""
+    known = [win for part in parts if (win := part.phase.predicted) is not None]
+    if not known or not at_most_ratio:
+        return None
+
+    def of_all(end: Callable[[Win], float], unknown: Callable[[PhaseAdvice], float]) -> float:
+        wins = ((part.serving_ratio, part.phase) for part in parts)
+        return sum(share * (end(one.predicted) if one.predicted else unknown(one)) for share, one in wins)
+
+    win_ratio = of_all(lambda win: win.win_ratio, lambda _: 0.0)
+    low_ratio = of_all(lambda win: win.low_ratio, lambda _: 0.0)
+    high_ratio = of_all(lambda win: win.high_ratio, lambda phase: phase.at_most_ratio)
+    each_ns = at_most_ns / at_most_ratio
+    return Win(
+        win_ns=round(win_ratio * each_ns),
+        low_ns=round(low_ratio * each_ns),
+        high_ns=round(high_ratio * each_ns),
+        win_ratio=win_ratio,
+        low_ratio=low_ratio,
+        high_ratio=high_ratio,
+        change=known[0].change,
+        num_steps=sum(win.num_steps for win in known),
+    )
 
 
 def _joined(found: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

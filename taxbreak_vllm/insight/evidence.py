@@ -16,6 +16,7 @@ from taxbreak_vllm.model.advice import Component, Per
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.calibration import POOR, Calibration, Grade
 from taxbreak_vllm.model.evidence import MAX_UNREADABLE_RATIO, MIN_LINKED_RATIO
+from taxbreak_vllm.model.forecast import Forecast
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.taxes.add import add_steps
 
@@ -60,6 +61,8 @@ class Finding:
 class Evidence:
     """The steps of one phase: `total` is their sum, `plain` each of them without the profiler, `plain_total` that sum.
 
+    `forecasts` are, for each step, those of the recording that it is of.
+
     On the CPU backend nothing runs beside the host, so all of its work is felt. ΔFT there has the profiler's cost per
     op taken off, so that only the unexplained rest is in doubt.
     """
@@ -75,6 +78,7 @@ class Evidence:
     between_ns: int | None = None
     fusion: "FusionReport | None" = None
     machine: Machine | None = None
+    forecasts: tuple[tuple[Forecast, ...], ...] = ()
 
     @property
     def is_doubtful(self) -> bool:
@@ -92,6 +96,12 @@ class Evidence:
         """What the device waited for the host's Python, dispatch, library front-ends and launch calls."""
         others = self.each(lambda step: (step.exposed.delta_ct_ns or 0) + (step.exposed.delta_kt_ns or 0))
         return [sum(both) for both in zip(self.framework_ns, others, strict=True)]
+
+    @cached_property
+    def launched_ns(self) -> Amounts:
+        """What the device waited for the host and then for the launch on its way, which one launch for many saves."""
+        queued = self.each(lambda step: step.device.idle.queue_ns)
+        return [sum(both) for both in zip(self.host_ns, queued, strict=True)]
 
     @property
     def has_graphs(self) -> bool:
@@ -265,6 +275,7 @@ def by_phase(
             between_ns=None if between_ns is None or phase is None else between_ns * len(found) // num_steps,
             fusion=fusion,
             machine=machine,
+            forecasts=tuple(tuple(f for f in b.forecasts if f.phase == phase) for b, _ in found),
         )
 
 

@@ -33,10 +33,13 @@ class Findings:
 
     @cached_property
     def advice(self) -> AdviceReport:
-        """What to change; chains are looked for only where anything can be advised."""
+        """What to change; chains and predictions are looked for only where anything can be advised."""
         doubt = distrust(self.breakdown)
-        is_used = doubt is None or doubt.is_untimed
-        return advise([self.breakdown], fusion=self.chains if is_used else None)
+        if doubt is not None and not doubt.is_untimed:
+            return advise([self.breakdown])
+        from taxbreak_vllm.insight.foreseen import foreseen
+
+        return advise([foreseen(self.recording, self.breakdown, fusion=self.chains)], fusion=self.chains)
 
     @cached_property
     def stacks(self) -> HostStacks:

@@ -48,7 +48,8 @@ def cuda_graphs(e: Evidence) -> Finding | None:
     return e.find(
         "cuda-graphs",
         max(parts, key=lambda component: parts[component]),
-        e.host_ns,
+        e.launched_ns,
+        weighed_ns=e.host_ns,
         finding=f"{launches:,.0f} launches a step, none of them a graph; for {e.percent(e.host_ns)} of the step the"
         " device waits for the next one",
         change="Replay the step as CUDA graphs: one launch instead of hundreds.",
@@ -66,7 +67,8 @@ def full_graphs(e: Evidence) -> Finding | None:
     return e.find(
         "full-graphs",
         Component.LAUNCH_PATH,
-        e.host_ns,
+        e.launched_ns,
+        weighed_ns=e.host_ns,
         finding=f"{e.per_step(e.total.launches) or 0:,.0f} launches a step although graphs are used in pieces; for"
         f" {e.percent(e.host_ns)} of the step the device waits for the host between them",
         change="Capture decode steps whole, attention included.",
@@ -81,11 +83,15 @@ def capture_sizes(e: Evidence) -> Finding | None:
     if not outside or not any(step.graph_mode in GRAPHS for step in e.steps):
         return None
     lost_ns = e.each(lambda step: _taxed_ns(step) if step.graph_mode is GraphMode.NONE else 0)
+    launched_ns = [
+        ns if step.graph_mode is GraphMode.NONE else 0 for step, ns in zip(e.steps, e.launched_ns, strict=True)
+    ]
     sizes = sorted({step.batch.requests for step in outside if step.batch.requests})
     return e.find(
         "capture-sizes",
         Component.LAUNCH_PATH,
-        lost_ns,
+        launched_ns,
+        weighed_ns=lost_ns,
         finding=f"{len(outside)} of {len(e.steps)} steps ran without a graph while others of this phase had one"
         + (f"; their batches: {', '.join(map(str, sizes[:12]))}" if sizes else ""),
         change="Capture graphs for the batch sizes that occur.",

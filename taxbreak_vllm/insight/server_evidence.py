@@ -168,4 +168,5 @@ def find(
         at_most_ratio=part.ratio,
         refuted_by=refuted_by,
         per=part.per,
+        unpredicted="an account tells what a part takes, not what would be left of it",
     )

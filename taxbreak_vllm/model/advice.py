@@ -43,13 +43,32 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Win:
+    """What a change is predicted to win, of what the advice is `per`: `win_ns`, between `low_ns` and `high_ns`.
+
+    The ratios are those of the bound beside it, so of several phases weighted by their shares of the serving time. None
+    of it is above the bound; less than 0 is lost. `num_steps` recordings of steps were replayed, under `change`.
+    """
+
+    win_ns: int
+    low_ns: int
+    high_ns: int
+    win_ratio: float
+    low_ratio: float
+    high_ratio: float
+    change: str
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseAdvice:
     """What a change can win in the steps of one phase, and what that stands on.
 
     `at_most_ns` and `at_most_ratio` are of an average plain step of the phase (or its token, as the advice says).
     `interval` holds the share with a probability of 95 %, None where fewer than `MIN_STEPS` were recorded.
     `serving_ratio` is the phase's share of the serving time, None where nothing is known of that.
-    `if_plain_above_ns` is the plain step from which on this weighs, in conditional advice.
+    `if_plain_above_ns` is the plain step from which on this weighs, in conditional advice. `predicted` is what it is
+    predicted to win, None where `unpredicted` says why nothing is.
     """
 
     phase: Phase | None
@@ -60,6 +79,8 @@ class PhaseAdvice:
     interval: tuple[float, float] | None = None
     serving_ratio: float | None = None
     if_plain_above_ns: int | None = None
+    predicted: Win | None = None
+    unpredicted: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +93,8 @@ class Advice:
     average step, and `phase` is None. `num_steps` were recorded of these phases; `interval` as in `PhaseAdvice`.
     `tokens_per_s_at_most` is the rate of output tokens if all of the bound were won, `at_most_ns_per_token` the time
     that would be won for each of them. `if_plain_above_ns`, in conditional advice alone, is the plain step from which
-    on the change is worth trying.
+    on the change is worth trying. `predicted` is what it is predicted to win of the same, None where `unpredicted` says
+    why nothing is; of several phases those that tell nothing count as 0, and as their bound at the high end.
     """
 
     rule: str
@@ -91,6 +113,14 @@ class Advice:
     tokens_per_s_at_most: float | None = None
     at_most_ns_per_token: int | None = None
     if_plain_above_ns: int | None = None
+    predicted: Win | None = None
+    unpredicted: str | None = None
+
+    @property
+    def place(self) -> tuple[bool, float]:
+        """Where it stands among others: those on enough steps first, then by the win predicted, else by the bound."""
+        is_thin = self.num_steps is not None and self.interval is None
+        return is_thin, -(self.at_most_ratio if self.predicted is None else self.predicted.win_ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +187,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdviceReport:
-    """What to change, the largest bound first; `reasons` say why nothing else is advised, or nothing at all.
+    """What to change, what wins most first (`Advice.place`); `reasons` say why nothing else is advised, or nothing.
 
     `conditional` is what to change if the plain step is long enough, where nobody timed one; `settled_by` is the
     measurement that would tell. `outcomes` say what came of the changes made before.

@@ -14,6 +14,7 @@ import msgspec
 
 from taxbreak_vllm.model.calibration import Calibration as Calibration
 from taxbreak_vllm.model.evidence import Evidence
+from taxbreak_vllm.model.forecast import Forecast
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
@@ -254,7 +255,8 @@ class ThreadShare:
 class Breakdown:
     """The decomposition of one trace or capture; `taxbreak.breakdown/1`.
 
-    `hdbi_server` is of the steps of a window beside the engines that run; None for any other breakdown.
+    `hdbi_server` is of the steps of a window beside the engines that run; None for any other breakdown. `forecasts` are
+    what the changes that advice on this one recording asks for would win, where it was open to be replayed.
     """
 
     source: Source
@@ -267,6 +269,7 @@ class Breakdown:
     devices: tuple[DeviceShare, ...] = ()
     threads: tuple[ThreadShare, ...] = ()
     hdbi_server: HdbiServer | None = None
+    forecasts: tuple[Forecast, ...] = ()
     notes: tuple[str, ...] = ()
     schema: str = BREAKDOWN_SCHEMA
 

@@ -18,6 +18,7 @@ from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
 
 QUIET_NS = 100_000  # a thread without any op or call for longer waits for something, or works unseen
+_WAITER_QUIET_NS = 20_000  # one that neither launches work nor has steps: it does little else than wait
 
 
 class PointKind(IntEnum):
@@ -33,7 +34,7 @@ class PointKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """Stretches of a thread with no pause longer than `QUIET_NS`: first and last point of each, in order of time."""
+    """Stretches of a thread with no long pause: first and last point of each, in order of time."""
 
     thread: NDArray[np.int32]
     start_ns: Int64
@@ -66,7 +67,7 @@ class Points:
     @classmethod
     def of(cls, events: Events, host: Host, windows: Sequence[StepWindow]) -> "Points":
         """Collect and order all instants."""
-        calls, bursts = host.call_row, find_bursts(events, windows)
+        calls, bursts = host.call_row, find_bursts(events, host, windows)
         window_thread = np.array([window.thread for window in windows], dtype=np.int32)
         starts = np.array([window.start_ns for window in windows], dtype=np.int64)
         ends = np.array([window.end_ns for window in windows], dtype=np.int64)
@@ -116,7 +117,7 @@ class Points:
         )
 
 
-def find_bursts(events: Events, windows: Sequence[StepWindow]) -> Bursts:
+def find_bursts(events: Events, host: Host, windows: Sequence[StepWindow]) -> Bursts:
     """Return the stretches in which each thread does something that is seen; a step's start is."""
     rows = events.rows(EventKind.OP, EventKind.RUNTIME)
     thread = np.concatenate((events.thread[rows], [w.thread for w in windows], [w.thread for w in windows]))
@@ -129,7 +130,9 @@ def find_bursts(events: Events, windows: Sequence[StepWindow]) -> Bursts:
     stretch = (events.last_ns - events.first_ns + QUIET_NS + 1) * thread.astype(np.int64) - events.first_ns
     covered = np.maximum.accumulate(end + stretch) if len(end) else end
     opens = np.ones(len(start), dtype=bool)
-    opens[1:] = (start + stretch)[1:] - covered[:-1] > QUIET_NS
+    works = np.union1d(events.thread[host.call_row[host.call_is_launch]], [w.thread for w in windows])
+    quiet_ns = np.where(np.isin(thread, works), QUIET_NS, _WAITER_QUIET_NS)
+    opens[1:] = (start + stretch)[1:] - covered[:-1] > quiet_ns[1:]
     first = np.flatnonzero(opens)
     last = np.append(first[1:], len(start)) - 1
     return Bursts(thread=thread[first], start_ns=start[first], end_ns=(covered - stretch)[last])

@@ -5,42 +5,102 @@ waits that the recording neither shows nor excludes, at both ends of each factor
 what the graph gets wrong of the recording widen it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TypeVar
-
-import numpy as np
 
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.model.whatif import Gate, Prediction, WhatIf
-from taxbreak_vllm.taxes.recording import Recording
-from taxbreak_vllm.trace.intervals import Index, Int64, median
+from taxbreak_vllm.model.whatif import Gate, Prediction, Replayed, WhatIf
+from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
+from taxbreak_vllm.trace.intervals import Int64, median
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
-from taxbreak_vllm.whatif import changes, launches
+from taxbreak_vllm.whatif import changes, launches, on_host
 from taxbreak_vllm.whatif.build import Model, build
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
+from taxbreak_vllm.whatif.compiled import compile_forward
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.plain import lightened
 from taxbreak_vllm.whatif.replay import replay
+from taxbreak_vllm.whatif.spans import is_unsettled, mean, means, spread, step_spans
 from taxbreak_vllm.whatif.strips import replayed
-
-_WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
-
-_SETTLED = 0.05  # by so much of a step may host and device differ
 
 End = Callable[[Range], float]
 _K = TypeVar("_K", HostClass, Family)
 
 
-def predict(recording: Recording, change: Change, *, named: str, is_drawn: bool = False) -> WhatIf:
+class Replays:
+    """The graph of a recording and its gates, worked out once for all changes that are asked of it."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.is_on_host = not recording.backend.has_launches
+
+    @cached_property
+    def model(self) -> Model:
+        """The graph with constants alone."""
+        builds = on_host.build if self.is_on_host else build
+        return builds(self.recording.measured, self.recording.shown_windows)
+
+    @cached_property
+    def calibrated(self) -> Graph:
+        """The graph that gives what was observed."""
+        return self.model.graph.calibrated()
+
+    @cached_property
+    def gates(self) -> tuple[Gate, ...]:
+        """What the recording must pass."""
+        found = find_gates(self.model, self.calibrated)
+        return (*found, *on_host.gates(self.recording)) if self.is_on_host else found
+
+    @cached_property
+    def error(self) -> float:
+        """What share of a step an answer may be off by, beyond what its variants and ranges tell."""
+        return _model_error(self.gates) + (on_host.DRIFT if self.is_on_host else 0.0)
+
+    @cached_property
+    def variants(self) -> list[tuple[Graph, Int64]]:
+        """The graph calibrated and with constants alone, both also with what it may wait for, and when all happens.
+
+        One has what is doubtful at its least.
+        """
+        graph, possible = self.model.graph, self.model.possible
+        more = graph.with_edges(graph.edges.plus(possible))
+        found = [(self.calibrated, graph.at_ns), (graph, replay(graph)), (self.calibrated.least(), graph.at_ns)]
+        return found + ([(more.calibrated(), graph.at_ns), (more, replay(more))] if len(possible) else [])
+
+    @cached_property
+    def bounds(self) -> tuple[tuple[Graph, Int64], tuple[Graph, Int64]]:
+        """The graph without the host's work, and without kernels."""
+        none: dict[Family, float] = {family: 0.0 for family in Family if family is not Family.COLLECTIVE}
+        host_free = changes.scale_host(self.calibrated, dict.fromkeys(HOST, 0.0))
+        kernels_free = changes.scale_kernels(self.calibrated, self.model.sources, none)
+        return (host_free, replay(host_free)), (kernels_free, replay(kernels_free))
+
+    def steps_ns(self, graph: Graph) -> dict[Phase | None, float]:
+        """Return the mean of the steps of each phase, or of the whole recording where it names none."""
+        rows, at_ns = step_spans(self.recording, self.model), replay(graph)
+        return {phase: mean(graph, at_ns, spans) for phase, spans in rows[1:] or rows}
+
+
+def predict(
+    recording: Recording,
+    change: Change,
+    *,
+    named: str,
+    replays: Replays | None = None,
+    is_drawn: bool = False,
+) -> WhatIf:
     """Predict the steps of a recording under a change, which is `named` as it was asked for.
 
+    `replays` are those of the recording, where something was asked of it before; `is_drawn` adds the timeline.
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
     """
-    if not recording.backend.has_launches:
-        return refuse(recording, named, "its ops compute on the host: there is no launch path to replay")
+    if not recording.backend.has_launches and (reason := on_host.beyond(change)):
+        return refuse(recording, named, reason)
     measured = recording.measured
     if not len(measured.activities.row) or not len(measured.host.call_row):
         raise TraceFormatError(f"{recording.path}: no calls with work on a device, so there is nothing to replay")
@@ -54,17 +114,19 @@ def predict(recording: Recording, change: Change, *, named: str, is_drawn: bool 
             " measure it where this was recorded (taxbreak floor) and give --baselines",
         )
     change = replace(change, graph_ns=points)
-    model = build(measured, recording.shown_windows)
-    calibrated = model.graph.calibrated()
-    gates = find_gates(model, calibrated)
+    replays = replays or Replays(recording)
+    model, gates = replays.model, replays.gates
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:
-        window, steps, notes = _predictions(recording, model, calibrated, change, _model_error(gates))
+        window, steps, notes = _predictions(recording, replays, change, replays.error)
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
-    shown = steps[0] if len(steps) == 1 else window
-    middle = apply(calibrated, model, change, _middle) if is_drawn else calibrated
+    shown, no_plain = steps[0] if len(steps) == 1 else window, None
+    try:
+        steps = _with_plain(recording, replays, change, replays.error, steps)
+    except RefusedError as refusal:
+        no_plain = str(refusal)
     return WhatIf(
         path=recording.path,
         change=named,
@@ -77,9 +139,15 @@ def predict(recording: Recording, change: Change, *, named: str, is_drawn: bool 
         ),
         command=f"taxbreak diff {recording.path} AFTER",
         dilation=recording.breakdown.calibration.dilation if recording.info else None,
+        no_plain=no_plain,
         notes=tuple(notes),
-        timeline=replayed(model, calibrated, middle, replay(middle)) if is_drawn else None,
+        timeline=_drawn(replays, change) if is_drawn else None,
     )
+
+
+def _drawn(replays: Replays, change: Change) -> Replayed:
+    middle = apply(replays.calibrated, replays.model, change, _middle)
+    return replayed(replays.model, replays.calibrated, middle, replay(middle))
 
 
 def refuse(recording: Recording, named: str, reason: str, gates: tuple[Gate, ...] = ()) -> WhatIf:
@@ -119,6 +187,10 @@ def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
         graph = changes.one_step_ahead(graph, sources)
     if change.floor_ns is not None:
         graph = changes.change_floor(graph, sources, change.floor_ns)
+    if change.compiled is not None:
+        graph = compile_forward(graph, sources, change.compiled, end)
+    if change.like is not None:
+        graph = changes.take_times(graph, change.like, end)
     if change.kernels:
         graph = changes.scale_kernels(graph, sources, _picked(change.kernels, end))
     return changes.scale_host(graph, _picked(change.host, end)) if change.host else graph
@@ -133,32 +205,25 @@ def _usual_gap_ns(model: Model) -> int:
 
 
 def _predictions(
-    recording: Recording, model: Model, calibrated: Graph, change: Change, error: float
+    recording: Recording, replays: Replays, change: Change, error: float
 ) -> tuple[Prediction, tuple[Prediction, ...], list[str]]:
-    graph = model.graph
-    more = graph.with_edges(graph.edges.plus(model.possible))
-    variants = [(calibrated, calibrated.at_ns), (graph, replay(graph))]
-    if len(model.possible):
-        variants += [(more.calibrated(), graph.at_ns), (more, replay(more))]
-    rows = _spans(recording, model)
-    observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
+    model, calibrated, graph = replays.model, replays.calibrated, replays.model.graph
+    rows = step_spans(recording, model)
+    observed = [mean(calibrated, graph.at_ns, spans) for _, spans in rows]
     middle = apply(calibrated, model, change, _middle)
     at_ns = replay(middle)
-    point = [_mean(middle, at_ns, spans) for _, spans in rows]
-    if recording.is_live and _is_unsettled(model, middle, at_ns):
+    point = [mean(middle, at_ns, spans) for _, spans in rows]
+    if recording.is_live and is_unsettled(model, middle, at_ns):
         raise RefusedError(
             "host and device of so few steps would not keep in step with this change: how a server settles, one"
             " recorded step does not tell"
         )
     found = [point]
-    for variant, before in variants:
-        base = [_mean(variant, before, spans) for _, spans in rows]
-        for end in (_low, _high):
-            changed = _means(apply(variant, model, change, end), rows)
-            found.append([o + c - b for o, c, b in zip(observed, changed, base, strict=True)])
-    host_free = _means(changes.scale_host(calibrated, dict.fromkeys(HOST, 0.0)), rows)
-    none: dict[Family, float] = {family: 0.0 for family in Family if family is not Family.COLLECTIVE}
-    kernels_free = _means(changes.scale_kernels(calibrated, model.sources, none), rows)
+    for variant, before in replays.variants:
+        base = [mean(variant, before, spans) for _, spans in rows]
+        for changed in _at_both_ends(variant, model, change):
+            found.append([o + c - b for o, c, b in zip(observed, means(changed, rows), base, strict=True)])
+    host_free, kernels_free = ([mean(*free, spans) for _, spans in rows] for free in replays.bounds)
     predictions = [
         Prediction(
             phase=phase,
@@ -171,9 +236,67 @@ def _predictions(
             kernels_free_ns=round(kernels_free[i]),
         )
         for i, (phase, spans) in enumerate(rows)
-        for wide in (_spread(graph, spans) + error * observed[i],)
+        for wide in (spread(graph, spans) + error * observed[i],)
     ]
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
+
+
+def _with_plain(
+    recording: Recording, replays: Replays, change: Change, error: float, steps: tuple[Prediction, ...]
+) -> tuple[Prediction]:
+    """Predict the plain step too: the same change to the graph without what the profiler added, whichever way it did.
+
+    Raises RefusedError where no plain step is known.
+    """
+    model, calibrated, info = replays.model, replays.calibrated, recording.info
+    points, node = model.sources.points, model.graph.point_node
+    if info is None or len(points.step_start) != 1 or len(steps) != 1:
+        raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
+    is_iteration = info.async_output or not recording.backend.has_launches
+    is_iteration &= info.iteration_ns is not None and bool(info.plain_iteration_ns)
+    plain_ns = info.plain_iteration_ns if is_iteration else info.plain_window_ns
+    if not plain_ns or info.num_plain < MIN_PLAIN_STEPS:
+        raise RefusedError(f"fewer than {MIN_PLAIN_STEPS} plain steps like this one had been timed")
+    if is_iteration and points.next_step[0] < 0:
+        raise RefusedError("the start of the step after was not recorded, so its iteration is not known")
+    first, last = node[points.step_start[0]], node[points.next_step[0] if is_iteration else points.step_end[0]]
+
+    def took(graph: Graph) -> float:
+        at_ns = replay(graph)
+        return float(at_ns[last] - at_ns[first])
+
+    ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+    if not recording.backend.has_launches:
+        ways = ways[::-1]  # a forward's share of a plain step on the CPU is that of a host slowed alike
+    known, base = ways[0], took(ways[0](calibrated))
+    point = plain_ns + took(apply(known(calibrated), model, change, _middle)) - base
+    variants = [(way(calibrated), took(way(calibrated))) for way in ways]
+    for graph, before in replays.variants[1:]:
+        is_as_observed = before is model.graph.at_ns
+        variants.append((known(graph), base if is_as_observed else took(known(graph))))
+    found = [plain_ns + took(e) - b for each, b in variants for e in _at_both_ends(each, model, change)]
+    return (
+        replace(
+            steps[0],
+            plain_ns=plain_ns,
+            plain_predicted_ns=round(point),
+            plain_low_ns=max(round(min(point, *found) - error * plain_ns), 0),
+            plain_high_ns=round(max(point, *found) + error * plain_ns),
+        ),
+    )
+
+
+def _at_both_ends(graph: Graph, model: Model, change: Change) -> Iterator[Graph]:
+    """Apply a change with the low ends of all its ranges, then with the high ends where there is a range at all."""
+    seen: list[Range] = []
+
+    def low(factor: Range) -> float:
+        seen.append(factor)
+        return factor.low
+
+    yield apply(graph, model, change, low)
+    if any(factor.low != factor.high for factor in seen):
+        yield apply(graph, model, change, lambda factor: factor.high)
 
 
 def _model_error(gates: Iterable[Gate]) -> float:
@@ -185,92 +308,20 @@ def _middle(factor: Range) -> float:
     return (factor.low + factor.high) / 2
 
 
-def _low(factor: Range) -> float:
-    return factor.low
-
-
-def _high(factor: Range) -> float:
-    return factor.high
-
-
 def _notes(model: Model, change: Change) -> Iterable[str]:
+    if change.compiled is not None:
+        yield "which ops a compiler fuses, and what its code takes, is in no recording: a range of what is usual"
     if change.fused:
         yield "a fused kernel is taken to run as long as its parts: what it saves of their memory traffic is not known"
     if change.one_step_ahead:
         yield "what the engine itself does to work a step ahead is not in this recording: a bound"
     if change.full_graph and launches.node_gap_ns(model.sources) is None:
         yield "this recording has no graph, so the gap between nodes is between 0 and that between its kernels"
+    if change.full_graph:
+        inside, count = launches.captured(model.sources)
+        if inside < count:
+            yield f"{inside} of {count} launches become one a step: waits cut the others off"
     if any(kind.family is Family.COLLECTIVE for kind in model.sources.measured.kinds):
         yield "collectives keep their time: peers are taken to change alike"
     if model.graph.is_pinned.any():
         yield "work from before the recording holds the device at its start, as long as it did"
-
-
-Spans = tuple[Index, Index]  # of nodes: first and last, -1 the end of everything
-
-
-def _spans(recording: Recording, model: Model) -> list[tuple[Phase | None, Spans]]:
-    """Return from which to which node the whole recording goes, then the steps of each phase.
-
-    A step goes to the start of the next; the last one, of which that is not known, is left out unless it is alone.
-    """
-    points, node = model.sources.points, model.graph.point_node
-    whole = np.zeros(1, dtype=np.intp), np.full(1, -1, dtype=np.intp)
-    found: list[tuple[Phase | None, Spans]] = [(None, whole)]
-    windows = recording.windows
-    if not windows:
-        return found
-    first, after = node[points.step_start], points.next_step
-    last = np.where(after >= 0, node[np.maximum(after, 0)], -1)
-    phases = [window.phase for window in windows]
-    for phase in dict.fromkeys(phases):
-        rows = np.array([each == phase for each in phases])
-        known = rows & (last >= 0)
-        chosen = known if known.any() else rows
-        found.append((phase, (first[chosen], last[chosen])))
-    return found
-
-
-def _means(graph: Graph, rows: list[tuple[Phase | None, Spans]]) -> list[float]:
-    at_ns = replay(graph)
-    return [_mean(graph, at_ns, spans) for _, spans in rows]
-
-
-def _mean(graph: Graph, at_ns: Int64, spans: Spans) -> float:
-    return float(_lengths(graph, at_ns, spans).mean())
-
-
-def _lengths(graph: Graph, at_ns: Int64, spans: Spans) -> Int64:
-    first, last = spans
-    end_ns = int((at_ns + graph.duration_ns).max())
-    return np.where(last >= 0, at_ns[last], end_ns) - at_ns[first]
-
-
-def _is_unsettled(model: Model, graph: Graph, at_ns: Int64) -> bool:
-    """Tell whether the device's work of a recorded step ends by more or less after that before than the host's step.
-
-    In a server that has settled both take as long; the one step between two others shows one of them at most.
-    """
-    points, streams = model.sources.points, model.sources.streams
-    begun, after = int(points.step_start[0]), int(points.next_step[0])
-    known = np.flatnonzero(streams.call >= 0)
-    if after < 0 or not len(known):
-        return False
-    launch_ns = model.sources.calls.start_ns[streams.call[known]]
-    before = known[launch_ns < points.at_ns[begun]]
-    own = known[(launch_ns >= points.at_ns[begun]) & (launch_ns < points.at_ns[after])]
-    if not len(before) or not len(own):
-        return False
-    end_ns = at_ns + graph.duration_ns
-    device_ns = int(end_ns[graph.activity_node[own]].max() - end_ns[graph.activity_node[before]].max())
-    host_ns = int(at_ns[graph.point_node[after]] - at_ns[graph.point_node[begun]])
-    return abs(device_ns - host_ns) > _SETTLED * host_ns
-
-
-def _spread(graph: Graph, spans: Spans) -> float:
-    """Return by how much the mean of so many steps may be off, as they vary; 0 of fewer than three."""
-    lengths = _lengths(graph, graph.at_ns, spans)
-    if len(lengths) < 3:
-        return 0.0
-    deviation = np.sort(np.abs(lengths - np.sort(lengths)[len(lengths) // 2]))[len(lengths) // 2]
-    return float(_WIDENED * deviation / np.sqrt(len(lengths)))

@@ -209,7 +209,7 @@ def record(results, put, analyze, make_info, clock):
 
     numbers = count()
 
-    def record(num, *, server=SERVER, plain_ns=200_000, phase=Phase.DECODE, requests=2, capture_id=None):
+    def record(num, *, server=SERVER, plain_ns=200_000, phase=Phase.DECODE, requests=2, capture_id=None, forecasts=()):
         breakdown = analyze(put(f"template-{next(numbers)}", 1000, phase=phase))
         step = replace(breakdown.steps[0], batch=Batch(requests=requests, prompt_tokens=0, output_tokens=requests))
         for number in range(num):
@@ -222,6 +222,7 @@ def record(results, put, analyze, make_info, clock):
                 ),
                 coverage=replace(breakdown.coverage, linked=breakdown.coverage.kernels, events=99),
                 steps=(step,),
+                forecasts=forecasts,
             )
             info = make_info(step_id, server=server, phase=phase, capture_id=capture_id)
             results.add_step(step_id, info, whole, now_ns=clock())

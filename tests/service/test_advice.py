@@ -1,14 +1,29 @@
 """Advice over HTTP: of the newest start of a server, with what is around its steps, and what came of a change."""
 
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from live_states import engine_state
+from rig.program import Kernel, Op, Step, Work
+from rig.program import Server as Simulated
+from rig.server import run
+from rig.servers import host_bound, tokens_now
+from rig.trace import DEVICE, middle_of_three, to_json
 
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.advice import AdviceReport, Held, Per
+from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom
+from taxbreak_vllm.model.forecast import Forecast, Remedy
 from taxbreak_vllm.model.step import GraphMode, Phase, Server, StepHistogram
 from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.service.processes.analyzer import Analyzer, load_analysis
+from taxbreak_vllm.spool.layout import ANALYZED
 
 MS = 10**6
 OLD = Server(server_id="vllm-old", model_name="tiny", device_type="cuda")
@@ -54,6 +69,75 @@ def test_advice_weighs_phases_by_all_timed_steps(get, spool, record, make_state)
     assert report["serving"]["is_timed"]
     assert report["advice"][0]["phases"][0]["num_steps"] == 8
     assert get("breakdown")["advice"] == report
+
+
+def test_what_was_foreseen_of_recordings_comes_with_advice_and_older_results_beside_them_still_load(
+    get, record, results
+):
+    ratios = {"win_ratio": 0.1, "low_ratio": 0.05, "high_ratio": 0.12}
+    record(2, server=NEW, capture_id="older")
+    for row in results.steps():
+        tree = msgspec.json.decode(results.breakdown(row.step_id))
+        assert tree.pop("forecasts") == []
+        results._db.execute(
+            "UPDATE breakdowns SET breakdown = ? WHERE seq = (SELECT seq FROM steps WHERE step_id = ?)",
+            (msgspec.json.encode(tree), row.step_id),
+        )
+    record(8, server=NEW, forecasts=(Forecast(change=Remedy.FASTER, phase=Phase.DECODE, plain_ns=200_000, **ratios),))
+
+    report = get()
+
+    by_rule = {one["rule"]: one for one in report["advice"]}
+    faster, batch = by_rule["faster-core"], by_rule["batch-size"]
+    assert (faster["num_steps"], faster["predicted"]["num_steps"]) == (10, 8)
+    assert [faster["predicted"][end] for end in ("low_ns", "win_ns", "high_ns")] == [10_000, 20_000, 24_000]
+    assert (batch["predicted"], batch["unpredicted"]) == (
+        None,
+        "how a step grows with its batch is not in a recording of one size",
+    )
+    assert get("breakdown")["advice"] == report
+
+
+def test_a_capture_is_replayed_while_it_is_open_and_what_that_tells_comes_out_with_advice(
+    get, spool, results, make_info, clock, tmp_path
+):
+    layer = (Work(20_000), Op("aten::add", (Work(10_000), Kernel(5_000, 4_000))))
+    step = Step((*layer * 40, *tokens_now()))
+    sample, truth = middle_of_three(run(Simulated(steps=(step,) * 5, steps_ahead=0, has_output_thread=False)), 2)
+    plain_ns = round(truth.window_ns / 1.1)
+    baselines = tmp_path / "baselines.sqlite3"
+    with Baselines(baselines) as store:
+        store.put_floors(
+            Environment(device_type="cuda", device_name=DEVICE, torch="2.13", driver="13000"),
+            Floors(floors=tuple(Floor(kind=FloorKind.GRAPH, spread=Spread(8_000, 1, 9), nodes=n) for n in (1, 512))),
+        )
+    for number in range(7):
+        info = replace(
+            make_info(f"step-{number}", server=replace(NEW, device_name=DEVICE, torch="2.13")),
+            window_ns=truth.window_ns, plain_window_ns=plain_ns, num_plain=9, op_cost_ns=1, async_output=False,
+        )  # fmt: skip
+        spool.put(info, lambda path: path.write_bytes(gzip.compress(to_json(sample).encode())))
+    Analyzer(spool, results, load_analysis(baselines), retention_ns=10**18, now_ns=clock).turn()
+
+    (graphs,) = [one for one in get()["advice"] if one["rule"] == "cuda-graphs"]
+
+    assert graphs["predicted"], (graphs["unpredicted"], graphs["at_most_ns"])
+    win = graphs["predicted"]
+    assert (win["change"], win["num_steps"]) == ("--graph full", 7)
+    assert 0.5 * graphs["at_most_ns"] < win["low_ns"] < win["win_ns"] <= win["high_ns"] <= graphs["at_most_ns"]
+
+
+def test_a_fault_in_predicting_costs_no_capture(spool, results, put, clock, monkeypatch, caplog):
+    def fails(recording, breakdown):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("taxbreak_vllm.insight.foreseen.foreseen", fails)
+    capture = put("a", trace=to_json(middle_of_three(run(host_bound()), 4)[0]).encode())
+
+    Analyzer(spool, results, load_analysis(Path("none")), retention_ns=10**18, now_ns=clock).turn()
+
+    assert (capture.path / ANALYZED).read_text() == "analyzed"
+    assert "nothing is predicted" in caplog.text
 
 
 def test_what_is_around_the_steps_is_advised_on_beside_them(get, spool, record, make_state, clock):

@@ -6,7 +6,14 @@ In: `AdviceReport`. Out: `AdviceView`, words and what stands beside them. No fig
 from dataclasses import dataclass
 
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Held, Outcome, Verdict
-from taxbreak_vllm.output.text.advice import bound_words, evidence_words, if_long, phase_words, token_words
+from taxbreak_vllm.output.text.advice import (
+    evidence_words,
+    if_long,
+    phase_words,
+    prediction_words,
+    token_words,
+    win_words,
+)
 
 _HELD_WORDS = {
     Held.HELD: "It held",
@@ -21,6 +28,7 @@ class Card:
 
     advice: Advice
     win: str
+    prediction: str
     tokens: str
     condition: str
     phases: tuple[str, ...]
@@ -83,7 +91,8 @@ def _card(advice: Advice, report: AdviceReport) -> Card:
     tried = [outcome.held for outcome in report.outcomes if advice.rule in outcome.rules]
     return Card(
         advice=advice,
-        win=_sentence(f"wins {bound_words(advice, report.serving)}{evidence_words(advice)}"),
+        win=_sentence(f"wins {win_words(advice, report.serving)}{evidence_words(advice)}"),
+        prediction=_sentence(prediction_words(advice)),
         tokens=_sentence(token_words(advice, report.serving)),
         condition="" if advice.if_plain_above_ns is None else _sentence(if_long(advice.if_plain_above_ns)),
         phases=tuple(map(phase_words, advice.phases)) if len(advice.phases) > 1 else (),

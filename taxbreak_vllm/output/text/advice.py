@@ -30,7 +30,8 @@ def _card(number: int, advice: Advice, serving: Serving | None) -> Iterator[str]
     where = f"{advice.component}, {advice.phase}" if advice.phase else str(advice.component)
     condition = "" if advice.if_plain_above_ns is None else f"{if_long(advice.if_plain_above_ns)}: "
     yield f"{number}. {condition}{advice.change} ({where})"
-    yield f"   wins {bound_words(advice, serving)}, an upper bound{evidence_words(advice)}"
+    yield f"   wins {win_words(advice, serving)}, an upper bound{evidence_words(advice)}"
+    yield f"   {prediction_words(advice)}"
     if tokens := token_words(advice, serving):
         yield f"   {tokens}"
     for place, setting in enumerate(advice.settings):
@@ -57,12 +58,23 @@ def if_long(above_ns: int) -> str:
     return f"if the plain step is above {duration(above_ns)}" if above_ns else "however long the plain step is"
 
 
-def bound_words(advice: Advice, serving: Serving | None) -> str:
-    """Say the most that a change can win."""
+def win_words(advice: Advice, serving: Serving | None) -> str:
+    """Say what a change is predicted to win, with its interval, and the most that it can win."""
     whole = (
         one(advice.per) if advice.per is not Per.STEP or serving is None else f"a step of {duration(serving.step_ns)}"
     )
-    return f"at most {duration(advice.at_most_ns)} of {whole} ({advice.at_most_ratio:.1%})"
+    win = advice.predicted
+    about = "" if win is None else f"about {duration(win.win_ns)} [{duration(win.low_ns)}, {duration(win.high_ns)}], "
+    return f"{about}at most {duration(advice.at_most_ns)} of {whole} ({advice.at_most_ratio:.1%})"
+
+
+def prediction_words(advice: Advice) -> str:
+    """Say what the prediction stands on, or why there is none."""
+    win = advice.predicted
+    if win is None:
+        return f"no prediction: {advice.unpredicted or 'this server makes none'}"
+    steps = f"{win.num_steps} recorded step{'s' if win.num_steps > 1 else ''}"
+    return f"predicted: {win.win_ratio:.1%}, from {steps} replayed with {win.change}"
 
 
 def evidence_words(advice: Advice) -> str:

@@ -65,7 +65,7 @@ def step_sentence(step: StepBreakdown) -> str | None:
 
 
 def remedy_sentence(report: AdviceReport) -> str:
-    """Say what to change first and the most that it can save, or nothing where nothing is advised."""
+    """Say what to change first, what it saves and can save at most, or nothing where nothing is advised."""
     if not report.advice:
         return ""
     first = report.advice[0]
@@ -76,8 +76,9 @@ def remedy_sentence(report: AdviceReport) -> str:
         if each.phase is not None and each.serving_ratio is not None
     ]
     where = f", in {' and '.join(phases)}" if phases else ""
+    about = "" if first.predicted is None else f"about {duration(first.predicted.win_ns)}, "
     whole = f"{duration(first.at_most_ns)} of {one(first.per)}"
-    return f"To try first: {what}, which saves at most {whole} ({percent(first.at_most_ratio)}){where}."
+    return f"To try first: {what}, which saves {about}at most {whole} ({percent(first.at_most_ratio)}){where}."
 
 
 def first_sentence(found: Headline) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Verdict
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Verdict, Win
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
     Calibration,
@@ -249,6 +249,16 @@ _ADVICE = AdviceReport(
             at_most_ns=2_900_000,
             at_most_ratio=0.58,
             refuted_by="graph_mode stays NONE after the change",
+            predicted=Win(
+                win_ns=2_100_000,
+                low_ns=1_800_000,
+                high_ns=2_300_000,
+                win_ratio=0.42,
+                low_ratio=0.36,
+                high_ratio=0.46,
+                change="--graph full",
+                num_steps=12,
+            ),
         ),
     ),
 )

@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
     spool = spool_of(options)
     try:
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
-            analyze = _bounded((load or (lambda: _load_analysis(options.baselines)))(), options.limit_s)
+            analyze = _bounded((load or (lambda: load_analysis(options.baselines)))(), options.limit_s)
             bounds = {"retention_ns": options.retention_s * 10**9, "max_bytes": options.results_max_bytes}
             run_on(Analyzer(spool, results, analyze, **bounds), stop)
     except TaxbreakError as error:
@@ -246,18 +246,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _load_analysis(baselines: Path) -> Analyze:
-    from taxbreak_vllm.taxes.analyze import analyze as analyze_path
+def load_analysis(baselines: Path) -> Analyze:
+    """Import the analysis, on the baselines of this file where there is one."""
+    from taxbreak_vllm.insight.foreseen import foreseen
+    from taxbreak_vllm.taxes.recording import Recording
+    from taxbreak_vllm.taxes.terms import Terms
+
+    def analyze_on(capture: Capture, store: Baselines | None) -> Breakdown:
+        with Recording.open(capture.path, Terms(baselines=store)) as recording:
+            breakdown = recording.breakdown
+            try:
+                return foreseen(recording, breakdown)
+            except Exception:  # what was measured stands without it
+                logger.exception("a fault of taxbreak's own: nothing is predicted from %s", capture.path)
+                return breakdown
 
     def analyze(capture: Capture) -> Breakdown:
         if not baselines.is_file():
-            return analyze_path(capture.path)
+            return analyze_on(capture, None)
         try:
             with Baselines(baselines) as store:  # opened anew, since the replayer may have begun it just now
-                return analyze_path(capture.path, baselines=store)
+                return analyze_on(capture, store)
         except BaselineError as error:
             logger.warning("%s; analyzed without baselines", error)
-            return analyze_path(capture.path)
+            return analyze_on(capture, None)
 
     return analyze
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Held, Outcome, Per, Serving, Verdict
+from taxbreak_vllm.model.advice import Advice, AdviceReport, Component, Held, Outcome, Per, Serving, Verdict, Win
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.page.advice import advice_view
 
@@ -61,6 +61,22 @@ def test_a_card_says_its_bound_its_evidence_and_its_tokens():
         card.win == "Wins at most 1.00 ms of a step of 4.00 ms (25.0%); 20.0% to 25.0% with 95 %, from 9 recorded steps"
     )
     assert card.tokens == "Tokens: at most 400 a second (300 now), 833.0 µs less for each"
+
+
+def test_a_card_says_what_is_predicted_and_another_why_nothing_is():
+    win = Win(
+        win_ns=620_000, low_ns=510_000, high_ns=700_000, win_ratio=0.155, low_ratio=0.13, high_ratio=0.175,
+        change="--graph full", num_steps=9,
+    )  # fmt: skip
+    report = AdviceReport(
+        verdict=Verdict.ACT, advice=(replace(GRAPHS, predicted=win), replace(GRAPHS, unpredicted="a gate"))
+    )
+
+    told, silent = advice_view(report).cards
+
+    assert told.win.startswith("Wins about 620.0 µs [510.0 µs, 700.0 µs], at most 1.00 ms of a step (25.0%)")
+    assert told.prediction == "Predicted: 15.5%, from 9 recorded steps replayed with --graph full"
+    assert (silent.win[:12], silent.prediction) == ("Wins at most", "No prediction: a gate")
 
 
 @pytest.mark.parametrize(

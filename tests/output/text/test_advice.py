@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.fusion import fusion
+from taxbreak_vllm.model.advice import Per, Win
 from taxbreak_vllm.output.text.advice import advice_lines
 from taxbreak_vllm.output.text.headline import remedy_sentence
 from taxbreak_vllm.output.text.wrap import wrapped
@@ -52,6 +54,27 @@ def test_what_to_try_first_is_said_in_one_sentence_with_where_it_saves():
         "To try first: --max-num-batched-tokens (larger), which saves at most 6.1 µs of a token (32.8%), in prefill"
         " (33.8% of the serving time)."
     )
+
+
+def test_a_card_says_what_is_predicted_beside_its_bound_or_why_nothing_is():
+    report = advise([with_plain_step(analyze(SERVING), 300_000)], fusion=fusion(SERVING))
+    win = Win(
+        win_ns=620_000, low_ns=510_000, high_ns=700_000, win_ratio=0.31, low_ratio=0.255, high_ratio=0.35,
+        change="--graph full", num_steps=9,
+    )  # fmt: skip
+    first = replace(report.advice[0], per=Per.STEP, at_most_ns=900_000, at_most_ratio=0.45)
+    silent, told = (
+        replace(report, advice=(one,))
+        for one in (replace(first, predicted=None, unpredicted="a gate"), replace(first, predicted=win))
+    )
+
+    said = [line.strip() for line in advice_lines(told)]
+
+    assert any(line.startswith("wins about 620.0 µs [510.0 µs, 700.0 µs], at most 900.0 µs of a step") for line in said)
+    assert "predicted: 31.0%, from 9 recorded steps replayed with --graph full" in said
+    assert "which saves about 620.0 µs, at most 900.0 µs of a step (45.0%)" in remedy_sentence(told)
+    assert "   no prediction: a gate" in advice_lines(silent)
+    assert "saves at most" in remedy_sentence(silent)
 
 
 def test_without_advice_there_is_nothing_to_try():

@@ -1,0 +1,138 @@
+"""What the changes that advice asks for would win of the steps of a recording.
+
+In: a recording, and which changes are asked for in which phases. Out: a `Forecast` each. The profiler's dilation is
+divided out twice, of the step as a whole and of its host's work alone, as nobody knows which part of it is whose: the
+second is the point, and both are in the interval.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from taxbreak_vllm.model.errors import SettingsError, TraceFormatError
+from taxbreak_vllm.model.forecast import Forecast, Remedy
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import Prediction
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.trace.timeline import HostClass
+from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError, scale_host
+from taxbreak_vllm.whatif.predict import Replays, predict
+
+MAX_EVENTS = 50_000  # ops and activities; more take seconds, for which someone should have asked
+
+_FASTER = Range(low=0.8, high=0.8)  # a core a quarter faster, by as much as the CPUs of one year differ
+_CHANGES: Mapping[Remedy, Change] = {
+    Remedy.GRAPH: Change(full_graph=True),
+    Remedy.AHEAD: Change(one_step_ahead=True),
+    Remedy.FUSED: Change(),  # of the chains that are found
+    Remedy.FASTER: Change(host={HostClass.PYTHON: _FASTER, HostClass.DISPATCH: _FASTER}),
+}
+
+_SAME = 1.02  # a recording that is so near the plain step is taken for it
+_ROUNDS = 5  # of bisection, which a straight line ends
+
+Rows = Mapping[Phase | None, Prediction]
+
+
+def foresee(
+    recording: Recording,
+    asked: Mapping[Remedy, Sequence[Phase | None]],
+    *,
+    dilation: float | None = None,
+    chains: Sequence[tuple[str, ...]] = (),
+) -> tuple[Forecast, ...]:
+    """Foresee what each change would win in each of its phases.
+
+    `dilation` is the recorded step over the plain one, None where that is not known; `chains` are the kernels to be
+    fused.
+    """
+    if not asked:
+        return ()
+    if recording.survey.num_ops + recording.survey.num_activities > MAX_EVENTS:
+        reason = f"more than {MAX_EVENTS:,} ops and kernels are replayed only when asked: taxbreak whatif"
+        return tuple(
+            Forecast(change=name, phase=each, refused=reason) for name, phases in asked.items() for each in phases
+        )
+    replays = Replays(recording)
+    found: list[Forecast] = []
+    for name, phases in asked.items():
+        change = replace(_CHANGES[name], fused=tuple(chains)) if name is Remedy.FUSED else _CHANGES[name]
+        try:
+            rows = {one.phase: one for one in _forecasts(replays, change, name, dilation or 1.0)}
+            reason = "its steps are not told apart"
+        except (RefusedError, SettingsError, TraceFormatError) as error:
+            rows, reason = {}, str(error)
+        found += (rows.get(each) or Forecast(change=name, phase=each, refused=reason) for each in phases)
+    return tuple(found)
+
+
+def _forecasts(replays: Replays, change: Change, name: Remedy, dilation: float) -> Iterator[Forecast]:
+    if change.full_graph:
+        _require_plain_launches(replays.recording)
+    as_recorded, factor = _rows(replays, change), _host_factor(replays, dilation)
+    before: Mapping[Phase | None, float] = {}
+    after: Rows = {}
+    if factor is not None:
+        with suppress(RefusedError):
+            after = _rows(replays, _slowed(change, factor))
+            before = replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor)))
+    for phase, row in as_recorded.items():
+        of_whole = _win(row.observed_ns, row)
+        of_host = _win(before[phase], after[phase]) if before else of_whole
+        is_sure = name is not Remedy.FUSED  # which chains a compiler fuses is its own affair: it may be none
+        yield Forecast(
+            change=name,
+            phase=phase,
+            plain_ns=round(row.observed_ns / dilation),
+            win_ratio=of_host[0],
+            low_ratio=min(of_whole[1], of_host[1], *(() if is_sure else (0.0,))),
+            high_ratio=max(of_whole[2], of_host[2]),
+        )
+
+
+def _require_plain_launches(recording: Recording) -> None:
+    """Raise RefusedError where what a graph of the launches costs was not measured, or some are graphs already."""
+    floors = recording.view.floors if recording.view is not None else None
+    if floors is None or len(floors.graph_points()) < 2:
+        raise RefusedError("what launching a graph costs here was not measured: taxbreak floor")
+    if recording.measured.dispatches.is_graph.any():
+        raise RefusedError("parts of it are graphs already, and what one graph of all costs is not in the recording")
+
+
+def _rows(replays: Replays, change: Change) -> Rows:
+    answer = predict(replays.recording, change, named="", replays=replays)
+    if answer.window is None:
+        raise RefusedError(answer.refused or "nothing was replayed")
+    return {row.phase: row for row in answer.steps or (answer.window,)}
+
+
+def _win(before_ns: float, after: Prediction) -> tuple[float, float, float]:
+    """Return the share won and between which shares it lies."""
+    point, low, high = ((before_ns - ns) / before_ns for ns in (after.predicted_ns, after.high_ns, after.low_ns))
+    return point, low, high
+
+
+def _slowed(change: Change, factor: float) -> Change:
+    host = {cls: change.host.get(cls, Range()) for cls in HOST}
+    return replace(change, host={cls: Range(low=r.low * factor, high=r.high * factor) for cls, r in host.items()})
+
+
+def _host_factor(replays: Replays, dilation: float) -> float | None:
+    """Return what share of its host work would leave a recording as long as plain steps are; None where none would."""
+    low, high = 0.0, 1.0
+    low_ns, high_ns = (_whole_ns(replays, factor) for factor in (low, high))
+    wanted_ns = high_ns / dilation
+    if dilation < _SAME or low_ns >= wanted_ns:
+        return None
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        middle_ns = _whole_ns(replays, middle)
+        if middle_ns < wanted_ns:
+            low, low_ns = middle, middle_ns
+        else:
+            high, high_ns = middle, middle_ns
+    return low + (high - low) * (wanted_ns - low_ns) / (high_ns - low_ns)
+
+
+def _whole_ns(replays: Replays, factor: float) -> float:
+    return sum(replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor))).values())
