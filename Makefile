@@ -10,7 +10,7 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-whatif soak compat dashboards check-api check-dashboards check-deploy release-check clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-whatif bench-whatif-pairs soak compat dashboards check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ bench-scrape: ## time of a scrape, /healthz, the breakdown and the page while th
 bench-whatif: ## which traces can be asked what if, what a replay gets wrong of each, and its speed (BENCH='--traces DIR')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif.py $(BENCH)
+
+bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that server then takes (BENCH='--rounds 4')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/whatif_pairs.py $(BENCH)
 
 check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what they say
 	$(install) cpu,test

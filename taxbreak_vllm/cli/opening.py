@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from taxbreak_vllm.baselines.store import Baselines
 
 
-def opened(path: Path, terms: Terms, *, with_frames: bool = False) -> AbstractContextManager[Recording]:
-    """Open a trace or a capture on terms, `with_frames` with the Python functions; raises as `Recording.open` does."""
+def opened(
+    path: Path, terms: Terms, *, with_calls: bool = False, with_frames: bool = False
+) -> AbstractContextManager[Recording]:
+    """Open a trace or a capture on terms, as `Recording.open` does."""
     is_named = "TAXBREAK_SPOOL" in os.environ
     find_room = _spool_room if is_named else TemporaryRoom
-    return Recording.open(path, terms, with_frames=with_frames, find_room=find_room)
+    return Recording.open(path, terms, with_calls=with_calls, with_frames=with_frames, find_room=find_room)
 
 
 def _spool_room() -> Room:

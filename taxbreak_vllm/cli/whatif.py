@@ -28,7 +28,10 @@ def whatif(
     floor_us: FloorUs = None,
     no_sync: Annotated[list[str] | None, typer.Option(help="calls with this in their name do not wait")] = None,
     is_async: Annotated[bool, typer.Option("--async", help="tokens are waited for one step later")] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile: refused, with the reason")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile, on the CPU backend")] = False,
+    like: Annotated[
+        Path | None, typer.Option(help="ops take as long as replayed in this store (of taxbreak replay)")
+    ] = None,
     baselines: Annotated[
         Path | None, typer.Option(help="floors of the place the recording was made in, for --graph")
     ] = None,
@@ -39,18 +42,20 @@ def whatif(
     from taxbreak_vllm.taxes.terms import Terms
     from taxbreak_vllm.whatif.asked import asked
 
-    change = asked(
-        host=host or (),
-        kernels=kernels or (),
-        graph=graph,
-        fuse=fuse or (),
-        floor_us=floor_us,
-        no_sync=no_sync or (),
-        is_async=is_async,
-        compiled=compiled,
-    )
-    with store(baselines) as known, opened(path, Terms(baselines=known, rank=rank)) as recording:
-        answer = change.of(recording)
+    with store(baselines) as known, store(like) as elsewhere:
+        change = asked(
+            host=host or (),
+            kernels=kernels or (),
+            graph=graph,
+            fuse=fuse or (),
+            floor_us=floor_us,
+            no_sync=no_sync or (),
+            is_async=is_async,
+            compiled=compiled,
+            like=elsewhere,
+        )
+        with opened(path, Terms(baselines=known, rank=rank), with_calls=elsewhere is not None) as recording:
+            answer = change.of(recording)
     if json:
         print_json(answer.to_json())
         return

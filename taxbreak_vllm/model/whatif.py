@@ -34,7 +34,8 @@ class Prediction:
     """The mean of some steps as recorded and under a change, ns; `phase` None: of the whole recording.
 
     `low_ns` and `high_ns` are where it may lie. `host_free_ns` and `kernels_free_ns` are the bounds that no host and no
-    kernel, however quick, can pass.
+    kernel, however quick, can pass. The `plain_*` are the same of a step that nobody records: how long plain steps like
+    it take (its iteration where outputs are asynchronous), and would take; None where that is not known.
     """
 
     phase: Phase | None
@@ -45,6 +46,10 @@ class Prediction:
     high_ns: int
     host_free_ns: int
     kernels_free_ns: int
+    plain_ns: int | None = None
+    plain_predicted_ns: int | None = None
+    plain_low_ns: int | None = None
+    plain_high_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +57,8 @@ class WhatIf:
     """A change to a recording and what comes of it.
 
     `refused` says why nothing is predicted (None: it is). `refuted_by` is what would show the prediction wrong, and
-    `command` what measures that. `dilation` is the recorded step / plain step where that is known: the predictions are
-    of the recorded step, and their ratios of both.
+    `command` what measures that. `dilation` is the recorded step / plain step where that is known; `no_plain` says why
+    nothing is said of plain steps.
     """
 
     path: str
@@ -65,6 +70,7 @@ class WhatIf:
     refuted_by: str = ""
     command: str = ""
     dilation: float | None = None
+    no_plain: str | None = None
     notes: tuple[str, ...] = ()
     schema: str = WHATIF_SCHEMA
 

@@ -5,15 +5,20 @@ Raises SettingsError, in one line, for what is no change.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.whatif import WhatIf
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.kernels import Family
-from taxbreak_vllm.whatif.changes import HOST, Change, Range
+from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
+from taxbreak_vllm.whatif.compiled import Forward
+from taxbreak_vllm.whatif.like import times_like
 from taxbreak_vllm.whatif.predict import predict, refuse
+
+if TYPE_CHECKING:  # it opens SQLite
+    from taxbreak_vllm.baselines.store import Baselines
 
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(?:\.\.(\d+(?:\.\d+)?|\.\d+))?")
 _MAX_FACTOR = 1000
@@ -24,17 +29,30 @@ _K = TypeVar("_K")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A change, the words for it, and why no recording can tell of it (None: one may)."""
+    """A change, the words for it, and why no recording can tell of it (None: one may).
+
+    `like` has the replayed times of ops; with it a recording must have been read with its calls.
+    """
 
     change: Change
     named: str
     beyond: str | None
+    like: "Baselines | None" = None
+    compiled: bool = False
 
     def of(self, recording: Recording) -> WhatIf:
         """Say what the recording says of it; raises as `predict` does."""
         if self.beyond is not None:
             return refuse(recording, self.named, self.beyond)
-        return predict(recording, self.change, named=self.named)
+        change = self.change
+        try:
+            if self.compiled:
+                change = replace(change, compiled=Forward.of(recording))
+            if self.like is not None:
+                change = replace(change, like=times_like(recording, self.like))
+        except RefusedError as refusal:
+            return refuse(recording, self.named, str(refusal))
+        return predict(recording, change, named=self.named)
 
 
 def asked(
@@ -47,6 +65,7 @@ def asked(
     no_sync: Iterable[str] = (),
     is_async: bool = False,
     compiled: bool = False,
+    like: "Baselines | None" = None,
 ) -> Asked:
     """Read a change from the words of each option of `taxbreak whatif`."""
     host, kernels, fuse, no_sync = tuple(host), tuple(kernels), tuple(fuse), tuple(no_sync)
@@ -68,16 +87,12 @@ def asked(
         *(f"--no-sync {each}" for each in no_sync),
         *(["--async"] if is_async else []),
         *(["--compiled"] if compiled else []),
+        *([f"--like {like.path}"] if like is not None else []),
     )
-    return Asked(change, " ".join(words), _beyond(graph, compiled=compiled))
+    return Asked(change, " ".join(words), _beyond(graph), like, compiled)
 
 
-def _beyond(graph: str | None, *, compiled: bool) -> str | None:
-    if compiled:
-        return (
-            "--compiled: which kernels a compiler would make of these is not in a recording; record a compiled step"
-            " and compare: taxbreak diff"
-        )
+def _beyond(graph: str | None) -> str | None:
     if graph == "piecewise":
         return "--graph piecewise: needs a measured cost for each piece, and which ops would be left out of graphs"
     return None

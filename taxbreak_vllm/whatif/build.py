@@ -103,7 +103,7 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
         room_edges(sources),
         handoff_edges(sources),
     )
-    graph, node = _ordered(sources, reduce(Edges.plus, parts), is_pinned)
+    graph, node = ordered(sources, reduce(Edges.plus, parts), is_pinned)
     possible, _ = _forward(possible_edges(sources), node)
     still = still[streams.before[still] >= 0]
     unexplained = Unexplained(
@@ -127,7 +127,7 @@ def _ran_beside(s: Sources, activity: Index, late_ns: Int64) -> NDArray[np.bool_
     return beside
 
 
-def _ordered(s: Sources, edges: Edges, is_pinned: NDArray[np.bool_]) -> tuple[Graph, Index]:
+def ordered(s: Sources, edges: Edges, is_pinned: NDArray[np.bool_]) -> tuple[Graph, Index]:
     """Put nodes into the order observed, host before device at one instant; also return the place of each in it."""
     points, activities = s.points, s.measured.activities
     num_points = len(points.at_ns)

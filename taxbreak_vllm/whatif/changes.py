@@ -4,17 +4,21 @@ In: a graph and what a change is. Out: another graph, with the same nodes. A cha
 back; what a recording cannot answer is refused with the reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from taxbreak_vllm.model.errors import SettingsError
-from taxbreak_vllm.trace.intervals import Index
+from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Graph
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.whatif.compiled import Forward
 
 HOST = tuple(cls for cls in HostClass if cls is not HostClass.BLOCKED)  # waiting follows from the rest
 
@@ -29,6 +33,14 @@ class Range:
 
     low: float = 1.0
     high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Times:
+    """Between what each activity takes, in the order of Activities, int64 ns."""
+
+    low_ns: Int64
+    high_ns: Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +60,13 @@ class Change:
     fused: tuple[tuple[str, ...], ...] = ()
     no_sync: tuple[str, ...] = ()
     one_step_ahead: bool = False
+    like: Times | None = None
+    compiled: "Forward | None" = None
 
     @property
     def is_device_only(self) -> bool:
         """Whether the host does what it did."""
-        return self == Change(kernels=self.kernels, graph_ns=self.graph_ns)
+        return self == Change(kernels=self.kernels, graph_ns=self.graph_ns, like=self.like)
 
 
 def scale_host(graph: Graph, factor: Mapping[HostClass, float]) -> Graph:
@@ -75,6 +89,14 @@ def scale_kernels(graph: Graph, sources: Sources, factor: Mapping[Family, float]
     nodes = graph.activity_node[rows]
     duration_ns = graph.duration_ns.copy()
     duration_ns[nodes] = np.rint(duration_ns[nodes] * times).astype(np.int64)
+    return replace(graph, duration_ns=duration_ns)
+
+
+def take_times(graph: Graph, like: Times, end: Callable[[Range], float]) -> Graph:
+    """Let each activity take as long as its op did where it was replayed; of its range what `end` picks."""
+    times_ns = like.low_ns + np.rint((like.high_ns - like.low_ns) * end(Range(low=0.0, high=1.0))).astype(np.int64)
+    duration_ns = graph.duration_ns.copy()
+    duration_ns[graph.activity_node] = times_ns
     return replace(graph, duration_ns=duration_ns)
 
 

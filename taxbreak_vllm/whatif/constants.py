@@ -47,11 +47,13 @@ class Calls:
 class Constants:
     """One value an activity, ns: `latency_ns` from its call's return, `gap_ns` from the end of what came before.
 
-    Where the call waits for its own copy (`is_staged`) the latency counts from the call's usual length.
+    Where the call waits for its own copy (`is_staged`) the latency counts from the call's usual length. `has_gap` tells
+    whether the recording shows any gap of its kind.
     """
 
     latency_ns: Int64
     gap_ns: Int64
+    has_gap: Bool
     is_staged: Bool
 
     @classmethod
@@ -68,7 +70,7 @@ class Constants:
         is_idle = leads & (streams.before >= 0) & (begun >= busy_until) & (start_ns - ready < 3 * UNEXPLAINED_NS)
         kind = events.kind[activities.row].astype(np.int64) * 4 + is_staged * 2 + streams.is_graph
         name = np.where(has_call, _at(calls.name, call), -1)
-        latency = _fitted(
+        latency, _ = _fitted(
             (kind * (len(events.names) + 1) + name, kind, streams.is_graph.astype(np.int64)),
             start_ns - ready,
             is_idle,
@@ -79,21 +81,25 @@ class Constants:
         is_behind = is_near & (streams.is_node | (leads & (ready + latency + 1_000 < busy_until)))
         pair = activities.name[streams.before].astype(np.int64) * len(events.names) + activities.name
         node = streams.is_node.astype(np.int64)
-        gap_ns = _fitted((pair * 2 + node, node * 8 + kind // 4, node), gap, is_behind, _GAP_NS)
-        return cls(latency_ns=latency, gap_ns=gap_ns, is_staged=is_staged)
+        gap_ns, has_gap = _fitted((pair * 2 + node, node * 8 + kind // 4, node), gap, is_behind, _GAP_NS)
+        return cls(latency_ns=latency, gap_ns=gap_ns, has_gap=has_gap, is_staged=is_staged)
 
 
 def _at(values: NDArray[_T], index: Index) -> NDArray[_T]:
     return values[index] if len(values) else np.zeros(len(index), dtype=values.dtype)
 
 
-def _fitted(keys: tuple[Int64, ...], values: Int64, counted: Bool, otherwise: int) -> Int64:
-    """Return for each row the median of the counted rows that share its key, the finest of the keys that has enough."""
-    fitted = np.full(len(values), otherwise, dtype=np.int64)
+def _fitted(keys: tuple[Int64, ...], values: Int64, counted: Bool, otherwise: int) -> tuple[Int64, Bool]:
+    """Return for each row the median of the counted rows that share its key, the finest of the keys that has enough.
+
+    Also, for which rows there was one.
+    """
+    fitted, is_fitted = np.full(len(values), otherwise, dtype=np.int64), np.zeros(len(values), dtype=bool)
     for key, min_count in ((keys[-1], 1), *((key, _MIN_COUNT) for key in reversed(keys))):
         known, found = median_by(key[counted], values[counted], key, min_count=min_count)
         fitted[known] = found[known]
-    return fitted
+        is_fitted |= known
+    return fitted, is_fitted
 
 
 def median_by(key: Int64, values: Int64, wanted: Int64, *, min_count: int) -> tuple[Bool, Int64]:

@@ -30,6 +30,8 @@ from taxbreak_vllm.whatif.waits import Blocking, Pairs, ended_just_before
 from taxbreak_vllm.whatif.wakes import Wakes
 
 _EVENT_NS, _ROOM_NS = 2_000, 4_500  # where a recording shows none
+_GRAPH_NS, _MOST_GAP_NS = 2_000, 2_000  # after the call, after what came before: at most, where it shows none
+_HIDDEN_NS = 1_000
 _EVENT_NEAR_NS = 300_000
 
 
@@ -71,7 +73,8 @@ def host_edges(s: Sources) -> Edges:
     host_ns[:, place[s.wakes.silent]] = _as_python(s.wakes.own_ns)
     fixed_ns = host_ns[HostClass.BLOCKED].copy()
     host_ns[HostClass.BLOCKED] = 0
-    return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns)
+    is_doubtful = np.isin(to, s.wakes.unexplained)
+    return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns, is_doubtful=is_doubtful)
 
 
 def launch_edges(s: Sources) -> Edges:
@@ -92,6 +95,7 @@ def launch_edges(s: Sources) -> Edges:
         EdgeKind.LAUNCH,
         fixed_ns=s.constants.latency_ns[activity],
         host_ns=np.maximum(host_ns, 0),
+        is_doubtful=np.isin(activity, _hidden_launches(s, s.streams.is_graph | s.constants.is_staged)),
     )
 
 
@@ -101,7 +105,12 @@ def stream_edges(s: Sources) -> Edges:
     shift = len(s.points.at_ns)
     before = s.streams.before[activity]
     return make_edges(
-        shift + before, shift + activity, EdgeKind.STREAM, fixed_ns=s.constants.gap_ns[activity], from_end=True
+        shift + before,
+        shift + activity,
+        EdgeKind.STREAM,
+        fixed_ns=s.constants.gap_ns[activity],
+        from_end=True,
+        is_doubtful=~s.constants.has_gap[activity],
     )
 
 
@@ -181,13 +190,47 @@ def possible_edges(s: Sources) -> Edges:
         fixed_ns=np.minimum(s.blocking.return_ns[known], s.calls.end_ns[call] - done_ns),
         from_end=True,
     )
-    return waits.plus(
+    return waits.plus(_possible_starts(s)).plus(
         make_edges(
             s.wakes.possible_awaited,
             s.wakes.possible_waiting,
             EdgeKind.HANDOFF,
             host_ns=_as_python(s.wakes.possible_delay_ns),
         )
+    )
+
+
+def _hidden_launches(s: Sources, chosen: NDArray[np.bool_]) -> Index:
+    """Return those launched work whose stream was busy until it began: when else it would have, is not shown.
+
+    A graph begins within its call or after it, a copy that its call waits for within it.
+    """
+    streams, activities = s.streams, s.measured.activities
+    first = np.flatnonzero(chosen & streams.is_first & (streams.call >= 0) & (streams.before >= 0))
+    behind_ns = activities.end_ns[streams.before[first]] + s.constants.gap_ns[first]
+    return first[activities.start_ns[first] - behind_ns <= _HIDDEN_NS]
+
+
+def _possible_starts(s: Sources) -> Edges:
+    """From a graph's launch and from what a stream did before to what began later than either would have held it."""
+    activities, shift, host = s.measured.activities, len(s.points.at_ns), s.measured.host
+    first = _hidden_launches(s, s.streams.is_graph)
+    call = s.streams.call[first]
+    host_ns = s.measured.partition.between(host.call_start[call], host.call_end[call])
+    host_ns[HostClass.BLOCKED] = 0
+    late_ns = activities.start_ns[first] - s.calls.end_ns[call]
+    after_call = make_edges(
+        s.points.call_start[call],
+        shift + first,
+        EdgeKind.LAUNCH,
+        fixed_ns=np.minimum(_GRAPH_NS, late_ns),
+        host_ns=host_ns,
+    )
+    behind = np.flatnonzero((s.streams.before >= 0) & ~s.constants.has_gap)
+    before = s.streams.before[behind]
+    gap_ns = np.minimum(activities.start_ns[behind] - activities.end_ns[before], _MOST_GAP_NS)
+    return after_call.plus(
+        make_edges(shift + before, shift + behind, EdgeKind.STREAM, fixed_ns=gap_ns, from_end=True)
     )
 
 
@@ -223,5 +266,11 @@ def handoff_edges(s: Sources) -> Edges:
         s.handoffs.awaited, s.handoffs.waiting, EdgeKind.HANDOFF, host_ns=_as_python(s.handoffs.delay_ns)
     )
     return known.plus(
-        make_edges(s.wakes.awaited, s.wakes.waiting, EdgeKind.HANDOFF, host_ns=_as_python(s.wakes.delay_ns))
+        make_edges(
+            s.wakes.awaited,
+            s.wakes.waiting,
+            EdgeKind.HANDOFF,
+            host_ns=_as_python(s.wakes.delay_ns),
+            is_doubtful=s.wakes.is_doubtful,
+        )
     )

@@ -5,6 +5,7 @@ of the host is delayed, and what does not follow is bound to nothing that was re
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,9 +60,9 @@ def _gates(model: Model, calibrated: Graph) -> Iterator[Gate]:
     )
     yield Gate(
         name="contention",
-        value=int(found.late_ns[found.is_contended].sum()) / window_ns,
+        value=_held_by_others(model, calibrated) / window_ns,
         limit=0.01,
-        reason="time for which work was held while another stream ran",
+        reason="time by which host or end come later because work was held while another stream ran",
     )
     yield Gate(
         name="peers",
@@ -73,6 +74,19 @@ def _gates(model: Model, calibrated: Graph) -> Iterator[Gate]:
 
 def _end(graph: Graph, at_ns: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> int:
     return int((at_ns + graph.duration_ns).max())
+
+
+def _held_by_others(model: Model, calibrated: Graph) -> int:
+    """Return by how much some host point or the end comes earlier where no stream holds back another's work."""
+    held = np.zeros(len(calibrated.at_ns), dtype=bool)
+    held[calibrated.activity_node[model.unexplained.activity[model.unexplained.is_contended]]] = True
+    if not held.any():
+        return 0
+    edges = calibrated.edges
+    free = replace(edges, residual_ns=np.where(held[edges.target], np.minimum(edges.residual_ns, 0), edges.residual_ns))
+    at_ns = replay(calibrated.with_edges(free))
+    host_ns = (calibrated.at_ns - at_ns)[~calibrated.is_activity].max(initial=0)
+    return max(int(host_ns), _end(calibrated, calibrated.at_ns) - _end(calibrated, at_ns))
 
 
 def _waited_for_peers(model: Model) -> int:

@@ -19,6 +19,9 @@ from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.timeline import HostClass
 
 
+_LEAST_LATENCY_NS = 2_000  # from a graph's call to its first node
+
+
 class EdgeKind(IntEnum):
     """Why one node follows another; `edges` has a function for each."""
 
@@ -36,7 +39,8 @@ class EdgeKind(IntEnum):
 class Edges:
     """Edges by their target: `host_ns` int64[HostClass, edges], all else one value an edge.
 
-    `from_end`: the source's end counts, not its start. `residual_ns` is what calibration adds, else 0.
+    `from_end`: the source's end counts, not its start. `residual_ns` is what calibration adds, else 0. `is_doubtful`
+    marks what the recording does not show to hold: how long it holds at least, `least` says.
     """
 
     source: Index
@@ -46,6 +50,7 @@ class Edges:
     host_ns: NDArray[np.int64]
     fixed_ns: Int64
     residual_ns: Int64
+    is_doubtful: Bool
 
     def __len__(self) -> int:
         return len(self.source)
@@ -60,6 +65,7 @@ class Edges:
             self.host_ns[:, rows],
             self.fixed_ns[rows],
             self.residual_ns[rows],
+            self.is_doubtful[rows],
         )
 
     def plus(self, others: "Edges") -> "Edges":
@@ -72,6 +78,7 @@ class Edges:
             np.concatenate((self.host_ns, others.host_ns), axis=1),
             np.concatenate((self.fixed_ns, others.fixed_ns)),
             np.concatenate((self.residual_ns, others.residual_ns)),
+            np.concatenate((self.is_doubtful, others.is_doubtful)),
         )
         return both.chosen(np.argsort(both.target, kind="stable"))
 
@@ -84,6 +91,7 @@ def make_edges(
     fixed_ns: Int64 | int = 0,
     host_ns: NDArray[np.int64] | None = None,
     from_end: bool = False,
+    is_doubtful: Bool | bool = False,
 ) -> Edges:
     """Return edges of one kind."""
     count = len(source)
@@ -95,6 +103,7 @@ def make_edges(
         host_ns=np.zeros((len(HostClass), count), dtype=np.int64) if host_ns is None else host_ns,
         fixed_ns=np.broadcast_to(np.asarray(fixed_ns, dtype=np.int64), (count,)),
         residual_ns=np.zeros(count, dtype=np.int64),
+        is_doubtful=np.broadcast_to(np.asarray(is_doubtful, dtype=bool), (count,)),
     )
 
 
@@ -129,6 +138,24 @@ class Graph:
     def with_edges(self, edges: Edges) -> "Graph":
         """Return the graph with other edges, which come by target."""
         return replace(self, edges=edges)
+
+    def least(self) -> "Graph":
+        """Return the graph with what is doubtful at its least.
+
+        What a thread may have waited for takes nothing, one thread does not wait for the other, a stream leaves no gap,
+        a graph begins as soon as it is called.
+        """
+        edges = self.edges
+        edges = edges.chosen(~(edges.is_doubtful & (edges.kind == EdgeKind.HANDOFF)))
+        least_ns = np.where(edges.kind == EdgeKind.LAUNCH, _LEAST_LATENCY_NS, 0)
+        return self.with_edges(
+            replace(
+                edges,
+                host_ns=np.where(edges.is_doubtful, 0, edges.host_ns),
+                fixed_ns=np.where(edges.is_doubtful, least_ns, edges.fixed_ns),
+                residual_ns=np.where(edges.is_doubtful, 0, edges.residual_ns),
+            )
+        )
 
     def weights(self) -> Int64:
         """Return the weight of each edge."""

@@ -72,6 +72,14 @@ def capture(graph: Graph, sources: Sources, points: tuple[tuple[int, int], ...],
     return graph.with_edges(replace(edges, host_ns=host_ns))
 
 
+def captured(sources: Sources) -> tuple[int, int]:
+    """Return how many plain launches of the steps `capture` puts into graphs, and how many there are."""
+    d, points, streams = sources.measured.dispatches, sources.points, sources.streams
+    at = np.sort(points.call_start[streams.call[d.first[(d.num_kernels > 0) & ~d.is_graph]]])
+    inside = np.searchsorted(at, points.step_end) - np.searchsorted(at, points.step_start)
+    return sum(map(len, _runs(sources))), int(inside.sum())
+
+
 def node_gap_ns(sources: Sources) -> int | None:
     """Return the median gap between nodes of this recording's own graphs; None where it has none."""
     is_node = sources.streams.is_node & sources.streams.is_graph & (sources.streams.before >= 0)

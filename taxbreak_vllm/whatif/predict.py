@@ -8,22 +8,24 @@ what the graph gets wrong of the recording widen it.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Gate, Prediction, WhatIf
-from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
 from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.timeline import HostClass
-from taxbreak_vllm.whatif import changes, launches
+from taxbreak_vllm.whatif import changes, launches, on_host
 from taxbreak_vllm.whatif.build import Model, build
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
+from taxbreak_vllm.whatif.compiled import compile_forward
 from taxbreak_vllm.whatif.gates import TRANSLATION, find_gates
 from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.plain import lightened
 from taxbreak_vllm.whatif.replay import replay
 
 _WIDENED = 1.645 * 1.4826  # of the steps' median absolute deviation: where 90 % of their medians lie
@@ -34,8 +36,16 @@ End = Callable[[Range], float]
 _K = TypeVar("_K", HostClass, Family)
 
 
+class _Plain(NamedTuple):
+    """The plain step: how long it takes, how long it takes in a graph, and the graphs that may be its own with that."""
+
+    plain_ns: int
+    took: Callable[[Graph], float]
+    variants: list[tuple[Graph, float]]
+
+
 class Replays:
-    """The graph of a recording and its gates, worked out once for all changes that are asked of it."""
+    """The graph of a recording and what it says of itself, worked out once for all changes that are asked of it."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -43,7 +53,8 @@ class Replays:
     @cached_property
     def model(self) -> Model:
         """The graph with constants alone."""
-        return build(self.recording.measured, self.recording.shown_windows)
+        recording = self.recording
+        return (build if recording.backend.has_launches else on_host.build)(recording.measured, recording.shown_windows)
 
     @cached_property
     def calibrated(self) -> Graph:
@@ -53,14 +64,21 @@ class Replays:
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
         """What the recording must pass."""
-        return find_gates(self.model, self.calibrated)
+        own = () if self.recording.backend.has_launches else on_host.gates(self.recording)
+        return *find_gates(self.model, self.calibrated), *own
+
+    @property
+    def error(self) -> float:
+        """What share of the recording the graph gets wrong, or does not explain, as its gates found."""
+        wrong = sum(gate.value for gate in self.gates if gate.name in ("reproduction", "unexplained", "contention"))
+        return wrong if self.recording.backend.has_launches else wrong + on_host.DRIFT
 
     @cached_property
     def variants(self) -> list[tuple[Graph, Int64]]:
-        """The graph calibrated and with constants alone, both also with what it may wait for, and when all happens."""
-        graph, possible = self.model.graph, self.model.possible
+        """The graph calibrated, least, and with constants alone, also with what it may wait for; when all happens."""
+        calibrated, graph, possible = self.calibrated, self.model.graph, self.model.possible
         more = graph.with_edges(graph.edges.plus(possible))
-        found = [(self.calibrated, graph.at_ns), (graph, replay(graph))]
+        found = [(calibrated, graph.at_ns), (graph, replay(graph)), (calibrated.least(), graph.at_ns)]
         return found + ([(more.calibrated(), graph.at_ns), (more, replay(more))] if len(possible) else [])
 
     @cached_property
@@ -70,6 +88,34 @@ class Replays:
         host_free = changes.scale_host(self.calibrated, dict.fromkeys(HOST, 0.0))
         kernels_free = changes.scale_kernels(self.calibrated, self.model.sources, none)
         return (host_free, replay(host_free)), (kernels_free, replay(kernels_free))
+
+    @cached_property
+    def plain(self) -> _Plain:
+        """The plain step: the graphs without what the profiler added, whichever way it did.
+
+        Raises RefusedError where no plain step is known.
+        """
+        recording, model, calibrated = self.recording, self.model, self.calibrated
+        info, points, node = recording.info, model.sources.points, model.graph.point_node
+        if info is None or len(points.step_start) != 1:
+            raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
+        is_iteration = info.async_output or not recording.backend.has_launches
+        is_iteration &= info.iteration_ns is not None and bool(info.plain_iteration_ns)
+        plain_ns = info.plain_iteration_ns if is_iteration else info.plain_window_ns
+        if not plain_ns or info.num_plain < MIN_PLAIN_STEPS:
+            raise RefusedError(f"fewer than {MIN_PLAIN_STEPS} plain steps like this one had been timed")
+        if is_iteration and points.next_step[0] < 0:
+            raise RefusedError("the start of the step after was not recorded, so its iteration is not known")
+        first, last = node[points.step_start[0]], node[points.next_step[0] if is_iteration else points.step_end[0]]
+
+        def took(graph: Graph) -> float:
+            at_ns = replay(graph)
+            return float(at_ns[last] - at_ns[first])
+
+        ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+        graphs = [way(calibrated) for way in ways]
+        graphs += [graphs[0].least(), *(ways[0](graph) for graph, _ in self.variants if graph is not calibrated)]
+        return _Plain(plain_ns, took, [(graph, took(graph)) for graph in graphs])
 
     def steps_ns(self, graph: Graph) -> dict[Phase | None, float]:
         """Return the mean of the steps of each phase, or of the whole recording where it names none."""
@@ -83,8 +129,8 @@ def predict(recording: Recording, change: Change, *, named: str, replays: Replay
     `replays` are those of the recording, where something was asked of it before.
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
     """
-    if not recording.backend.has_launches:
-        return refuse(recording, named, "its ops compute on the host: there is no launch path to replay")
+    if not recording.backend.has_launches and (reason := on_host.beyond(change)):
+        return refuse(recording, named, reason)
     measured = recording.measured
     if not len(measured.activities.row) or not len(measured.host.call_row):
         raise TraceFormatError(f"{recording.path}: no calls with work on a device, so there is nothing to replay")
@@ -103,10 +149,14 @@ def predict(recording: Recording, change: Change, *, named: str, replays: Replay
     if reason := _stops(gates, model, change):
         return refuse(recording, named, reason, gates)
     try:
-        window, steps, notes = _predictions(recording, replays, change, _model_error(gates))
+        window, steps, notes = _predictions(recording, replays, change)
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
-    shown = steps[0] if len(steps) == 1 else window
+    shown, no_plain = steps[0] if len(steps) == 1 else window, None
+    try:
+        steps = (_with_plain(steps[0], replays, change), *steps[1:])
+    except RefusedError as refusal:
+        no_plain = str(refusal)
     return WhatIf(
         path=recording.path,
         change=named,
@@ -119,6 +169,7 @@ def predict(recording: Recording, change: Change, *, named: str, replays: Replay
         ),
         command=f"taxbreak diff {recording.path} AFTER",
         dilation=recording.breakdown.calibration.dilation if recording.info else None,
+        no_plain=no_plain,
         notes=tuple(notes),
     )
 
@@ -160,6 +211,10 @@ def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
         graph = changes.one_step_ahead(graph, sources)
     if change.floor_ns is not None:
         graph = changes.change_floor(graph, sources, change.floor_ns)
+    if change.compiled is not None:
+        graph = compile_forward(graph, sources, change.compiled, end)
+    if change.like is not None:
+        graph = changes.take_times(graph, change.like, end)
     if change.kernels:
         graph = changes.scale_kernels(graph, sources, _picked(change.kernels, end))
     return changes.scale_host(graph, _picked(change.host, end)) if change.host else graph
@@ -174,12 +229,12 @@ def _usual_gap_ns(model: Model) -> int:
 
 
 def _predictions(
-    recording: Recording, replays: Replays, change: Change, error: float
+    recording: Recording, replays: Replays, change: Change
 ) -> tuple[Prediction, tuple[Prediction, ...], list[str]]:
     model, calibrated, graph = replays.model, replays.calibrated, replays.model.graph
     rows = _spans(recording, model)
     observed = [_mean(calibrated, graph.at_ns, spans) for _, spans in rows]
-    middle = apply(calibrated, model, change, lambda factor: (factor.low + factor.high) / 2)
+    middle = apply(calibrated, model, change, _middle)
     at_ns = replay(middle)
     point = [_mean(middle, at_ns, spans) for _, spans in rows]
     if recording.is_live and _is_unsettled(model, middle, at_ns):
@@ -206,9 +261,26 @@ def _predictions(
             kernels_free_ns=round(kernels_free[i]),
         )
         for i, (phase, spans) in enumerate(rows)
-        for wide in (_spread(graph, spans) + error * observed[i],)
+        for wide in (_spread(graph, spans) + replays.error * observed[i],)
     ]
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
+
+
+def _with_plain(step: Prediction, replays: Replays, change: Change) -> Prediction:
+    """Predict the plain step; raises RefusedError where none is known."""
+    model, (plain_ns, took, variants) = replays.model, replays.plain
+    known, base = variants[0]
+    point = plain_ns + took(apply(known, model, change, _middle)) - base
+    ends = ((changed, before) for each, before in variants for changed in _at_both_ends(each, model, change))
+    found = [plain_ns + took(changed) - before for changed, before in ends]
+    wide = replays.error * plain_ns
+    return replace(
+        step,
+        plain_ns=plain_ns,
+        plain_predicted_ns=round(point),
+        plain_low_ns=max(round(min(point, *found) - wide), 0),
+        plain_high_ns=round(max(point, *found) + wide),
+    )
 
 
 def _at_both_ends(graph: Graph, model: Model, change: Change) -> Iterator[Graph]:
@@ -224,18 +296,23 @@ def _at_both_ends(graph: Graph, model: Model, change: Change) -> Iterator[Graph]
         yield apply(graph, model, change, lambda factor: factor.high)
 
 
-def _model_error(gates: Iterable[Gate]) -> float:
-    """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
-    return sum(gate.value for gate in gates if gate.name in ("reproduction", "unexplained", "contention"))
+def _middle(factor: Range) -> float:
+    return (factor.low + factor.high) / 2
 
 
 def _notes(model: Model, change: Change) -> Iterable[str]:
+    if change.compiled is not None:
+        yield "which ops a compiler fuses, and what its code takes, is in no recording: a range of what is usual"
     if change.fused:
         yield "a fused kernel is taken to run as long as its parts: what it saves of their memory traffic is not known"
     if change.one_step_ahead:
         yield "what the engine itself does to work a step ahead is not in this recording: a bound"
     if change.full_graph and launches.node_gap_ns(model.sources) is None:
         yield "this recording has no graph, so the gap between nodes is between 0 and that between its kernels"
+    if change.full_graph:
+        inside, count = launches.captured(model.sources)
+        if inside < count:
+            yield f"{inside} of {count} launches become one a step: waits cut the others off"
     if any(kind.family is Family.COLLECTIVE for kind in model.sources.measured.kinds):
         yield "collectives keep their time: peers are taken to change alike"
     if model.graph.is_pinned.any():

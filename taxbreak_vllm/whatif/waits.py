@@ -27,7 +27,7 @@ _IDLE_NS = 2_000  # how long a call takes whose event has passed, where none of 
 class Blocking:
     """Blocking calls (into Host.call_*) and the activity each waits for (-1: not known).
 
-    `return_ns` is how long after that one's end such calls return, `idle_ns` how long they take when it has ended
+    `return_ns` is how long after that one's end such calls return (at most, where none ever waited), `idle_ns` how long they take when it has ended
     before, `unseen_ns` how much of the call neither explains. `possible` is what a call may wait for that never did: a
     recording in which the event had always passed does not tell which event it was.
     """
@@ -83,13 +83,17 @@ class Blocking:
         waited = (awaited >= 0) & (done_ns > start_ns)
         late_ns = np.where(waited, end_ns - np.maximum(done_ns, start_ns), end_ns - start_ns)
         explained = late_ns < UNSEEN_NS
+        return_ns = _median(name, late_ns, waited & explained, _RETURN_NS)
+        return_ns = np.where((possible >= 0) & ~np.isin(name, name[waited & explained]), UNSEEN_NS, return_ns)
+        # What ended right before the call may still hold it: only the rest tells what a call takes that need not wait.
+        free = ((awaited < 0) & is_event) | ((awaited >= 0) & (done_ns <= start_ns - return_ns))
         return cls(
             call=call,
             awaited=np.where((awaited >= 0) & explained, awaited, -1),
             possible=possible,
-            return_ns=_median(name, late_ns, waited & explained, _RETURN_NS),
+            return_ns=return_ns,
             idle_ns=np.minimum(
-                _median(name, late_ns, ((awaited >= 0) | is_event) & ~waited & explained, _IDLE_NS), end_ns - start_ns
+                _median(name, late_ns, free & explained, _IDLE_NS, by_all=False), end_ns - start_ns
             ),
             unseen_ns=np.where(explained & ((awaited >= 0) | is_event), 0, end_ns - start_ns),
         )
@@ -115,6 +119,11 @@ def _event_waited_for(
         waits = np.flatnonzero(is_long & (done_ns > start_ns) & (end_ns - done_ns < UNSEEN_NS))
         if not len(waits):
             continue
+        # No call returns before its event: where one lies further back than the last to end, all may.
+        furthest = before - int((before - place).max())
+        furthest_ns = ends[np.maximum(furthest[waits], 0)]
+        if ((furthest[waits] >= 0) & (furthest_ns > start_ns[waits]) & (end_ns[waits] - furthest_ns < UNSEEN_NS)).all():
+            place, done_ns[waits] = furthest, furthest_ns
         late = np.sort(end_ns[waits] - done_ns[waits])
         spread = float(late[(3 * len(late)) // 4] - late[0]) + UNSEEN_NS / len(waits)
         if not activities.is_kernel[queue.last[place[waits]]].all():
@@ -145,10 +154,10 @@ def _newest_passed(at_ns: Int64, queues: list[Launched], activities: Activities)
     return newest
 
 
-def _median(name: Int64, values: Int64, counted: Bool, otherwise: int) -> Int64:
-    """Return for each name the median of its counted values, where it has none that of all."""
+def _median(name: Int64, values: Int64, counted: Bool, otherwise: int, *, by_all: bool = True) -> Int64:
+    """Return for each name the median of its counted values, where it has none that of all, if these are alike."""
     known, found = median_by(name[counted], values[counted], name, min_count=1)
-    usual = median(values[counted])
+    usual = median(values[counted]) if by_all else None
     return np.where(known, found, otherwise if usual is None else usual)
 
 

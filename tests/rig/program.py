@@ -119,8 +119,8 @@ class Server:
     sends without having seen their tokens. With an output thread (multiproc) tokens are waited for there and the engine
     is a process of its own; without it (uniproc) the worker's thread does both between two steps.
 
-    A kernel on an idle device begins `latency_ns` after its call's return, one behind another `gap_ns` after that one's
-    end (`node_gap_ns` in a graph). A waiting call returns `return_ns` after what it waits for. With `max_launches`
+    A kernel on an idle device begins `latency_ns` after its call's return (a copy `copy_latency_ns`, None: alike), one
+    behind another `gap_ns` after that one's end (`node_gap_ns` in a graph). A waiting call returns `return_ns` after what it waits for. With `max_launches`
     launches not yet begun the next launch call waits. `floor_ns` is T_sys.
     """
 
@@ -131,6 +131,7 @@ class Server:
     output_ns: int = 50_000
     wait_call_ns: int = 2_000
     latency_ns: int = 2_000
+    copy_latency_ns: int | None = None
     gap_ns: int = 1_000
     node_gap_ns: int = 700
     return_ns: int = 3_000

@@ -187,7 +187,9 @@ class _Machine:
 
     def _copy(self, item: Copy) -> None:
         start_ns, correlation = self.now_ns, self._next_correlation()
-        begin_ns = self._ready(item.stream, start_ns + item.call_ns + self.server.latency_ns)
+        own_ns = self.server.copy_latency_ns
+        latency_ns = self.server.latency_ns if own_ns is None else own_ns
+        begin_ns = self._ready(item.stream, start_ns + item.call_ns + latency_ns)
         name = "Memcpy DtoH (Device -> Pinned)" if item.to_host else "Memcpy HtoD (Pinned -> Device)"
         self._put(name, begin_ns, begin_ns + item.ns, item.stream, correlation, start_ns)
         self._charge(begin_ns, is_kernel=False)

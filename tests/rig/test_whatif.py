@@ -1,30 +1,68 @@
 """What a recording predicts of a change, against the rig run again with that change."""
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rig.changed import changed
+from rig.changed import changed, one_step_ahead, recorded, with_floor, without_device_sync
+from rig.program import Synchronize
 from rig.server import run
 from rig.servers import device_bound, full_queue, host_bound, random_server
 from rig.trace import middle_of_three, to_json, whole
+from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
+from taxbreak_vllm.model.step import Server as Labels
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.read.kineto import read_events
+from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.changes import HOST, Change, Range
 from taxbreak_vllm.whatif.predict import predict
 
 FACTORS = [(1.3, 1), (0.5, 1), (1, 1.5), (1, 0.5), (0.7, 0.7), (2, 0.6)]
+SOME = [
+    ({HostClass.PYTHON: 0.4}, 1),
+    ({HostClass.PYTHON: 2.5}, 1),
+    ({HostClass.DISPATCH: 0.3}, 1),
+    ({HostClass.DISPATCH: 2, HostClass.LIBRARY: 2}, 1),
+    ({HostClass.LAUNCH: 0.3}, 1),
+    ({HostClass.LAUNCH: 3}, 1),
+    ({HostClass.RUNTIME: 0.2}, 1),
+    (1, {Family.ELEMENTWISE: 0.4}),
+    (1, {Family.GEMM: 2}),
+    (1, {Family.OTHER: 0.3}),
+    (0.2, 0.3),
+    (0.1, 1),
+    (3, 1),
+    (1, 3),
+    (1, 0.1),
+]
 PER_STEP_NS = 8_000  # a call of unknown length more or less
 
 
 def change(host=1.0, kernels=1.0):
     families = [family for family in Family if family is not Family.COLLECTIVE]
+    by_class = host if isinstance(host, dict) else dict.fromkeys(HOST, host)
+    by_family = kernels if isinstance(kernels, dict) else dict.fromkeys(families, kernels)
     return Change(
-        host=dict.fromkeys(HOST, Range(low=host, high=host)),
-        kernels=dict.fromkeys(families, Range(low=kernels, high=kernels)),
+        host={cls: Range(low=times, high=times) for cls, times in by_class.items()},
+        kernels={family: Range(low=times, high=times) for family, times in by_family.items()},
     )
+
+
+def changes(server, seed):
+    """Give changes and the server with each: all factors alike, some of one class or family, another device or path."""
+    random = Random(seed)
+    for host, kernels in (*FACTORS, *random.sample(SOME, 3)):
+        yield change(host, kernels), changed(server, host=host, kernels=kernels)
+    floor_ns = server.floor_ns + random.choice((-800, 4_000))
+    yield Change(floor_ns=floor_ns), with_floor(server, floor_ns)
+    if any(item == Synchronize(1_500) for step in server.steps for item in step.execute):
+        yield Change(no_sync=("DeviceSynchronize",)), without_device_sync(server)
+    if server.steps_ahead == 0:
+        yield Change(one_step_ahead=True), one_step_ahead(server)
 
 
 def length_ns(server):
@@ -55,28 +93,28 @@ def test_servers_made_by_hand_take_what_was_predicted(record, server, host, kern
     assert answer.window.predicted_ns == pytest.approx(length_ns(changed(server, host=host, kernels=kernels)), rel=1e-3)
 
 
-def test_where_the_gates_pass_299_answers_of_300_hold_what_the_rig_does_with_the_change(record, seeds):
-    """Within 2 %, or 8 µs a step; what is left are servers whose threads were never seen to wait for one another."""
-    wrong, answers = [], 0
+def test_where_the_gates_pass_each_answer_holds_what_the_rig_does_with_the_change(record, seeds):
+    """Within 2 %, or 8 µs a step; seven of ten changes are answered."""
+    wrong, answers, asked = [], 0, 0
     for seed in seeds:
         server = random_server(seed)
         recording = record(server)
-        for host, kernels in FACTORS:
-            answer = predict(recording, change(host, kernels), named="")
+        for changes_made, other in changes(server, seed):
+            asked += 1
+            answer = predict(recording, changes_made, named="")
             if answer.refused is not None:
                 continue
             answers += 1
-            true_ns = length_ns(changed(server, host=host, kernels=kernels))
+            true_ns = length_ns(other)
             room_ns = max(0.02 * true_ns, PER_STEP_NS * len(server.steps))
             if not answer.window.low_ns - room_ns <= true_ns <= answer.window.high_ns + room_ns:
-                wrong.append((seed, host, kernels, true_ns, answer.window))
+                wrong.append((seed, changes_made, true_ns, answer.window))
 
-    assert answers > 3 * len(seeds)
-    assert len(wrong) <= answers // 300, wrong
+    assert answers > 0.7 * asked
+    assert not wrong
 
 
 def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refused(rules, tmp_path):
-    """59 of 60 answers on these servers; three steps do not always show what the one before them waited for."""
     path, wrong, answers = tmp_path / "trace.json", [], 0
     for seed in range(60):
         server = random_server(seed)
@@ -89,14 +127,77 @@ def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refuse
                 continue
             (step,) = answer.steps
             answers += 1
-            windows = run(changed(server, host=host, kernels=kernels)).windows
-            true_ns = windows[4][0] - windows[3][0]
-            assert step.observed_ns == it.windows[4][0] - it.windows[3][0]
+            true_ns = iteration_ns(changed(server, host=host, kernels=kernels))
+            assert step.observed_ns == iteration_ns(server)
             if not step.low_ns * 0.98 - PER_STEP_NS <= true_ns <= step.high_ns * 1.02 + PER_STEP_NS:
                 wrong.append((seed, host, kernels, true_ns, step))
 
-    assert answers >= 50
-    assert len(wrong) <= 1, wrong
+    assert answers >= 40
+    assert not wrong
+
+
+def iteration_ns(server):
+    """From the start of the fourth step to that of the fifth."""
+    windows = run(server).windows
+    return windows[4][0] - windows[3][0]
+
+
+def test_a_recorded_step_tells_what_the_plain_one_would_take(rules, tmp_path):
+    """The profiler takes 1.5 µs an op, which is known, and 0.9 µs a call, which is not."""
+    path, wrong, answers = tmp_path / "trace.json", [], 0
+    for seed in range(30):
+        server = random_server(seed)
+        slowed = recorded(server, op_ns=1_500, call_ns=900)
+        path.write_text(to_json(middle_of_three(run(slowed), 3, is_whole=False)[0]))
+        info = step_info(iteration_ns(slowed), iteration_ns(server))
+        recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info)
+        for host, kernels in ((0.5, 1), (1.3, 1), (1, 0.5)):
+            answer = predict(recording, change(host, kernels), named="")
+            if answer.refused is not None:
+                continue
+            (step,) = answer.steps
+            answers += 1
+            true_ns = iteration_ns(changed(server, host=host, kernels=kernels))
+            assert step.plain_ns == iteration_ns(server)
+            if not step.plain_low_ns * 0.98 - PER_STEP_NS <= true_ns <= step.plain_high_ns * 1.02 + PER_STEP_NS:
+                wrong.append((seed, host, kernels, true_ns, step))
+
+    assert answers >= 25
+    assert not wrong
+
+
+def step_info(recorded_ns, plain_ns, num_plain=8):
+    return StepInfo(
+        step_id="sample",
+        step_index=1,
+        server=Labels(server_id="rig", device_type="cuda"),
+        phase=Phase.DECODE,
+        batch=Batch(),
+        graph_mode=GraphMode.NONE,
+        started_unix_ns=0,
+        window_ns=recorded_ns,
+        async_output=True,
+        iteration_ns=recorded_ns,
+        plain_iteration_ns=plain_ns,
+        num_plain=num_plain,
+        op_cost_ns=1_500,
+    )
+
+
+@pytest.mark.parametrize(
+    ("plain", "num_plain", "reason"),
+    [(1.0, 7, "fewer than 8 plain steps"), (3.0, 8, "3.00 times as long"), (0.001, 8, "without any host")],
+)
+def test_without_a_plain_step_that_fits_nothing_is_said_of_one(rules, tmp_path, plain, num_plain, reason):
+    path, server = tmp_path / "trace.json", host_bound()
+    path.write_text(to_json(middle_of_three(run(server), 3, is_whole=False)[0]))
+    info = step_info(iteration_ns(server), round(plain * iteration_ns(server)), num_plain)
+    recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info)
+    answer = predict(recording, change(0.5), named="")
+
+    assert answer.refused is None
+    assert answer.steps[0].plain_ns is None
+    assert reason in answer.no_plain
 
 
 class TestWhateverTheServer:

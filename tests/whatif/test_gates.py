@@ -63,11 +63,3 @@ def test_collectives_that_waited_for_peers_are_no_basis(ask):
     answer = ask(whole(run(Server(steps=(Step(body, tokens_later()),) * 4))))
 
     assert "peers" in failed(answer)
-
-
-def test_what_computes_on_the_host_has_no_launch_path(rules, read, reference):
-    events = [reference.op("aten::mm", 0, 10), reference.op("aten::mm", 20, 10)]
-
-    answer = predict(Recording(read(events), Terms(rules=rules)), HALF_HOST, named="")
-
-    assert "no launch path" in answer.refused

@@ -24,6 +24,9 @@ def whatif_text(answer: WhatIf) -> Iterator[str | Table]:
         yield f"refused: {answer.refused}"
     if answer.window is not None:
         table = Table(_COLUMNS)
+        for row in answer.steps:
+            if row.plain_ns is not None:
+                table.add(f"plain {row.phase or 'step'}", *_plain_times(row))
         for name, row in (
             ("recording", answer.window),
             *((f"{r.phase or 'step'} ×{r.steps}", r) for r in answer.steps),
@@ -32,7 +35,12 @@ def whatif_text(answer: WhatIf) -> Iterator[str | Table]:
         yield table
     if answer.dilation is not None:
         times = f"{answer.dilation:.2f} times"
-        yield f"a recorded step takes {times} as long as a plain one: read the ratios, not the times"
+        known = any(row.plain_ns is not None for row in answer.steps)
+        yield f"a recorded step takes {times} as long as a plain one" + (
+            "" if known else ": read the ratios, not the times"
+        )
+        if not known and answer.no_plain is not None:
+            yield f"the plain step is not told: {answer.no_plain}"
     for note in answer.notes:
         yield f"note: {note}"
     if answer.window is not None:
@@ -44,6 +52,10 @@ def whatif_text(answer: WhatIf) -> Iterator[str | Table]:
         said = "passes" if gate.passes else "fails"
         limit = f"{'at least' if gate.is_least else 'at most'} {gate.limit:.0%}"
         yield f"  {gate.name} {gate.value:.2%} ({limit}: {said}): {gate.reason}"
+
+
+def _plain_times(row: Prediction) -> Iterator[str]:
+    return map(duration, (row.plain_ns, row.plain_predicted_ns, row.plain_low_ns, row.plain_high_ns, None, None))
 
 
 def _times(row: Prediction) -> Iterator[str]:
