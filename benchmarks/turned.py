@@ -196,7 +196,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CACHE_ROOT": str(folder / "cache"), "TMPDIR": str(folder)},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
         )
         self.calls: dict[str, int] = {}
         self._answer()

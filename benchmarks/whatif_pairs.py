@@ -134,7 +134,8 @@ def main() -> None:
     load_before, started_s = os.getloadavg()[0], time.monotonic()
     chosen = [model for model in MODELS if not options.only or model.name in options.only]
     with tempfile.TemporaryDirectory(prefix="wp-") as temporary:
-        folder = options.folder or Path(temporary)
+        folder = (options.folder or Path(temporary)).absolute()
+        os.environ["VLLM_CACHE_ROOT"] = str(folder / "vllm")  # what vLLM finds out about a model's class, it does once
         found = [_measured(model, folder / str(MODELS.index(model)), options) for model in chosen]
         pairs = [pair for each in found for pair in _pairs(each, found)]
     summed = _sum_up(pairs)
@@ -168,7 +169,7 @@ def _measure(model: Model, folder: Path, options: argparse.Namespace) -> Measure
     (path / "config.json").write_text(json.dumps(config))
     _say(f"{model.name}: starting")
     with Child(path, folder / "eager", requests=model.requests) as eager:
-        step_ns = median(eager.time(Turn(), options.steps))
+        step_ns = min(eager.time(Turn(), options.steps))  # the first round of a server is slow
         turns = _turns(step_ns, eager.calls, with_threads=model.threads)
         rounds: dict[str, list[float]] = {name: [] for name in (*turns, *([COMPILED] if model.compiled else []))}
         found: dict[str, list[Path]] = {name: [] for name in RECORDED}
@@ -243,13 +244,11 @@ def _replayed(capture: Path, folder: Path) -> tuple[str, str]:
 
 def _pairs(found: Measured, everything: Sequence[Measured]) -> Iterator[Pair]:
     """Ask whatif of each change, and put what was measured beside it."""
-    python_ns = {name: _python_ns(capture) for name, capture in found.captures.items()}
+    base_ns, slower_ns = (_python_ns(found.captures[name]) for name in RECORDED)
     for name in ("linear", "layer", "step", "wait"):
-        factor = 1 + found.added_ns[name] / python_ns[BASE]
-        yield _pair(found, BASE, name, asked(host=[f"python={factor:.4f}"]))
-    factor = max(1 - found.added_ns["linear"] / python_ns["linear"], 0.0)
-    yield _pair(found, "linear", BASE, asked(host=[f"python={factor:.4f}"]))
-    others = [_slowed(each) for each in everything if each is not found]
+        yield _pair(found, BASE, name, _python(found.added_ns[name], base_ns))
+    yield _pair(found, "linear", BASE, _python(-found.added_ns["linear"], slower_ns))
+    others = [factor for each in everything if each is not found and (factor := _slowed(each)) is not None]
     if others:
         yield _pair(found, BASE, TRACED, asked(host=[f"python={min(others):.4f}..{max(others):.4f}"]))
     if found.stores is not None:
@@ -259,21 +258,29 @@ def _pairs(found: Measured, everything: Sequence[Measured]) -> Iterator[Pair]:
         yield _pair(found, BASE, COMPILED, asked(compiled=True))
 
 
-def _python_ns(capture: str) -> int:
-    """Return what Python takes of the plain step."""
+def _python(added_ns: int, python_ns: int | None) -> Asked:
+    """Return the change in which Python takes so much longer."""
+    return asked(host=[f"python={max(1 + added_ns / python_ns, 0):.4f}"] if python_ns else ["python=1"])
+
+
+def _python_ns(capture: str) -> int | None:
+    """Return what Python takes of the plain step; None where whatif does not tell."""
     with Recording.open(capture) as recording:
         step = _step(asked(host=["python=2"]).of(recording))
     if step is None or step.plain_ns is None or step.plain_predicted_ns is None:
-        raise SystemExit(f"{capture}: no plain step is known")
+        return None
     return max(step.plain_predicted_ns - step.plain_ns, 1)
 
 
-def _slowed(found: Measured) -> float:
+def _slowed(found: Measured) -> float | None:
     """Return by what factor tracing slowed Python down."""
     capture = found.captures[BASE]
+    python_ns = _python_ns(capture)
     with Recording.open(capture) as recording:
         plain_ns = recording.info.plain_iteration_ns if recording.info else None
-    return 1 + (found.ratio(BASE, TRACED) - 1) * (plain_ns or 0) / _python_ns(capture)
+    if not python_ns or not plain_ns:
+        return None
+    return max(1 + (found.ratio(BASE, TRACED) - 1) * plain_ns / python_ns, 0)
 
 
 def _pair(found: Measured, before: str, after: str, change: Asked, *, baselines: Baselines | None = None) -> Pair:
@@ -287,7 +294,7 @@ def _pair(found: Measured, before: str, after: str, change: Asked, *, baselines:
         asked=change.named,
         step_ms=median(found.rounds[before]) / 1e6,
         measured=found.ratio(before, after),
-        refused=answer.refused,
+        refused=answer.refused or answer.no_plain,
     )
     if step is None or step.plain_ns is None:
         return pair

@@ -229,9 +229,7 @@ def _possible_starts(s: Sources) -> Edges:
     behind = np.flatnonzero((s.streams.before >= 0) & ~s.constants.has_gap)
     before = s.streams.before[behind]
     gap_ns = np.minimum(activities.start_ns[behind] - activities.end_ns[before], _MOST_GAP_NS)
-    return after_call.plus(
-        make_edges(shift + before, shift + behind, EdgeKind.STREAM, fixed_ns=gap_ns, from_end=True)
-    )
+    return after_call.plus(make_edges(shift + before, shift + behind, EdgeKind.STREAM, fixed_ns=gap_ns, from_end=True))
 
 
 def _full(s: Sources) -> tuple[Index, Index]:

@@ -18,7 +18,6 @@ from taxbreak_vllm.trace.dispatches import Bool
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.timeline import HostClass
 
-
 _LEAST_LATENCY_NS = 2_000  # from a graph's call to its first node
 
 

@@ -1,9 +1,9 @@
 """The plain step behind a recorded one: what the profiler added to the host is taken out again (methodology 5).
 
-In: the graph of a recorded step and how long plain steps like it take. Out: ways to take the profiler's cost out of such
-a graph so that the step takes as long as a plain one. The profiler costs something for each op and each call that it
-records; what an op costs is calibrated in the process, what a call costs is what remains, or each event costs alike, or
-the whole host is slowed alike: which of these, a recording does not say.
+In: the graph of a recorded step and how long plain steps like it take. Out: ways to take the profiler's cost out of
+such graphs so that the step takes as long as a plain one. The profiler costs something for each op and call that it
+records. What an op costs is calibrated in the process and a call costs what remains, or each event costs alike, or the
+whole host is slowed alike: which of these, a recording does not say.
 """
 
 from collections.abc import Callable, Iterator

@@ -113,6 +113,8 @@ class Replays:
             return float(at_ns[last] - at_ns[first])
 
         ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+        if not recording.backend.has_launches:
+            ways = ways[::-1]  # a forward's share of a plain step on the CPU is that of a host slowed alike
         graphs = [way(calibrated) for way in ways]
         graphs += [graphs[0].least(), *(ways[0](graph) for graph, _ in self.variants if graph is not calibrated)]
         return _Plain(plain_ns, took, [(graph, took(graph)) for graph in graphs])
@@ -154,7 +156,7 @@ def predict(recording: Recording, change: Change, *, named: str, replays: Replay
         return refuse(recording, named, str(refusal), gates)
     shown, no_plain = steps[0] if len(steps) == 1 else window, None
     try:
-        steps = (_with_plain(steps[0], replays, change), *steps[1:])
+        steps = _with_plain(steps, replays, change)
     except RefusedError as refusal:
         no_plain = str(refusal)
     return WhatIf(
@@ -266,20 +268,24 @@ def _predictions(
     return predictions[0], tuple(predictions[1:]), list(_notes(model, change))
 
 
-def _with_plain(step: Prediction, replays: Replays, change: Change) -> Prediction:
+def _with_plain(steps: tuple[Prediction, ...], replays: Replays, change: Change) -> tuple[Prediction]:
     """Predict the plain step; raises RefusedError where none is known."""
+    if len(steps) != 1:
+        raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
     model, (plain_ns, took, variants) = replays.model, replays.plain
     known, base = variants[0]
     point = plain_ns + took(apply(known, model, change, _middle)) - base
     ends = ((changed, before) for each, before in variants for changed in _at_both_ends(each, model, change))
     found = [plain_ns + took(changed) - before for changed, before in ends]
     wide = replays.error * plain_ns
-    return replace(
-        step,
-        plain_ns=plain_ns,
-        plain_predicted_ns=round(point),
-        plain_low_ns=max(round(min(point, *found) - wide), 0),
-        plain_high_ns=round(max(point, *found) + wide),
+    return (
+        replace(
+            steps[0],
+            plain_ns=plain_ns,
+            plain_predicted_ns=round(point),
+            plain_low_ns=max(round(min(point, *found) - wide), 0),
+            plain_high_ns=round(max(point, *found) + wide),
+        ),
     )
 
 

@@ -27,9 +27,9 @@ _IDLE_NS = 2_000  # how long a call takes whose event has passed, where none of 
 class Blocking:
     """Blocking calls (into Host.call_*) and the activity each waits for (-1: not known).
 
-    `return_ns` is how long after that one's end such calls return (at most, where none ever waited), `idle_ns` how long they take when it has ended
-    before, `unseen_ns` how much of the call neither explains. `possible` is what a call may wait for that never did: a
-    recording in which the event had always passed does not tell which event it was.
+    `return_ns` is how long after that one's end such calls return (at most, where none ever waited), `idle_ns` how long
+    they take when it has ended before, `unseen_ns` how much of the call neither explains. `possible` is what a call may
+    wait for that never did: a recording in which the event had always passed does not tell which event it was.
     """
 
     call: Index
@@ -92,9 +92,7 @@ class Blocking:
             awaited=np.where((awaited >= 0) & explained, awaited, -1),
             possible=possible,
             return_ns=return_ns,
-            idle_ns=np.minimum(
-                _median(name, late_ns, free & explained, _IDLE_NS, by_all=False), end_ns - start_ns
-            ),
+            idle_ns=np.minimum(_median(name, late_ns, free & explained, _IDLE_NS, by_all=False), end_ns - start_ns),
             unseen_ns=np.where(explained & ((awaited >= 0) | is_event), 0, end_ns - start_ns),
         )
 

@@ -35,7 +35,9 @@ def changed(
 
     Its peers are changed alike, so that no collective waits for them.
     """
-    times = dict.fromkeys(HostClass, host) if isinstance(host, int | float) else {**dict.fromkeys(HostClass, 1.0), **host}
+    times = (
+        dict.fromkeys(HostClass, host) if isinstance(host, int | float) else {**dict.fromkeys(HostClass, 1.0), **host}
+    )
 
     def took(cls: HostClass, ns: int) -> int:
         return round(ns * times[cls])

@@ -120,8 +120,8 @@ class Server:
     is a process of its own; without it (uniproc) the worker's thread does both between two steps.
 
     A kernel on an idle device begins `latency_ns` after its call's return (a copy `copy_latency_ns`, None: alike), one
-    behind another `gap_ns` after that one's end (`node_gap_ns` in a graph). A waiting call returns `return_ns` after what it waits for. With `max_launches`
-    launches not yet begun the next launch call waits. `floor_ns` is T_sys.
+    behind another `gap_ns` after that one's end (`node_gap_ns` in a graph). A waiting call returns `return_ns` after
+    what it waits for. With `max_launches` launches not yet begun the next launch call waits. `floor_ns` is T_sys.
     """
 
     steps: tuple[Step, ...]

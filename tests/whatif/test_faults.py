@@ -1,11 +1,11 @@
-"""Faults planted in a graph, one kind of edge left out: the gates find them, or the answer is none that the rig gives."""
+"""Faults planted in a graph, one kind of edge left out: gates find them, or answers are none that the rig gives."""
 
 from dataclasses import replace
 
 import pytest
 from rig.changed import changed
 from rig.server import run
-from rig.servers import device_bound, full_queue, host_bound, random_server
+from rig.servers import device_bound, full_queue, host_bound
 from rig.trace import to_json, whole
 
 from taxbreak_vllm.taxes.recording import Recording

@@ -131,10 +131,9 @@ def test_whether_recording_lengthens_each_op_or_all_of_the_host_the_interval_hol
     views = [("aten::view", at, at + 20) for at in (0, 20, 40, 60)]
     found = step(made(*views, ("aten::mm", 100, 600), plain_ns=900, op_cost_ns=4), host=["dispatch=2"])
 
-    assert (
-        found.plain_predicted_ns == 900 + 17
-    )  # 20 for each of 5 ops: of 100 in dispatch and 20 in Python a sixth stays
-    assert found.plain_high_ns == 900 + 81 + DRIFT * 900  # 420 of the host's 520 stay, of its dispatch too
+    assert found.plain_predicted_ns == 900 + 81  # 420 of the host's 520 stay, of its dispatch too
+    assert found.plain_high_ns == 900 + 81 + DRIFT * 900
+    assert found.plain_low_ns == 900 + 17 - DRIFT * 900  # 20 for each of 5 ops: a sixth stays of what is around them
 
 
 def test_an_interval_allows_for_a_servers_drift(made):
@@ -180,8 +179,9 @@ def test_compiling_leaves_library_calls_and_attention_and_takes_out_what_lies_be
     assert found.predicted_ns < 0.8 * eager.observed_ns
     kept = Forward.of(recorded)
     outside_ns = eager.observed_ns - (kept.end_ns - kept.start_ns)
-    assert found.low_ns > 0.97 * outside_ns + (kept.kept_end - kept.kept_start).sum() - DRIFT * eager.observed_ns
-    assert found.low_ns < found.predicted_ns < found.high_ns
+    least_ns = 0.7 * outside_ns + (kept.kept_end - kept.kept_start).sum()
+    assert least_ns - DRIFT * eager.observed_ns < found.low_ns < eager.observed_ns / 2
+    assert found.low_ns < found.predicted_ns < found.high_ns < eager.observed_ns
     assert any("no recording" in note for note in asked(compiled=True).of(recorded).notes)
 
 
