@@ -21,10 +21,10 @@ REMEDIES: Mapping[str, Remedy] = {
     "engine-loop": Remedy.AHEAD,
     "faster-core": Remedy.FASTER,
     "fused-kernels": Remedy.FUSED,
+    "compilation": Remedy.COMPILED,
 }
 BEYOND: Mapping[str, str] = {  # what no replay of one recording tells of a rule's change
     "full-graphs": "what one graph costs in place of many is in no recording of the many",
-    "compilation": "which kernels a compiler would make is not in a recording",
     "batch-size": "how a step grows with its batch is not in a recording of one size",
     "prefill-budget": "how a step grows with its prompt tokens is not in a recording of one size",
     "cpu-limit": "how long threads waited for a CPU is not in a recording",

@@ -12,6 +12,7 @@ class Remedy(StrEnum):
     GRAPH = "--graph full"
     AHEAD = "--async"
     FUSED = "--fuse"
+    COMPILED = "--compiled"
     FASTER = "--host python=0.8 --host dispatch=0.8"
 
 

@@ -8,6 +8,7 @@ second is the point, and both are in the interval.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 from taxbreak_vllm.model.errors import SettingsError, TraceFormatError
 from taxbreak_vllm.model.forecast import Forecast, Remedy
@@ -16,6 +17,7 @@ from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError, scale_host
+from taxbreak_vllm.whatif.compiled import Forward
 from taxbreak_vllm.whatif.predict import Replays, predict
 
 MAX_EVENTS = 50_000  # ops and activities; more take seconds, for which someone should have asked
@@ -24,7 +26,6 @@ _FASTER = Range(low=0.8, high=0.8)  # a core a quarter faster, by as much as the
 _CHANGES: Mapping[Remedy, Change] = {
     Remedy.GRAPH: Change(full_graph=True),
     Remedy.AHEAD: Change(one_step_ahead=True),
-    Remedy.FUSED: Change(),  # of the chains that are found
     Remedy.FASTER: Change(host={HostClass.PYTHON: _FASTER, HostClass.DISPATCH: _FASTER}),
 }
 
@@ -56,8 +57,8 @@ def foresee(
     replays = Replays(recording)
     found: list[Forecast] = []
     for name, phases in asked.items():
-        change = replace(_CHANGES[name], fused=tuple(chains)) if name is Remedy.FUSED else _CHANGES[name]
         try:
+            change = _change(recording, name, chains)
             rows = {one.phase: one for one in _forecasts(replays, change, name, dilation or 1.0)}
             reason = "its steps are not told apart"
         except (RefusedError, SettingsError, TraceFormatError) as error:
@@ -66,27 +67,42 @@ def foresee(
     return tuple(found)
 
 
+def _change(recording: Recording, name: Remedy, chains: Sequence[tuple[str, ...]]) -> Change:
+    match name:
+        case Remedy.FUSED:
+            return Change(fused=tuple(chains))
+        case Remedy.COMPILED:
+            return Change(compiled=Forward.of(recording))
+        case _:
+            return _CHANGES[name]
+
+
 def _forecasts(replays: Replays, change: Change, name: Remedy, dilation: float) -> Iterator[Forecast]:
     if change.full_graph:
         _require_plain_launches(replays.recording)
-    as_recorded, factor = _rows(replays, change), _host_factor(replays, dilation)
+    as_recorded = _rows(replays, change)
+    is_told = all(row.plain_ns is not None for row in as_recorded.values())
+    factor = None if is_told else _host_factor(replays, dilation)
     before: Mapping[Phase | None, float] = {}
     after: Rows = {}
     if factor is not None:
         with suppress(RefusedError):
             after = _rows(replays, _slowed(change, factor))
             before = replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor)))
+    low = 0.0 if name is Remedy.FUSED else 1.0  # which chains a compiler fuses is its own affair: it may be none
     for phase, row in as_recorded.items():
-        of_whole = _win(row.observed_ns, row)
-        of_host = _win(before[phase], after[phase]) if before else of_whole
-        is_sure = name is not Remedy.FUSED  # which chains a compiler fuses is its own affair: it may be none
+        wins = [_win(row.observed_ns, row)]
+        if row.plain_ns is not None:
+            wins = [_plain_win(row)]
+        elif before:
+            wins.insert(0, _win(before[phase], after[phase]))
         yield Forecast(
             change=name,
             phase=phase,
-            plain_ns=round(row.observed_ns / dilation),
-            win_ratio=of_host[0],
-            low_ratio=min(of_whole[1], of_host[1], *(() if is_sure else (0.0,))),
-            high_ratio=max(of_whole[2], of_host[2]),
+            plain_ns=row.plain_ns or round(row.observed_ns / dilation),
+            win_ratio=wins[0].point,
+            low_ratio=min(low, *(win.low for win in wins)),
+            high_ratio=max(win.high for win in wins),
         )
 
 
@@ -106,10 +122,22 @@ def _rows(replays: Replays, change: Change) -> Rows:
     return {row.phase: row for row in answer.steps or (answer.window,)}
 
 
-def _win(before_ns: float, after: Prediction) -> tuple[float, float, float]:
-    """Return the share won and between which shares it lies."""
-    point, low, high = ((before_ns - ns) / before_ns for ns in (after.predicted_ns, after.high_ns, after.low_ns))
-    return point, low, high
+class _Win(NamedTuple):
+    """A share won, and between which shares it lies."""
+
+    point: float
+    low: float
+    high: float
+
+
+def _win(before_ns: float, after: Prediction) -> _Win:
+    return _Win(*((before_ns - ns) / before_ns for ns in (after.predicted_ns, after.high_ns, after.low_ns)))
+
+
+def _plain_win(row: Prediction) -> _Win:
+    plain_ns = row.plain_ns or 0
+    ends = (row.plain_predicted_ns, row.plain_high_ns, row.plain_low_ns)
+    return _Win(*((plain_ns - (ns or 0)) / plain_ns for ns in ends))
 
 
 def _slowed(change: Change, factor: float) -> Change:
