@@ -126,12 +126,12 @@ def test_what_a_recording_cannot_answer_is_refused_in_words(client, record, chan
 
 
 def test_a_gate_that_fails_is_named_with_its_number(client, record, put, real_trace):
-    put("b300", trace=gzip.decompress(real_trace("b300_sglang_qwen3-30b-a3b_decode_cudagraph").read_bytes()))
+    put("h800", trace=gzip.decompress(real_trace("h800_deepseek_train").read_bytes()))
 
-    (answer,) = told(client().get("/v1/taxbreak/whatif?host=0.7&step_id=b300&timeline=true"))
+    (answer,) = told(client().get("/v1/taxbreak/whatif?host=0.7&step_id=h800&timeline=true"))
 
-    assert "contention is 3.6%, at most 1% passes" in answer["refused"]
-    assert {gate["name"]: gate["passes"] for gate in answer["gates"]}["contention"] is False
+    assert "peers is 17.5%, at most 1% passes" in answer["refused"]
+    assert {gate["name"]: gate["passes"] for gate in answer["gates"]}["peers"] is False
     assert answer["timeline"] is None
 
 
