@@ -40,7 +40,7 @@ rule_files: [rules.yml]
 scrape_configs: [{job_name: taxbreak, static_configs: [{targets: ["%s"]}]}]
 """
 RULE, FLAG = "prefill-budget", "--max-num-batched-tokens (larger)"
-SMALL, LARGE = ("--max-num-batched-tokens", "16"), ("--max-num-batched-tokens", "256")
+SMALL, LARGE = ("--max-num-batched-tokens", "8"), ("--max-num-batched-tokens", "256")
 # So wide that the device works longer for a large chunk than the host, and not as long for a small one.
 SHAPE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8}
 PREFILL = Requests(num_requests=8, prompt_tokens=400, output_tokens=1, concurrency=8)
