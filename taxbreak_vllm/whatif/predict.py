@@ -224,13 +224,14 @@ def _predictions(
         for changed in _at_both_ends(variant, model, change):
             found.append([o + c - b for o, c, b in zip(observed, means(changed, rows), base, strict=True)])
     host_free, kernels_free = ([mean(*free, spans) for _, spans in rows] for free in replays.bounds)
+    peers = sum(gate.value for gate in replays.gates if gate.name == "peers")  # who may wait for nobody any more
     predictions = [
         Prediction(
             phase=phase,
             steps=len(spans[0]),
             observed_ns=round(observed[i]),
             predicted_ns=round(point[i]),
-            low_ns=max(round(min(each[i] for each in found) - wide), 0),
+            low_ns=max(round(min(each[i] for each in found) - wide - peers * observed[i]), 0),
             high_ns=round(max(each[i] for each in found) + wide),
             host_free_ns=round(host_free[i]),
             kernels_free_ns=round(kernels_free[i]),

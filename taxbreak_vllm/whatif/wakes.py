@@ -100,6 +100,8 @@ class Wakes:
                 silent.append(starts[is_silent])
                 own.append(np.full(int(is_silent.sum()), own_ns))
                 threads.append(thread)
+                if not _is_worker(points, thread):
+                    possible.append(_own_work(points, starts[is_silent]))
                 unexplained_ns += left_ns
             elif is_known:
                 continue
@@ -166,6 +168,13 @@ def _last_before(points: Points, places: Index, starts: Index, *, side: Literal[
     places = places[np.argsort(points.at_ns[places], kind="stable")]
     index = np.searchsorted(points.at_ns[places], points.at_ns[starts], side=side) - 1
     return np.where(index >= 0, places[np.maximum(index, 0)], _NONE)
+
+
+def _own_work(points: Points, silent: Index) -> tuple[Index, Index, Int64]:
+    """Return what a thread may do before it waits: in each silence as much as the shortest leaves room for."""
+    before = points.previous[silent]
+    gap_ns = points.at_ns[silent] - points.at_ns[before]
+    return before, silent, np.full(len(silent), int(gap_ns.min(initial=_LONG_NS)), dtype=np.int64)
 
 
 def _begun(points: Points, first: Index, candidates: list[Index]) -> tuple[Index, Index, Int64] | None:
