@@ -107,7 +107,9 @@ def test_the_folder_of_an_engine_without_any_says_so(tmp_path):
         read_windows(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8bnothing", b'{"traceEvents": []}', gzip.compress(b"[]", mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\x1f\x8bnothing", b'{"traceEvents": []}', gzip.compress(b"[]", mtime=0)]
+)
 def test_anything_else_holds_no_windows(path, content):
     path.write_bytes(content)
 
