@@ -387,7 +387,7 @@ def test_a_bad_store_is_one_line_with_its_name_and_exit_2(taxbreak, store, tmp_p
         (("baselines", "export"), "takes a file"),
         (("baselines", "list", "file"), "takes no file"),
         (("replay", "nowhere.json"), "nowhere.json: No such file"),
-        (("replay", str(ROOT)), "neither a capture nor a spool"),
+        (("replay", str(ROOT / "docs")), "neither a capture nor a spool"),
     ],
 )
 def test_bad_input_of_replay_and_baselines_is_one_line_and_exit_2(taxbreak, store, arguments, reason):

@@ -15,7 +15,7 @@ from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.engine import EngineState, IdleFrom
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 US, MS = 1000, 10**6
 FAST = {"device": 20 * US, "launch": 5 * US}
@@ -68,11 +68,7 @@ class Run(Logs):
         return float(np.median([self.turns.busy_ns(begun_ns, ended_ns)[part] for begun_ns, ended_ns in spans]))
 
 
-def _nightly(*values):
-    return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
-
-
-@pytest.fixture(scope="module", params=["async uni", *_nightly("async mp", "sync mp")])
+@pytest.fixture(scope="module", params=["async uni", "async mp", "sync mp"])
 def run(request, tmp_path_factory, run_offline, tiny_llama):
     scheduling, executor = request.param.split()
     folder = tmp_path_factory.mktemp("run")
@@ -116,7 +112,7 @@ def test_the_device_was_idle_when_it_says_so(run, record_property):
         assert told_ns.sum() == pytest.approx(outside_ns.sum(), rel=0.02)
 
 
-@pytest.mark.parametrize("delay_ns", [DELAY_NS, *_nightly(1 * MS, 200 * US)])
+@pytest.mark.parametrize("delay_ns", [DELAY_NS, 1 * MS, 200 * US])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_delay_that_the_device_waits_for_is_found_where_it_is(run, place, delay_ns, record_property):
     off_ratio = OFF_RATIO[run.executor].get(delay_ns)

@@ -10,7 +10,7 @@ import pytest
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 CHUNK = 32
 NUM_DRAFTS = 3

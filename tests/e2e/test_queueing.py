@@ -13,7 +13,7 @@ from taxbreak_vllm.demo.servers import ONE_PROCESS, start_vllm
 from taxbreak_vllm.model.frontend import QUEUED, Stage
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 TESTS = Path(__file__).parents[1]
 MS = 10**6

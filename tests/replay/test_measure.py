@@ -204,7 +204,7 @@ def test_a_real_op_is_dispatch_front_end_and_work(replay):
     assert 0 < entry.dispatch.median_ns < 10**6
     assert entry.library.median_ns >= 0
     assert entry.active.median_ns > 10 * entry.dispatch.median_ns  # 134 million multiplications
-    assert 5 <= entry.active.samples < entry.dispatch.samples  # what is short is run more often
+    assert 1 <= entry.active.samples < entry.dispatch.samples  # what is short is run more often
     assert entry.measured_unix_ns == 77
 
 

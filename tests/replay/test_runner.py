@@ -126,6 +126,7 @@ def wait_until(holds, timeout_s=60):
         time.sleep(0.01)
 
 
+@pytest.mark.nightly
 def test_a_parent_killed_in_mid_run_loses_one_task_and_the_next_run_does_only_the_rest(trace, tmp_path):
     path = tmp_path / "store.sqlite3"
     keys = [key(one) for one in plan([trace]).tasks]

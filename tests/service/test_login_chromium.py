@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.output.page.test_page_js import CONTRASTS, UNNAMED, WIDTHS
+from tests.output.page.test_page_js import CONTRASTS, LOOKS, UNNAMED, WIDTHS
 
 CONTROL, READ = "control-key", "read-key"
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
@@ -86,8 +86,7 @@ def test_a_page_whose_session_has_ended_becomes_the_login_by_itself(visit, sidec
         page.get_by_role("button", name="Log in").wait_for(timeout=20_000)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_the_form_can_be_read_and_filled_in_by_a_password_manager(visit, shoot, sidecar, scheme, width):
     with visit(sidecar, scheme=scheme, width=width, expected_log=("403",)) as page:
         log_in(page, "wrong")

@@ -6,7 +6,7 @@ import pytest
 from live_states import engine_state, frontend_state, waterfall
 
 from taxbreak_vllm.model.engine import Between, EnginePart
-from tests.output.page.test_page_js import CONTRASTS, UNNAMED, WIDTHS
+from tests.output.page.test_page_js import CONTRASTS, LOOKS, UNNAMED, WIDTHS
 
 LATER_NS = 3600 * 10**9  # so that the server runs as long as the test does
 
@@ -28,8 +28,7 @@ def slow_tokenizer(filled, spool, clock, start_sidecar):
     return start_sidecar()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_a_slow_tokenizer_is_said_first_and_everything_can_be_read(visit, shoot, slow_tokenizer, scheme, width):
     with visit(slow_tokenizer, scheme=scheme, width=width) as page:
         page.get_by_role("heading", name="What requests wait for").wait_for()

@@ -12,7 +12,7 @@ from taxbreak_vllm import analyze
 from taxbreak_vllm.model.engine import EnginePart
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.processes.analyzer import Analyzer
-from tests.output.page.test_page_js import CONTRASTS, UNNAMED, WIDTHS
+from tests.output.page.test_page_js import CONTRASTS, LOOKS, UNNAMED, WIDTHS
 
 TRACE = Path(__file__).parents[1] / "data" / "traces" / "h100_hf_bert-small_infer.json.gz"
 TINY = Server(server_id="vllm-a", model_name="tiny", device_type="cuda")
@@ -104,8 +104,7 @@ def test_each_server_has_an_address_that_survives_reload_and_the_back_button(vis
         assert steps(page) == ["step-of-vllm-b"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_a_step_is_reached_by_keyboard_and_its_page_reads_well(visit, shoot, several, scheme, width):
     with visit(several, scheme=scheme, width=width) as page:
         for _ in range(80):

@@ -11,7 +11,7 @@ import pytest
 
 KEY = "secret"
 TRACE = Path(__file__).parents[1] / "data" / "serving.json"
-MAX_EXAMPLES = 12
+MAX_EXAMPLES = 6
 
 
 @pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed: pip install '.[test]'")

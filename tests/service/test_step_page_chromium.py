@@ -8,7 +8,7 @@ import pytest
 
 from taxbreak_vllm.service.processes.analyzer import Analyzer
 from taxbreak_vllm.taxes.analyze import analyze
-from tests.output.page.test_page_js import CONTRASTS, UNNAMED, WIDTHS
+from tests.output.page.test_page_js import CONTRASTS, LOOKS, UNNAMED, WIDTHS
 
 BERT = Path(__file__).parents[1] / "data" / "traces" / "h100_hf_bert-small_infer.json.gz"
 ASKED_TOO_EARLY = "target origin"  # Chromium's word for a window that has not loaded yet
@@ -33,8 +33,7 @@ def address(spool, results, put, start_sidecar):
     return f"{start_sidecar()}/steps/a"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_the_flame_graph_reads_well(visit, shoot, address, scheme, width):
     with visit(address, scheme=scheme, width=width) as page:
         page.locator("[data-flame]").scroll_into_view_if_needed()

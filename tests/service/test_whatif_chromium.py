@@ -75,7 +75,7 @@ def test_sliders_replay_the_newest_steps_one_question_at_a_time(visit, address):
         page.get_by_text("Host by class").click()
         page.get_by_label("python, times").fill("0.25")
         page.get_by_text("recorded with --host 0.5 --host python=0.25, the same steps").wait_for()
-        page.get_by_role("button", name="as recorded").click()
+        page.get_by_role("button", name="reset").click()
         page.get_by_text("prefill: 4.48 ms instead of 4.48 ms").wait_for()
         assert page.get_by_label("python, times").input_value() == "1"
 

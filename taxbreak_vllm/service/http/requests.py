@@ -58,10 +58,8 @@ class CaptureBody(BaseModel):
         description="give up after this many seconds",
     )
     stacks: StrictBool = Field(default=False, description="with Python stacks, which slows the steps 4-8 times")
-    max_stall_ms: Annotated[float, NUMBER] | None = Field(
+    max_stall_ms: Annotated[float, Field(gt=0, le=60_000), NUMBER] | None = Field(
         default=None,
-        gt=0,
-        le=60_000,
         description="what stopping one recording may hold up the server; TAXBREAK_MAX_STALL_MS by default",
     )
     server_id: ServerId | None = Field(default=None, description="which server, where several are running")

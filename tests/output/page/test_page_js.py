@@ -10,6 +10,12 @@ from taxbreak_vllm.output.html import write_html
 
 SERVING = Path(__file__).parents[2] / "data" / "serving.json"
 B200 = "b200_vllm_eager_infer"
+LOOKS = [
+    ("light", 1280),
+    ("dark", 390),
+    pytest.param("dark", 1280, marks=pytest.mark.nightly),
+    pytest.param("light", 390, marks=pytest.mark.nightly),
+]
 
 # Every visible text against what is painted behind it: WCAG's contrast ratio, least first.
 CONTRASTS = """() => {
@@ -50,8 +56,7 @@ def real_address(real_trace, tmp_path_factory):
     return path.as_uri()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_a_real_trace_reads_well(visit, shoot, real_address, scheme, width):
     with visit(real_address, scheme=scheme, width=width) as page:
         page.locator("[data-timeline] tbody button").first.wait_for()
