@@ -15,8 +15,8 @@ from taxbreak_vllm.model.shape import ModelShape, StepWork
 
 _NO_CEILINGS = "no ceilings are known of this device, so no share of one is told"
 _IMPOSSIBLE = (
-    "its device took less than the least time: its work is counted too high or the ceilings are too low, so the bar shows "
-    "no limit"
+    "its device took less than the least time: its work is counted too high or the ceilings are too low, so the bar "
+    "shows no limit"
 )
 _SPREAD = "experts are spread over ranks: its share of them and of all ranks' tokens is taken to be an even one"
 
@@ -60,20 +60,18 @@ def limit_of_step(model: ModelShape, work: StepWork, step: StepBreakdown, ceilin
 def bar_of(step: StepBreakdown, floor_ns: int | None) -> Bar:
     """Cut a step's device time and idle time; all device time is unknown without a limit below it."""
     device = step.device
-    if device.idle_ns is None:
+    idle_ns = device.idle_ns
+    if idle_ns is None:
         idle_ns = device.window_ns - device.active_ns - device.other_active_ns
-    else:
-        idle_ns = device.idle_ns
     own_ns, exposed, idle = device.active_ns, step.exposed, device.idle
     is_known = floor_ns is not None and 0 < floor_ns <= own_ns
     limit_ns = floor_ns if is_known and floor_ns is not None else 0
     known = {name: getattr(exposed, f"{name}_ns") for name in ("delta_ft", "delta_ct", "delta_kt", "other")}
-    known["engine"] = idle.edge_ns if step.iteration is not None else 0
+    if step.iteration is not None:
+        known["engine"] = idle.edge_ns
     parts = {name: ns for name, ns in known.items() if ns is not None}
     others = [idle.blocked_ns, idle.queue_ns, idle.edge_ns if step.iteration is None else 0]
     other_idle_ns = sum(ns for ns in others if ns is not None)
-    if sum(parts.values()) + other_idle_ns > idle_ns:  # of an idle time that is not known no part is
-        parts, other_idle_ns = {}, 0
     above_ns = own_ns - limit_ns if is_known else 0
     told_ns = limit_ns + above_ns + sum(parts.values()) + other_idle_ns
     window_ns = own_ns + device.other_active_ns + idle_ns

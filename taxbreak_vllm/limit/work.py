@@ -61,8 +61,8 @@ def _experts(model: ModelShape, step: StepWork) -> FamilyWork:
         tokens = step.queries * (model.data_parallel if is_spread else 1)
         flops += 2 * tokens * group.top_k * group.weights * group.layers * group.local_experts // group.experts
         low, high = _met(group, step, tokens)
-        least.append(None if group.bytes is None else round(low * group.bytes) * group.layers)
-        most.append(None if group.bytes is None else round(high * group.bytes) * group.layers)
+        least.append(None if group.bytes is None else round(low * group.bytes * group.layers))
+        most.append(None if group.bytes is None else round(high * group.bytes * group.layers))
     return FamilyWork(flops=flops, bytes=_sum(least), most_bytes=_sum(most), dtype=model.product_dtype)
 
 

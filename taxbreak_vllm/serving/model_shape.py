@@ -101,7 +101,7 @@ def _head(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> Mat
 
 def _experts(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> ExpertShape:  # noqa: ANN401
     local = own["local_num_experts"]
-    config = own.get("moe_config")
+    config: Any = own.get("moe_config")
     inner = own.get("intermediate_size_per_partition") or config.intermediate_size_per_partition
     weights = (3 if getattr(config, "is_act_and_mul", True) else 2) * own["hidden_size"] * inner
     size = _bytes(module, weights * local, dtype)
@@ -138,7 +138,7 @@ def _attention(own: Mapping[str, Any], kv_bytes: Mapping[str, int], found: _Foun
 
 
 def _told(found: _Found, config: Any, dtype: str, quantization: str | None) -> ModelShape:  # noqa: ANN401
-    product = dtype if quantization is None else _PRODUCTS.get(quantization, "") or dtype
+    product: str | None = dtype if quantization is None else _PRODUCTS.get(quantization) or dtype
     if quantization is not None and quantization not in _PRODUCTS:
         product = None
         found.missing[f"what {quantization} multiplies in is not known"] = None
