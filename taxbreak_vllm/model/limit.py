@@ -230,6 +230,7 @@ class StepLimit:
     """
 
     flops: int
+    bar: Bar
     bytes: int | None = None
     most_bytes: int | None = None
     compute_ns: int | None = None
@@ -242,5 +243,4 @@ class StepLimit:
     bytes_per_s: float | None = None
     ceilings: str | None = None
     parts: Mapping[str, FamilyWork] = field(default_factory=dict)
-    bar: Bar | None = None
     notes: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ QWEN = ModelShape(
         ExpertShape(layers=48, experts=128, local_experts=128, top_k=8, weights=QWEN_EXPERT, bytes=2 * QWEN_EXPERT),
     ),
 )
-# DeepSeek-V3's attention: 61 layers, 128 heads, a latent of 512 and 64 for rope, kept once however many ranks there are.
+# A rank of eight of DeepSeek-V3: 61 layers, 16 of 128 heads, a latent of 512 and 64 for rope.
 LATENT = AttentionShape(
     layers=61, heads=16, kv_heads=1, head_size=576, head_size_v=512, latent=512, rope=64, kv_bytes_per_token=1152
 )

@@ -114,7 +114,7 @@ def giga(bytes_per_s: float) -> str:
 def bar_text(breakdown: Breakdown) -> Iterable[str | Table]:
     """Show what the time of recorded steps' devices went to, from what hardware asks for to what is not known."""
     limits = [step.limit for step in breakdown.steps if step.limit is not None]
-    bars = [limit.bar for limit in limits if limit.bar is not None]
+    bars = [limit.bar for limit in limits]
     reasons = dict.fromkeys(step.limit_reason for step in breakdown.steps if step.limit_reason)
     yield from (f"hardware limit: not told, {reason}" for reason in reasons)
     if not bars:
@@ -124,7 +124,7 @@ def bar_text(breakdown: Breakdown) -> Iterable[str | Table]:
     rates = [tera(flops / active_ns * 1e9)] if active_ns else []
     if active_ns and None not in sizes:
         rates.append(f"{giga(sum(size for size in sizes if size is not None) / active_ns * 1e9)} at the least")
-    yield f"hardware limit, from the model and the requests of {len(bars)} recorded steps: {', '.join(rates)}"
+    yield f"hardware limit, from the model and the requests of each step: {', '.join(rates) or UNKNOWN}"
     yield from (f"note: {note}" for note in dict.fromkeys(note for limit in limits for note in limit.notes))
     table = Table((Column("device time", 4, Kind.NAME), Column("time", 4), Column("share", 3)), title="to the limit")
     window_ns = sum(bar.window_ns for bar in bars)
