@@ -20,13 +20,12 @@ MODELS = {
     "qwen3-moe": write_tiny_moe,
     "mixtral": write_tiny_mixtral,
 }
+PAIRS = [(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")]
 
 
-@pytest.fixture(
-    scope="module", params=[(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")], ids="-".join
-)
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def steps(request, tmp_path_factory, run_offline):
-    """Record steps of a model; return each one's phase, its breakdown's step, and the limit that its ops' shapes tell."""
+    """Record steps of a model; return each one's phase, itself, and the limit that the shapes of its ops tell."""
     name, dtype = request.param
     folder = tmp_path_factory.mktemp("limit")
     model = MODELS[name](folder / "model")
