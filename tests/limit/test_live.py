@@ -33,7 +33,7 @@ INFO = StepInfo(
 )
 STATE = WorkerState(server=SERVER, started_unix_ns=1, updated_unix_ns=1, enabled=True, model=MODEL)
 STEP = StepBreakdown(name="step", window_ns=1_000_000, device=DeviceTime(window_ns=1_000_000, active_ns=1_000_000))
-BREAKDOWN = Breakdown(source=Source(device_name=SERVER.device_name), steps=(STEP,), total=STEP)
+BREAKDOWN = Breakdown(source=Source(device_name=SERVER.device_name), steps=(STEP,), total=replace(STEP, name=None))
 
 
 def test_a_capture_is_told_by_its_model_and_its_makers_ceilings():
