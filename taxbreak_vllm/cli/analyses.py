@@ -19,6 +19,7 @@ from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.limit import Limit
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
+from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.taxes.analyze import choose
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
@@ -54,7 +55,7 @@ def analyze_paths(
             loops.append(report(read_windows(path), path=path, phase=phase))
             continue
         with opened(path, terms, with_calls=with_limit, with_frames=bool(exports)) as recording:
-            shown = choose(recording.breakdown, phase=phase, step=step)
+            shown = choose(_whole(recording), phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for _, exporter in exports:
                 exporter.add(findings)
@@ -74,6 +75,14 @@ def analyze_paths(
         print_breakdown(breakdown, advice, top, limit=limit)
     for loop in loops:
         print_iterations(loop)
+
+
+def _whole(recording: Recording) -> Breakdown:
+    if recording.info is None:
+        return recording.breakdown
+    from taxbreak_vllm.limit.live import with_limit  # a capture's alone
+
+    return with_limit(recording.breakdown, recording.info, Capture(Path(recording.path)).read_state())
 
 
 def _limit(recording: Recording, shown: Breakdown) -> Limit | str:

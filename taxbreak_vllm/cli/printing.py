@@ -67,10 +67,10 @@ def print_breakdown(
     dearest = [top_table(step, top)] if top and step.top else []
     account = second_account(seconds)
     beside = []
-    if limit is not None:
-        from taxbreak_vllm.output.text.limit import limit_text
+    if limit is not None or any(each.limit or each.limit_reason for each in breakdown.steps):
+        from taxbreak_vllm.output.text.limit import bar_text, limit_text
 
-        beside = [*limit_text(limit, top)]
+        beside = [*bar_text(breakdown), *limit_text(limit, top)]
     shown = (*summary_lines(breakdown), balance_table(breakdown), *steps, *dearest, *beside, *account)
     print_text(*shown, *advice_lines(advice))
 

@@ -42,6 +42,18 @@ def write_tiny_llama(folder: Path) -> Path:
     return _write_model(folder, {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_SHAPE})
 
 
+def write_tiny_qwen3(folder: Path) -> Path:
+    """Write a dense Qwen3 of four layers, which norms queries and keys, into `folder` and return the folder."""
+    return _write_model(folder, {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **_SHAPE})
+
+
+def write_tiny_mixtral(folder: Path) -> Path:
+    """Write a Mixtral of four layers, eight experts with two active, into `folder` and return the folder."""
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None}
+    config = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", **_SHAPE, **experts}
+    return _write_model(folder, config)
+
+
 def write_tiny_moe(folder: Path) -> Path:
     """Write a Qwen3-MoE of four layers, eight experts with two active, into `folder` and return the folder."""
     experts = {

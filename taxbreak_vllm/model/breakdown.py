@@ -15,6 +15,7 @@ import msgspec
 from taxbreak_vllm.model.calibration import Calibration as Calibration
 from taxbreak_vllm.model.evidence import Evidence
 from taxbreak_vllm.model.forecast import Forecast
+from taxbreak_vllm.model.limit import StepLimit
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase
 
@@ -166,7 +167,8 @@ class TopRow:
 class StepBreakdown:
     """One step, or the total of a trace (`name` and `number` are None then and left out of the JSON).
 
-    `number` is its place among the steps of its trace, from 0 on: names may repeat.
+    `number` is its place among the steps of its trace, from 0 on: names may repeat. `limit` is of a recorded step of a
+    server; where there is none, `limit_reason` says why.
     """
 
     name: str | None = None
@@ -180,6 +182,8 @@ class StepBreakdown:
     taxes: Taxes = field(default_factory=Taxes)
     exposed: ExposedTax = field(default_factory=ExposedTax)
     iteration: Iteration | None = None
+    limit: StepLimit | None = None
+    limit_reason: str | None = None
     hdbi: float | None = None
     tklqt_ns: int | None = None
     tklqt_per_kernel_ns: int | None = None

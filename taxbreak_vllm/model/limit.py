@@ -186,3 +186,61 @@ class Limit:
         tree: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
         rates = {name: getattr(self, name) for name in ("coverage", "flops_per_s", "bytes_per_s")}
         return tree | rates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyWork:
+    """What a step asks of one family of a model: linear, attention, kv, moe, lm_head.
+
+    `most_bytes` is above `bytes` where it is not known which experts' weights were read. `bytes` is None where the
+    sizes of its weights or its cache are not known. `floor_ns` is its least time by itself.
+    """
+
+    flops: int
+    bytes: int | None
+    most_bytes: int | None
+    dtype: str | None
+    floor_ns: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """The time of a step's device, cut into what hardware asks for, what lies above that, and waiting.
+
+    `limit_ns + above_ns + Σ exposed_ns + other_idle_ns + unknown_ns = window_ns`, which is the step's own device time
+    and the idle time of its iteration. `exposed_ns` is what the device waited for: delta_ft, delta_ct, delta_kt, other
+    calls, and the engine's part. Without a limit, device time is unknown.
+    """
+
+    window_ns: int
+    limit_ns: int = 0
+    above_ns: int = 0
+    exposed_ns: Mapping[str, int] = field(default_factory=dict)
+    other_idle_ns: int = 0
+    unknown_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimit:
+    """What hardware allows a recorded step, from the shape of its model and the sums over its requests.
+
+    `compute_ns` = ΣF/P, `memory_ns` = ΣB/BW, `floor_ns` the larger of the two, [lowest, highest] where `most_bytes` is
+    above `bytes`. `mfu` and `mbu` are shares of `bar.window_ns`. Rates are over the step's device time. `bound` is what
+    the lowest least time hangs on. What is None has its reason in `notes`.
+    """
+
+    flops: int
+    bar: Bar
+    bytes: int | None = None
+    most_bytes: int | None = None
+    compute_ns: int | None = None
+    memory_ns: int | None = None
+    floor_ns: tuple[int, int] | None = None
+    bound: Bound | None = None
+    mfu: float | None = None
+    mbu: float | None = None
+    flops_per_s: float | None = None
+    bytes_per_s: float | None = None
+    ceilings: str | None = None
+    parts: Mapping[str, FamilyWork] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

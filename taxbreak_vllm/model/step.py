@@ -5,14 +5,12 @@ The JSON of `step.json` in the spool; durations are integer ns, `None` is what c
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
 
-import msgspec
+from taxbreak_vllm.model.numbers import Int64 as Int64
+from taxbreak_vllm.model.shape import StepWork
 
 # Upper bounds of the step-time histogram: 0.1 ms to 10 s, 1-2-5 series; a last, unbounded bucket follows.
 STEP_BUCKETS_NS = (*(m * 10**e for e in range(5, 10) for m in (1, 2, 5)), 10**10)
-
-Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # in what is read from the spool: SQLite holds no more
 
 
 class Names(StrEnum):
@@ -106,7 +104,8 @@ class StepInfo:
     stop); `op_cost_ns` is what the profiler adds to each op it records, calibrated once in this process with empty ops.
     `num_bracketed` is how many consecutive steps its recording tells of: itself, the one before it, and the one after,
     of which it is enough to know when it began. `iteration_ns` is the time from its start to that (None: there was
-    none, or the server had no work for it), `plain_iteration_ns` the median of plain ones of its kind.
+    none, or the server had no work for it), `plain_iteration_ns` the median of plain ones of its kind. `work` is what
+    decides its FLOPs and bytes (None: the worker could not tell).
     No prompt, token or request id is ever stored.
     """
 
@@ -127,6 +126,7 @@ class StepInfo:
     num_bracketed: Int64 = 1
     iteration_ns: Int64 | None = None
     plain_iteration_ns: Int64 | None = None
+    work: StepWork | None = None
 
     @property
     def compared_ns(self) -> tuple[int, int | None]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Int64, Phase, Server, StepHistogram
 
 DISABLED = "disabled"
@@ -24,8 +25,9 @@ class WorkerState:
     `slowdown` is recorded. `capture_refusal` says why the latest step of the request was not recorded. `num_sessions`
     counts the profiler's starts, `num_device_records` what they brought of the device; `cupti_version` is the number
     that CUPTI gives itself. `runqueue_wait_ratio` is, of late, the share of the time in which the steps' thread was
-    ready to run that it waited for a CPU. `settings` are those of vLLM that advice is about. `notes` are for whoever
-    reads the figures or turns recording on.
+    ready to run that it waited for a CPU. `settings` are those of vLLM that advice is about. `model` is the shape of
+    the model on this rank; where it could not be told, `model_reason` says why. `notes` are for whoever reads the
+    figures or turns recording on.
     """
 
     server: Server
@@ -54,6 +56,8 @@ class WorkerState:
     cupti_version: int | None = None
     runqueue_wait_ratio: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    model: ModelShape | None = None
+    model_reason: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -6,7 +6,6 @@ told from what is 0.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
 from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -136,9 +135,14 @@ def _figures(cls: type, prefix: str = "") -> Iterable[tuple[str, Kind, Callable[
 
 
 def _reader(path: str) -> Callable[[Any], Any]:
-    read = attrgetter(path)
-    parent = attrgetter(path.rpartition(".")[0]) if "." in path else None
-    return lambda part: None if parent is not None and parent(part) is None else read(part)
+    names = path.split(".")
+
+    def read(part: Any) -> Any:  # noqa: ANN401
+        for name in names:
+            part = None if part is None else getattr(part, name)
+        return part
+
+    return read
 
 
 def _roots(m: Measured) -> tuple[Index, Int64]:

@@ -7,6 +7,7 @@ it with is there as well, since closing waits for it. So the step after is not r
 
 from dataclasses import dataclass, field
 
+from taxbreak_vllm.model.shape import StepWork
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.sampling.kinds import StepKind
@@ -28,6 +29,7 @@ class Step:
     drafted: tuple[str, ...]
     started_unix_ns: int
     graph_mode: GraphModeNote | None
+    sums: StepWork | None = None
     tokens: SampledTokens = field(default_factory=SampledTokens)
     has_ended: bool = False
 
@@ -82,4 +84,5 @@ class Bracket:
             num_bracketed=1 + (self.num_before > 0) + (iteration_ns is not None),
             iteration_ns=iteration_ns,
             plain_iteration_ns=self.kind.iterations.median()[0],
+            work=step.sums,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.serving.bracket import MAX_BEFORE, MAX_WAIT_NS, Bracket, Step
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
@@ -23,6 +24,7 @@ from taxbreak_vllm.serving.sampling.kinds import StepKind, StepKinds
 from taxbreak_vllm.serving.sampling.policy import Policy
 from taxbreak_vllm.serving.sampling.sampler import Sample
 from taxbreak_vllm.serving.sampling.stalls import Detail
+from taxbreak_vllm.serving.step_work import work_of
 from taxbreak_vllm.serving.steps import ScheduledStep, Work, classify
 from taxbreak_vllm.serving.tokens import SampledTokens
 
@@ -46,6 +48,7 @@ class Recordings:
         *,
         has_graphs: bool,
         works_ahead: bool,
+        model: ModelShape | None = None,
         now_ns: Callable[[], int],
         unix_ns: Callable[[], int],
     ) -> None:
@@ -56,6 +59,7 @@ class Recordings:
         self._kinds = kinds
         self._has_graphs = has_graphs
         self._works_ahead = works_ahead
+        self._model = model
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self.bracket: Bracket | None = None
@@ -85,7 +89,7 @@ class Recordings:
         is_warm = self.warm(worker)
         bracket = self.bracket = Bracket(sample, detail, kind, kind, get_ident())
         if not self._works_ahead:
-            bracket.step = self._step(worker, scheduled)
+            bracket.step = self._step(worker, scheduled, kind)
         is_on = is_warm and self._recorder.start(worker, self._span(bracket), detail=detail)
         bracket.overhead_ns = self._now_ns() - opening_ns
         if not is_on:
@@ -114,7 +118,7 @@ class Recordings:
             self._give_up(bracket)
             return
         if bracket.sample.suits(kind.phase) and had_work:
-            bracket.step = self._step(worker, scheduled)
+            bracket.step = self._step(worker, scheduled, kind)
         bracket.kind = kind
         self._recorder.enter(self._span(bracket))
 
@@ -155,13 +159,14 @@ class Recordings:
         if step is not None and step.graph_mode is not None:
             step.graph_mode.read()
 
-    def _step(self, worker: Any, scheduled: ScheduledStep | None) -> Step:  # noqa: ANN401 - a vLLM worker
+    def _step(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> Step:  # noqa: ANN401 - a vLLM worker
         return Step(
             index=self._kinds.num_steps(),
             work=DUMMY_BATCH if scheduled is None else classify(scheduled),
             drafted=() if scheduled is None else tuple(scheduled.scheduled_spec_decode_tokens),
             started_unix_ns=self._unix_ns(),
             graph_mode=GraphModeNote(worker) if self._has_graphs else None,
+            sums=None if scheduled is None else work_of(scheduled, self._model, kind.graph_mode),
         )
 
     def _span(self, bracket: Bracket) -> str:

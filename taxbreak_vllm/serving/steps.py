@@ -25,6 +25,7 @@ class CachedRequests(Protocol):
     req_ids: list[str]
     resumed_req_ids: set[str]
     num_output_tokens: list[int]
+    num_computed_tokens: list[int]
 
 
 class ScheduledStep(Protocol):

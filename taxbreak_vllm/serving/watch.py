@@ -10,6 +10,7 @@ from typing import Any
 
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model import cupti
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.bracket import MAX_WAIT_NS
@@ -33,7 +34,8 @@ class Watch:
 
     `records` is False on the ranks that only time: they leave out the steps that another rank may record, as those
     take longer everywhere. With an `off_reason` no rank records the steps of this engine, and none is left out.
-    `works_ahead` tells a server whose device is still at work on one step when the next one begins.
+    `works_ahead` tells a server whose device is still at work on one step when the next one begins. `model` is the
+    shape of its model, or why that is not known.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Watch:
         off_reason: str | None = None,
         works_ahead: bool = False,
         server_settings: Mapping[str, str] | None = None,
+        model: ModelShape | str = "its model was not looked at",
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -58,6 +61,8 @@ class Watch:
         self._works_ahead = works_ahead
         self._max_capture_steps = settings.max_capture_steps
         self._server_settings = server_settings or {}
+        self._model = model if isinstance(model, ModelShape) else None
+        self._model_reason = model if isinstance(model, str) else None
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
@@ -92,6 +97,7 @@ class Watch:
             self._kinds,
             has_graphs=graph_modes.has_graphs,
             works_ahead=works_ahead,
+            model=self._model,
             now_ns=now_ns,
             unix_ns=unix_ns,
         )
@@ -242,6 +248,8 @@ class Watch:
             cupti_version=recorder.cupti_version,
             runqueue_wait_ratio=None if self._run_queue is None else self._run_queue.ratio(),
             settings=self._server_settings,
+            model=self._model,
+            model_reason=self._model_reason,
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 

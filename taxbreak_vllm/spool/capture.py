@@ -4,8 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.model.step import StepInfo
-from taxbreak_vllm.spool.layout import ANALYZED, STEP, TRACE
+from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.spool.layout import ANALYZED, STATE, STEP, TRACE
 from taxbreak_vllm.spool.values import read_value
 
 
@@ -30,6 +32,13 @@ class Capture:
     def read_info(self) -> StepInfo:
         """Read `step.json`; raises SpoolError where it is missing or not one."""
         return read_value(self.path / STEP, StepInfo)
+
+    def read_state(self) -> WorkerState | None:
+        """Read what its worker published beside it; None where that is not there or not readable."""
+        try:
+            return read_value(self.path.absolute().parent / STATE, WorkerState)
+        except SpoolError:
+            return None
 
     def size_bytes(self) -> int:
         """Bytes on disk, 0 once it is gone or where we may not look into it."""

@@ -1,8 +1,9 @@
 """Device time beside what the hardware allows, as text. In: `Limit`, or why there is none. Out: lines and tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from taxbreak_vllm.model.limit import Bound, Limit, OpLimit
+from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.limit import Bar, Bound, Limit, OpLimit
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.output.words import UNKNOWN, duration, percent
 
@@ -13,6 +14,7 @@ _MEANINGS = {
     Bound.MEMORY: "its bytes take longer than its products",
     Bound.LATENCY: "the shortest kernel takes longer than either",
 }
+_EXPOSED = {"delta_ft": "ΔFT", "delta_ct": "ΔCT", "delta_kt": "ΔKT", "other": "other calls", "engine": "engine"}
 
 
 def limit_text(limit: Limit | str | None, top: int) -> Iterable[str | Table]:
@@ -107,3 +109,34 @@ def tera(flops_per_s: float) -> str:
 def giga(bytes_per_s: float) -> str:
     """Say a rate of bytes."""
     return f"{bytes_per_s / 1e9:,.0f} GB/s"
+
+
+def bar_text(breakdown: Breakdown) -> Iterable[str | Table]:
+    """Show what the time of recorded steps' devices went to, from what hardware asks for to what is not known."""
+    limits = [step.limit for step in breakdown.steps if step.limit is not None]
+    bars = [limit.bar for limit in limits]
+    reasons = dict.fromkeys(step.limit_reason for step in breakdown.steps if step.limit_reason)
+    yield from (f"hardware limit: not told, {reason}" for reason in reasons)
+    if not bars:
+        return
+    flops, active_ns = sum(limit.flops for limit in limits), sum(step.device.active_ns for step in breakdown.steps)
+    sizes = [limit.bytes for limit in limits]
+    rates = [tera(flops / active_ns * 1e9)] if active_ns else []
+    if active_ns and None not in sizes:
+        rates.append(f"{giga(sum(size for size in sizes if size is not None) / active_ns * 1e9)} at the least")
+    yield f"hardware limit, from the model and the requests of each step: {', '.join(rates) or UNKNOWN}"
+    yield from (f"note: {note}" for note in dict.fromkeys(note for limit in limits for note in limit.notes))
+    table = Table((Column("device time", 4, Kind.NAME), Column("time", 4), Column("share", 3)), title="to the limit")
+    window_ns = sum(bar.window_ns for bar in bars)
+    for name, time_ns in _segments(bars):
+        table.add(name, duration(time_ns), percent(time_ns / window_ns if window_ns else None))
+    yield table
+
+
+def _segments(bars: Sequence[Bar]) -> Iterable[tuple[str, int]]:
+    yield "hard limit", sum(bar.limit_ns for bar in bars)
+    yield "device time above it", sum(bar.above_ns for bar in bars)
+    for part in dict.fromkeys(part for bar in bars for part in bar.exposed_ns):
+        yield f"exposed {_EXPOSED[part]}", sum(bar.exposed_ns.get(part, 0) for bar in bars)
+    yield "other idle", sum(bar.other_idle_ns for bar in bars)
+    yield "unknown", sum(bar.unknown_ns for bar in bars)

@@ -31,6 +31,7 @@ class _CounterFamily(NamedTuple):
     help: str
     label: str = ""
     own: tuple[str, ...] = STEP_LABELS
+    per_unit: float = 1
 
 
 _COUNTERS = (
@@ -67,6 +68,13 @@ _COUNTERS = (
     _CounterFamily(
         "device_idle_ns", "device_idle_seconds", "Idle time of the device in sampled steps, by cause.", "cause"
     ),
+    _CounterFamily(
+        "limit_ns", "limit_seconds", "The least time that hardware allows sampled steps, by what it hangs on.", "bound"
+    ),
+    _CounterFamily(
+        "model_kiloflops", "model_flops", "FLOPs of the matrix engine that sampled steps asked for.", per_unit=1e-3
+    ),
+    _CounterFamily("model_bytes", "model_bytes", "Bytes that sampled steps had to read and write at the least."),
     _CounterFamily("tklqt_ns", "tklqt_seconds", "Launch to start, summed over the kernel launches of sampled steps."),
     _CounterFamily("launches", "launches", "Launches that produced device work, in sampled steps."),
     _CounterFamily("kernels", "kernels", "Kernels of sampled steps, by family.", "family"),
@@ -141,14 +149,15 @@ def counters(totals: Iterable[Total], of_steps: Exemplars) -> Iterator[Metric]:
     by_counter: dict[str, list[Total]] = defaultdict(list)
     for total in totals:
         by_counter[total.counter].append(total)
-    for counter, name, text, label, own in _COUNTERS:
+    for counter, name, text, label, own, per_unit in _COUNTERS:
         labels = (*own, *([label] if label else []))
         is_time = name.endswith("_seconds")
+        divisor = NS_PER_S if is_time else per_unit
         family = CounterMetricFamily(f"taxbreak_{name}", text, labels=labels, unit="seconds" if is_time else "")
         for total in by_counter[counter]:
             series = Series(total.model_name, total.engine, total.rank, total.phase)
             steps = of_steps.get(series, {}).values() if counter == "sampled_steps" else ()
             exemplar = next((step._replace(value=1.0) for step in steps), None)
             values = (*series_labels(series)[: len(own)], *([total.label] if label else []))
-            family.add_metric(values, total.value / NS_PER_S if is_time else total.value, exemplar=exemplar)
+            family.add_metric(values, total.value / divisor if divisor != 1 else total.value, exemplar=exemplar)
         yield family

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.limit.live import with_limit
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
@@ -138,7 +139,7 @@ class Analyzer:
             info = capture.read_info()
             if info.step_id != capture.step_id:
                 raise SpoolError(f"{capture.path}: a copy of {info.step_id}, which counts under its own name only")
-            breakdown = self._analyze(capture)
+            breakdown = with_limit(self._analyze(capture), info, capture.read_state())
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
             self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())

@@ -65,6 +65,13 @@ def step_counts(step: StepBreakdown) -> Iterator[Count]:
         yield Count("exposed_ns", "other", step.exposed.other_ns)
     for family, share in step.families.items():
         yield Count("kernels", family, share.kernels)
+    limit = step.limit
+    if limit is not None:
+        if limit.bound is not None and limit.bar.limit_ns:
+            yield Count("limit_ns", limit.bound, limit.bar.limit_ns)
+        yield Count("model_kiloflops", "", round(limit.flops / 1000))  # a sum of FLOPs would outgrow 64 bits
+        if limit.bytes is not None:
+            yield Count("model_bytes", "", limit.bytes)
     for counter, value in (
         ("tklqt_ns", step.tklqt_ns),
         ("launches", step.launches),

@@ -1,0 +1,131 @@
+"""What hardware allows a recorded step, and the bar of its device's time.
+
+In: the shape of a model, the sums over a step's requests, the step's own breakdown, ceilings where they are known. Out:
+`StepLimit`: the work by family, the least time ΣF/P or ΣB/BW, whichever is longer, and a bar whose parts sum to the
+nanosecond.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from taxbreak_vllm.limit.work import family_work
+from taxbreak_vllm.model.breakdown import StepBreakdown
+from taxbreak_vllm.model.limit import Bar, Bound, Ceilings, FamilyWork, StepLimit, Work
+from taxbreak_vllm.model.shape import ModelShape, StepWork
+
+_NO_CEILINGS = "no ceilings are known of this device, so no share of one is told"
+_IMPOSSIBLE = (
+    "its device took less than the least time: its work is counted too high or the ceilings are too low, so the bar "
+    "shows no limit"
+)
+_SPREAD = "experts are spread over ranks: its share of them and of all ranks' tokens is taken to be an even one"
+
+
+def limit_of_step(model: ModelShape, work: StepWork, step: StepBreakdown, ceilings: Ceilings | None) -> StepLimit:
+    """Return the limit of a step of this model on one rank."""
+    parts = family_work(model, work)
+    notes = [*model.missing, *_notes(model, parts, ceilings)]
+    flops = sum(part.flops for part in parts.values())
+    least, most = (_sum(getattr(part, name) for part in parts.values()) for name in ("bytes", "most_bytes"))
+    compute = _total(_compute_ns(part, ceilings) for part in parts.values())
+    low, high = _memory_ns(least, ceilings), _memory_ns(most, ceilings)
+    floor_ns, bound = None, None
+    if compute is not None and low is not None and high is not None:
+        floor_ns = round(max(compute, low)), round(max(compute, high))
+        bound = Bound.COMPUTE if compute > low else Bound.MEMORY
+    bar = bar_of(step, floor_ns[0] if floor_ns else None)
+    if floor_ns and not bar.limit_ns:
+        notes.append(_IMPOSSIBLE)
+    window_ns, active_ns = bar.window_ns, step.device.active_ns
+    is_possible = _IMPOSSIBLE not in notes and window_ns > 0
+    return StepLimit(
+        flops=flops,
+        bytes=least,
+        most_bytes=most,
+        compute_ns=None if compute is None else round(compute),
+        memory_ns=None if low is None else round(low),
+        floor_ns=floor_ns,
+        bound=bound,
+        mfu=compute / window_ns if compute is not None and is_possible else None,
+        mbu=low / window_ns if low is not None and is_possible else None,
+        flops_per_s=flops / active_ns * 1e9 if active_ns else None,
+        bytes_per_s=least / active_ns * 1e9 if active_ns and least is not None else None,
+        ceilings=None if ceilings is None else ceilings.origin or ceilings.source.value,
+        parts={name: replace(part, floor_ns=_floor_ns(part, ceilings)) for name, part in parts.items()},
+        bar=bar,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def bar_of(step: StepBreakdown, floor_ns: int | None) -> Bar:
+    """Cut a step's device time and idle time; all device time is unknown without a limit below it."""
+    device = step.device
+    idle_ns = device.idle_ns
+    if idle_ns is None:
+        idle_ns = device.window_ns - device.active_ns - device.other_active_ns
+    own_ns, exposed, idle = device.active_ns, step.exposed, device.idle
+    is_known = floor_ns is not None and 0 < floor_ns <= own_ns
+    limit_ns = floor_ns if is_known and floor_ns is not None else 0
+    known = {name: getattr(exposed, f"{name}_ns") for name in ("delta_ft", "delta_ct", "delta_kt", "other")}
+    if step.iteration is not None:
+        known["engine"] = idle.edge_ns
+    parts = {name: ns for name, ns in known.items() if ns is not None}
+    others = [idle.blocked_ns, idle.queue_ns, idle.edge_ns if step.iteration is None else 0]
+    other_idle_ns = sum(ns for ns in others if ns is not None)
+    above_ns = own_ns - limit_ns if is_known else 0
+    told_ns = limit_ns + above_ns + sum(parts.values()) + other_idle_ns
+    window_ns = own_ns + device.other_active_ns + idle_ns
+    return Bar(
+        window_ns=window_ns,
+        limit_ns=limit_ns,
+        above_ns=above_ns,
+        exposed_ns=parts,
+        other_idle_ns=other_idle_ns,
+        unknown_ns=window_ns - told_ns,
+    )
+
+
+def _compute_ns(part: FamilyWork, ceilings: Ceilings | None) -> float | None:
+    if not part.flops:
+        return 0.0
+    if ceilings is None or part.dtype is None:
+        return None
+    return ceilings.compute_ns(Work(part.flops, 0, part.dtype, is_matrix=True))
+
+
+def _memory_ns(num_bytes: int | None, ceilings: Ceilings | None) -> float | None:
+    return None if ceilings is None or num_bytes is None else ceilings.memory_ns(num_bytes)
+
+
+def _floor_ns(part: FamilyWork, ceilings: Ceilings | None) -> tuple[int, int] | None:
+    compute, low, high = (
+        _compute_ns(part, ceilings),
+        _memory_ns(part.bytes, ceilings),
+        _memory_ns(part.most_bytes, ceilings),
+    )
+    if compute is None or low is None or high is None:
+        return None
+    return round(max(compute, low)), round(max(compute, high))
+
+
+def _notes(model: ModelShape, parts: Mapping[str, FamilyWork], ceilings: Ceilings | None) -> Iterable[str]:
+    if model.expert_parallel > 1:
+        yield _SPREAD
+    if ceilings is None:
+        yield _NO_CEILINGS
+        return
+    if ceilings.bytes_per_s is None:
+        yield "the bandwidth of its memory is not known, so no least time is told"
+    unknown = {part.dtype for part in parts.values() if part.flops and _compute_ns(part, ceilings) is None}
+    for dtype in sorted(filter(None, unknown)):
+        yield f"no ceiling is known for products in {dtype}, so no least time is told"
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)

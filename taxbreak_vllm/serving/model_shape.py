@@ -1,0 +1,214 @@
+"""The shape of a built model: which matrices, experts and attention its modules hold on this rank.
+
+In: a worker whose model is loaded and whose KV cache is laid out. Out: `ModelShape`, or why there is none. Modules are
+told by the attributes that they set on themselves (vllm 0.26 to 0.33), not by class: no architecture is known here. The
+model itself runs nothing and keeps nothing of ours.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, MatrixShape, ModelShape
+
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_SIZES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+# What a quantization multiplies in: None is the activations' own type, as its weights are unpacked before.
+_PRODUCTS: Mapping[str, str | None] = {
+    "fp8": "fp8",
+    "modelopt": "fp8",
+    "ptpc_fp8": "fp8",
+    "fbgemm_fp8": "fp8",
+    "modelopt_fp4": "fp4",
+    "awq": None,
+    "awq_marlin": None,
+    "gptq": None,
+    "gptq_marlin": None,
+    "bitsandbytes": None,
+    "gguf": None,
+}
+_NO_SIZE = "how many bytes the weights of {} take is not known"
+
+
+def shape_of(worker: Any) -> ModelShape | str:  # noqa: ANN401 - a vLLM worker
+    """Walk the model of a worker; the reason in one line where it can't be walked."""
+    try:
+        runner = worker.model_runner
+        return _shape(runner.model, getattr(runner, "kv_cache_config", None), worker.vllm_config)
+    except Exception as error:
+        return f"its model could not be walked: {error!r}"[:200]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a walk has met so far."""
+
+    weights: int = 0
+    num_bytes: int | None = 0
+    lm_head: MatrixShape = field(default_factory=MatrixShape)
+    attention: dict[AttentionShape, int] = field(default_factory=dict)
+    experts: dict[ExpertShape, int] = field(default_factory=dict)
+    missing: dict[str, None] = field(default_factory=dict)
+
+
+def _shape(model: Any, kv_config: Any, config: Any) -> ModelShape | str:  # noqa: ANN401 - vLLM's
+    dtype = _dtype(config.model_config.dtype)
+    quantization = config.model_config.quantization
+    quantization = str(quantization) if quantization else None
+    found, kv_bytes = _Found(), _kv_bytes(kv_config)
+    root, seen = _language_model(model), set()
+    if root is not model:
+        found.missing["what works on images and sound is not counted"] = None
+    for name, module in root.named_modules(remove_duplicate=False):
+        own = vars(module)
+        if "num_embeddings_per_partition" in own:
+            if name.rpartition(".")[2] == "lm_head":  # a tied one is the embedding under its second name
+                found.lm_head = _head(module, own, dtype, found)
+        elif id(module) not in seen:
+            seen.add(id(module))
+            _take(module, own, dtype, kv_bytes, found)
+    if not found.weights:
+        return "its model has no linear layers that can be told"
+    return _told(found, config, dtype, quantization)
+
+
+def _take(module: Any, own: Mapping[str, Any], dtype: str, kv_bytes: Mapping[str, int], found: _Found) -> None:  # noqa: ANN401
+    if {"local_num_experts", "global_num_experts", "top_k", "hidden_size"} <= own.keys():
+        experts = _experts(module, own, dtype, found)
+        found.experts[experts] = found.experts.get(experts, 0) + 1
+    elif {"num_heads", "head_size", "impl", "layer_name"} <= own.keys():
+        attention = _attention(own, kv_bytes, found)
+        found.attention[attention] = found.attention.get(attention, 0) + 1
+    elif {"input_size", "output_size"} <= own.keys() and hasattr(module, "quant_method"):
+        weights = _inputs(own) * _outputs(own)
+        size = _bytes(module, weights, dtype)
+        if size is None:
+            found.missing[_NO_SIZE.format("its linear layers")] = None
+        found.weights += weights
+        found.num_bytes = None if size is None or found.num_bytes is None else found.num_bytes + size
+    elif {"conv_kernel_size", "ssm_state_size"} & own.keys():
+        found.missing["layers that keep a state in place of a cache are not counted, but for their matrices"] = None
+
+
+def _head(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> MatrixShape:  # noqa: ANN401
+    weights = own["embedding_dim"] * own["num_embeddings_per_partition"]
+    size = _bytes(module, weights, dtype)
+    if size is None:
+        found.missing[_NO_SIZE.format("its lm_head")] = None
+    return MatrixShape(weights=weights, bytes=size)
+
+
+def _experts(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> ExpertShape:  # noqa: ANN401
+    local = own["local_num_experts"]
+    config: Any = own.get("moe_config")
+    inner = own.get("intermediate_size_per_partition") or config.intermediate_size_per_partition
+    weights = (3 if getattr(config, "is_act_and_mul", True) else 2) * own["hidden_size"] * inner
+    size = _bytes(module, weights * local, dtype)
+    if size is None:
+        found.missing[_NO_SIZE.format("its experts")] = None
+    return ExpertShape(
+        layers=1,
+        experts=own["global_num_experts"],
+        local_experts=local,
+        top_k=own["top_k"],
+        weights=weights,
+        bytes=None if size is None else size // local,
+    )
+
+
+def _attention(own: Mapping[str, Any], kv_bytes: Mapping[str, int], found: _Found) -> AttentionShape:
+    latent = own.get("kv_lora_rank") or 0
+    shared = own.get("kv_sharing_target_layer_name")  # reads the cache of another layer
+    a_token = kv_bytes.get(own["layer_name"]) or kv_bytes.get(shared or "")
+    if a_token is None:
+        found.missing["how many bytes a token takes in its cache is not known"] = None
+    window = own.get("sliding_window")
+    return AttentionShape(
+        layers=1,
+        heads=own["num_heads"],
+        kv_heads=own.get("num_kv_heads") or 1,
+        head_size=own["head_size"],
+        head_size_v=latent or own.get("head_size_v") or own["head_size"],
+        window=window if isinstance(window, int) and window > 0 else None,
+        latent=latent,
+        rope=own.get("qk_rope_head_dim", 0) if latent else 0,
+        kv_bytes_per_token=a_token,
+    )
+
+
+def _told(found: _Found, config: Any, dtype: str, quantization: str | None) -> ModelShape:  # noqa: ANN401
+    product: str | None = dtype if quantization is None else _PRODUCTS.get(quantization) or dtype
+    if quantization is not None and quantization not in _PRODUCTS:
+        product = None
+        found.missing[f"what {quantization} multiplies in is not known"] = None
+    parallel, compilation = config.parallel_config, config.compilation_config
+    tensor, data = parallel.tensor_parallel_size, parallel.data_parallel_size
+    is_spread = bool(getattr(parallel, "enable_expert_parallel", False)) and bool(found.experts)
+    return ModelShape(
+        dtype=dtype,
+        product_dtype=product,
+        linear=MatrixShape(weights=found.weights, bytes=found.num_bytes),
+        lm_head=found.lm_head,
+        attention=tuple(replace(each, layers=layers) for each, layers in found.attention.items()),
+        experts=tuple(replace(each, layers=layers) for each, layers in found.experts.items()),
+        quantization=quantization,
+        tensor_parallel=tensor,
+        pipeline_parallel=parallel.pipeline_parallel_size,
+        data_parallel=data,
+        expert_parallel=tensor * data if is_spread else 1,
+        graph_sizes=tuple(sorted(getattr(compilation, "cudagraph_capture_sizes", None) or ())),
+        missing=tuple(found.missing),
+    )
+
+
+def _language_model(model: Any) -> Any:  # noqa: ANN401
+    try:
+        return model.get_language_model() or model
+    except Exception:  # a model of text alone
+        return model
+
+
+def _kv_bytes(kv_config: Any) -> dict[str, int]:  # noqa: ANN401 - vLLM's KVCacheConfig
+    """Return the bytes of a token in the cache of each layer: page size by block size, which knows TP and fp8."""
+    sizes = {}
+    for group in getattr(kv_config, "kv_cache_groups", ()):
+        specs = getattr(group.kv_cache_spec, "kv_cache_specs", None) or {}
+        for name in group.layer_names:
+            spec = specs.get(name, group.kv_cache_spec)
+            page = getattr(spec, "real_page_size_bytes", None) or spec.page_size_bytes
+            sizes[name] = page // spec.block_size
+    return sizes
+
+
+def _bytes(module: Any, weights: int, dtype: str) -> int | None:  # noqa: ANN401
+    """Return what the weights of a module take: its parameters, else, as those may be packed away, by their type."""
+    size = sum(_parameters(module))
+    if size:
+        return size
+    method = type(module.quant_method).__name__
+    return weights * _SIZES[dtype] if method.startswith("Unquantized") and dtype in _SIZES else None
+
+
+def _parameters(module: Any) -> Iterable[int]:  # noqa: ANN401
+    return (p.numel() * p.element_size() for name, p in module.named_parameters(recurse=False) if "bias" not in name)
+
+
+def _inputs(own: Mapping[str, Any]) -> int:
+    return int(own.get("input_size_per_partition") or own["input_size"])
+
+
+def _outputs(own: Mapping[str, Any]) -> int:
+    return int(own.get("output_size_per_partition") or own["output_size"])
+
+
+def _dtype(dtype: object) -> str:
+    """Name a type as ceilings do; single precision by what products make of it."""
+    name = str(dtype).removeprefix("torch.")
+    if (
+        name == "float32"
+        and "torch" in sys.modules
+        and sys.modules["torch"].get_float32_matmul_precision() != "highest"
+    ):
+        return "tf32"
+    return _DTYPES.get(name, name)

@@ -1,0 +1,52 @@
+"""What a step's attention and logits work on, as integers: sums over its requests, none of which can be told from them.
+
+In: what the scheduler hands to the worker, which holds every request's tokens of this step and those computed before
+(vllm/v1/core/sched/output.py, alike for both model runners). Out: `StepWork`, or None where that does not tell. It is
+for recorded steps alone, before the profiler starts, and never raises.
+"""
+
+import numpy as np
+
+from taxbreak_vllm.model.shape import ModelShape, StepWork, WindowWork
+from taxbreak_vllm.model.step import GraphMode
+from taxbreak_vllm.serving.steps import ScheduledStep
+
+
+def work_of(scheduled: ScheduledStep, model: ModelShape | None, graph_mode: GraphMode) -> StepWork | None:
+    """Add up a step; without a model's shape there are no sliding windows and no padding."""
+    try:
+        return _work(scheduled, model, graph_mode)
+    except Exception:  # another vLLM's output: the step is recorded without this
+        return None
+
+
+def _work(scheduled: ScheduledStep, model: ModelShape | None, graph_mode: GraphMode) -> StepWork | None:
+    tokens_by_id, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
+    computed_by_id = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
+    computed_by_id.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    q = np.fromiter(tokens_by_id.values(), dtype=np.int64, count=len(tokens_by_id))
+    before = np.fromiter(map(computed_by_id.__getitem__, tokens_by_id), dtype=np.int64, count=len(q))
+    k = before + q
+    queries = int(q.sum())
+    drafts_by_id = scheduled.scheduled_spec_decode_tokens
+    return StepWork(
+        queries=queries,
+        keys=int(k.sum()),
+        pairs=int(q @ k) - (int(q @ q) - queries) // 2,
+        logits_rows=len(q) + (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0),
+        padded_tokens=_padded(queries, model, graph_mode),
+        windows=tuple(_windowed(window, q, before) for window in model.windows) if model else (),
+    )
+
+
+def _windowed(window: int, q: np.ndarray, before: np.ndarray) -> WindowWork:
+    """A query sees itself and the `window` − 1 tokens before it."""
+    short = np.clip(window - before, 0, q)  # queries that see all there is
+    pairs = short * before + short * (short + 1) // 2 + (q - short) * window
+    return WindowWork(window=window, keys=int(np.minimum(before + q, window + q - 1).sum()), pairs=int(pairs.sum()))
+
+
+def _padded(queries: int, model: ModelShape | None, graph_mode: GraphMode) -> int:
+    if model is None or graph_mode not in (GraphMode.FULL, GraphMode.PIECEWISE):
+        return queries
+    return min((size for size in model.graph_sizes if size >= queries), default=queries)

@@ -1,0 +1,71 @@
+"""The FLOPs that a model's shape tells, beside those of the shapes of the ops that its steps really called."""
+
+import json
+
+import pytest
+
+from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_mixtral, write_tiny_moe, write_tiny_qwen3
+from taxbreak_vllm.limit.live import with_limit
+from taxbreak_vllm.limit.trace import limit_of
+from taxbreak_vllm.model.limit import StepTokens
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.spool.spool import Spool
+from taxbreak_vllm.taxes.recording import Recording
+
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(400)]
+
+MODELS = {
+    "llama": write_tiny_llama,
+    "qwen3": write_tiny_qwen3,
+    "qwen3-moe": write_tiny_moe,
+    "mixtral": write_tiny_mixtral,
+}
+PAIRS = [(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def steps(request, tmp_path_factory, run_offline):
+    """Record steps of a model; return each one's phase, itself, and the limit that the shapes of its ops tell."""
+    name, dtype = request.param
+    folder = tmp_path_factory.mktemp("limit")
+    model = MODELS[name](folder / "model")
+    run_offline("offline_limit.py", folder, model, dtype, folder, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    said = json.loads((folder / "said.json").read_text())
+    assert said["model_reason"] is None
+    assert said["model"]["missing"] == []
+    found = []
+    for capture in Spool(folder / "spool", max_bytes=2**30, max_captures=10**6).captures():
+        info = capture.read_info()
+        work = info.work
+        tokens = StepTokens(queries=work.queries, keys=work.keys, pairs=work.pairs)
+        with Recording.open(capture.path, with_calls=True) as recording:
+            (step,) = with_limit(recording.breakdown, info, capture.read_state()).steps
+            if info.capture_id is not None:  # recorded with shapes
+                found.append((info.phase, step, limit_of(recording, tokens=[tokens] * len(recording.windows))))
+    assert {phase for phase, *_ in found} == {Phase.PREFILL, Phase.DECODE}
+    return found
+
+
+def test_flops_of_the_model_are_those_of_its_ops(steps):
+    for _, step, of_ops in steps:
+        assert step.limit.flops == pytest.approx(of_ops.flops, rel=0.01)
+
+
+def test_no_step_has_to_read_more_than_its_ops_do(steps):
+    for _, step, of_ops in steps:
+        assert step.limit.bytes <= of_ops.bytes
+        assert step.limit.most_bytes <= of_ops.most_bytes
+
+
+def test_the_bar_of_each_step_sums_to_its_iteration(steps):
+    for _, step, _ in steps:
+        bar = step.limit.bar
+        parts = (bar.limit_ns, bar.above_ns, *bar.exposed_ns.values(), bar.other_idle_ns, bar.unknown_ns)
+        assert min(parts) >= 0
+        assert sum(parts) == bar.window_ns == (step.iteration or step.device).window_ns
+
+
+def test_without_ceilings_there_is_no_share_of_any(steps):
+    for _, step, _ in steps:
+        assert (step.limit.mfu, step.limit.mbu, step.limit.floor_ns) == (None, None, None)
+        assert step.limit.flops_per_s > 0
