@@ -18,7 +18,8 @@ from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError, scale_host
 from taxbreak_vllm.whatif.compiled import Forward
-from taxbreak_vllm.whatif.predict import Replays, predict
+from taxbreak_vllm.whatif.predict import predict
+from taxbreak_vllm.whatif.replays import Replays
 
 MAX_EVENTS = 50_000  # ops and activities; more take seconds, for which someone should have asked
 

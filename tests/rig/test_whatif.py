@@ -19,7 +19,8 @@ from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.timeline import HostClass
 from taxbreak_vllm.whatif.changes import HOST, Change, Range
-from taxbreak_vllm.whatif.predict import Replays, predict
+from taxbreak_vllm.whatif.predict import predict
+from taxbreak_vllm.whatif.replays import Replays
 
 FACTORS = [(1.3, 1), (0.5, 1), (1, 1.5), (1, 0.5), (0.7, 0.7), (2, 0.6)]
 SOME = [
