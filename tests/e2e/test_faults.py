@@ -275,6 +275,7 @@ def _pids(*words):
     return found
 
 
+@pytest.mark.nightly
 def test_a_sidecar_killed_in_mid_analysis_counts_each_step_once_when_it_is_back(
     victim, processes, answers, plain_answers, watch_spool
 ):

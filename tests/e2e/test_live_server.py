@@ -253,6 +253,7 @@ def test_a_capture_asked_for_returns_within_seconds(live, requests_under_way):
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not there: apt-get install prometheus")
+@pytest.mark.nightly
 def test_every_query_of_the_dashboards_finds_data(live, requests_under_way):
     """On what one server tells; what GPUs, losses and several models add, tests/dashboards has."""
     command = [sys.executable, str(ROOT / "dashboards" / "check.py"), "--url", live.sidecar.url, "--json"]

@@ -9,7 +9,7 @@ import pytest
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_side
 from taxbreak_vllm.output.words import duration, percent, ratio
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 KEY = "secret"
 

@@ -10,7 +10,7 @@ from taxbreak_vllm import Breakdown
 from taxbreak_vllm.demo.load import send
 from taxbreak_vllm.demo.servers import start_vllm
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 KEY = {"Authorization": "Bearer none"}  # the key that `send` carries
 ENGINES = {"0", "1"}

@@ -12,7 +12,7 @@ from taxbreak_vllm.model.frontend import DELIVERY, Stage
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 SHARE = 0.95  # of requests, whose times are those of the client
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
