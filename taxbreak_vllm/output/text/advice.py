@@ -85,7 +85,8 @@ def evidence_words(advice: Advice) -> str:
     if advice.interval is None:
         return f"; it stands on {steps}, too few for an interval"
     low, high = advice.interval
-    return f"; {low:.1%} to {high:.1%} with 95 %, from {steps}"
+    ends = dict.fromkeys((f"{low:.1%}", f"{high:.1%}"))
+    return f"; {' to '.join(ends)} with 95 %, from {steps}"
 
 
 def phase_words(phase: PhaseAdvice) -> str:
