@@ -19,7 +19,7 @@ def test_the_first_commands_are_make_demo_and_make_test_and_nothing_else():
 
 
 def structure(text):
-    """Return the lines of an output without what differs from run to run: figures, there or not, and the width of columns."""
+    """Return the lines of an output without what differs from run to run: figures, whether there, widths of columns."""
     shapes = (re.sub(r"–|\d[\d,.]*( (ms|µs)\b)?", "0", line).replace("─", "") for line in text.splitlines())
     return [" ".join(shape.split()) for shape in shapes]
 
