@@ -23,7 +23,8 @@ def sidecar(filled, spool, start_sidecar):
 
 
 def log_in(page, key=CONTROL):
-    page.keyboard.type(key)  # the field has the focus
+    page.locator("input[name=key]:focus").wait_for()
+    page.keyboard.type(key)
     page.keyboard.press("Enter")
 
 
