@@ -23,7 +23,9 @@ from taxbreak_vllm.whatif.changes import Change
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Edges, make_edges
 
-DRIFT = 0.3  # of a step: by so much nine of ten answers missed at most what was then measured (bench-whatif-pairs)
+MISSED_RATIO = (
+    0.3  # of a step: by so much nine of ten answers missed at most what was then measured (bench-whatif-pairs)
+)
 
 _Columns = TypeVar("_Columns", Activities, Dispatches)
 

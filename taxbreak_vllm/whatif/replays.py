@@ -44,7 +44,7 @@ class Replays:
     @cached_property
     def error(self) -> float:
         """What share of a step an answer may be off by, beyond what its variants and ranges tell."""
-        return _model_error(self.gates) + (on_host.DRIFT if self.is_on_host else 0.0)
+        return _model_error(self.gates) + (on_host.MISSED_RATIO if self.is_on_host else 0.0)
 
     @cached_property
     def variants(self) -> list[tuple[Graph, Int64]]:
