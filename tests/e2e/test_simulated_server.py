@@ -185,14 +185,24 @@ def _middle(places, total_ns):
     return places[np.argsort(total_ns[places])[quarter : len(places) - quarter]]
 
 
-def _growth(means):
-    """Return the median by which every other one is more than its neighbours."""
+def _growths(means):
+    """Return by how much every other one is more than its neighbours."""
     means = np.array(means)
-    return float(np.median(means[1:-1:2] - (means[:-2:2] + means[2::2]) / 2))
+    return means[1:-1:2] - (means[:-2:2] + means[2::2]) / 2
+
+
+def _growth(means):
+    return float(np.median(_growths(means)))
+
+
+def _tolerance(delay_ns, means):
+    """Return a tenth of a delay, or how far the median of so many growths is known where that is more."""
+    low, high = np.quantile(growths := _growths(means), [0.25, 0.75])
+    return max(0.1 * delay_ns, 1.57 * (high - low) / np.sqrt(len(growths)))
 
 
 def _of_iterations(simulated, speed, place, delay_ns):
-    """Return by how much each part of an iteration grows with a delay, and its `period` as the device sees it, ns."""
+    """Return each part of an iteration with a delay every other time, and its `period` as the device sees it, ns."""
     simulated.knobs.turn(**speed)
     with simulated.under_load():
         simulated.until_later()
@@ -218,7 +228,7 @@ def _of_iterations(simulated, speed, place, delay_ns):
         for part, of in spans_ns.items():
             means.setdefault(part, []).append(of[here].mean())
         means.setdefault("period", []).append((execute_ns[steps + 1] - execute_ns[steps]).mean())
-    return {part: _growth(of) for part, of in means.items()}
+    return means
 
 
 def _nearer(found_ns, *of_ns):
@@ -242,20 +252,24 @@ def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, pl
     """
     if place == "ipc" and "one process" in simulated.name:
         pytest.skip("nothing is sent")
-    grown = _of_iterations(simulated, speed, place, delay_ns)
+    means = _of_iterations(simulated, speed, place, delay_ns)
+    grown = {part: _growth(of) for part, of in means.items()}
     record_property("grown", {part: round(ns / delay_ns, 3) for part, ns in grown.items()})
 
     cost_ns, found_ns = grown["period"], grown[ENGINE_PARTS[place]]
+    tolerance_ns = _tolerance(delay_ns, means[ENGINE_PARTS[place]])
+    record_property("tolerance", round(tolerance_ns / delay_ns, 3))
     if isinstance(ENGINE_PARTS[place], EnginePart):
-        assert grown[f"busy {place}"] == pytest.approx(delay_ns, rel=0.1)
+        busy_ns = grown[f"busy {place}"]
+        assert busy_ns == pytest.approx(delay_ns, abs=_tolerance(delay_ns, means[f"busy {place}"]))
     wakes_late = delay_ns <= 1 * MS and "one process" not in simulated.name  # and a delay hides behind that
     if (speed is FAST or _waits_anyway(simulated, place)) and not wakes_late:
         assert cost_ns >= 0.9 * delay_ns
     if speed is SLOW and simulated.name.startswith("async"):
         assert cost_ns <= 0.05 * delay_ns
     if cost_ns >= 0.9 * delay_ns:
-        assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, cost_ns), rel=0.1)
-    elif cost_ns <= 0.05 * delay_ns:
+        assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, cost_ns), abs=tolerance_ns)
+    elif cost_ns <= 0.05 * delay_ns and not (speed is FAST and wakes_late):
         assert found_ns <= 0.05 * delay_ns
     else:
         assert found_ns <= 1.1 * delay_ns
@@ -277,10 +291,16 @@ def test_what_a_delay_costs_a_client_is_found_where_it_is(simulated, place, dela
 
     waited_ns = _growth([row[2] for row, _ in found][:-1])
     told_ns = _growth([told.total_ns for _, told in found][:-1])
-    stages_ns = {stage: _growth([told.stages_ns[stage] for _, told in found][:-1]) for stage in Stage}
+    times_ns = {stage: [told.stages_ns[stage] for _, told in found][:-1] for stage in Stage}
+    stages_ns = {stage: _growth(of) for stage, of in times_ns.items()}
     record_property("grown", {name: round(ns / delay_ns, 3) for name, ns in stages_ns.items()})
     record_property("waited", [round(ns / delay_ns, 3) for ns in (waited_ns, told_ns)])
+    hides = delay_ns <= 1 * MS and "one process" not in simulated.name  # more processes than cores wait for one anyway
+    if hides and waited_ns < 0.5 * delay_ns:
+        assert told_ns == pytest.approx(waited_ns, rel=0.1, abs=0.1 * delay_ns)
+        return
     assert waited_ns >= 0.5 * delay_ns
     assert max(stages_ns, key=stages_ns.get) == STAGES[place]
     found_ns = stages_ns[STAGES[place]]
-    assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, waited_ns), rel=0.1)
+    tolerance_ns = _tolerance(delay_ns, times_ns[STAGES[place]])
+    assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, waited_ns), abs=tolerance_ns)
