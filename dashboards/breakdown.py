@@ -29,6 +29,21 @@ LAUNCHES = recorded("taxbreak_launches_total", "phase")
 KERNELS = recorded("taxbreak_kernels_total", "phase")
 TOKENS = recorded("taxbreak_sampled_output_tokens_total", "phase")
 
+BAR = recorded("taxbreak_limit_bar_seconds_total", "part")
+PARTS = {
+    "limit": "hard limit",
+    "above": "kernels above it",
+    "delta_ft": "waits: ΔFT framework",
+    "delta_ct": "waits: ΔCT library",
+    "delta_kt": "waits: ΔKT launch path",
+    "other": "waits: other calls",
+    "engine": "waits: engine loop",
+    "other_idle": "other idle",
+    "unknown": "unknown",
+}
+TOLD = "A limit is told where the worker could walk its model and the device's ceilings are known."
+NO_LIMIT = "No limit is told: no step was recorded, or the device's ceilings are not known"
+
 FELT = (
     "ΔFT: Python and op dispatch (vLLM, torch.compile, CUDA graphs and a faster core lower it). ΔCT: what a vendor "
     "library adds before it launches. ΔKT: the launch path's own floor (fewer launches lower it)."
@@ -169,9 +184,45 @@ def breakdown() -> Dashboard:
             top=1,
         ),
     ]
+    limit = [
+        lines(
+            "To the hardware's limit",
+            "What the device's time goes to, as shares of the iterations of recorded steps: the least time that the "
+            "hardware allows, kernels above it, the layers of the host and the engine that the device waits for, other "
+            f"idle time, and what is not known. They sum to 1. {TOLD}",
+            RATIO,
+            [Query(share(BAR, recorded("taxbreak_limit_bar_seconds_total", ""), one_side="part"), "{{part}}")],
+            stacked=True,
+            names=PARTS,
+            top=1,
+        ),
+        lines(
+            "MFU and MBU",
+            "The least time of the products (MFU) and of the bytes (MBU) of recorded steps, each over whole "
+            f"iterations: the larger is what the step is bound by, 1 is the hardware's limit. {TOLD}",
+            RATIO,
+            [
+                Query(
+                    share(
+                        recorded("taxbreak_limit_work_seconds_total", "work, phase"),
+                        recorded("taxbreak_limit_told_seconds_total", "phase"),
+                        one_side="work",
+                    ),
+                    "{{work}} {{phase}}",
+                )
+            ],
+            empty=NO_LIMIT,
+            top=1,
+        ),
+    ]
     return build(
         BREAKDOWN,
         "Breakdown",
         "Which layer of the host holds the device back, and what the device is sent. Choose a phase above.",
-        {"Which layer?": layer, "What does the device do?": device, "What is it sent?": launches},
+        {
+            "Which layer?": layer,
+            "What does the device do?": device,
+            "How far is it from the hardware's limit?": limit,
+            "What is it sent?": launches,
+        },
     )

@@ -19,6 +19,7 @@ from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import start_sidecar, start_vllm
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage
+from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, MatrixShape, ModelShape, StepWork
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Batch, GraphMode, Phase, Server, StepHistogram, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.spool.spool import Spool
@@ -38,8 +39,21 @@ class Recorded:
     phase: Phase
     graph_mode: str
     batch: Batch
+    model: ModelShape | None = None
+    work: StepWork | None = None
 
 
+_EXPERT = 3 * 2048 * 768
+_QWEN3_30B_A3B = ModelShape(
+    dtype="bf16",
+    product_dtype="bf16",
+    linear=MatrixShape(weights=48 * 18_874_368, bytes=96 * 18_874_368),
+    lm_head=MatrixShape(weights=2048 * 151_936, bytes=4096 * 151_936),
+    attention=(
+        AttentionShape(layers=48, heads=32, kv_heads=4, head_size=128, head_size_v=128, kv_bytes_per_token=2048),
+    ),
+    experts=(ExpertShape(layers=48, experts=128, local_experts=128, top_k=8, weights=_EXPERT, bytes=2 * _EXPERT),),
+)
 RECORDED = (
     Recorded(
         "b200_vllm_eager_infer.json.gz",
@@ -56,6 +70,8 @@ RECORDED = (
         Phase.DECODE,
         GraphMode.FULL,
         Batch(requests=16, prompt_tokens=0, output_tokens=16),
+        model=_QWEN3_30B_A3B,
+        work=StepWork(queries=16, keys=16_000, pairs=16_000, logits_rows=16, padded_tokens=16),
     ),
     Recorded(
         "amd_vllm_prefilldecode_piecewise.json.gz",
@@ -110,9 +126,10 @@ class Feed:
             window_ns=window_ns,
             plain_window_ns=window_ns * 2 // 3,
             num_plain=self._num_plain,
+            work=step.work,
         )
         self._spool.put(info, lambda path: shutil.copy(trace, path))
-        self._spool.put_state(self._state(info))
+        self._spool.put_state(self._state(info, step.model))
         self._spool.put_engine_state(self._engine(info))
         self._spool.put_frontend_state(self._frontend(info))
 
@@ -160,7 +177,7 @@ class Feed:
             "updated_unix_ns": time.time_ns(),
         }
 
-    def _state(self, info: StepInfo) -> WorkerState:
+    def _state(self, info: StepInfo, model: ModelShape | None) -> WorkerState:
         plain_ns = info.plain_window_ns or 0
         bucket = sum(bound_ns < plain_ns for bound_ns in STEP_BUCKETS_NS)
         histogram = StepHistogram(
@@ -180,6 +197,7 @@ class Feed:
             num_samples=info.step_index,
             overhead_ns=int(serving_ns * OVERHEAD_RATIO),
             serving_ns=serving_ns,
+            model=model,
         )
 
     def _put_damaged(self) -> None:

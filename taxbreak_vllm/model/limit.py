@@ -219,6 +219,11 @@ class Bar:
     other_idle_ns: int = 0
     unknown_ns: int = 0
 
+    def parts_ns(self) -> dict[str, int]:
+        """Return every part by its name, which sum to `window_ns`."""
+        before = {"limit": self.limit_ns, "above": self.above_ns}
+        return before | dict(self.exposed_ns) | {"other_idle": self.other_idle_ns, "unknown": self.unknown_ns}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLimit:

@@ -24,6 +24,7 @@ VARIABLES = ["datasource", "job", "model_name", "instance", "engine", "phase", "
 ONLY_ON_GPUS = ("taxbreak_launches_total", "taxbreak_tklqt_seconds_total")
 RECORDED = re.compile(
     r"taxbreak_((exposed_)?orchestration_seconds|device_(idle|active)_seconds|sampled_\w+|withheld_steps|tklqt_seconds"
+    r"|limit_\w+_seconds"
     r"|launches|kernels|samples_dropped)_total"
 )
 

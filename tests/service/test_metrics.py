@@ -28,6 +28,7 @@ from taxbreak_vllm.model.breakdown import (
 from taxbreak_vllm.model.engine import Between, EnginePart, EngineState
 from taxbreak_vllm.model.evidence import Figure
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, SpanHistogram, Stage
+from taxbreak_vllm.model.limit import Bar, Bound, StepLimit
 from taxbreak_vllm.model.step import GraphMode, Phase, Server
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.processes.analyzer import Analyzer
@@ -412,8 +413,8 @@ def busy(put, spool, make_state, turn, clock):
 def test_the_number_of_series_is_bounded_as_the_documents_say(
     spool, results, make_state, make_info, make_step, registry
 ):
-    """One worker with every phase, graph mode, family of kernels, tier and component there can be."""
-    num_per_phase, num_per_worker = 82, 6 * 82 + 31
+    """One worker with every phase, graph mode, family of kernels, tier, component and bound there can be."""
+    num_per_phase, num_per_worker = 99, 6 * 99 + 31
     (plain,) = make_state().steps
     plain_steps = [
         replace(plain, phase=phase, graph_mode=mode)
@@ -433,9 +434,13 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
             steps=(step,),
         )
         results.add_step(phase, make_info(phase, phase=phase), breakdown, now_ns=0)
-        results.add_step(
-            f"{phase}2", make_info(f"{phase}2", phase=phase), replace(breakdown, steps=(unknown,)), now_ns=0
-        )
+        bar = Bar(window_ns=9, limit_ns=1, exposed_ns={"engine": 8})
+        limit = StepLimit(flops=1, bytes=1, compute_ns=1, memory_ns=1, mfu=0.1, mbu=0.1, bar=bar)
+        limited = [replace(step, limit=replace(limit, bound=bound)) for bound in Bound]
+        for number, each in enumerate((unknown, *limited)):
+            step_id = f"{phase}-{number}"
+            info = make_info(step_id, phase=phase)
+            results.add_step(step_id, info, replace(breakdown, steps=(each,)), now_ns=0)
 
     samples = [sample for family in registry.collect() for sample in family.samples]
 
@@ -487,6 +492,7 @@ def test_labels_are_the_agreed_ones(busy, registry):
         "kernels": {"family"},
         "withheld_steps": {"figure"},
         "replay_coverage_ratio": {"tier"},
+        "limit_bar_seconds": {"part"},
         "step_seconds": {"le"},
         "iteration_seconds": {"le"},
     }

@@ -30,6 +30,7 @@ GETS = {
     "/v1/taxbreak/captures/{capture_id}": ("", "?top_limit=1"),
     "/v1/taxbreak/control": ("",),
     "/v1/taxbreak/whatif": (f"?step_id={STEP}&host=0.7&timeline=true",),
+    "/v1/taxbreak/limit": ("", "?phase=encode"),
     "/v1/taxbreak/advice": ("", "?capture_id={capture_id}"),
 }
 

@@ -21,6 +21,8 @@ from taxbreak_vllm.model.breakdown import (
 )
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
+from taxbreak_vllm.model.limit import Bar, Bound
+from taxbreak_vllm.model.limits import LimitReport, PhaseLimit
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
@@ -262,6 +264,41 @@ _ADVICE = AdviceReport(
         ),
     ),
 )
+_LIMIT = LimitReport(
+    phases={
+        Phase.DECODE: PhaseLimit(
+            num_steps=12,
+            num_counted=12,
+            num_bounded=12,
+            bar=Bar(
+                window_ns=60_000_000,
+                limit_ns=14_000_000,
+                above_ns=10_000_000,
+                exposed_ns={
+                    "delta_ft": 25_000_000,
+                    "delta_ct": 2_000_000,
+                    "delta_kt": 1_500_000,
+                    "other": 500_000,
+                    "engine": 5_000_000,
+                },
+                other_idle_ns=2_000_000,
+            ),
+            flops=720_000_000_000,
+            bytes=46_900_000_000,
+            most_bytes=46_900_000_000,
+            compute_ns=728_000,
+            memory_ns=14_000_000,
+            floor_ns=(14_000_000, 14_000_000),
+            bound=Bound.MEMORY,
+            bound_ns={Bound.MEMORY: 14_000_000},
+            mfu=0.0121,
+            mbu=0.2333,
+            flops_per_s=3.0e13,
+            bytes_per_s=1.954e12,
+            ceilings=("https://www.nvidia.com/en-us/data-center/h100/",),
+        )
+    },
+)
 _HOST_LANE = Lane(
     title="host by component",
     kinds=("python", "dispatch"),
@@ -339,6 +376,7 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     HostStacks: msgspec.to_builtins(_STACKS),
     WhatIfs: {"answers": [{name: value for name, value in _WHATIF.to_builtins().items() if value is not None}]},
     AdviceReport: msgspec.to_builtins(_ADVICE),
+    LimitReport: msgspec.to_builtins(_LIMIT),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),

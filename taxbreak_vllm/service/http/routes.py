@@ -14,6 +14,7 @@ from taxbreak_vllm.service.http.captures import add_capture_routes
 from taxbreak_vllm.service.http.control import add_control_routes
 from taxbreak_vllm.service.http.iterations import add_iteration_routes
 from taxbreak_vllm.service.http.keys import Keys
+from taxbreak_vllm.service.http.limit import add_limit_route
 from taxbreak_vllm.service.http.router import RouteContext, new_router
 from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
@@ -49,7 +50,7 @@ def create_router(
     router = new_router(Keys.of(settings) if keys is None else keys)
     for add in (
         *(add_status_route, add_step_routes, add_timeline_routes, add_iteration_routes, add_request_routes),
-        *(add_capture_routes, add_control_routes, add_advice_route, add_whatif_routes),
+        *(add_capture_routes, add_control_routes, add_advice_route, add_limit_route, add_whatif_routes),
     ):
         add(router, context)
     return router

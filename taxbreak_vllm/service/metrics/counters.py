@@ -72,6 +72,23 @@ _COUNTERS = (
         "limit_ns", "limit_seconds", "The least time that hardware allows sampled steps, by what it hangs on.", "bound"
     ),
     _CounterFamily(
+        "limit_bar_ns",
+        "limit_bar_seconds",
+        "Iterations of sampled steps by what their device's time went to; the parts sum to them.",
+        "part",
+    ),
+    _CounterFamily(
+        "limit_work_ns",
+        "limit_work_seconds",
+        "The least time of the products (compute) and of the bytes (memory) of sampled steps, each by itself.",
+        "work",
+    ),
+    _CounterFamily(
+        "limit_told_ns",
+        "limit_told_seconds",
+        "Iterations of the sampled steps whose least time is known: what limit_work_seconds is a share of.",
+    ),
+    _CounterFamily(
         "model_kiloflops", "model_flops", "FLOPs of the matrix engine that sampled steps asked for.", per_unit=1e-3
     ),
     _CounterFamily("model_bytes", "model_bytes", "Bytes that sampled steps had to read and write at the least."),

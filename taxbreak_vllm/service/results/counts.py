@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from taxbreak_vllm.limit.phases import step_bar
 from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.evidence import Figure
@@ -65,13 +66,21 @@ def step_counts(step: StepBreakdown) -> Iterator[Count]:
         yield Count("exposed_ns", "other", step.exposed.other_ns)
     for family, share in step.families.items():
         yield Count("kernels", family, share.kernels)
-    limit = step.limit
+    bar, limit = step_bar(step).bar, step.limit
+    for part, part_ns in bar.parts_ns().items():
+        yield Count("limit_bar_ns", part, part_ns)
     if limit is not None:
         if limit.bound is not None and limit.bar.limit_ns:
             yield Count("limit_ns", limit.bound, limit.bar.limit_ns)
         yield Count("model_kiloflops", "", round(limit.flops / 1000))  # a sum of FLOPs would outgrow 64 bits
         if limit.bytes is not None:
             yield Count("model_bytes", "", limit.bytes)
+        shares = (("compute", limit.mfu, limit.compute_ns), ("memory", limit.mbu, limit.memory_ns))
+        known = {work: work_ns for work, share, work_ns in shares if share is not None and work_ns is not None}
+        for work, work_ns in known.items():
+            yield Count("limit_work_ns", work, work_ns)
+        if known:
+            yield Count("limit_told_ns", "", bar.window_ns)
     for counter, value in (
         ("tklqt_ns", step.tklqt_ns),
         ("launches", step.launches),

@@ -42,6 +42,9 @@ CREATE INDEX steps_by_capture ON steps (capture_id) WHERE capture_id IS NOT NULL
 CREATE TABLE breakdowns (
     seq INTEGER PRIMARY KEY REFERENCES steps ON DELETE CASCADE, breakdown BLOB NOT NULL
 );
+CREATE TABLE limits (
+    seq INTEGER PRIMARY KEY REFERENCES steps ON DELETE CASCADE, step_bar BLOB NOT NULL
+);
 CREATE TABLE families (
     seq INTEGER REFERENCES steps ON DELETE CASCADE, family TEXT, {_FAMILY_SUMS}, PRIMARY KEY (seq, family)
 ) WITHOUT ROWID;
@@ -78,7 +81,7 @@ SCHEMA = Schema(
     layout=2,
     tables=_TABLES,
     known_by="totals",
-    anew=("steps", "breakdowns", "families", "ops", "top", "series"),  # counters and what was asked for stay
+    anew=("steps", "breakdowns", "limits", "families", "ops", "top", "series"),  # counters and what was asked for stay
 )
 
 

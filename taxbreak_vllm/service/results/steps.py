@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import msgspec
 
+from taxbreak_vllm.limit.phases import step_bar
 from taxbreak_vllm.model.breakdown import Breakdown, Tier
 from taxbreak_vllm.model.step import STEP_BUCKETS_NS, Phase, StepInfo
 from taxbreak_vllm.service.results.rows import StepRow
@@ -54,6 +55,7 @@ def insert_step(db: sqlite3.Connection, step_id: str, info: StepInfo, breakdown:
     seq = {"seq": db.execute("SELECT last_insert_rowid()").fetchone()[0]}
     named = replace(breakdown, steps=(replace(step, name=step_id),))
     insert(db, "breakdowns", seq | {"breakdown": named.to_json()})
+    insert(db, "limits", seq | {"step_bar": msgspec.json.encode(step_bar(step))})
     for family, share in step.families.items():
         insert(db, "families", seq | {"family": family} | family_values(share))
     for position, top in enumerate(step.top):

@@ -18,10 +18,12 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.frontend import FrontendState
+from taxbreak_vllm.model.limits import PhaseLimit
 from taxbreak_vllm.model.step import Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, WorkerState
 from taxbreak_vllm.service.results.captures import add_capture, read_captures
 from taxbreak_vllm.service.results.counts import Count, Key, engine_counts, frontend_counts, step_counts, worker_counts
+from taxbreak_vllm.service.results.limits import read_limits
 from taxbreak_vllm.service.results.rows import Balance, CaptureRow, Refusal, Series, StepRow, Total
 from taxbreak_vllm.service.results.schema import open_results
 from taxbreak_vllm.service.results.series import read_balances, read_dilations, read_servers
@@ -248,6 +250,18 @@ class Results:
             return read_window(self._db, listed=listed, with_ops=with_ops, top=top)
         finally:
             self._db.execute("ROLLBACK")
+
+    def limits(
+        self,
+        *,
+        since_ns: int | None = None,
+        phase: Phase | None = None,
+        server_id: str | None = None,
+        limit: int | None = None,
+    ) -> dict[Phase, PhaseLimit]:
+        """Return the hardware limit of the newest analyzed steps, by phase."""
+        where, values = condition(since_ns=since_ns, phase=phase, server_id=server_id)
+        return read_limits(self._db, where, (*values, _all(limit)))
 
     def breakdown(self, step_id: str) -> bytes | None:
         """Return one step's breakdown as JSON; None for an unknown or pruned id."""
