@@ -55,7 +55,8 @@ SERVERS = {
 }
 ONE_API_SERVER = [name for name in SERVERS if "two" not in name]
 
-NUM_PAIRS = 8
+NUM_PAIRS, NUM_ROUNDS = 8, 4  # pairs in each round, and rounds at most, until the median is known well enough
+KNOWN = 0.04  # of a delay
 PART_S, PART_STEPS = 0.25, 32  # at least, in which a delay is there or not
 EDGE_STEPS = 4
 
@@ -188,17 +189,24 @@ def _middle(places, total_ns):
 def _growths(means):
     """Return by how much every other one is more than its neighbours."""
     means = np.array(means)
-    return means[1:-1:2] - (means[:-2:2] + means[2::2]) / 2
+    return (means[1:-1:2] - (means[:-2:2] + means[2::2]) / 2).tolist()
 
 
-def _growth(means):
-    return float(np.median(_growths(means)))
+def _notch_ns(growths):
+    """Return how far the median of so many growths is known."""
+    low, high = np.quantile(growths, [0.25, 0.75])
+    return 1.57 * (high - low) / np.sqrt(len(growths))
 
 
-def _tolerance(delay_ns, means):
-    """Return a tenth of a delay, or how far the median of so many growths is known where that is more."""
-    low, high = np.quantile(growths := _growths(means), [0.25, 0.75])
-    return max(0.1 * delay_ns, 1.57 * (high - low) / np.sqrt(len(growths)))
+def _until_known(delay_ns, grow, is_judged):
+    """Return the growths of each part, from as many rounds as it takes to know the medians of those judged."""
+    growths: dict[str, list[float]] = {}
+    for _ in range(NUM_ROUNDS):
+        for part, means in grow().items():
+            growths.setdefault(part, []).extend(_growths(means))
+        if max(_notch_ns(of) for part, of in growths.items() if is_judged(part)) <= KNOWN * delay_ns:
+            break
+    return growths
 
 
 def _of_iterations(simulated, speed, place, delay_ns):
@@ -252,27 +260,29 @@ def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, pl
     """
     if place == "ipc" and "one process" in simulated.name:
         pytest.skip("nothing is sent")
-    means = _of_iterations(simulated, speed, place, delay_ns)
-    grown = {part: _growth(of) for part, of in means.items()}
+    part = ENGINE_PARTS[place]
+    judged = ["period", part, *([f"busy {place}"] if isinstance(part, EnginePart) else [])]
+    growths = _until_known(delay_ns, lambda: _of_iterations(simulated, speed, place, delay_ns), judged.__contains__)
+    grown = {part: float(np.median(of)) for part, of in growths.items()}
+    notch_ns = {part: _notch_ns(growths[part]) for part in judged}
     record_property("grown", {part: round(ns / delay_ns, 3) for part, ns in grown.items()})
+    record_property("notches", {part: round(ns / delay_ns, 3) for part, ns in notch_ns.items()})
 
-    cost_ns, found_ns = grown["period"], grown[ENGINE_PARTS[place]]
-    tolerance_ns = _tolerance(delay_ns, means[ENGINE_PARTS[place]])
-    record_property("tolerance", round(tolerance_ns / delay_ns, 3))
-    if isinstance(ENGINE_PARTS[place], EnginePart):
-        busy_ns = grown[f"busy {place}"]
-        assert busy_ns == pytest.approx(delay_ns, abs=_tolerance(delay_ns, means[f"busy {place}"]))
+    cost_ns, found_ns = grown["period"], grown[part]
+    tolerance_ns, hidden_ns = (max(share * delay_ns, notch_ns[part]) for share in (0.1, 0.05))
+    if isinstance(part, EnginePart):
+        assert grown[f"busy {place}"] == pytest.approx(delay_ns, abs=max(0.1 * delay_ns, notch_ns[f"busy {place}"]))
     wakes_late = delay_ns <= 1 * MS and "one process" not in simulated.name  # and a delay hides behind that
     if (speed is FAST or _waits_anyway(simulated, place)) and not wakes_late:
         assert cost_ns >= 0.9 * delay_ns
     if speed is SLOW and simulated.name.startswith("async"):
-        assert cost_ns <= 0.05 * delay_ns
+        assert cost_ns <= max(0.05 * delay_ns, notch_ns["period"])
     if cost_ns >= 0.9 * delay_ns:
         assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, cost_ns), abs=tolerance_ns)
     elif cost_ns <= 0.05 * delay_ns and not (speed is FAST and wakes_late):
-        assert found_ns <= 0.05 * delay_ns
+        assert found_ns <= hidden_ns
     else:
-        assert found_ns <= 1.1 * delay_ns
+        assert found_ns <= delay_ns + tolerance_ns
 
 
 @pytest.mark.parametrize("simulated", ONE_API_SERVER, indirect=True)
@@ -280,27 +290,31 @@ def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, pl
 @pytest.mark.parametrize("place", STAGES)
 def test_what_a_delay_costs_a_client_is_found_where_it_is(simulated, place, delay_ns, as_measured, record_property):
     plain = SLOW | {"device": 3 * delay_ns // 2 + MS}  # one delay is over when the next token comes
-    found = as_measured(
-        simulated.server,
-        simulated.spool,
-        "rig.turning_client",
-        simulated.folder / "knobs",
-        json.dumps(plain),
-        json.dumps(plain | {place: delay_ns}),
-    )
 
-    waited_ns = _growth([row[2] for row, _ in found][:-1])
-    told_ns = _growth([told.total_ns for _, told in found][:-1])
-    times_ns = {stage: [told.stages_ns[stage] for _, told in found][:-1] for stage in Stage}
-    stages_ns = {stage: _growth(of) for stage, of in times_ns.items()}
-    record_property("grown", {name: round(ns / delay_ns, 3) for name, ns in stages_ns.items()})
-    record_property("waited", [round(ns / delay_ns, 3) for ns in (waited_ns, told_ns)])
+    def ask_in_turns():
+        found = as_measured(
+            simulated.server,
+            simulated.spool,
+            "rig.turning_client",
+            simulated.folder / "knobs",
+            json.dumps(plain),
+            json.dumps(plain | {place: delay_ns}),
+        )[:-1]
+        times_ns = {stage: [told.stages_ns[stage] for _, told in found] for stage in Stage}
+        return times_ns | {"waited": [row[2] for row, _ in found], "told": [told.total_ns for _, told in found]}
+
+    growths = _until_known(delay_ns, ask_in_turns, lambda name: name in ("waited", "told", STAGES[place]))
+    grown = {name: float(np.median(of)) for name, of in growths.items()}
+    record_property("grown", {name: round(ns / delay_ns, 3) for name, ns in grown.items()})
+    stages_ns = {stage: grown[stage] for stage in Stage}
+    waited_ns, notch_ns = grown["waited"], _notch_ns(growths["waited"])
     hides = delay_ns <= 1 * MS and "one process" not in simulated.name  # more processes than cores wait for one anyway
     if hides and waited_ns < 0.5 * delay_ns:
-        assert told_ns == pytest.approx(waited_ns, rel=0.1, abs=0.1 * delay_ns)
+        assert grown["told"] == pytest.approx(waited_ns, rel=0.1, abs=max(0.1 * delay_ns, notch_ns))
         return
     assert waited_ns >= 0.5 * delay_ns
     assert max(stages_ns, key=stages_ns.get) == STAGES[place]
-    found_ns = stages_ns[STAGES[place]]
-    tolerance_ns = _tolerance(delay_ns, times_ns[STAGES[place]])
-    assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, waited_ns), abs=tolerance_ns)
+    tolerance_ns = max(0.1 * delay_ns, _notch_ns(growths[STAGES[place]]))
+    assert stages_ns[STAGES[place]] == pytest.approx(
+        _nearer(stages_ns[STAGES[place]], delay_ns, waited_ns), abs=tolerance_ns
+    )
