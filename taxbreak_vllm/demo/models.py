@@ -68,6 +68,38 @@ def write_tiny_moe(folder: Path) -> Path:
     return _write_model(folder, config)
 
 
+def write_tiny_deepseek(folder: Path) -> Path:
+    """Write a DeepSeek-V3 of four layers, latent attention and, but for the first, eight experts, into `folder`.
+
+    The latent cache is of the model's own size (512 and 64), the only one that vLLM's CPU attention takes.
+    """
+    latent = {
+        "kv_lora_rank": 512,
+        "q_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 32,
+        "num_key_value_heads": 4,
+    }
+    experts = {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    }
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **_SHAPE, **latent, **experts}
+    del config["head_dim"]
+    return _write_model(folder, config)
+
+
 def _write_model(folder: Path, config: dict[str, object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config)

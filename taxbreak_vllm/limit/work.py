@@ -1,7 +1,8 @@
 """The work of a step, family by family, from the shape of its model and the sums over its requests.
 
 In: `ModelShape` and `StepWork`. Out: FLOPs and bytes of one rank (methodology section 10). Weights are read once, each
-query multiplies all matrices, a (query, key) pair costs 2·(d + d_v) in each head; of the experts at least those that
+query multiplies all matrices, a (query, key) pair costs 2·(d + d_v) in each head, 2·(2c + r) where MLA is absorbed,
+which vLLM does for requests of few queries alone; of the experts at least those that
 one token chooses are read, and what uniform choices take at most.
 """
 
@@ -42,8 +43,14 @@ def _attended(group: AttentionShape, step: StepWork) -> tuple[int, int]:
 
 def _attention_flops(group: AttentionShape, step: StepWork) -> int:
     _, pairs = _attended(group, step)
-    sizes = 2 * group.latent + group.rope if group.latent else group.head_size + group.head_size_v
-    return 2 * group.heads * pairs * sizes * group.layers
+    if not group.latent:
+        return 2 * group.heads * pairs * (group.head_size + group.head_size_v) * group.layers
+    unpacked = step.unpacked if group.absorbed_queries is not None else None
+    a_head = (pairs - (unpacked.pairs if unpacked else 0)) * (2 * group.latent + group.rope)
+    if unpacked:  # what was cached before is unpacked anew; the step's own tokens are among the linear layers
+        a_head += unpacked.pairs * group.unpacked_size
+        a_head += unpacked.context * group.latent * (group.unpacked_size - group.rope)
+    return 2 * group.heads * a_head * group.layers
 
 
 def _kv_bytes(group: AttentionShape, step: StepWork) -> int | None:

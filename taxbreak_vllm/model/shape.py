@@ -21,7 +21,9 @@ class MatrixShape:
 class AttentionShape:
     """Layers of attention that are alike: heads of this rank, sizes of a head, bytes of a token in one layer's cache.
 
-    `window` is that of sliding attention. `latent` and `rope` are sizes of MLA (c, r), 0 for any other kind.
+    `window` is that of sliding attention. `latent` and `rope` are sizes of MLA (c, r), 0 for any other kind. A request
+    with more queries than `absorbed_queries` has its latent cache unpacked, to heads of `unpacked_size` (d + d_v) in
+    all; None where vLLM always absorbs.
     """
 
     layers: Int64
@@ -32,6 +34,8 @@ class AttentionShape:
     window: Int64 | None = None
     latent: Int64 = 0
     rope: Int64 = 0
+    unpacked_size: Int64 = 0
+    absorbed_queries: Int64 | None = None
     kv_bytes_per_token: Int64 | None = None
 
 
@@ -74,6 +78,11 @@ class ModelShape:
         """The sizes of sliding windows, each once."""
         return tuple(sorted({group.window for group in self.attention if group.window is not None}))
 
+    @property
+    def absorbed_queries(self) -> int | None:
+        """The most queries of a request with which its latent cache is not unpacked; None: it never is."""
+        return next((group.absorbed_queries for group in self.attention if group.absorbed_queries is not None), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowWork:
@@ -85,11 +94,21 @@ class WindowWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackedWork:
+    """The requests whose latent cache a step unpacks: their tokens of this step, those before it, and their pairs."""
+
+    queries: Int64
+    context: Int64
+    pairs: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
     """Sums over a step's requests, each with q tokens scheduled of k in its context.
 
     `queries` is Σq, `keys` Σk (k: computed before + q), `pairs` Σ[qk − q(q−1)/2]; `windows` has the same per size of
-    sliding window. `logits_rows` is how many tokens get logits, `padded_tokens` what Σq is padded to under a graph.
+    sliding window, `unpacked` for the requests whose latent cache is unpacked (None: the model has none that is).
+    `logits_rows` is how many tokens get logits, `padded_tokens` what Σq is padded to under a graph.
     `distinct_experts` is how many experts a layer read on the average, where that was measured.
     """
 
@@ -99,4 +118,5 @@ class StepWork:
     logits_rows: Int64
     padded_tokens: Int64
     windows: tuple[WindowWork, ...] = ()
+    unpacked: UnpackedWork | None = None
     distinct_experts: float | None = None

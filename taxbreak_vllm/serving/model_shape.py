@@ -8,7 +8,7 @@ model itself runs nothing and keeps nothing of ours.
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, MatrixShape, ModelShape
 
@@ -35,9 +35,17 @@ def shape_of(worker: Any) -> ModelShape | str:  # noqa: ANN401 - a vLLM worker
     """Walk the model of a worker; the reason in one line where it can't be walked."""
     try:
         runner = worker.model_runner
-        return _shape(runner.model, getattr(runner, "kv_cache_config", None), worker.vllm_config)
+        layout = _Layout(_kv_bytes(getattr(runner, "kv_cache_config", None)), _absorbed(runner))
+        return _shape(runner.model, layout, worker.vllm_config)
     except Exception as error:
         return f"its model could not be walked: {error!r}"[:200]
+
+
+class _Layout(NamedTuple):
+    """What the runner laid out, by layer: bytes of a token in its cache, the most queries that its MLA absorbs."""
+
+    kv_bytes: Mapping[str, int]
+    absorbed: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -52,12 +60,11 @@ class _Found:
     missing: dict[str, None] = field(default_factory=dict)
 
 
-def _shape(model: Any, kv_config: Any, config: Any) -> ModelShape | str:  # noqa: ANN401 - vLLM's
+def _shape(model: Any, layout: _Layout, config: Any) -> ModelShape | str:  # noqa: ANN401 - vLLM's
     dtype = _dtype(config.model_config.dtype)
     quantization = config.model_config.quantization
     quantization = str(quantization) if quantization else None
-    found, kv_bytes = _Found(), _kv_bytes(kv_config)
-    root, seen = _language_model(model), set()
+    found, root, seen = _Found(), _language_model(model), set()
     if root is not model:
         found.missing["what works on images and sound is not counted"] = None
     for name, module in root.named_modules(remove_duplicate=False):
@@ -67,18 +74,18 @@ def _shape(model: Any, kv_config: Any, config: Any) -> ModelShape | str:  # noqa
                 found.lm_head = _head(module, own, dtype, found)
         elif id(module) not in seen:
             seen.add(id(module))
-            _take(module, own, dtype, kv_bytes, found)
+            _take(module, own, dtype, layout, found)
     if not found.weights:
         return "its model has no linear layers that can be told"
     return _told(found, config, dtype, quantization)
 
 
-def _take(module: Any, own: Mapping[str, Any], dtype: str, kv_bytes: Mapping[str, int], found: _Found) -> None:  # noqa: ANN401
+def _take(module: Any, own: Mapping[str, Any], dtype: str, layout: _Layout, found: _Found) -> None:  # noqa: ANN401
     if {"local_num_experts", "global_num_experts", "top_k", "hidden_size"} <= own.keys():
         experts = _experts(module, own, dtype, found)
         found.experts[experts] = found.experts.get(experts, 0) + 1
     elif {"num_heads", "head_size", "impl", "layer_name"} <= own.keys():
-        attention = _attention(own, kv_bytes, found)
+        attention = _attention(own, layout, found)
         found.attention[attention] = found.attention.get(attention, 0) + 1
     elif {"input_size", "output_size"} <= own.keys() and hasattr(module, "quant_method"):
         weights = _inputs(own) * _outputs(own)
@@ -117,13 +124,18 @@ def _experts(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> 
     )
 
 
-def _attention(own: Mapping[str, Any], kv_bytes: Mapping[str, int], found: _Found) -> AttentionShape:
+def _attention(own: Mapping[str, Any], layout: _Layout, found: _Found) -> AttentionShape:
     latent = own.get("kv_lora_rank") or 0
     shared = own.get("kv_sharing_target_layer_name")  # reads the cache of another layer
-    a_token = kv_bytes.get(own["layer_name"]) or kv_bytes.get(shared or "")
+    a_token = layout.kv_bytes.get(own["layer_name"]) or layout.kv_bytes.get(shared or "")
     if a_token is None:
         found.missing["how many bytes a token takes in its cache is not known"] = None
     window = own.get("sliding_window")
+    if latent and own.get("use_sparse"):
+        # a query reads the keys that an indexer chose: at the most as many as in a window of that size
+        window = own["impl"].topk_indices_buffer.shape[-1]
+        found.missing["what chooses the keys of its sparse attention is not counted, but for its matrices"] = None
+    is_unpacked = bool(latent) and _unpacks(own)
     return AttentionShape(
         layers=1,
         heads=own["num_heads"],
@@ -133,6 +145,8 @@ def _attention(own: Mapping[str, Any], kv_bytes: Mapping[str, int], found: _Foun
         window=window if isinstance(window, int) and window > 0 else None,
         latent=latent,
         rope=own.get("qk_rope_head_dim", 0) if latent else 0,
+        unpacked_size=own["qk_head_dim"] + own["v_head_dim"] if is_unpacked else 0,
+        absorbed_queries=layout.absorbed.get(own["layer_name"], 1) if is_unpacked else None,
         kv_bytes_per_token=a_token,
     )
 
@@ -179,6 +193,24 @@ def _kv_bytes(kv_config: Any) -> dict[str, int]:  # noqa: ANN401 - vLLM's KVCach
             page = getattr(spec, "real_page_size_bytes", None) or spec.page_size_bytes
             sizes[name] = page // spec.block_size
     return sizes
+
+
+def _absorbed(runner: Any) -> dict[str, int]:  # noqa: ANN401 - a vLLM model runner
+    """Return the most queries of a request that the attention of each layer takes for decoding."""
+    groups = (group for groups in getattr(runner, "attn_groups", None) or () for group in groups)
+    return {
+        name: getattr(builder, "reorder_batch_threshold", None) or 1
+        for group in groups
+        for builder in group.metadata_builders[:1]
+        for name in group.layer_names
+    }
+
+
+def _unpacks(own: Mapping[str, Any]) -> bool:
+    """Tell MLA that unpacks the cache of prompts, as vLLM's own does, from what absorbs them as well: sparse attention,
+    and that of a CPU with AMX (v1/attention/backends/mla/amx_mla.py).
+    """
+    return not own.get("use_sparse") and not own.get("is_amx_bmm_enabled")
 
 
 def _bytes(module: Any, weights: int, dtype: str) -> int | None:  # noqa: ANN401

@@ -7,7 +7,7 @@ for recorded steps alone, before the profiler starts, and never raises.
 
 import numpy as np
 
-from taxbreak_vllm.model.shape import ModelShape, StepWork, WindowWork
+from taxbreak_vllm.model.shape import ModelShape, StepWork, UnpackedWork, WindowWork
 from taxbreak_vllm.model.step import GraphMode
 from taxbreak_vllm.serving.steps import ScheduledStep
 
@@ -32,11 +32,28 @@ def _work(scheduled: ScheduledStep, model: ModelShape | None, graph_mode: GraphM
     return StepWork(
         queries=queries,
         keys=int(k.sum()),
-        pairs=int(q @ k) - (int(q @ q) - queries) // 2,
+        pairs=_pairs(q, k),
         logits_rows=len(q) + (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0),
         padded_tokens=_padded(queries, model, graph_mode),
         windows=tuple(_windowed(window, q, before) for window in model.windows) if model else (),
+        unpacked=_unpacked(model, q, before),
     )
+
+
+def _pairs(q: np.ndarray, k: np.ndarray) -> int:
+    """Σ[qk − q(q−1)/2]"""
+    return int(q @ k) - (int(q @ q) - int(q.sum())) // 2
+
+
+def _unpacked(model: ModelShape | None, q: np.ndarray, before: np.ndarray) -> UnpackedWork | None:
+    """vLLM absorbs requests of few queries, and unpacks the cache of the others (v1/attention/backends/utils.py,
+    split_decodes_and_prefills).
+    """
+    if model is None or model.absorbed_queries is None:
+        return None
+    is_unpacked = q > model.absorbed_queries
+    q, before = q[is_unpacked], before[is_unpacked]
+    return UnpackedWork(queries=int(q.sum()), context=int(before.sum()), pairs=_pairs(q, before + q))
 
 
 def _windowed(window: int, q: np.ndarray, before: np.ndarray) -> WindowWork:

@@ -51,6 +51,13 @@ BY_HAND = {
         "bf16",
     ),
     "batch": ("aten::bmm", (tensor(5, 2, 3), tensor(5, 3, 4)), 5 * 48, 5 * 52, "bf16"),
+    "batch with packed weights, the output first": (
+        "_C::bmm_cpu",
+        (tensor(5, 2, 4), tensor(5, 2, 3), tensor(5, 4, 3), scalar(True), NONE),
+        5 * 48,
+        5 * 52,
+        "bf16",
+    ),
     "batch with weights that are one": (
         "aten::bmm",
         (tensor(5, 2, 3), tensor(5, 3, 4, strides=(0, 4, 1))),
@@ -327,6 +334,24 @@ def test_no_arguments_whatever_make_a_rule_fail_or_count_below_zero():
     assert len(works) > 300
     assert all(work.flops >= 0 and work.bytes >= 0 and work.dtype for work in works)
     assert all(answer and "\n" not in answer for answer in answers if isinstance(answer, str))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        ("_C::mla_decode_kvcache", (tensor(4, 8, 512), tensor(4, 8, 576))),
+        ("_C::decode_attention_cpu", (tensor(4, 8, 576), NONE, NONE, tensor(4, 8, 512))),
+        ("_C::extend_attention_cpu", (tensor(4, 8, 576), NONE, NONE, tensor(4, 8, 512))),
+    ],
+)
+def test_latent_attention_on_a_cpu_is_that_of_all_its_steps_requests_or_not_known(op, inputs):
+    def attended(tokens):
+        return work_of(Call(op, inputs), Around(tokens=tokens))
+
+    work = attended(TOKENS)
+    assert work.flops == 2 * 8 * 50 * (2 * 512 + 64)
+    assert work.bytes == 2 * (4 * 8 * (512 + 576) + 100 * 576)
+    assert "which of its step's requests" in attended(replace(TOKENS, queries=5))
 
 
 def test_a_window_of_attention_is_no_work_that_is_known():

@@ -4,11 +4,22 @@ from dataclasses import replace
 
 import pytest
 
+from taxbreak_vllm.limit.annotation import tokens_of
+from taxbreak_vllm.limit.ceilings import ceilings_of
 from taxbreak_vllm.limit.step import bar_of, limit_of_step
 from taxbreak_vllm.limit.work import family_work
 from taxbreak_vllm.model.breakdown import DeviceTime, ExposedTax, IdleTime, Iteration, StepBreakdown
 from taxbreak_vllm.model.limit import Bound, Ceilings, CeilingSource
-from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, MatrixShape, ModelShape, StepWork, WindowWork
+from taxbreak_vllm.model.shape import (
+    AttentionShape,
+    ExpertShape,
+    MatrixShape,
+    ModelShape,
+    StepWork,
+    UnpackedWork,
+    WindowWork,
+)
+from taxbreak_vllm.taxes.recording import Recording
 
 # Llama-3-8B: 32 layers of 4096, 32 heads and 8 of keys of 128, 14336 within, 128256 words.
 LLAMA_LAYER = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336
@@ -45,7 +56,6 @@ DECODE = StepWork(queries=4, keys=4000, pairs=4000, logits_rows=4, padded_tokens
 H100 = Ceilings(
     device_name="H100", source=CeilingSource.TABLE, flops_per_s={"bf16": 989e12}, bytes_per_s=3350e9, origin="datasheet"
 )
-B300 = Ceilings(device_name="B300", source=CeilingSource.TABLE, flops_per_s={"bf16": 2500e12}, bytes_per_s=8000e9)
 
 
 def step_of(active_ns, **exposed):
@@ -111,13 +121,31 @@ def test_measured_experts_close_the_interval():
     assert work.bytes == work.most_bytes == 20 * 2 * QWEN_EXPERT * 48
 
 
-def test_all_experts_would_be_more_than_a_b300_can_read_and_those_chosen_are_not():
-    active_ns = 4_000_000  # of a decoding step of four requests
-    everything = 48 * 128 * 2 * QWEN_EXPERT / B300.bytes_per_s * 1e9
-    assert everything > active_ns
-    limit = limit_of_step(QWEN, DECODE, step_of(active_ns), B300)
-    assert limit.floor_ns[0] < limit.floor_ns[1] < active_ns
+def test_all_experts_would_be_more_than_a_b300_can_read_and_those_chosen_are_not(real_trace):
+    """The trap: a decoding step of 16 requests, recorded by others, in which a third of the experts is not read."""
+    with Recording.open(real_trace("b300_sglang_qwen3-30b-a3b_decode_cudagraph")) as recording:
+        (step,) = recording.breakdown.steps
+        ceilings = ceilings_of(recording.breakdown.source.device_name)
+    tokens = tokens_of(step.name)
+    work = StepWork(
+        queries=tokens.queries,
+        keys=tokens.keys,
+        pairs=tokens.pairs,
+        logits_rows=tokens.queries,
+        padded_tokens=tokens.queries,
+    )
+    active_ns = step.device.active_ns
+
+    limit = limit_of_step(QWEN, work, step, ceilings)
+    everything = limit_of_step(QWEN, replace(work, distinct_experts=128), step, ceilings)
+
+    assert (tokens.queries, tokens.keys) == (16, 8193)
+    assert 48 * 128 * 2 * QWEN_EXPERT / ceilings.bytes_per_s * 1e9 / active_ns == pytest.approx(1.35, abs=0.01)
+    assert [floor / active_ns for floor in limit.floor_ns] == pytest.approx([0.16, 0.94], abs=0.01)
     assert limit.mbu < 1
+    assert everything.memory_ns > active_ns
+    assert everything.mbu is None
+    assert any("its work is counted too high" in note for note in everything.notes)
 
 
 def test_the_latent_cache_is_not_divided_among_ranks_and_its_heads_are():
@@ -125,6 +153,27 @@ def test_the_latent_cache_is_not_divided_among_ranks_and_its_heads_are():
     work = family_work(model, DECODE)
     assert work["attention"].flops == 2 * 16 * 4000 * (2 * 512 + 64) * 61
     assert work["kv"].bytes == 4004 * 1152 * 61
+
+
+def test_a_prompt_unpacks_the_latent_cache_and_what_decodes_beside_it_does_not():
+    latent = replace(LATENT, unpacked_size=128 + 64 + 128, absorbed_queries=1)
+    prompt = 100 * 1000 + 100 * 101 // 2  # 100 tokens after 1,000
+    step = replace(
+        DECODE,
+        queries=104,
+        keys=5100,
+        pairs=4000 + prompt,
+        unpacked=UnpackedWork(queries=100, context=1000, pairs=prompt),
+    )
+    work = family_work(replace(QWEN, attention=(latent,)), step)
+    a_head = 4000 * (2 * 512 + 64) + prompt * 320 + 1000 * 512 * (128 + 128)
+    assert work["attention"].flops == 2 * 16 * 61 * a_head
+    assert work["kv"].bytes == (5100 + 104) * 1152 * 61
+
+
+def test_latent_attention_that_is_never_unpacked_costs_a_prompt_what_it_costs_decoding():
+    step = replace(DECODE, unpacked=None, pairs=5050, queries=100, keys=100)
+    assert family_work(replace(QWEN, attention=(LATENT,)), step)["attention"].flops == 2 * 16 * 5050 * 1088 * 61
 
 
 def test_layers_with_a_window_count_what_lies_within():

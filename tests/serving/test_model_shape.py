@@ -70,11 +70,8 @@ def embedding(words, size):
 
 
 def attention(name, **more):
-    return Module(
-        **{"num_heads": 4, "num_kv_heads": 2, "head_size": 32, "head_size_v": 32, "sliding_window": None, **more},
-        impl=object(),
-        layer_name=name,
-    )
+    sizes = {"num_heads": 4, "num_kv_heads": 2, "head_size": 32, "head_size_v": 32, "sliding_window": None}
+    return Module(**sizes | {"impl": object(), "layer_name": name} | more)
 
 
 def worker_of(within, *, quantization=None, pages=(("a", 1024, 16),), **parallel):
@@ -142,10 +139,37 @@ def test_layers_that_are_alike_are_one_group_and_a_window_makes_another():
     assert shape.windows == (512,)
 
 
+def latent_of(threshold=None, **more):
+    """The attention group of a model with MLA; `threshold` is that of what builds its metadata."""
+    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_head_dim": 192, "v_head_dim": 128}
+    latent = attention("a", num_kv_heads=1, head_size=576, **sizes, **more)
+    worker = worker_of({"o_proj": linear(8, 8), "attn": latent}, pages=[("a", 18432, 16)])
+    builder = SimpleNamespace(reorder_batch_threshold=threshold)
+    worker.model_runner.attn_groups = [[SimpleNamespace(layer_names=["a"], metadata_builders=[builder])]]
+    shape = shape_of(worker)
+    return shape, shape.attention[0]
+
+
 def test_a_latent_cache_is_told_by_its_rank():
-    latent = attention("a", kv_lora_rank=512, qk_rope_head_dim=64, num_kv_heads=1, head_size=576)
-    (group,) = shape_of(worker_of({"o_proj": linear(8, 8), "attn": latent}, pages=[("a", 18432, 16)])).attention
+    shape, group = latent_of()
     assert (group.latent, group.rope, group.kv_bytes_per_token) == (512, 64, 1152)
+    assert (group.unpacked_size, group.absorbed_queries, shape.missing) == (192 + 128, 1, ())
+
+
+def test_how_many_queries_are_absorbed_is_asked_of_what_builds_the_metadata():
+    assert latent_of(threshold=128)[0].absorbed_queries == 128
+
+
+def test_latent_attention_of_a_cpu_with_a_matrix_engine_is_always_absorbed():
+    shape, group = latent_of(is_amx_bmm_enabled=True)
+    assert (group.unpacked_size, group.absorbed_queries, shape.absorbed_queries) == (0, None, None)
+
+
+def test_sparse_latent_attention_reads_the_keys_that_were_chosen_at_the_most():
+    chosen = SimpleNamespace(topk_indices_buffer=SimpleNamespace(shape=(8192, 2048)))
+    shape, group = latent_of(use_sparse=True, impl=chosen)
+    assert (group.window, group.absorbed_queries) == (2048, None)
+    assert "sparse attention" in shape.missing[0]
 
 
 def test_experts_are_told_by_rank_and_by_what_one_of_them_weighs():

@@ -2,10 +2,11 @@
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
-from taxbreak_vllm.model.shape import AttentionShape, MatrixShape, ModelShape, WindowWork
+from taxbreak_vllm.model.shape import AttentionShape, MatrixShape, ModelShape, UnpackedWork, WindowWork
 from taxbreak_vllm.model.step import GraphMode, StepInfo
 from taxbreak_vllm.serving import recordings
 from taxbreak_vllm.serving.step_work import work_of
@@ -66,6 +67,23 @@ def test_sums_are_those_of_counting_every_query_and_key(step_of, seed):
     keys, pairs = counted([*new, *cached], WINDOW)
     assert work.windows == (WindowWork(window=WINDOW, keys=keys, pairs=pairs),)
     assert work.distinct_experts is None
+
+
+@pytest.mark.parametrize("absorbed", [1, 4])
+def test_requests_with_more_queries_than_are_absorbed_are_summed_up_apart(step_of, absorbed):
+    requests = [(97, 0), (5, 10), (4, 20), (1, 30)]
+    latent = replace(model_of(None).attention[0], latent=2, absorbed_queries=absorbed)
+    work = work_of(step_of(cached=requests), replace(model_of(), attention=(latent,)), GraphMode.NONE)
+    unpacked = [(q, before) for q, before in requests if q > absorbed]
+    assert work.unpacked == UnpackedWork(
+        queries=sum(q for q, _ in unpacked),
+        context=sum(before for _, before in unpacked),
+        pairs=counted(unpacked, 10**6)[1],
+    )
+
+
+def test_a_model_whose_attention_is_never_unpacked_has_no_such_sums(step_of):
+    assert work_of(step_of(cached=[(97, 0)]), model_of(None), GraphMode.NONE).unpacked is None
 
 
 def test_each_request_has_one_row_of_logits_and_one_more_for_each_draft(step_of):

@@ -103,6 +103,21 @@ def _latent(call: Arguments, around: Around) -> Work:
     return Work(2 * heads * tokens.pairs * (2 * c + r), num_bytes, query.element.dtype, is_matrix=True)
 
 
+def _latent_on_cpu(output: int) -> Rule:
+    """vLLM on a CPU: a query (t, H, c + r) and its output (t, H, c), of all requests of the step or of some of them."""
+
+    def work(call: Arguments, around: Around) -> Work:
+        tokens = _tokens(call, around)
+        query, out = call.tensor(0 if output else 1, axes=3), call.tensor(output, axes=3)
+        (num_queries, heads, size), c = query.dims, out.dims[-1]
+        if num_queries != tokens.queries:
+            raise UnknownWork(f"{call.op}: which of its step's requests it is for is not in the trace")
+        num_bytes = query.bytes + out.bytes + tokens.keys * size * query.element.size
+        return Work(2 * heads * tokens.pairs * (size + c), num_bytes, query.element.dtype, is_matrix=True)
+
+    return Rule(work, of_step=True)
+
+
 def _flash(call: Arguments, around: Around) -> Work:
     """(query, key, value, …) as (b, s, H, d), or as (t, H, d) with the lengths of the sequences beside them."""
     if len(call.tensor(0).dims) == 3:
@@ -146,5 +161,7 @@ RULES: Rules = {
         of_step=True,
     ),
     **rules(_paged_heads_first, "_C::cpu_attention_with_kv_cache", of_step=True),
+    "_C::mla_decode_kvcache": _latent_on_cpu(output=0),
+    **dict.fromkeys(("_C::decode_attention_cpu", "_C::extend_attention_cpu"), _latent_on_cpu(output=3)),
     **rules(_latent, "vllm::unified_mla_attention_with_output", "vllm::unified_mla_attention", of_step=True),
 }

@@ -48,6 +48,15 @@ def _bmm(call: Arguments, _: Around) -> Work:
     return _matrices(a, b, a.element)
 
 
+def _out_bmm(call: Arguments, _: Around) -> Work:
+    """vLLM on a CPU with AMX: (out (b, m, n), a (b, m, k), packed b, …)"""
+    out, a, b = call.tensor(0, axes=3), call.tensor(1, axes=3), call.tensor(2)
+    batch, m, n = out.dims
+    if a.dims[:2] != (batch, m):
+        raise UnknownWork(f"its matrices {a.dims} and {out.dims} do not fit")
+    return product(a, b, m=m, n=n, k=a.dims[2], batch=batch, out=out.element)
+
+
 def _addmm(call: Arguments, _: Around) -> Work:
     a, b = call.tensor(1, axes=2), call.tensor(2, axes=2)
     return _matrices(a, b, a.element, call.tensor(0))
@@ -159,6 +168,7 @@ def _unpacked(a: Tensor, others: tuple[Tensor, ...], *, n: int) -> Work:
 RULES: Rules = {
     **rules(_mm, "aten::mm"),
     **rules(_bmm, "aten::bmm"),
+    **rules(_out_bmm, "_C::bmm_cpu"),
     **rules(_addmm, "aten::addmm", "aten::addmm_", "aten::_addmm_activation"),
     **rules(_baddbmm, "aten::baddbmm", "aten::baddbmm_"),
     **rules(_int_mm, "aten::_int_mm"),
