@@ -120,6 +120,33 @@ class Loops(TypedDict):
     left_out: LeftOut
 
 
+class HardwareLimit(TypedDict):
+    """What hardware allows, and where the rest of the device's time goes."""
+
+    phases: Annotated[
+        Members,
+        Field(
+            description="of each phase: `bar` in ns, summed over num_steps, whose parts sum to window_ns: limit_ns (the"
+            " least its hardware could take), above_ns (what kernels take above that), exposed_ns (what the device"
+            " waited for: delta_ft framework, delta_ct library, delta_kt launch path, other calls, engine loop),"
+            " other_idle_ns, unknown_ns. mfu and mbu are shares of the hardware's compute and bandwidth over whole"
+            " steps, `bound` the larger; null: `reasons` and `notes` say why"
+        ),
+    ]
+    trace: NotRequired[
+        Annotated[
+            Members | None,
+            Field(
+                description="of a trace, from recorded shapes: floor_ns [lowest, highest], above_ns, bound_ns, and"
+                " `ops` with most time above their limit; `uncovered` is what is not known. null: `reason` says why"
+            ),
+        ]
+    ]
+    reason: Annotated[str | None, Field(description="why there is none")]
+    notes: Notes
+    left_out: LeftOut
+
+
 class Waterfalls(TypedDict):
     """What requests went through."""
 

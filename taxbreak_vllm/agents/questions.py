@@ -12,6 +12,7 @@ import msgspec
 from taxbreak_vllm.agents.answers import (
     Analysis,
     Comparison,
+    HardwareLimit,
     Loops,
     Predictions,
     Reasoning,
@@ -106,6 +107,21 @@ class Questions:
     def waterfalls(self, *, sort: str, most: int) -> Waterfalls:
         found = self._server.get("requests", limit=most, sort=sort)
         return _answer(Waterfalls, {"waterfalls": None, "reason": None} | found, most)
+
+    def limit(
+        self, *, trace: str | None, phase: Phase | None, window_s: int | None, server_id: str | None, most: int
+    ) -> HardwareLimit:
+        """Tell the hardware limit of the server's window, or of a trace's recorded shapes."""
+        if trace is None:
+            wanted = {"phase": phase, "window_s": window_s, "server_id": server_id}
+            return _answer(HardwareLimit, self._server.get("limit", **wanted), most)
+        if window_s is not None or server_id is not None:
+            raise SettingsError("window_s and server_id are of a server; a trace has neither")
+        phases, found = self._traces.limit(trace, phase=phase)
+        told = {name or "all": msgspec.to_builtins(each, str_keys=True) for name, each in phases.items()}
+        of_trace = None if isinstance(found, str) else found.to_builtins()
+        reason = found if isinstance(found, str) else None
+        return _answer(HardwareLimit, {"phases": told, "trace": of_trace, "reason": reason, "notes": []}, most)
 
     def analysis(self, trace: str, *, most: int, **choice: Any) -> Analysis:  # noqa: ANN401 - those of Traces.read
         breakdown, advice = self._traces.read(trace, **choice)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from taxbreak_vllm.agents.answers import (
     Analysis,
     Comparison,
+    HardwareLimit,
     Loops,
     Predictions,
     Reasoning,
@@ -130,6 +131,17 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         """Tell what requests went through stage by stage, from their arrival to the end of their answers."""
         return _result(questions.waterfalls(sort=sort, most=most))
 
+    def hardware_limit(
+        trace: Trace = None,
+        phase: OfPhase = None,
+        window_s: Window = None,
+        server_id: ServerId = None,
+        most: Most = 10,
+    ) -> Annotated[CallToolResult, HardwareLimit]:
+        """Tell how far the device is from what its hardware can do, phase by phase: MFU, MBU, what bounds it, and one
+        bar of its time from the hard limit to the host's layers. Of the server, or of a trace's recorded shapes."""
+        return _result(questions.limit(trace=trace, phase=phase, window_s=window_s, server_id=server_id, most=most))
+
     def server_status(most: Most = 10) -> Annotated[CallToolResult, Status]:
         """Tell which vLLM servers and workers run, whether they record, and how much was recorded and analyzed."""
         return _result(questions.status(most))
@@ -204,6 +216,7 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         get_step,
         iterations,
         requests,
+        hardware_limit,
         server_status,
         compare,
         what_if,

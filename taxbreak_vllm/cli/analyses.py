@@ -19,7 +19,6 @@ from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.limit import Limit
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.exporter import Exporter
-from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.taxes.analyze import choose
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
@@ -80,9 +79,9 @@ def analyze_paths(
 def _whole(recording: Recording) -> Breakdown:
     if recording.info is None:
         return recording.breakdown
-    from taxbreak_vllm.limit.live import with_limit  # a capture's alone
+    from taxbreak_vllm.limit.live import limited  # a capture's alone
 
-    return with_limit(recording.breakdown, recording.info, Capture(Path(recording.path)).read_state())
+    return limited(recording)
 
 
 def _limit(recording: Recording, shown: Breakdown) -> Limit | str:

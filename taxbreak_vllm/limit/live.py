@@ -5,6 +5,7 @@ why there is none.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from taxbreak_vllm.limit.ceilings import ceilings_of
 from taxbreak_vllm.limit.step import limit_of_step
@@ -13,6 +14,8 @@ from taxbreak_vllm.model.limit import Ceilings
 from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import WorkerState
+from taxbreak_vllm.spool.capture import Capture
+from taxbreak_vllm.taxes.recording import Recording
 
 _NO_STATE = "what its worker said of its model is not beside the capture"
 _NO_MODEL = "its worker says nothing of its model"
@@ -33,6 +36,13 @@ def with_limit(
 
     total = told(breakdown.total) if len(breakdown.steps) == 1 else breakdown.total
     return replace(breakdown, steps=tuple(map(told, breakdown.steps)), total=total)
+
+
+def limited(recording: Recording) -> Breakdown:
+    """Return the breakdown of a recording, with the limit of its step where it is a capture."""
+    if recording.info is None:
+        return recording.breakdown
+    return with_limit(recording.breakdown, recording.info, Capture(Path(recording.path)).read_state())
 
 
 def _model(info: StepInfo, state: WorkerState | None) -> ModelShape | str:

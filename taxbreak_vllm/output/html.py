@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taxbreak_vllm.insight.findings import Findings
+from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.output.page.advice import advice_view
+from taxbreak_vllm.output.page.limit import limits_view
 from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
 from taxbreak_vllm.output.page.render import render
 from taxbreak_vllm.output.page.view import (
@@ -71,6 +73,7 @@ def write_html(breakdowns: Sequence[Breakdown], target: str | Path) -> None:
 def article_of(findings: Findings) -> Article:
     """Show a breakdown, the instants of its first steps and its chains."""
     breakdown = findings.breakdown
+    is_live = any(step.limit or step.limit_reason for step in breakdown.steps)
     drawn = [step.number or 0 for step in breakdown.steps[:MAX_TIMELINES]]
     return Article(
         title=Path(breakdown.source.path).name or "breakdown",
@@ -88,6 +91,7 @@ def article_of(findings: Findings) -> Article:
         timelines=tuple(map(NamedTimeline.of, findings.timelines(drawn))),
         fusion=NamedChains.of(findings.chains),
         stacks=findings.stacks.trimmed(),
+        limits=limits_view(by_phase(breakdown.steps) if is_live else {}),
         verdict=step_sentence(shown_step(breakdown)) or "",
     )
 

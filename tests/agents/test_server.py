@@ -71,8 +71,8 @@ def test_every_tool_only_reads_and_every_word_it_takes_is_described():
     more = asyncio.run(list_tools(allow_control=True))
 
     assert {tool.name for tool in tools} == {
-        "what_is_slow", "why", "list_steps", "get_step", "iterations", "requests", "server_status", "compare",
-        "what_if", "analyze_trace",
+        "what_is_slow", "why", "list_steps", "get_step", "iterations", "requests", "hardware_limit", "server_status",
+        "compare", "what_if", "analyze_trace",
     }  # fmt: skip
     assert {tool.name for tool in more} - {tool.name for tool in tools} == {"capture"}
     assert all(tool.annotations.read_only_hint for tool in tools)
@@ -109,6 +109,29 @@ def test_every_given_trace_is_told_within_the_bound(call, trace_path):
     assert 0 < len(told.structured_content["top"]) <= 5
 
 
+def test_the_hardware_limit_of_a_trace_is_that_of_its_recorded_shapes(call):
+    told = call("hardware_limit", trace="traces/h100_hf_bert-small_infer.json.gz", most=3).structured_content
+
+    assert told["trace"]["coverage"] == 1.0
+    assert 0 < told["trace"]["mfu"] < told["trace"]["mbu"] < 1
+    assert len(told["trace"]["ops"]) == 3
+    bar = told["phases"]["all"]["bar"]
+    whole = bar["limit_ns"] + bar["above_ns"] + sum(bar["exposed_ns"].values()) + bar["other_idle_ns"]
+    assert whole + bar["unknown_ns"] == bar["window_ns"] > 0
+
+
+def test_the_hardware_limit_of_a_server_is_what_it_says_of_each_phase(call):
+    answer = {"phases": {"decode": {"mfu": None, "reasons": ["no model"]}}, "reason": None, "notes": [], "later": 1}
+    server = NoServer(limit=answer)
+
+    told = call("hardware_limit", server, phase="decode", window_s=60).structured_content
+
+    assert server.asked == [("limit", {"phase": "decode", "window_s": 60, "server_id": None})]
+    assert told == {
+        "phases": {"decode": {"mfu": None, "reasons": ["no model"]}}, "reason": None, "notes": [], "left_out": []
+    }  # fmt: skip
+
+
 def test_a_comparison_tells_only_figures_that_moved(call):
     told = call("compare", a="serving.json", b="traces/h100_hf_bert-small_infer.json.gz", most=2).structured_content
     same = call("compare", a="serving.json", b="serving.json").structured_content
@@ -126,6 +149,8 @@ def test_a_comparison_tells_only_figures_that_moved(call):
         ("what_is_slow", {"trace": "../test_docs.py"}, "the one folder that traces are read from"),
         ("what_is_slow", {"trace": "/etc/passwd"}, "the one folder that traces are read from"),
         ("what_is_slow", {"trace": "serving.json", "window_s": 5}, "a trace has neither"),
+        ("hardware_limit", {"trace": "serving.json", "window_s": 5}, "a trace has neither"),
+        ("hardware_limit", {"trace": "nothing.json"}, "nothing.json: No such file or directory"),
         ("why", {"trace": "nothing.json"}, "nothing.json: No such file or directory"),
         ("analyze_trace", {"trace": "make_serving.py"}, "not JSON"),
         ("analyze_trace", {"trace": "serving.json", "step": "nine"}, "no step 'nine' among its 4"),

@@ -73,8 +73,21 @@ def test_the_state_is_read_from_beside_a_capture(tmp_path):
 
 
 def test_the_bar_is_a_row_for_each_of_its_parts():
-    lines = [str(line) for line in bar_text(with_limit(BREAKDOWN, INFO, STATE)) if isinstance(line, str)]
-    assert "TFLOP/s" in lines[0]
+    head, table = bar_text(with_limit(BREAKDOWN, INFO, STATE))
+    assert head.startswith("hardware limit, by NVIDIA H100")
+    assert dict(table.rows) == {
+        "hard limit": "596.7 µs  59.7%",
+        "kernels above the limit": "403.3 µs  40.3%",
+        **dict.fromkeys(
+            [f"waits: {layer}" for layer in ("framework (ΔFT)", "library (ΔCT)", "launch path (ΔKT)")], "0.0 µs   0.0%"
+        ),
+        **dict.fromkeys(["waits: other runtime calls", "other idle", "unknown"], "0.0 µs   0.0%"),
+        "MFU": "0.2%",
+        "MBU": "59.7%",
+        "bound by": "memory",
+        "products": "2.0 TFLOP/s",
+        "memory": "2,000 GB/s",
+    }
     (reason,) = bar_text(with_limit(BREAKDOWN, INFO, None))
     assert reason.startswith("hardware limit: not told")
 

@@ -96,11 +96,12 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
             moved = await ask(client, "compare", a="step:step-decode", b="step:step-prefill")
             loops = await ask(client, "iterations")
             requests = await ask(client, "requests")
+            limit = await ask(client, "hardware_limit", phase="decode")
             status = await ask(client, "server_status")
             unknown = await client.call_tool("get_step", {"step_id": "step-none"})
-            return slow, every, why, listed, step, moved, loops, requests, status, unknown
+            return slow, every, why, listed, step, moved, loops, requests, limit, status, unknown
 
-    slow, every, why, listed, step, moved, loops, requests, status, unknown = asyncio.run(explore())
+    slow, every, why, listed, step, moved, loops, requests, limit, status, unknown = asyncio.run(explore())
 
     assert [phase["phase"] for phase in slow["phases"]] == ["decode"]
     assert slow["phases"][0]["device"]["idle"]["host_ns"] == 50 * 10**6
@@ -115,6 +116,8 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
     assert [found["stages_ns"] for found in requests["waterfalls"]] == [{"queue": 10, "prefill": 20}]
     assert [found["num_requests"] for found in requests["api_servers"]] == [1]
     assert loops["engines"][0]["exposed_ns"] == {"schedule": 30}
+    assert limit["phases"]["decode"]["bar"]["exposed_ns"]["delta_ft"] == 40 * 10**6
+    assert limit["phases"]["decode"]["mfu"] is None
     assert [server["live"] for server in status["servers"]] == [True]
     assert unknown.is_error
     assert unknown.content[0].text.endswith("404 no such analyzed step")

@@ -11,6 +11,7 @@ from live_states import ahead, engine_state, frontend_state, waterfall
 from taxbreak_vllm.model.breakdown import Breakdown, ExposedTax, Source
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.frontend import Stage
+from taxbreak_vllm.model.limit import Bar, Bound, StepLimit
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.service.http.article import read_article, read_step_article
 from taxbreak_vllm.service.http.page import page
@@ -78,6 +79,31 @@ def test_what_a_step_lacks_is_said_beside_what_the_recording_lacks(article, resu
     results.add_step("a", make_info("a"), Breakdown(source=Source(), steps=(step,), notes=("of the file",)), now_ns=0)
 
     assert article().notes == ("of the file", "too little was recorded")
+
+
+def test_the_bar_of_a_phase_is_shown_with_its_shares_ceilings_and_reasons(show, results, make_info, make_step):
+    bar = Bar(window_ns=200, limit_ns=60, above_ns=50, exposed_ns={"delta_ft": 50}, other_idle_ns=40)
+    limit = StepLimit(
+        flops=10**7, bytes=50_000, bar=bar, compute_ns=20, memory_ns=60, floor_ns=(60, 60), bound=Bound.MEMORY,
+        mfu=0.1, mbu=0.3, ceilings="H100 datasheet",
+    )  # fmt: skip
+    told = dataclasses.replace(make_step(), limit=limit)
+    untold = dataclasses.replace(make_step(phase=Phase.PREFILL), limit_reason="its worker says nothing of its model")
+    for name, step in (("a", told), ("b", untold)):
+        results.add_step(name, make_info(name, phase=step.phase), Breakdown(source=Source(), steps=(step,)), now_ns=0)
+
+    tags = Tags(show()[0])
+
+    assert "How far from the hardware's limit?" in tags.text
+    assert "0.1 µs 0.1 µs 10.0% 30.0% memory 90.9 TFLOP/s 455 GB/s 1" in tags.text
+    assert "(55.0%) – – – – – – – 1" in tags.text
+    assert "H100 datasheet." in tags.text
+    assert "Its worker says nothing of its model." in tags.text
+    labels = [attributes["aria-label"] for attributes in tags.attributes if attributes.get("class") == "bar"]
+    assert any(
+        label.startswith("hard limit 0.1 µs (30.0%); kernels above the limit 0.1 µs (25.0%); waits: framework (ΔFT)")
+        for label in labels
+    )
 
 
 def test_it_shows_phases_taxes_steps_and_servers_per_step(show, spool, make_state, put, turn):

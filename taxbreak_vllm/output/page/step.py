@@ -6,8 +6,10 @@ In: the step's breakdown, when it was, and where all steps of its server are. Ou
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.step import Batch
+from taxbreak_vllm.output.page.limit import limits_view
 from taxbreak_vllm.output.page.view import (
     Article,
     StepView,
@@ -47,6 +49,7 @@ def step_article(
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=once((*breakdown.notes, *step.notes)),
+        limits=limits_view(by_phase(breakdown.steps)),
         step=StepView(step_id=step_id, lead=_lead(step), links=tuple(links)),
     )
 

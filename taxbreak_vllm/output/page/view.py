@@ -5,7 +5,7 @@ In: breakdowns and what insight made of them. Out: `Article`, one per breakdown.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from taxbreak_vllm.insight.host_work import HostWork, host_work
@@ -14,6 +14,7 @@ from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, Step
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.page.advice import AdviceView
+from taxbreak_vllm.output.page.limit import LimitsView
 from taxbreak_vllm.output.page.server import Part, RequestsView, SecondView
 
 if TYPE_CHECKING:  # they read traces, which the sidecar's own process never does
@@ -170,6 +171,7 @@ class Article:
     live: Live | None = None
     step: StepView | None = None
     verdict: str = ""
+    limits: LimitsView = field(default_factory=LimitsView)
 
     @property
     def lead(self) -> str:

@@ -1,9 +1,12 @@
 """Device time beside what the hardware allows, as text. In: `Limit`, or why there is none. Out: lines and tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
+from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown
-from taxbreak_vllm.model.limit import Bar, Bound, Limit, OpLimit
+from taxbreak_vllm.model.limit import Bound, Limit, OpLimit
+from taxbreak_vllm.model.limits import PhaseLimit
+from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.output.words import UNKNOWN, duration, percent
 
@@ -14,7 +17,17 @@ _MEANINGS = {
     Bound.MEMORY: "its bytes take longer than its products",
     Bound.LATENCY: "the shortest kernel takes longer than either",
 }
-_EXPOSED = {"delta_ft": "ΔFT", "delta_ct": "ΔCT", "delta_kt": "ΔKT", "other": "other calls", "engine": "engine"}
+BAR_WORDS = {
+    "limit": "hard limit",
+    "above": "kernels above the limit",
+    "delta_ft": "waits: framework (ΔFT)",
+    "delta_ct": "waits: library (ΔCT)",
+    "delta_kt": "waits: launch path (ΔKT)",
+    "other": "waits: other runtime calls",
+    "engine": "waits: engine loop",
+    "other_idle": "other idle",
+    "unknown": "unknown",
+}
 
 
 def limit_text(limit: Limit | str | None, top: int) -> Iterable[str | Table]:
@@ -112,31 +125,40 @@ def giga(bytes_per_s: float) -> str:
 
 
 def bar_text(breakdown: Breakdown) -> Iterable[str | Table]:
-    """Show what the time of recorded steps' devices went to, from what hardware asks for to what is not known."""
-    limits = [step.limit for step in breakdown.steps if step.limit is not None]
-    bars = [limit.bar for limit in limits]
-    reasons = dict.fromkeys(step.limit_reason for step in breakdown.steps if step.limit_reason)
-    yield from (f"hardware limit: not told, {reason}" for reason in reasons)
-    if not bars:
+    """Show what the time of recorded steps' devices went to, phase by phase, from what hardware asks for on."""
+    if not any(step.limit for step in breakdown.steps):
+        reasons = dict.fromkeys(step.limit_reason for step in breakdown.steps if step.limit_reason)
+        yield from (f"hardware limit: not told, {reason}" for reason in reasons)
         return
-    flops, active_ns = sum(limit.flops for limit in limits), sum(step.device.active_ns for step in breakdown.steps)
-    sizes = [limit.bytes for limit in limits]
-    rates = [tera(flops / active_ns * 1e9)] if active_ns else []
-    if active_ns and None not in sizes:
-        rates.append(f"{giga(sum(size for size in sizes if size is not None) / active_ns * 1e9)} at the least")
-    yield f"hardware limit, from the model and the requests of each step: {', '.join(rates) or UNKNOWN}"
-    yield from (f"note: {note}" for note in dict.fromkeys(note for limit in limits for note in limit.notes))
-    table = Table((Column("device time", 4, Kind.NAME), Column("time", 4), Column("share", 3)), title="to the limit")
-    window_ns = sum(bar.window_ns for bar in bars)
-    for name, time_ns in _segments(bars):
-        table.add(name, duration(time_ns), percent(time_ns / window_ns if window_ns else None))
-    yield table
+    phases = by_phase(breakdown.steps)
+    every = list(phases.values())
+    ceilings = dict.fromkeys(origin for each in every for origin in each.ceilings)
+    whose = f", by {', '.join(ceilings)}" if ceilings else ""
+    yield f"hardware limit{whose}, from the model and the requests of each step"
+    said = dict.fromkeys(words for each in every for words in (*each.reasons, *each.notes))
+    yield from (f"note: {words}" for words in said)
+    yield _bar_table(phases)
 
 
-def _segments(bars: Sequence[Bar]) -> Iterable[tuple[str, int]]:
-    yield "hard limit", sum(bar.limit_ns for bar in bars)
-    yield "device time above it", sum(bar.above_ns for bar in bars)
-    for part in dict.fromkeys(part for bar in bars for part in bar.exposed_ns):
-        yield f"exposed {_EXPOSED[part]}", sum(bar.exposed_ns.get(part, 0) for bar in bars)
-    yield "other idle", sum(bar.other_idle_ns for bar in bars)
-    yield "unknown", sum(bar.unknown_ns for bar in bars)
+def _bar_table(phases: Mapping[Phase | None, PhaseLimit]) -> Table:
+    names = [phase or "all steps" for phase in phases]
+    table = Table(
+        (Column("a step's device", 4, Kind.NAME), *(Column(name, 4) for name in names)), title="to the hardware's limit"
+    )
+    bars = [each.bar for each in phases.values()]
+    for part in dict.fromkeys(part for bar in bars for part in bar.parts_ns()):
+        table.add(BAR_WORDS.get(part, part), *(_part_words(each, part) for each in phases.values()))
+    for name, words in (
+        ("MFU", [percent(each.mfu) for each in phases.values()]),
+        ("MBU", [percent(each.mbu) for each in phases.values()]),
+        ("bound by", [each.bound or UNKNOWN for each in phases.values()]),
+        ("products", [UNKNOWN if each.flops_per_s is None else tera(each.flops_per_s) for each in phases.values()]),
+        ("memory", [UNKNOWN if each.bytes_per_s is None else giga(each.bytes_per_s) for each in phases.values()]),
+    ):
+        table.add(name, *words)
+    return table
+
+
+def _part_words(limit: PhaseLimit, part: str) -> str:
+    time_ns, window_ns = limit.bar.parts_ns().get(part, 0), limit.bar.window_ns
+    return f"{duration(time_ns / limit.num_steps)} {percent(time_ns / window_ns if window_ns else None):>6}"

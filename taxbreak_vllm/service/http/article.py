@@ -19,6 +19,7 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.output.page.advice import advice_view
+from taxbreak_vllm.output.page.limit import limits_view
 from taxbreak_vllm.output.page.server import requests_view, second_view
 from taxbreak_vllm.output.page.step import step_article
 from taxbreak_vllm.output.page.view import (
@@ -38,6 +39,7 @@ from taxbreak_vllm.output.page.view import (
 from taxbreak_vllm.output.text.headline import first_sentence, remedy_sentence
 from taxbreak_vllm.service.http.advice import read_advice
 from taxbreak_vllm.service.http.choice import Choice, Running, choices, choose
+from taxbreak_vllm.service.http.limit import read_limits
 from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.waterfalls import why_none
 from taxbreak_vllm.service.results.rows import StepRow
@@ -86,6 +88,7 @@ def read_article(
         calibration=tuple(calibration_words(whole.calibration)),
         coverage=tuple(coverage_words(whole.coverage)),
         notes=once((*whole.notes, *whole.total.notes)),
+        limits=limits_view(read_limits(results, since_ns=since_ns, server_id=own).phases),
         live=replace(
             _read_live(spool, every, of_phase, running.of(own)),
             remedy=remedy_sentence(report),
