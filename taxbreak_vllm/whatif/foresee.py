@@ -16,10 +16,11 @@ from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.timeline import HostClass
+from taxbreak_vllm.whatif.basis import Basis
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError, scale_host
 from taxbreak_vllm.whatif.compiled import Forward
 from taxbreak_vllm.whatif.predict import predict
-from taxbreak_vllm.whatif.replays import Replays
+from taxbreak_vllm.whatif.spans import means
 
 MAX_EVENTS = 50_000  # ops and activities; more take seconds, for which someone should have asked
 
@@ -55,12 +56,12 @@ def foresee(
         return tuple(
             Forecast(change=name, phase=each, refused=reason) for name, phases in asked.items() for each in phases
         )
-    replays = Replays(recording)
+    basis = Basis(recording)
     found: list[Forecast] = []
     for name, phases in asked.items():
         try:
             change = _change(recording, name, chains)
-            rows = {one.phase: one for one in _forecasts(replays, change, name, dilation or 1.0)}
+            rows = {one.phase: one for one in _forecasts(basis, change, name, dilation or 1.0)}
             reason = "its steps are not told apart"
         except (RefusedError, SettingsError, TraceFormatError) as error:
             rows, reason = {}, str(error)
@@ -78,18 +79,18 @@ def _change(recording: Recording, name: Remedy, chains: Sequence[tuple[str, ...]
             return _CHANGES[name]
 
 
-def _forecasts(replays: Replays, change: Change, name: Remedy, dilation: float) -> Iterator[Forecast]:
+def _forecasts(basis: Basis, change: Change, name: Remedy, dilation: float) -> Iterator[Forecast]:
     if change.full_graph:
-        _require_plain_launches(replays.recording)
-    as_recorded = _rows(replays, change)
+        _require_plain_launches(basis.recording)
+    as_recorded = _rows(basis, change)
     is_told = all(row.plain_ns is not None for row in as_recorded.values())
-    factor = None if is_told else _host_factor(replays, dilation)
+    factor = None if is_told else _host_factor(basis, dilation)
     before: Mapping[Phase | None, float] = {}
     after: Rows = {}
     if factor is not None:
         with suppress(RefusedError):
-            after = _rows(replays, _slowed(change, factor))
-            before = replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor)))
+            after = _rows(basis, _slowed(change, factor))
+            before = _steps_ns(basis, factor)
     low = 0.0 if name is Remedy.FUSED else 1.0  # which chains a compiler fuses is its own affair: it may be none
     for phase, row in as_recorded.items():
         wins = [_win(row.observed_ns, row)]
@@ -116,8 +117,8 @@ def _require_plain_launches(recording: Recording) -> None:
         raise RefusedError("parts of it are graphs already, and what one graph of all costs is not in the recording")
 
 
-def _rows(replays: Replays, change: Change) -> Rows:
-    answer = predict(replays.recording, change, named="", replays=replays)
+def _rows(basis: Basis, change: Change) -> Rows:
+    answer = predict(basis.recording, change, named="", basis=basis)
     if answer.window is None:
         raise RefusedError(answer.refused or "nothing was replayed")
     return {row.phase: row for row in answer.steps or (answer.window,)}
@@ -146,16 +147,16 @@ def _slowed(change: Change, factor: float) -> Change:
     return replace(change, host={cls: Range(low=r.low * factor, high=r.high * factor) for cls, r in host.items()})
 
 
-def _host_factor(replays: Replays, dilation: float) -> float | None:
+def _host_factor(basis: Basis, dilation: float) -> float | None:
     """Return what share of its host work would leave a recording as long as plain steps are; None where none would."""
     low, high = 0.0, 1.0
-    low_ns, high_ns = (_whole_ns(replays, factor) for factor in (low, high))
+    low_ns, high_ns = (_whole_ns(basis, factor) for factor in (low, high))
     wanted_ns = high_ns / dilation
     if dilation < _SAME or low_ns >= wanted_ns:
         return None
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
-        middle_ns = _whole_ns(replays, middle)
+        middle_ns = _whole_ns(basis, middle)
         if middle_ns < wanted_ns:
             low, low_ns = middle, middle_ns
         else:
@@ -163,5 +164,11 @@ def _host_factor(replays: Replays, dilation: float) -> float | None:
     return low + (high - low) * (wanted_ns - low_ns) / (high_ns - low_ns)
 
 
-def _whole_ns(replays: Replays, factor: float) -> float:
-    return sum(replays.steps_ns(scale_host(replays.calibrated, dict.fromkeys(HOST, factor))).values())
+def _whole_ns(basis: Basis, factor: float) -> float:
+    return sum(_steps_ns(basis, factor).values())
+
+
+def _steps_ns(basis: Basis, factor: float) -> dict[Phase | None, float]:
+    found = means(scale_host(basis.calibrated, dict.fromkeys(HOST, factor)), basis.groups)
+    rows = list(zip(basis.phases, found, strict=True))
+    return dict(rows[1:] or rows)

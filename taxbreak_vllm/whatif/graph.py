@@ -112,7 +112,7 @@ class Graph:
 
     `at_ns` is when each was observed, `duration_ns` how long an activity took (0 for a point of the host), `is_pinned`
     marks what something unrecorded held until it was observed. `point_node` and `activity_node` lead from Points and
-    Activities to nodes, `edge_from` to a node's first edge in `edges`.
+    Activities to nodes.
     """
 
     at_ns: Int64
@@ -123,11 +123,6 @@ class Graph:
     activity_node: Index
     edges: Edges
     num_backward: int = 0
-
-    @property
-    def edge_from(self) -> Index:
-        """Where the edges of each node begin in `edges`, and after the last one where they end."""
-        return np.searchsorted(self.edges.target, np.arange(len(self.at_ns) + 1), side="left")
 
     @property
     def window_ns(self) -> int:

@@ -1,23 +1,29 @@
 """The plain step behind a recorded one: what the profiler added to the host is taken out again (methodology 5).
 
-In: the graph of a recorded step and how long plain steps like it take. Out: ways to take the profiler's cost out of
-such graphs so that the step takes as long as a plain one. The profiler costs something for each op and call that it
-records. What an op costs is calibrated in the process and a call costs what remains, or each event costs alike, or the
-whole host is slowed alike: which of these, a recording does not say.
+In: the graphs of a recorded step and how long plain steps like it take. Out: the same graphs without the profiler's
+cost, in which the step takes as long as a plain one, and what a change makes of that. The profiler costs something for
+each op and call that it records. What an op costs is calibrated in the process and a call costs what remains, or each
+event costs alike, or the whole host is slowed alike: which of these, a recording does not say.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taxbreak_vllm.model.whatif import Prediction
+from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
 from taxbreak_vllm.trace.events import EventKind
 from taxbreak_vllm.trace.intervals import Int64
-from taxbreak_vllm.whatif.changes import HOST, RefusedError, scale_host
+from taxbreak_vllm.whatif.apply import apply, middle
+from taxbreak_vllm.whatif.build import Model
+from taxbreak_vllm.whatif.changes import HOST, Change, RefusedError, scale_host
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Graph
+from taxbreak_vllm.whatif.interval import Variant, interval
 from taxbreak_vllm.whatif.points import PointKind
+from taxbreak_vllm.whatif.spans import Spans, means
 
 Lighten = Callable[[Graph], Graph]
 Took = Callable[[Graph], float]
@@ -26,6 +32,80 @@ _MOST_NS = 1_000_000  # no event costs the profiler more
 _ROUNDS = 30
 _WITHIN = 0.01  # of the plain step: so near is met
 _SLOWER = 1.1  # a plain step may be longer than the recorded one by chance, not by more
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plain:
+    """The plain steps behind recorded ones: what each group of them takes, ns, and from which node to which it goes.
+
+    `variants` are graphs without what the profiler added, whichever way it did, the likeliest way first.
+    """
+
+    took_ns: Sequence[float]
+    groups: Sequence[Spans]
+    variants: Sequence[Variant]
+
+    @classmethod
+    def of(cls, recording: Recording, model: Model, variants: Sequence[Variant]) -> "Plain":
+        """Find them from the variants of a recording, the calibrated graph first.
+
+        Raises RefusedError where no plain step is known, or the profiler does not explain it.
+        """
+        info = recording.info
+        plain_ns, spans = _plain_step(recording, model)
+        groups = [spans]
+        calibrated = variants[0][0]
+        assert info is not None
+
+        def took(graph: Graph) -> float:
+            return means(graph, groups)[0]
+
+        ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
+        if not recording.backend.has_launches:
+            ways = ways[::-1]  # a forward's share of a plain step on the CPU is that of a host slowed alike
+        known = ways[0]
+        light = [way(calibrated) for way in ways]
+        found: list[Variant] = [(graph, means(graph, groups)) for graph in light]
+        for graph, took_ns in variants[1:]:
+            found.append((known(graph), found[0][1] if took_ns is None else means(known(graph), groups)))
+        return cls([plain_ns], groups, found)
+
+
+def plain_steps(
+    plain: Plain, model: Model, change: Change, steps: Sequence[Prediction], *, error: float
+) -> tuple[Prediction, ...]:
+    """Predict plain steps beside the recorded ones: the same change to graphs without what the profiler added."""
+    light, before_ns = plain.variants[0]
+    after_ns = means(apply(light, model, change, middle), plain.groups)
+    assert before_ns is not None
+    points = [was + after - before for was, after, before in zip(plain.took_ns, after_ns, before_ns, strict=True)]
+    ends = interval(plain.variants, model, change, plain.groups, plain.took_ns)
+    return tuple(
+        replace(
+            step,
+            plain_ns=round(took_ns),
+            plain_predicted_ns=round(point),
+            plain_low_ns=max(round(min(point, low) - error * took_ns), 0),
+            plain_high_ns=round(max(point, high) + error * took_ns),
+        )
+        for step, took_ns, point, (low, high) in zip(steps, plain.took_ns, points, ends, strict=True)
+    )
+
+
+def _plain_step(recording: Recording, model: Model) -> tuple[int, Spans]:
+    """Return how long plain steps like the one recorded take, and from which node to which that is in its graph."""
+    info, points, node = recording.info, model.sources.points, model.graph.point_node
+    if info is None or len(recording.windows) != 1:
+        raise RefusedError("only a recording that a server made of one step tells how long plain ones take")
+    is_iteration = info.async_output or not recording.backend.has_launches
+    is_iteration &= info.iteration_ns is not None and bool(info.plain_iteration_ns)
+    plain_ns = info.plain_iteration_ns if is_iteration else info.plain_window_ns
+    if not plain_ns or info.num_plain < MIN_PLAIN_STEPS:
+        raise RefusedError(f"fewer than {MIN_PLAIN_STEPS} plain steps like this one had been timed")
+    if is_iteration and points.next_step[0] < 0:
+        raise RefusedError("the start of the step after was not recorded, so its iteration is not known")
+    last = points.next_step if is_iteration else points.step_end
+    return plain_ns, (node[points.step_start], node[last])
 
 
 @dataclass(frozen=True, slots=True)

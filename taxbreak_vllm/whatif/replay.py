@@ -17,7 +17,7 @@ def replay(graph: Graph, *, first_later_ns: int = 0) -> Int64:
     at = graph.at_ns.tolist()
     if first_later_ns and not graph.is_activity.all():
         at[int(np.argmin(graph.is_activity))] += first_later_ns
-    bounds = graph.edge_from
+    bounds = np.searchsorted(graph.edges.target, np.arange(len(at) + 1), side="left")
     is_free = (np.diff(bounds) > 0) & ~graph.is_pinned
     source, weight = graph.edges.source.tolist(), graph.weights().tolist()
     time: list[int] = []

@@ -3,6 +3,8 @@
 In: a recording, its graph, when each node happens. Out: durations, ns; by how much they vary; whether they settle.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from taxbreak_vllm.model.step import Phase
@@ -40,10 +42,10 @@ def step_spans(recording: Recording, model: Model) -> list[tuple[Phase | None, S
     return found
 
 
-def means(graph: Graph, rows: list[tuple[Phase | None, Spans]]) -> list[float]:
-    """Replay a graph and return the mean of each row."""
+def means(graph: Graph, groups: Iterable[Spans]) -> list[float]:
+    """Replay a graph and return the mean length of each group of steps."""
     at_ns = replay(graph)
-    return [mean(graph, at_ns, spans) for _, spans in rows]
+    return [mean(graph, at_ns, spans) for spans in groups]
 
 
 def mean(graph: Graph, at_ns: Int64, spans: Spans) -> float:

@@ -122,7 +122,7 @@ def without_device_sync(server: Server) -> Server:
     def unwaited(it: Item) -> Item:
         return Call(it.call_ns) if isinstance(it, Synchronize) and it.event is None else it
 
-    return _each_item(server, unwaited)
+    return each_item(server, unwaited)
 
 
 def one_step_ahead(server: Server) -> Server:
@@ -143,7 +143,7 @@ def _ahead(sample: Sequence[Item], number: int) -> tuple[Item, ...]:
     return (*sample[:last], *instead, *sample[last + 1 :])
 
 
-def _each_item(server: Server, change: Callable[[Item], Item]) -> Server:
+def each_item(server: Server, change: Callable[[Item], Item]) -> Server:
     def item(it: Item) -> Item:
         return replace(it, body=tuple(map(item, it.body))) if isinstance(it, Op) else change(it)
 

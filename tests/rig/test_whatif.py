@@ -18,9 +18,9 @@ from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.trace.read.kineto import read_events
 from taxbreak_vllm.trace.timeline import HostClass
+from taxbreak_vllm.whatif.basis import Basis
 from taxbreak_vllm.whatif.changes import HOST, Change, Range
 from taxbreak_vllm.whatif.predict import predict
-from taxbreak_vllm.whatif.replays import Replays
 
 FACTORS = [(1.3, 1), (0.5, 1), (1, 1.5), (1, 0.5), (0.7, 0.7), (2, 0.6)]
 SOME = [
@@ -100,10 +100,10 @@ def test_where_the_gates_pass_each_answer_holds_what_the_rig_does_with_the_chang
     for seed in seeds:
         server = random_server(seed)
         recording = record(server)
-        replays = Replays(recording)
+        basis = Basis(recording)
         for changes_made, other in changes(server, seed):
             asked += 1
-            answer = predict(recording, changes_made, named="", replays=replays)
+            answer = predict(recording, changes_made, named="", basis=basis)
             if answer.refused is not None:
                 continue
             answers += 1
@@ -123,9 +123,9 @@ def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refuse
         it = run(server)
         path.write_text(to_json(middle_of_three(it, 3, is_whole=False)[0]))
         recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns))
-        replays = Replays(recording)
+        basis = Basis(recording)
         for host, kernels in ((0.5, 1), (1, 0.5)):
-            answer = predict(recording, change(host, kernels), named="", replays=replays)
+            answer = predict(recording, change(host, kernels), named="", basis=basis)
             if answer.refused is not None:
                 continue
             (step,) = answer.steps
@@ -154,9 +154,9 @@ def test_a_recorded_step_tells_what_the_plain_one_would_take(rules, tmp_path):
         path.write_text(to_json(middle_of_three(run(slowed), 3, is_whole=False)[0]))
         info = step_info(iteration_ns(slowed), iteration_ns(server))
         recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns), info=info)
-        replays = Replays(recording)
+        basis = Basis(recording)
         for host, kernels in ((0.5, 1), (1.3, 1), (1, 0.5)):
-            answer = predict(recording, change(host, kernels), named="", replays=replays)
+            answer = predict(recording, change(host, kernels), named="", basis=basis)
             if answer.refused is not None:
                 continue
             (step,) = answer.steps

@@ -1,0 +1,104 @@
+"""The graph of a recording, its gates and bounds: worked out once for all that is asked of it, when it is asked."""
+
+from functools import cached_property
+
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.whatif import Gate
+from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.trace.kernels import Family
+from taxbreak_vllm.whatif import changes, on_host
+from taxbreak_vllm.whatif.build import Model, build
+from taxbreak_vllm.whatif.changes import HOST, RefusedError
+from taxbreak_vllm.whatif.gates import find_gates
+from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.interval import Variant, model_error
+from taxbreak_vllm.whatif.plain import Plain
+from taxbreak_vllm.whatif.spans import Spans, mean, means, step_spans
+
+
+class Basis:
+    """What every change to a recording starts from."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.is_on_host = not recording.backend.has_launches
+
+    @cached_property
+    def model(self) -> Model:
+        """The graph with constants alone."""
+        builds = on_host.build if self.is_on_host else build
+        return builds(self.recording.measured, self.recording.shown_windows)
+
+    @cached_property
+    def calibrated(self) -> Graph:
+        """The graph that gives what was observed."""
+        return self.model.graph.calibrated()
+
+    @cached_property
+    def gates(self) -> tuple[Gate, ...]:
+        """What the recording must pass."""
+        found = find_gates(self.model, self.calibrated)
+        return (*found, *on_host.gates(self.recording)) if self.is_on_host else found
+
+    @cached_property
+    def error(self) -> float:
+        """What share of a step an answer may be off by, beyond what its variants and ranges tell."""
+        return model_error(self.gates) + (on_host.MISSED_RATIO if self.is_on_host else 0.0)
+
+    @cached_property
+    def phases(self) -> list[Phase | None]:
+        """What is predicted: the whole recording, then the steps of each phase."""
+        return [phase for phase, _ in self._rows]
+
+    @cached_property
+    def groups(self) -> list[Spans]:
+        """From which to which node each of `phases` goes."""
+        return [spans for _, spans in self._rows]
+
+    @cached_property
+    def _rows(self) -> list[tuple[Phase | None, Spans]]:
+        return step_spans(self.recording, self.model)
+
+    @cached_property
+    def observed_ns(self) -> list[float]:
+        """What each of `phases` took."""
+        return [mean(self.calibrated, self.calibrated.at_ns, spans) for spans in self.groups]
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        """The graph calibrated and with constants alone, both also with what it may wait for.
+
+        The third has what is doubtful at its least.
+        """
+        graph, possible = self.model.graph, self.model.possible
+        found: list[Variant] = [
+            (self.calibrated, None),
+            (graph, means(graph, self.groups)),
+            (self.calibrated.least(), None),
+        ]
+        if len(possible):
+            more = graph.with_edges(graph.edges.plus(possible))
+            found += [(more.calibrated(), None), (more, means(more, self.groups))]
+        return found
+
+    @cached_property
+    def bounds(self) -> tuple[list[float], list[float]]:
+        """What each of `phases` takes without the host's work, and without kernels."""
+        none: dict[Family, float] = {family: 0.0 for family in Family if family is not Family.COLLECTIVE}
+        host_free = changes.scale_host(self.calibrated, dict.fromkeys(HOST, 0.0))
+        kernels_free = changes.scale_kernels(self.calibrated, self.model.sources, none)
+        return means(host_free, self.groups), means(kernels_free, self.groups)
+
+    @property
+    def plain(self) -> Plain:
+        """The plain step behind a recorded one; raises RefusedError where none is known."""
+        if isinstance(self._plain, RefusedError):
+            raise self._plain
+        return self._plain
+
+    @cached_property
+    def _plain(self) -> Plain | RefusedError:
+        try:
+            return Plain.of(self.recording, self.model, self.variants)
+        except RefusedError as refusal:
+            return refusal
