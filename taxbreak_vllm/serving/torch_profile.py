@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ class TorchProfile:
             activities=activities,
             record_shapes=detail is not Detail.TIMES,
             with_stack=detail is Detail.STACKS,
-            experimental_config=None if is_read or detail is Detail.STACKS else _trace_only(),
+            experimental_config=_config(
+                trace_only=not is_read and detail is not Detail.STACKS,
+                enable_cuda_sync_events=has_cupti(device_type),
+            ),
         )
         self._device_type = device_type
         self._first_span = span
@@ -91,14 +94,20 @@ class TorchProfile:
         vars(vars(self).get("_profile", self)).clear()
 
 
-def _trace_only() -> Any:  # noqa: ANN401 - an _ExperimentalConfig
-    """Have torch build no objects for Python, a fifth of a stop; None where it does not know that (before 2.13)."""
+def _config(**wanted: bool) -> Any:  # noqa: ANN401 - an _ExperimentalConfig
+    """Ask torch for as much of what is wanted as it offers; None where that is nothing.
+
+    `trace_only` (since 2.13): to build no objects for Python, a fifth of a stop. `enable_cuda_sync_events` (since 2.1):
+    to record which event or stream each wait was for.
+    """
     from torch._C._profiler import _ExperimentalConfig
 
-    try:
-        return _ExperimentalConfig(trace_only=True)
-    except TypeError:
-        return None
+    offered: dict[str, Any] = {}
+    for option in (option for option, is_wanted in wanted.items() if is_wanted):
+        with suppress(TypeError):
+            _ExperimentalConfig(**offered, **dict[str, Any]({option: True}))
+            offered[option] = True
+    return _ExperimentalConfig(**offered) if offered else None
 
 
 def device_type(worker: Any) -> str:  # noqa: ANN401 - a vLLM worker

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from taxbreak_vllm.trace.calls import Calls
 from taxbreak_vllm.trace.frames import Frames
+from taxbreak_vllm.trace.syncs import Syncs
 
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
@@ -56,7 +57,8 @@ class Events:
     ((pid, tid) pairs), `correlation`, `external` (External id), `stream` and `device` int64, -1 where absent.
     `first_ns` and `last_ns` are the trace's first start and last end, also where these are some of its events only.
     `num_events` counts everything in the file, `num_dropped` what could not be read as an event at all. `calls` has the
-    call of each op and the configuration of each kernel, `frames` the Python functions, where they were asked for.
+    call of each op and the configuration of each kernel, `frames` the Python functions, where they were asked for;
+    `syncs` who waits for whom, as far as the recording tells.
     """
 
     path: str
@@ -80,6 +82,7 @@ class Events:
     is_truncated: bool
     calls: Calls | None = None
     frames: Frames | None = None
+    syncs: Syncs = field(default_factory=Syncs.none)
     oddities: Oddities = field(default_factory=Oddities)
 
     def rows(self, *kinds: EventKind) -> NDArray[np.intp]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.whatif.blocking import Blocking
 from taxbreak_vllm.whatif.constants import UNEXPLAINED_NS, Calls, Constants
 from taxbreak_vllm.whatif.edges import (
     Sources,
@@ -33,7 +34,8 @@ from taxbreak_vllm.whatif.graph import Edges, Graph
 from taxbreak_vllm.whatif.handoffs import Handoffs
 from taxbreak_vllm.whatif.points import Points
 from taxbreak_vllm.whatif.streams import Streams, launched
-from taxbreak_vllm.whatif.waits import Blocking, ended_just_before, event_waits
+from taxbreak_vllm.whatif.told import Told
+from taxbreak_vllm.whatif.waits import ended_just_before, event_waits
 from taxbreak_vllm.whatif.wakes import Wakes
 
 
@@ -71,7 +73,8 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
     constants = Constants.fit(events, host, calls, activities, streams)
     launch_ns = calls.start_ns[streams.call] if len(calls.start_ns) else np.zeros(len(streams.call), dtype=np.int64)
     queues = launched(streams, activities, launch_ns)
-    blocking = Blocking.of(events, host, calls, activities, dispatches, queues)
+    told = Told.of(events, host, calls, activities, dispatches, queues)
+    blocking = Blocking.of(events, host, calls, activities, dispatches, queues, told)
     launching = set(np.unique(dispatches.thread).tolist())
     handoffs = Handoffs.of(points, launching)
     wakes = Wakes.of(points, points.call_end[blocking.call], launching, handoffs.waiting)
@@ -81,13 +84,14 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
 
     launches, behind, within = launch_edges(sources), stream_edges(sources), node_edges(sources)
     led = led_until(sources, (launches, behind))
-    events_pairs = event_waits(events, host, calls, activities, streams, queues)
-    waits, explained = event_edges(sources, events_pairs, led)
+    inferred = event_waits(events, host, calls, activities, streams, queues) if told.waits is None else told.waits
+    waits, explained = event_edges(sources, inferred, led)
     late_ns = activities.start_ns - np.maximum(led, explained)
     late = np.flatnonzero((late_ns > UNEXPLAINED_NS) & (led > np.iinfo(np.int64).min))
     guessed = ended_just_before(activities, streams.stream, late, UNEXPLAINED_NS)
     still = np.setdiff1d(late, guessed.waiting)
     is_pinned = np.zeros(num_points + len(activities.row), dtype=bool)
+    is_pinned[points.call_end[blocking.call[blocking.is_carried]]] = True
     returned = calls.end_ns[streams.call] if len(calls.end_ns) else np.zeros(len(led), dtype=np.int64)
     is_held = (late_ns > UNEXPLAINED_NS) & (activities.start_ns - returned > UNEXPLAINED_NS)
     opens = (streams.before < 0) & (is_held | (led == np.iinfo(np.int64).min))

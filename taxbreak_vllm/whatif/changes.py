@@ -160,17 +160,13 @@ def one_step_ahead(graph: Graph, sources: Sources) -> Graph:
         last.append(int(own[np.argmax(end_at[own])]))
     ends = graph.point_node[points.call_end[waits[last]]]
     edges = graph.edges
-    row = np.full(len(graph.at_ns), -1, dtype=np.intp)
-    is_wait = np.flatnonzero(edges.kind == EdgeKind.WAIT)
-    row[edges.target[is_wait]] = is_wait
-    rows = row[ends]
-    if (rows < 0).any():
+    following = np.full(len(graph.at_ns), -1, dtype=np.intp)
+    following[ends[:-1]] = ends[1:]
+    is_moved = (edges.kind == EdgeKind.WAIT) & np.isin(edges.target, ends)
+    if not np.isin(ends, edges.target[is_moved]).all():
         raise RefusedError("--async: a step's last wait returned before what it waited for had begun")
-    target = edges.target.copy()
-    target[rows[:-1]] = ends[1:]
-    keep = np.ones(len(edges), dtype=bool)
-    keep[rows[-1]] = False
-    edges = replace(edges, target=target).chosen(keep)
+    target = np.where(is_moved, following[edges.target], edges.target)
+    edges = replace(edges, target=target).chosen(target >= 0)
     return graph.with_edges(edges.chosen(np.argsort(edges.target, kind="stable")))
 
 

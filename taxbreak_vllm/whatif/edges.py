@@ -21,12 +21,14 @@ from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.trace.dispatches import queue_full
 from taxbreak_vllm.trace.intervals import Index, Int64, median
 from taxbreak_vllm.trace.timeline import HostClass
+from taxbreak_vllm.whatif.awaited_events import INSTANT_NS
+from taxbreak_vllm.whatif.blocking import Blocking
 from taxbreak_vllm.whatif.constants import UNEXPLAINED_NS, Calls, Constants
 from taxbreak_vllm.whatif.graph import EdgeKind, Edges, make_edges
 from taxbreak_vllm.whatif.handoffs import Handoffs
 from taxbreak_vllm.whatif.points import Points
 from taxbreak_vllm.whatif.streams import Streams
-from taxbreak_vllm.whatif.waits import INSTANT_NS, Blocking, Pairs, ended_just_before
+from taxbreak_vllm.whatif.waits import Pairs, ended_just_before
 from taxbreak_vllm.whatif.wakes import Wakes
 
 _EVENT_NS, _ROOM_NS = 2_000, 4_500  # where a recording shows none
@@ -48,6 +50,12 @@ class Sources:
     handoffs: Handoffs
     wakes: Wakes
 
+    @property
+    def waits_for_events(self) -> bool:
+        """Whether calls make the host or a stream wait for an event."""
+        names = [self.measured.events.names[number] for number in np.unique(self.calls.name).tolist()]
+        return any(name.endswith(("EventSynchronize", "StreamWaitEvent")) for name in names)
+
 
 def host_edges(s: Sources) -> Edges:
     """What each thread did between two points, by class.
@@ -61,7 +69,7 @@ def host_edges(s: Sources) -> Edges:
     host_ns = s.measured.partition.between(
         host.key(points.thread[to], points.at_ns[before]), host.key(points.thread[to], points.at_ns[to])
     )
-    known = (blocking.awaited >= 0) | (blocking.possible >= 0)
+    known = (blocking.awaited >= 0) | (blocking.possible >= 0) | blocking.is_carried
     place = np.full(len(points.at_ns), -1, dtype=np.intp)
     place[to] = np.arange(len(to))
     ends = place[points.call_end[blocking.call[known]]]
@@ -73,7 +81,8 @@ def host_edges(s: Sources) -> Edges:
     host_ns[:, place[s.wakes.silent]] = _as_python(s.wakes.own_ns)
     fixed_ns = host_ns[HostClass.BLOCKED].copy()
     host_ns[HostClass.BLOCKED] = 0
-    long = blocking.call[(blocking.possible >= 0) & (blocking.idle_ns > INSTANT_NS)]
+    is_guess = (blocking.possible >= 0) & (blocking.awaited < 0)
+    long = blocking.call[is_guess & (blocking.idle_ns > INSTANT_NS)]
     is_doubtful = np.isin(to, np.concatenate((s.wakes.unexplained, points.call_end[long])))
     return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns, is_doubtful=is_doubtful)
 
@@ -169,12 +178,14 @@ def guessed_edges(s: Sources, pairs: Pairs) -> Edges:
 
 def wait_edges(s: Sources) -> Edges:
     """From what a blocking call waits for to its return."""
-    known = s.blocking.awaited >= 0
+    blocking = s.blocking
+    known = np.flatnonzero(blocking.awaited >= 0)
+    waiting = np.concatenate((known, blocking.also_call))
     return make_edges(
-        len(s.points.at_ns) + s.blocking.awaited[known],
-        s.points.call_end[s.blocking.call[known]],
+        len(s.points.at_ns) + np.concatenate((blocking.awaited[known], blocking.also)),
+        s.points.call_end[blocking.call[waiting]],
         EdgeKind.WAIT,
-        fixed_ns=s.blocking.return_ns[known],
+        fixed_ns=blocking.return_ns[waiting],
         from_end=True,
     )
 
@@ -188,7 +199,7 @@ def possible_edges(s: Sources) -> Edges:
         len(s.points.at_ns) + s.blocking.possible[known],
         s.points.call_end[call],
         EdgeKind.WAIT,
-        fixed_ns=np.minimum(s.blocking.return_ns[known], s.calls.end_ns[call] - done_ns),
+        fixed_ns=np.minimum(s.blocking.most_ns[known], s.calls.end_ns[call] - done_ns),
         from_end=True,
     )
     return waits.plus(_possible_starts(s)).plus(

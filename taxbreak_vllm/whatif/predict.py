@@ -158,5 +158,9 @@ def _notes(model: Model, change: Change) -> Iterable[str]:
             yield f"{inside} of {count} launches become one a step: waits cut the others off"
     if any(kind.family is Family.COLLECTIVE for kind in model.sources.measured.kinds):
         yield "collectives keep their time: peers are taken to change alike"
+    if len(model.sources.measured.events.syncs):
+        yield "which event each stream and call waits for is told by the recording"
+    elif model.sources.waits_for_events:
+        yield "which event each stream and call waits for is inferred: this recording does not tell"
     if model.graph.is_pinned.any():
         yield "work from before the recording holds the device at its start, as long as it did"

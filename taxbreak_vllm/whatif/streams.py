@@ -10,6 +10,9 @@ import numpy as np
 from taxbreak_vllm.trace.dispatches import Activities, Bool, Dispatches, Host
 from taxbreak_vllm.trace.intervals import Index, Int64
 
+LATE_NS = 1_000  # by so much device and host clocks may disagree
+NEVER = np.iinfo(np.int64).min
+
 
 @dataclass(frozen=True, slots=True)
 class Streams:
@@ -85,6 +88,7 @@ class Launched:
     activity: Index
     last: Index
     device: int
+    stream: int
 
     def ended(self, latest: Index, by_ns: Int64, end_ns: Int64) -> Index:
         """Return for each the last activity up to `latest` that had ended by then, -1 for none."""
@@ -110,6 +114,15 @@ def launched(streams: Streams, activities: Activities, launch_ns: Int64) -> list
         ends = activities.end_ns[rows]
         last = rows[_last_to_end(np.zeros(len(rows), dtype=np.intp), ends)] if len(rows) else rows
         # Of a graph's nodes, all launched at once, the last place is what a search for an instant finds.
-        device = int(activities.device[rows[0]]) if len(rows) else -1
-        found.append(Launched(launch_ns=launch_ns[rows], activity=rows, last=last, device=device))
+        device, stream = (int(each[rows[0]]) if len(rows) else -1 for each in (activities.device, activities.stream))
+        found.append(Launched(launch_ns=launch_ns[rows], activity=rows, last=last, device=device, stream=stream))
     return found
+
+
+def last_of_dispatch(activities: Activities, dispatches: Dispatches) -> Index:
+    """Return for each dispatch which of its activities ends last."""
+    last = np.full(len(dispatches), -1, dtype=np.intp)
+    rows = np.flatnonzero(activities.dispatch >= 0)
+    rows = rows[np.argsort(activities.end_ns[rows], kind="stable")]
+    last[activities.dispatch[rows]] = rows
+    return last

@@ -21,6 +21,22 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """What the runtime tells of a wait, in Kineto's words: which call it was, and on or for which stream.
+
+    Of an event, which call recorded it, and on which stream.
+    """
+
+    name: str
+    start_ns: int
+    end_ns: int
+    correlation: int
+    stream: int = -1
+    record: int = -1
+    record_stream: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Activity:
     """Work of the device: `launch_ns` is the start of its call, `step` where that was made."""
 
@@ -71,6 +87,7 @@ class Run:
     windows: tuple[tuple[int, int], ...]
     spans: tuple[Span, ...]
     activities: tuple[Activity, ...]
+    syncs: tuple[Sync, ...]
     segments: tuple[Segment, ...]
     orchestration: tuple[Orchestration, ...]
     end_ns: int

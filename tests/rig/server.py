@@ -7,6 +7,7 @@ with a clock for each thread and each stream, is the whole simulation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rig.program import (
     MAIN,
@@ -25,7 +26,7 @@ from rig.program import (
     Wait,
     Work,
 )
-from rig.records import ENGINE, STEP, Activity, Orchestration, Run, Segment, Span
+from rig.records import ENGINE, STEP, Activity, Orchestration, Run, Segment, Span, Sync
 
 
 def run(server: Server) -> Run:
@@ -52,10 +53,19 @@ def run(server: Server) -> Run:
         windows=tuple(windows),
         spans=tuple(machine.spans),
         activities=tuple(machine.activities),
+        syncs=tuple(machine.syncs),
         segments=tuple(machine.segments),
         orchestration=tuple(machine.orchestration),
         end_ns=end_ns,
     )
+
+
+class _Event(NamedTuple):
+    """When it passes, which call recorded it, on which stream."""
+
+    at_ns: int = 0
+    record: int = -1
+    stream: int = -1
 
 
 @dataclass(slots=True)
@@ -69,12 +79,13 @@ class _Machine:
     number: int = -1
     spans: list[Span] = field(default_factory=list)
     activities: list[Activity] = field(default_factory=list)
+    syncs: list[Sync] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     orchestration: list[Orchestration] = field(default_factory=list)
     _busy_until: dict[int, int] = field(default_factory=dict)  # of each stream
     _held_until: dict[int, int] = field(default_factory=dict)  # by events it waits for
-    _events: dict[str, int] = field(default_factory=dict)
-    _tokens: dict[int, int] = field(default_factory=dict)
+    _events: dict[str, _Event] = field(default_factory=dict)
+    _tokens: dict[int, _Event] = field(default_factory=dict)
     _begun: list[int] = field(default_factory=list)  # by when each launch and those before it have begun
     _step_ns: int = 0
     _correlation: int = 0
@@ -110,8 +121,10 @@ class _Machine:
         start_ns = max(self.now_ns, self.output_free_ns)
         end_ns = start_ns
         if number in self._tokens:
-            end_ns = max(start_ns + self.server.wait_call_ns, self._tokens[number] + self.server.return_ns)
-            self.spans.append(Span("call", "cudaEventSynchronize", start_ns, end_ns, OUTPUT, self._next_correlation()))
+            event, correlation = self._tokens[number], self._next_correlation()
+            end_ns = max(start_ns + self.server.wait_call_ns, event.at_ns + self.server.return_ns)
+            self.spans.append(Span("call", "cudaEventSynchronize", start_ns, end_ns, OUTPUT, correlation))
+            self._tell("Event Sync", start_ns, end_ns, correlation, event)
         self.output_free_ns = end_ns + self.server.output_ns
         return self.output_free_ns
 
@@ -119,7 +132,7 @@ class _Machine:
         """Wait for a step's tokens on the worker's own thread and make lists of them."""
         self.place = "get_output"
         if number in self._tokens:
-            self._block("cudaEventSynchronize", self.server.wait_call_ns, self._tokens[number])
+            self._await(self._tokens[number], self.server.wait_call_ns)
         self.work(self.server.output_ns, "get_output")
 
     def work(self, ns: int, place: str) -> None:
@@ -199,21 +212,38 @@ class _Machine:
             self._call("cudaMemcpyAsync", item.call_ns, "runtime", correlation)
 
     def _record(self, item: Record) -> None:
-        self._call("cudaEventRecord", item.call_ns, "runtime")
-        self._events[item.event] = self._busy_until.get(item.stream, 0)
+        correlation = self._call("cudaEventRecord", item.call_ns, "runtime")
+        done_ns = max(self._busy_until.get(item.stream, 0), self._held_until.get(item.stream, 0))
+        self._events[item.event] = _Event(done_ns, correlation, item.stream)
         if item.event == TOKENS:
             self._tokens[self.number] = self._events[item.event]
 
     def _wait(self, item: Wait) -> None:
-        self._call("cudaStreamWaitEvent", item.call_ns, "runtime")
-        held_ns = max(self._held_until.get(item.stream, 0), self._events.get(item.event, 0))
-        self._held_until[item.stream] = held_ns
+        start_ns, event = self.now_ns, self._events.get(item.event, _Event())
+        correlation = self._call("cudaStreamWaitEvent", item.call_ns, "runtime")
+        self._held_until[item.stream] = max(self._held_until.get(item.stream, 0), event.at_ns)
+        self._tell("Stream Wait Event", start_ns, self.now_ns, correlation, event, stream=item.stream)
 
     def _synchronize(self, item: Synchronize) -> None:
-        if item.event is None:
-            self._block("cudaDeviceSynchronize", item.call_ns, max(self._busy_until.values(), default=0))
-        else:
-            self._block("cudaEventSynchronize", item.call_ns, self._events.get(item.event, 0))
+        if item.event is not None:
+            self._await(self._events.get(item.event, _Event()), item.call_ns)
+            return
+        start_ns = self.now_ns
+        busy_until = max((*self._busy_until.values(), *self._held_until.values()), default=0)
+        correlation = self._block("cudaDeviceSynchronize", item.call_ns, busy_until)
+        self._tell("Context Sync", start_ns, self.now_ns, correlation)
+
+    def _await(self, event: _Event, call_ns: int) -> None:
+        """Wait in a call for an event."""
+        start_ns = self.now_ns
+        correlation = self._block("cudaEventSynchronize", call_ns, event.at_ns)
+        self._tell("Event Sync", start_ns, self.now_ns, correlation, event)
+
+    def _tell(
+        self, name: str, start_ns: int, end_ns: int, correlation: int, event: _Event | None = None, *, stream: int = -1
+    ) -> None:
+        record, on = (event.record, event.stream) if event else (-1, -1)
+        self.syncs.append(Sync(name, start_ns, end_ns, correlation, stream, record, on))
 
     def _other(self, item: Call) -> None:
         self._call(item.name, item.ns, "runtime")
@@ -228,15 +258,19 @@ class _Machine:
         self._see(name, start_ns, correlation)
         return start_ns, correlation
 
-    def _call(self, name: str, ns: int, cls: str, correlation: int | None = None) -> None:
+    def _call(self, name: str, ns: int, cls: str, correlation: int | None = None) -> int:
         start_ns = self.now_ns
         self._pass(ns, cls)
-        self._see(name, start_ns, self._next_correlation() if correlation is None else correlation)
+        correlation = self._next_correlation() if correlation is None else correlation
+        self._see(name, start_ns, correlation)
+        return correlation
 
-    def _block(self, name: str, call_ns: int, done_ns: int, correlation: int | None = None) -> None:
+    def _block(self, name: str, call_ns: int, done_ns: int, correlation: int | None = None) -> int:
         """Wait in a call for the device."""
-        self._call(name, max(call_ns, done_ns + self.server.return_ns - self.now_ns), "blocked", correlation)
+        length_ns = max(call_ns, done_ns + self.server.return_ns - self.now_ns)
+        correlation = self._call(name, length_ns, "blocked", correlation)
         self._bound()
+        return correlation
 
     def _bound(self) -> None:
         """Begin T_py anew; under a root op it has ended with that op's start."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rig.program import MAIN, Server
-from rig.records import STEP, Activity, Run, Span
+from rig.records import STEP, Activity, Run, Span, Sync
 from rig.truth import Figures, iteration
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
 from taxbreak_vllm.model.step import Server as Labels
@@ -22,18 +22,21 @@ _CATEGORY = {"op": "cpu_op", "call": "cuda_runtime", "step": "user_annotation", 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The records of host and device, in the order in which they came about."""
+    """The records of host and device, in the order in which they came about; of waits where it was asked for them."""
 
     spans: tuple[Span, ...]
     activities: tuple[Activity, ...]
+    syncs: tuple[Sync, ...] = ()
 
 
-def whole(run: Run) -> Trace:
+def whole(run: Run, *, with_syncs: bool = False) -> Trace:
     """Return what a profiler sees that was on before the first step and until everything had ended."""
-    return Trace(run.spans, run.activities)
+    return Trace(run.spans, run.activities, run.syncs if with_syncs else ())
 
 
-def bracket(run: Run, first: int, last: int, *, is_drained: bool = True, is_whole: bool = True) -> Trace:
+def bracket(
+    run: Run, first: int, last: int, *, is_drained: bool = True, is_whole: bool = True, with_syncs: bool = False
+) -> Trace:
     """Return what a profiler sees that is on from the start of step `first` to the end of step `last`.
 
     It has what the host begins in it, and the device's part of what was launched in it: of work launched before there
@@ -52,15 +55,24 @@ def bracket(run: Run, first: int, last: int, *, is_drained: bool = True, is_whol
     done_ns = max(stop_ns + run.server.wait_call_ns, busy_until + run.server.return_ns)
     correlation = max(span.correlation for span in run.spans) + 1
     spans.append(Span("call", "cudaDeviceSynchronize", stop_ns, done_ns, correlation=correlation))
-    return Trace(tuple(spans), tuple(launched))
+    return Trace(tuple(spans), tuple(launched), _told(run, start_ns, stop_ns) if with_syncs else ())
 
 
-def middle_of_three(run: Run, middle: int, *, is_drained: bool = True, is_whole: bool = True) -> tuple[Trace, Figures]:
+def _told(run: Run, start_ns: int, stop_ns: int) -> tuple[Sync, ...]:
+    """Return the records of waits begun in a bracket; of events recorded before it nothing is known."""
+    seen = {span.correlation for span in run.spans if start_ns <= span.start_ns < stop_ns}
+    begun = (sync for sync in run.syncs if start_ns <= sync.start_ns < stop_ns)
+    return tuple(sync if sync.record in seen else replace(sync, record=-1, record_stream=-1) for sync in begun)
+
+
+def middle_of_three(
+    run: Run, middle: int, *, is_drained: bool = True, is_whole: bool = True, with_syncs: bool = False
+) -> tuple[Trace, Figures]:
     """Return the bracket of the three steps around step `middle`, and what was true of that one's iteration.
 
     As the recorder does it, the other two are called neighbours.
     """
-    trace = bracket(run, middle - 1, middle + 1, is_drained=is_drained, is_whole=is_whole)
+    trace = bracket(run, middle - 1, middle + 1, is_drained=is_drained, is_whole=is_whole, with_syncs=with_syncs)
     names = {f"{STEP}{middle - 1}": NEIGHBOUR + "before", f"{STEP}{middle + 1}": NEIGHBOUR + "after"}
     spans = (replace(span, name=names[span.name]) if span.name in names else span for span in trace.spans)
     return replace(trace, spans=tuple(spans)), iteration(run, middle)
@@ -90,6 +102,7 @@ def write(trace: Trace, path: Path) -> Path:
 def to_json(trace: Trace) -> str:
     """Write a trace as Kineto does, its times as decimal µs."""
     events = [_host_event(span) for span in trace.spans] + [_device_event(a) for a in trace.activities]
+    events += [_sync_event(sync) for sync in trace.syncs]
     head = {
         "schemaVersion": 1,
         "deviceProperties": [{"id": 0, "name": DEVICE, "totalGlobalMem": 84_929_347_584, "numSms": 132}],
@@ -122,6 +135,18 @@ def _device_event(activity: Activity) -> str:
         f'"correlation": {activity.correlation}{graph}'
     )
     return _event(category, activity.name, 0, activity.stream, activity.start_ns, activity.end_ns, args)
+
+
+def _sync_event(sync: Sync) -> str:
+    event = (
+        f'"wait_on_stream": {sync.record_stream}, "wait_on_cuda_event_record_corr_id": {sync.record}, '
+        '"wait_on_cuda_event_id": 1, '
+    )
+    args = (
+        f'"cuda_sync_kind": "{sync.name}", {event if "Event" in sync.name else ""}"stream": {sync.stream}, '
+        f'"correlation": {sync.correlation}, "device": 0, "context": 1'
+    )
+    return _event("cuda_sync", sync.name, 0, sync.stream, sync.start_ns, sync.end_ns, args)
 
 
 def _event(category: str, name: str, pid: int, tid: int, start_ns: int, end_ns: int, args: str) -> str:

@@ -84,6 +84,43 @@ def test_torch_is_asked_for_that_device_where_it_can(monkeypatch, device, can, a
     assert given[0]["activities"] == {getattr(activity, name) for name in asked}
 
 
+@pytest.mark.parametrize(
+    ("device", "offers", "asked"),
+    [
+        ("cuda", {"trace_only", "enable_cuda_sync_events"}, {"trace_only", "enable_cuda_sync_events"}),
+        ("cuda", {"enable_cuda_sync_events"}, {"enable_cuda_sync_events"}),
+        ("cuda", set(), None),
+        ("cpu", {"trace_only", "enable_cuda_sync_events"}, {"trace_only"}),
+        ("xpu", {"enable_cuda_sync_events"}, None),
+    ],
+)
+def test_torch_is_asked_who_waits_for_whom_where_it_offers_that(monkeypatch, device, offers, asked):
+    profiler = pytest.importorskip("torch.profiler", exc_type=ImportError)
+    options = pytest.importorskip("torch._C._profiler")
+    given = []
+
+    def config(**wanted):
+        if not wanted.keys() <= offers:
+            raise TypeError("incompatible constructor arguments")
+        return wanted
+
+    monkeypatch.setattr(profiler, "supported_activities", lambda: set(profiler.ProfilerActivity.__members__.values()))
+    monkeypatch.setattr(profiler, "profile", lambda **options: given.append(options) or SimpleNamespace())
+    monkeypatch.setattr(options, "_ExperimentalConfig", config)
+    monkeypatch.setattr("torch.version.hip", None)
+
+    TorchProfile("step-1", device_type=device)
+
+    config = given[0]["experimental_config"]
+    assert (config and set(config)) == asked
+
+
+def test_this_torch_offers_to_record_who_waits_for_whom():
+    options = pytest.importorskip("torch._C._profiler")
+
+    assert options._ExperimentalConfig(enable_cuda_sync_events=True) is not None
+
+
 @pytest.mark.parametrize("device", ["cuda", "xpu"])
 def test_a_device_that_this_torch_cannot_record_is_never_profiled_without(device):
     profiler = pytest.importorskip("torch.profiler", exc_type=ImportError)

@@ -31,7 +31,13 @@ class EventArgs(
     msgspec.Struct,
     gc=False,
     frozen=True,
-    rename={"external": "External id", "external_old": "external id", "graph": "graph id"},
+    rename={
+        "external": "External id",
+        "external_old": "external id",
+        "graph": "graph id",
+        "awaited_stream": "wait_on_stream",
+        "record": "wait_on_cuda_event_record_corr_id",
+    },
 ):
     """The arguments of an event that joins need."""
 
@@ -41,6 +47,8 @@ class EventArgs(
     stream: _Id = -1
     device: _Id = -1
     graph: _Id = -1
+    awaited_stream: _Id = -1
+    record: _Id = -1
 
 
 class Event(msgspec.Struct, gc=False):

@@ -26,6 +26,8 @@ from taxbreak_vllm.trace.read.blocks import BLOCK_BYTES, Envelope, decode, read_
 from taxbreak_vllm.trace.read.calls import CallCollector, CallEvent
 from taxbreak_vllm.trace.read.event import Event, ExactEvent, exact_ns, is_exact, read_leniently, to_ns
 from taxbreak_vllm.trace.read.frames import CATEGORY, FrameCollector
+from taxbreak_vllm.trace.read.syncs import CATEGORY as SYNC_CATEGORY
+from taxbreak_vllm.trace.read.syncs import SyncCollector
 
 Columns = tuple[NDArray[Any], ...]
 
@@ -73,10 +75,10 @@ _KNOWN_CATEGORIES = frozenset(_KIND_BY_CATEGORY) | {
     "cpu_instant_event",
     "cuda_event",
     "cuda_profiler_range",
-    "cuda_sync",
     "fwdbwd",
     "gpu_user_annotation",
     CATEGORY,
+    SYNC_CATEGORY,
     "Trace",
 }
 
@@ -157,6 +159,7 @@ class _Columns:
         self._last_ns = np.iinfo(np.int64).min
         self._seconds = Seconds()
         self._overhead_us = 0.0
+        self._syncs = SyncCollector()
         self._unread: Counter[str] = Counter()
         self._nodes: Counter[tuple[int, int]] = Counter()  # of each (graph, launch)
         # Bytes that grow in place: joining blocks at the end would hold every column twice.
@@ -188,6 +191,7 @@ class _Columns:
         rows = [e for e in spans if e.cat in _KIND_BY_CATEGORY]
         if len(rows) < len(spans):
             self._count_others([e for e in spans if e.cat not in _KNOWN_CATEGORIES])
+            self._syncs.add(spans)
             if self._frames:
                 self._frames.add(spans)
         start_us = np.array([e.ts for e in rows])
@@ -282,6 +286,7 @@ class _Columns:
             is_truncated=around.is_truncated,
             calls=self._calls.finish() if self._calls else None,
             frames=self._frames.finish(self._thread_ids.texts) if self._frames else None,
+            syncs=self._syncs.finish(),
             oddities=Oddities(
                 out_of_range=num_strays,
                 names=_some(names[number] for number in self._seconds.names_beyond(first_ns, last_ns)),
