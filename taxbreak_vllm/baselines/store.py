@@ -1,4 +1,4 @@
-"""The store of floors and replayed baselines: one SQLite file, many readers and one writer at a time.
+"""The store of floors, ceilings and replayed baselines: one SQLite file, many readers and one writer at a time.
 
 Entries belong to an `Environment`, the device and software they were measured with, and are never read for another: a
 new driver or torch starts afresh. A fleet with one kind of device measures once and shares the file or its export.
@@ -17,6 +17,7 @@ import msgspec
 
 from taxbreak_vllm.baselines.database import Schema, StoreError, open_database, transaction
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
+from taxbreak_vllm.model.ceilings import MeasuredCeilings
 from taxbreak_vllm.model.errors import BaselineError
 
 EXPORT_SCHEMA = "taxbreak.baselines/1"
@@ -30,6 +31,7 @@ _MAGIC = b"SQLite format 3"
 _TABLES = """
 CREATE TABLE environments (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
 CREATE TABLE floors (environment INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE ceilings (environment INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE baselines (
     environment INTEGER NOT NULL, signature TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (environment, signature)
 ) WITHOUT ROWID;
@@ -64,7 +66,9 @@ class Baselines:
     def view(self, told: Mapping[str, str]) -> "View | None":
         """Return what was measured where a trace says it was made; None where nothing or several places fit."""
         fitting = [environment for environment in self.environments() if environment.fits(**told)]
-        return View(self, fitting[0], self.floors(fitting[0])) if len(fitting) == 1 else None
+        if len(fitting) != 1:
+            return None
+        return View(self, fitting[0], self.floors(fitting[0]), self.ceilings(fitting[0]))
 
     def put(self, environment: Environment, baselines: Iterable[Baseline]) -> None:
         """Add entries, each in place of an earlier one of its signature, all or none."""
@@ -97,6 +101,21 @@ class Baselines:
         with self._errors():
             row = self._db.execute(query, (_text(environment),)).fetchone()
             return msgspec.json.decode(row[0], type=Floors) if row else None
+
+    def raise_ceilings(self, environment: Environment, measured: MeasuredCeilings) -> MeasuredCeilings:
+        """Store what was reached where it is above what was reached before; return what stands there now."""
+        with self._errors(), transaction(self._db):
+            best = measured.raised(self.ceilings(environment))
+            row = (self._id(environment), msgspec.json.encode(best))
+            self._db.execute("INSERT OR REPLACE INTO ceilings (environment, body) VALUES (?, ?)", row)
+        return best
+
+    def ceilings(self, environment: Environment) -> MeasuredCeilings | None:
+        """Return the ceilings of an environment, None where they were not measured."""
+        query = "SELECT c.body FROM ceilings c JOIN environments e ON e.id = c.environment WHERE e.body = ?"
+        with self._errors():
+            row = self._db.execute(query, (_text(environment),)).fetchone()
+            return msgspec.json.decode(row[0], type=MeasuredCeilings) if row else None
 
     def get(self, environment: Environment, signatures: Sequence[str]) -> dict[str, Baseline]:
         """Return the entries of these signatures that there are, whatever their outcome."""
@@ -132,7 +151,8 @@ class Baselines:
                 raise BaselineError(f"{path}: a database, which an export does not replace; name another file")
             with open(temporary, "wb") as file:
                 for environment in self.environments():
-                    head = _Head(environment=environment, floors=self.floors(environment))
+                    own = self.floors(environment), self.ceilings(environment)
+                    head = _Head(environment=environment, floors=own[0], ceilings=own[1])
                     file.write(msgspec.json.encode(head) + b"\n")
                     for entry in self.entries(environment):
                         file.write(msgspec.json.encode(entry) + b"\n")
@@ -161,6 +181,8 @@ class Baselines:
             own_floors = self.floors(head.environment)
             if head.floors and (own_floors is None or own_floors.measured_unix_ns < head.floors.measured_unix_ns):
                 self.put_floors(head.environment, head.floors)
+            if head.ceilings:
+                self.raise_ceilings(head.environment, head.ceilings)
         return sum(len(entries) for _, entries in parts)
 
     def _id(self, environment: Environment) -> int:
@@ -178,11 +200,12 @@ class Baselines:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The entries and floors of one environment, for reading."""
+    """The entries, floors and ceilings of one environment, for reading."""
 
     store: Baselines
     environment: Environment
     floors: Floors | None
+    ceilings: MeasuredCeilings | None = None
 
     def get(self, signatures: Sequence[str]) -> dict[str, Baseline]:
         """Return the entries of these signatures that there are."""
@@ -193,6 +216,7 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = EXPORT_SCHEMA
     environment: Environment
     floors: Floors | None = None
+    ceilings: MeasuredCeilings | None = None
 
 
 def _parse(lines: Sequence[bytes]) -> Iterator[tuple[_Head, list[Baseline]]]:

@@ -18,7 +18,9 @@ from taxbreak_vllm.model.engine import IterationReport
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.limit import Limit
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.output.exporter import Exporter
+from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.taxes.analyze import choose
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
@@ -84,11 +86,20 @@ def _whole(recording: Recording) -> Breakdown:
     return limited(recording)
 
 
+def _state(recording: Recording) -> WorkerState | None:
+    return Capture(Path(recording.path)).read_state()
+
+
 def _limit(recording: Recording, shown: Breakdown) -> Limit | str:
     from taxbreak_vllm.limit.trace import limit_of  # what an analysis that is not asked for it need not load
 
     is_all = len(shown.steps) == len(recording.breakdown.steps)
-    return limit_of(recording, steps=None if is_all else [step.number or 0 for step in shown.steps])
+    state = None if recording.info is None else _state(recording)
+    return limit_of(
+        recording,
+        steps=None if is_all else [step.number or 0 for step in shown.steps],
+        properties=None if state is None else state.device,
+    )
 
 
 def _object(breakdowns: Sequence[bytes], iterations: Sequence[bytes]) -> bytes:

@@ -1,19 +1,21 @@
 """The most a device can do: as measured there, else from its properties, else as its maker states it, else unknown.
 
-In: a device's name, and what is known of it. Out: `Ceilings`, or None: then no share of a ceiling is told.
+In: a device's name, and what is known of it. Out: `Ceilings`, figure by figure the best known, or None where nothing
+is: then no share of a ceiling is told.
 """
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
+from functools import cache, reduce
 from pathlib import Path
 
 import msgspec
 
-from taxbreak_vllm.model.limit import Ceilings, CeilingSource
+from taxbreak_vllm.model.ceilings import BYTES, Ceilings, CeilingSource, DeviceProperties, MeasuredCeilings
 
+NO_CEILINGS = "no ceilings are known of this device, so no share of one is told"
 DEVICES = Path(__file__).with_name("devices.toml")
 
 # Dense FLOPs of the tensor cores of one SM in a clock, in 16 bits, by compute capability; others are multiples of it.
@@ -26,42 +28,16 @@ _BY_16_BITS: Mapping[str, Mapping[str, float]] = {
     "10.0": {"fp16": 1, "bf16": 1, "tf32": 0.5, "int8": 2, "fp8": 2, "fp4": 4},
     "10.3": {"fp16": 1, "bf16": 1, "tf32": 0.5, "fp8": 2, "fp4": 6},
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceProperties:
-    """What a runtime tells of its device; 0 and "" for what it does not. Memory transfers twice in a clock."""
-
-    device_name: str
-    capability: str = ""
-    num_sms: int = 0
-    clock_hz: float = 0
-    memory_clock_hz: float = 0
-    memory_bus_bits: int = 0
-    cache_bytes: int = 0
-
-    def ceilings(self) -> Ceilings | None:
-        """Return what follows of them; None where nothing does."""
-        a_clock = _FLOPS_PER_SM_CLOCK.get(self.capability, 0) * self.num_sms * self.clock_hz
-        factors = _BY_16_BITS.get(self.capability, {}) if a_clock else {}
-        bytes_per_s = self.memory_clock_hz * 2 * self.memory_bus_bits / 8
-        if not factors and not bytes_per_s:
-            return None
-        return Ceilings(
-            device_name=self.device_name,
-            source=CeilingSource.DEVICE,
-            flops_per_s={dtype: a_clock * factor for dtype, factor in factors.items()},
-            bytes_per_s=bytes_per_s or None,
-            cache_bytes=self.cache_bytes,
-            origin="clocks, SMs and memory bus of the device",
-        )
+_HALF_RATE = "GeForce"  # its tensor cores add up in single precision at half the rate, and no runtime says so
 
 
 def ceilings_of(
-    device_name: str, *, measured: Ceilings | None = None, properties: DeviceProperties | None = None
+    device_name: str, *, measured: MeasuredCeilings | None = None, properties: DeviceProperties | None = None
 ) -> Ceilings | None:
     """Return the best known ceilings of a device: measured ones, those of its properties, those of the table."""
-    return measured or (properties and properties.ceilings()) or stated(device_name)
+    known = (_reached(device_name, measured), _followed(properties), stated(device_name))
+    best = reduce(_joined, (each for each in known if each is not None), Ceilings(device_name=device_name))
+    return best if best.sources else None
 
 
 def stated(device_name: str) -> Ceilings | None:
@@ -69,13 +45,76 @@ def stated(device_name: str) -> Ceilings | None:
     row = next((row for row in _devices() if device_name and re.search(row.name, device_name)), None)
     if row is None:
         return None
+    return _from(
+        CeilingSource.TABLE,
+        row.source,
+        Ceilings(
+            device_name=device_name,
+            flops_per_s={dtype: tflops * 1e12 for dtype, tflops in row.tflops.items()},
+            bytes_per_s=row.memory * 1e9,
+            cache_bytes=round(row.cache * 1e6),
+        ),
+    )
+
+
+def _followed(properties: DeviceProperties | None) -> Ceilings | None:
+    """Return what follows of a device's properties.
+
+    NVIDIA's memory transfers twice in the clock that its driver tells; how often AMD's does, no runtime tells.
+    """
+    if properties is None:
+        return None
+    own, is_half = properties, _HALF_RATE in properties.device_name
+    a_clock = 0 if is_half else _FLOPS_PER_SM_CLOCK.get(own.capability, 0) * (own.num_sms or 0) * (own.clock_hz or 0)
+    transfers = 0 if own.capability.startswith("gfx") else 2 * (own.memory_clock_hz or 0)
+    factors = _BY_16_BITS.get(own.capability, {}) if a_clock else {}
+    return _from(
+        CeilingSource.DEVICE,
+        "clocks, SMs and memory bus of the device",
+        Ceilings(
+            device_name=own.device_name,
+            flops_per_s={dtype: a_clock * factor for dtype, factor in factors.items()},
+            bytes_per_s=transfers * (own.memory_bus_bits or 0) / 8 or None,
+            cache_bytes=own.cache_bytes or 0,
+        ),
+    )
+
+
+def _reached(device_name: str, measured: MeasuredCeilings | None) -> Ceilings | None:
+    if measured is None:
+        return None
+    sets = measured.bytes_per_s
+    return _from(
+        CeilingSource.MEASURED,
+        "measured on the device, at least",
+        Ceilings(
+            device_name=device_name,
+            flops_per_s={dtype: rate.per_s for dtype, rate in measured.flops_per_s.items()},
+            bytes_per_s=sets[max(sets)].per_s if sets else None,
+            by_working_set={size: rate.per_s for size, rate in sets.items()},
+            shortest_kernel_ns=measured.shortest_kernel_ns,
+        ),
+    )
+
+
+def _from(source: CeilingSource, origin: str, own: Ceilings) -> Ceilings:
+    keys = [*own.flops_per_s, *([BYTES] if own.bytes_per_s else [])]
+    return replace(own, sources=dict.fromkeys(keys, source), origins={source: origin} if keys else {})
+
+
+def _joined(best: Ceilings, other: Ceilings) -> Ceilings:
+    """Fill in what the better one lacks."""
+    sources = {**other.sources, **best.sources}
+    origins = {**best.origins, **other.origins}
     return Ceilings(
-        device_name=device_name,
-        source=CeilingSource.TABLE,
-        flops_per_s={dtype: tflops * 1e12 for dtype, tflops in row.tflops.items()},
-        bytes_per_s=row.memory * 1e9,
-        cache_bytes=round(row.cache * 1e6),
-        origin=row.source,
+        device_name=best.device_name,
+        flops_per_s={**other.flops_per_s, **best.flops_per_s},
+        bytes_per_s=best.bytes_per_s or other.bytes_per_s,
+        by_working_set=best.by_working_set or other.by_working_set,
+        cache_bytes=best.cache_bytes or other.cache_bytes,
+        shortest_kernel_ns=best.shortest_kernel_ns or other.shortest_kernel_ns,
+        sources=sources,
+        origins={source: words for source, words in origins.items() if source in sources.values()},
     )
 
 

@@ -6,16 +6,19 @@ why there is none.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taxbreak_vllm.limit.ceilings import ceilings_of
 from taxbreak_vllm.limit.step import limit_of_step
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
-from taxbreak_vllm.model.limit import Ceilings
 from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.taxes.recording import Recording
+
+if TYPE_CHECKING:  # it opens SQLite
+    from taxbreak_vllm.baselines.store import View
 
 _NO_STATE = "what its worker said of its model is not beside the capture"
 _NO_MODEL = "its worker says nothing of its model"
@@ -23,11 +26,16 @@ _NO_WORK = "its worker could not tell what the step worked on"
 
 
 def with_limit(
-    breakdown: Breakdown, info: StepInfo, state: WorkerState | None, *, measured: Ceilings | None = None
+    breakdown: Breakdown, info: StepInfo, state: WorkerState | None, *, view: "View | None" = None
 ) -> Breakdown:
-    """Tell the limit of a capture's step; `measured` are ceilings better than those of its device's maker."""
-    model, work = _model(info, state), info.work
-    ceilings = ceilings_of(breakdown.source.device_name, measured=measured)
+    """Tell the limit of a capture's step; `view` is what was measured on a device such as its own."""
+    state = state if state is not None and _is_of(state, info) else None
+    model, work = _model(state), info.work
+    ceilings = ceilings_of(
+        breakdown.source.device_name,
+        measured=None if view is None else view.ceilings,
+        properties=None if state is None else state.device,
+    )
 
     def told(step: StepBreakdown) -> StepBreakdown:
         if isinstance(model, str) or work is None:
@@ -42,10 +50,13 @@ def limited(recording: Recording) -> Breakdown:
     """Return the breakdown of a recording, with the limit of its step where it is a capture."""
     if recording.info is None:
         return recording.breakdown
-    return with_limit(recording.breakdown, recording.info, Capture(Path(recording.path)).read_state())
+    state = Capture(Path(recording.path)).read_state()
+    return with_limit(recording.breakdown, recording.info, state, view=recording.view)
 
 
-def _model(info: StepInfo, state: WorkerState | None) -> ModelShape | str:
-    if state is None or (state.server.server_id, state.server.rank) != (info.server.server_id, info.server.rank):
-        return _NO_STATE
-    return state.model or state.model_reason or _NO_MODEL
+def _is_of(state: WorkerState, info: StepInfo) -> bool:
+    return (state.server.server_id, state.server.rank) == (info.server.server_id, info.server.rank)
+
+
+def _model(state: WorkerState | None) -> ModelShape | str:
+    return _NO_STATE if state is None else state.model or state.model_reason or _NO_MODEL

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taxbreak_vllm.limit.charges import Charges
-from taxbreak_vllm.model.limit import Bound, Ceilings, OpLimit, PartLimit, Work
+from taxbreak_vllm.model.ceilings import Ceilings
+from taxbreak_vllm.model.limit import SLACK, Bound, OpLimit, PartLimit, Work
 from taxbreak_vllm.taxes.measured import FAMILIES, Measured
 from taxbreak_vllm.trace.calls import Call
 from taxbreak_vllm.trace.dispatches import Bool
@@ -19,7 +20,6 @@ from taxbreak_vllm.trace.intervals import Index, Int64
 BOUNDS = tuple(Bound)
 Floats = NDArray[np.float64]
 _UNKNOWN = -1
-_SLACK = 1.05  # timestamps, clocks above the stated boost: what an op may seem faster than its ceiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Floors:
             no = np.zeros(len(work), dtype=bool)
             return cls(nothing, nothing, np.full(len(work), _UNKNOWN), no, no, None, None, ())
         compute, memory, most = (
-            np.array([_or_nan(each(one)) for one in works], dtype=np.float64)[work]
-            for each in (
-                ceilings.compute_ns,
-                lambda one: ceilings.memory_ns(one.bytes),
-                lambda one: ceilings.memory_ns(one.most_bytes or one.bytes),
+            np.array([_or_nan(each) for each in times], dtype=np.float64)[work]
+            for times in (
+                [ceilings.compute_ns(one.flops, one.dtype) for one in works],
+                [ceilings.memory_ns(one.bytes) for one in works],
+                [ceilings.memory_ns(one.most_bytes or one.bytes) for one in works],
             )
         )
         products = np.where(np.array([one.is_reduced for one in works], dtype=bool)[work], 0, compute)
@@ -68,13 +68,13 @@ class Floors:
         bound[np.isnan(least)] = _UNKNOWN
         if shortest_ns is not None:
             bound[least < shortest_ns * np.maximum(num_kernels, 1)] = BOUNDS.index(Bound.LATENCY)
-        missing = {one.dtype for one in works if ceilings.compute_ns(one) is None}
+        missing = {one.dtype for one in works if ceilings.compute_ns(one.flops, one.dtype) is None}
         return cls(
             least_ns=np.where(reads_cache, device_ns, least),
             most_ns=np.where(reads_cache, device_ns, np.maximum(products, most)),
             bound=bound,
             reads_cache=reads_cache,
-            is_impossible=~reads_cache & (least > _SLACK * device_ns) & (bound != BOUNDS.index(Bound.LATENCY)),
+            is_impossible=~reads_cache & (least > SLACK * device_ns) & (bound != BOUNDS.index(Bound.LATENCY)),
             compute_ns=_sum(compute),
             memory_ns=_sum(np.where(reads_cache, np.minimum(memory, device_ns), memory)),
             unknown_dtypes=tuple(sorted(missing)),

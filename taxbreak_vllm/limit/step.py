@@ -8,73 +8,79 @@ nanosecond.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from taxbreak_vllm.limit.ceilings import NO_CEILINGS
 from taxbreak_vllm.limit.work import family_work
 from taxbreak_vllm.model.breakdown import StepBreakdown
-from taxbreak_vllm.model.limit import Bar, Bound, Ceilings, FamilyWork, StepLimit, Work
+from taxbreak_vllm.model.ceilings import Ceilings
+from taxbreak_vllm.model.limit import SLACK, Bar, Bound, FamilyWork, StepLimit
 from taxbreak_vllm.model.shape import ModelShape, StepWork
 
-_NO_CEILINGS = "no ceilings are known of this device, so no share of one is told"
-_IMPOSSIBLE = (
-    "its device took less than the least time: its work is counted too high or the ceilings are too low, so the bar "
-    "shows no limit"
-)
 _SPREAD = "experts are spread over ranks: its share of them and of all ranks' tokens is taken to be an even one"
+_CACHE = (
+    "its bytes may lie in the device's cache, whose bandwidth was not measured ('taxbreak floor' does), so no least "
+    "time is told"
+)
 
 
 def limit_of_step(model: ModelShape, work: StepWork, step: StepBreakdown, ceilings: Ceilings | None) -> StepLimit:
     """Return the limit of a step of this model on one rank."""
     parts = family_work(model, work)
-    notes = [*model.missing, *_notes(model, parts, ceilings)]
     flops = sum(part.flops for part in parts.values())
     least, most = (_sum(getattr(part, name) for part in parts.values()) for name in ("bytes", "most_bytes"))
-    compute = _total(_compute_ns(part, ceilings) for part in parts.values())
-    low, high = _memory_ns(least, ceilings), _memory_ns(most, ceilings)
+    known = None if ceilings is None else ceilings.of_work((part.dtype for part in parts.values() if part.flops), least)
+    notes = [*model.missing, *_notes(model, parts, ceilings, known)]
+    compute = _total(_compute_ns(part, known) for part in parts.values())
+    low, high = _memory_ns(least, known), _memory_ns(most, known)
+    latency_ns = _latency_ns(step, known)
     floor_ns, bound = None, None
     if compute is not None and low is not None and high is not None:
         floor_ns = round(max(compute, low)), round(max(compute, high))
         bound = Bound.COMPUTE if compute > low else Bound.MEMORY
-    bar = bar_of(step, floor_ns[0] if floor_ns else None)
-    if floor_ns and not bar.limit_ns:
-        notes.append(_IMPOSSIBLE)
-    window_ns, active_ns = bar.window_ns, step.device.active_ns
-    is_possible = _IMPOSSIBLE not in notes and window_ns > 0
+        if latency_ns is not None and floor_ns[0] < latency_ns:
+            bound = Bound.LATENCY
+    told_ns = max(compute or 0, low or 0)
+    window_ns, active_ns = _window_ns(step), step.device.active_ns
+    is_possible = told_ns <= SLACK * active_ns
+    if not is_possible:
+        notes.append(_impossible(round(told_ns), active_ns))
+    is_shared = is_possible and window_ns > 0
     return StepLimit(
         flops=flops,
         bytes=least,
         most_bytes=most,
         compute_ns=None if compute is None else round(compute),
         memory_ns=None if low is None else round(low),
+        latency_ns=latency_ns,
         floor_ns=floor_ns,
-        bound=bound,
-        mfu=compute / window_ns if compute is not None and is_possible else None,
-        mbu=low / window_ns if low is not None and is_possible else None,
+        bound=bound if is_possible else None,
+        mfu=compute / window_ns if compute is not None and is_shared else None,
+        mbu=low / window_ns if low is not None and is_shared else None,
         flops_per_s=flops / active_ns * 1e9 if active_ns else None,
         bytes_per_s=least / active_ns * 1e9 if active_ns and least is not None else None,
-        ceilings=None if ceilings is None else ceilings.origin or ceilings.source.value,
-        parts={name: replace(part, floor_ns=_floor_ns(part, ceilings)) for name, part in parts.items()},
-        bar=bar,
+        ceilings=known,
+        level=None if known is None or least is None or not known.cache_bytes else known.level(least),
+        parts={name: replace(part, floor_ns=_floor_ns(part, known)) for name, part in parts.items()},
+        bar=bar_of(step, floor_ns[0] if floor_ns and is_possible else None),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def bar_of(step: StepBreakdown, floor_ns: int | None) -> Bar:
-    """Cut a step's device time and idle time; all device time is unknown without a limit below it."""
-    device = step.device
-    idle_ns = device.idle_ns
-    if idle_ns is None:
-        idle_ns = device.window_ns - device.active_ns - device.other_active_ns
-    own_ns, exposed, idle = device.active_ns, step.exposed, device.idle
-    is_known = floor_ns is not None and 0 < floor_ns <= own_ns
-    limit_ns = floor_ns if is_known and floor_ns is not None else 0
+    """Cut a step's device time and idle time; all device time is unknown without a limit.
+
+    A limit that is above the device's time, within what clocks are off by, is all of it.
+    """
+    own_ns, exposed, idle = step.device.active_ns, step.exposed, step.device.idle
+    limit_ns = 0 if floor_ns is None else min(floor_ns, own_ns)
     known = {name: getattr(exposed, f"{name}_ns") for name in ("delta_ft", "delta_ct", "delta_kt", "other")}
     if step.iteration is not None:
         known["engine"] = idle.edge_ns
     parts = {name: ns for name, ns in known.items() if ns is not None}
     others = [idle.blocked_ns, idle.queue_ns, idle.edge_ns if step.iteration is None else 0]
     other_idle_ns = sum(ns for ns in others if ns is not None)
-    above_ns = own_ns - limit_ns if is_known else 0
+    above_ns = own_ns - limit_ns if floor_ns else 0
     told_ns = limit_ns + above_ns + sum(parts.values()) + other_idle_ns
-    window_ns = own_ns + device.other_active_ns + idle_ns
+    window_ns = _window_ns(step)
     return Bar(
         window_ns=window_ns,
         limit_ns=limit_ns,
@@ -85,16 +91,37 @@ def bar_of(step: StepBreakdown, floor_ns: int | None) -> Bar:
     )
 
 
+def _window_ns(step: StepBreakdown) -> int:
+    """Return the time of the device that a step's bar is of: its own, that of other steps and idle time."""
+    device = step.device
+    idle_ns = device.idle_ns
+    if idle_ns is None:
+        idle_ns = device.window_ns - device.active_ns - device.other_active_ns
+    return device.active_ns + device.other_active_ns + idle_ns
+
+
+def _latency_ns(step: StepBreakdown, ceilings: Ceilings | None) -> int | None:
+    """Return what as many kernels take that do nothing."""
+    if ceilings is None or ceilings.shortest_kernel_ns is None:
+        return None
+    return step.kernels * ceilings.shortest_kernel_ns
+
+
+def _impossible(floor_ns: int, active_ns: int) -> str:
+    return (
+        f"its device took {active_ns} ns, less than the least time of {floor_ns} ns: its work is counted too high or "
+        "the ceilings are too low, so no share of them is told"
+    )
+
+
 def _compute_ns(part: FamilyWork, ceilings: Ceilings | None) -> float | None:
     if not part.flops:
         return 0.0
-    if ceilings is None or part.dtype is None:
-        return None
-    return ceilings.compute_ns(Work(part.flops, 0, part.dtype, is_matrix=True))
+    return None if ceilings is None else ceilings.compute_ns(part.flops, part.dtype)
 
 
 def _memory_ns(num_bytes: int | None, ceilings: Ceilings | None) -> float | None:
-    return None if ceilings is None or num_bytes is None else ceilings.memory_ns(num_bytes)
+    return None if ceilings is None else ceilings.memory_ns(num_bytes)
 
 
 def _floor_ns(part: FamilyWork, ceilings: Ceilings | None) -> tuple[int, int] | None:
@@ -108,17 +135,21 @@ def _floor_ns(part: FamilyWork, ceilings: Ceilings | None) -> tuple[int, int] | 
     return round(max(compute, low)), round(max(compute, high))
 
 
-def _notes(model: ModelShape, parts: Mapping[str, FamilyWork], ceilings: Ceilings | None) -> Iterable[str]:
+def _notes(
+    model: ModelShape, parts: Mapping[str, FamilyWork], ceilings: Ceilings | None, known: Ceilings | None
+) -> Iterable[str]:
     if model.expert_parallel > 1:
         yield _SPREAD
-    if ceilings is None:
-        yield _NO_CEILINGS
+    if ceilings is None or known is None:
+        yield NO_CEILINGS
         return
     if ceilings.bytes_per_s is None:
         yield "the bandwidth of its memory is not known, so no least time is told"
-    unknown = {part.dtype for part in parts.values() if part.flops and _compute_ns(part, ceilings) is None}
-    for dtype in sorted(filter(None, unknown)):
-        yield f"no ceiling is known for products in {dtype}, so no least time is told"
+    elif known.bytes_per_s is None:
+        yield _CACHE
+    for dtype in sorted({part.dtype for part in parts.values() if part.flops and part.dtype}):
+        if dtype not in known.flops_per_s:
+            yield f"no ceiling is known for products in {dtype}, so no least time is told"
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taxbreak_vllm.limit.ceilings import ceilings_of
+from taxbreak_vllm.limit.ceilings import NO_CEILINGS, ceilings_of
 from taxbreak_vllm.limit.charges import Charges, charge
 from taxbreak_vllm.limit.rows import Floors, op_rows, part_rows
-from taxbreak_vllm.model.limit import Ceilings, Limit, StepTokens, Uncovered
+from taxbreak_vllm.model.ceilings import Ceilings, DeviceProperties
+from taxbreak_vllm.model.limit import SLACK, Limit, StepTokens, Uncovered
 from taxbreak_vllm.taxes.measured import FAMILIES, Measured, group_by_time
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.dispatches import Bool
@@ -30,21 +31,21 @@ _GRAPH = "launched by graphs, whose ops and shapes are not recorded"
 _COLLECTIVE = "collectives: the time of links and of other ranks"
 _COPIES = "copies between host and device: the link's time"
 _UNLINKED = "no launch event"
-_NO_CEILINGS = "no ceilings are known of this device, so no share of one is told"
 
 
 def limit_of(
     recording: Recording,
     *,
     steps: Sequence[int] | None = None,
-    ceilings: Ceilings | None = None,
+    properties: DeviceProperties | None = None,
     tokens: Sequence[StepTokens | None] | None = None,
 ) -> Limit | str:
     """Add up the work of a recording's ops beside their device time; the reason in one line where nothing is known.
 
-    `steps` chooses some by number; without it the whole trace is meant, of a live recording its step. `ceilings` are
-    what the caller knows of the device, else its maker's. `tokens` has those of each step, where the caller knows them
-    better than the name of the step tells.
+    `steps` chooses some by number; without it the whole trace is meant, of a live recording its step. Ceilings are
+    those that `taxbreak floor` measured, where the recording was opened with baselines, else what follows of
+    `properties` of the device, else its maker's. `tokens` has those of each step, where the caller knows them better
+    than the name of the step tells.
     """
     calls = recording.events.calls
     if calls is None:
@@ -66,7 +67,8 @@ def limit_of(
     spent = _Spent.of(measured, of_dispatch >= 0, of_activity >= 0)
     if not spent.dispatch_ns.any():
         return "no device time with a launch event"
-    known = ceilings_of(recording.environment["device_name"], measured=ceilings)
+    measured_here = None if recording.view is None else recording.view.ceilings
+    known = ceilings_of(recording.environment["device_name"], measured=measured_here, properties=properties)
     charges = charge(measured, spent.is_chargeable, spent.dispatch_ns, windows, tokens)
     return _limit(measured, charges, spent, known, _wall_ns(measured, meant, of_activity))
 
@@ -142,7 +144,9 @@ def _limit(measured: Measured, charges: Charges, spent: _Spent, ceilings: Ceilin
     device_ns, covered_ns = spent.total_ns(spent.is_counted), int(ops.device_ns.sum())
     is_matrix = np.array([work.is_matrix for work in works], dtype=bool)
     compute_ns, memory_ns = floors.compute_ns, floors.memory_ns
-    is_shared = covered_ns >= MIN_COVERED * (device_ns + spent.unlinked_ns) and window_ns > 0
+    is_covered = covered_ns >= MIN_COVERED * (device_ns + spent.unlinked_ns) and window_ns > 0
+    is_possible = max(compute_ns or 0, memory_ns or 0) <= SLACK * covered_ns
+    is_shared = is_covered and is_possible
     return Limit(
         window_ns=window_ns,
         device_ns=device_ns,
@@ -164,7 +168,7 @@ def _limit(measured: Measured, charges: Charges, spent: _Spent, ceilings: Ceilin
         ops=op_rows(measured, charges, ops.call, ops.work, ops.device_ns, floors),
         uncovered=tuple(_uncovered(charges, spent)),
         apart=tuple(_apart(spent)),
-        notes=tuple(_notes(ceilings, floors, is_shared=is_shared)),
+        notes=tuple(_notes(ceilings, floors, is_covered=is_covered, is_possible=is_possible)),
     )
 
 
@@ -210,18 +214,20 @@ def _apart(spent: _Spent) -> Iterable[Uncovered]:
     return (Uncovered(reason=reason, device_ns=ns) for reason, ns in times.items() if ns)
 
 
-def _notes(ceilings: Ceilings | None, floors: Floors, *, is_shared: bool) -> Iterable[str]:
+def _notes(ceilings: Ceilings | None, floors: Floors, *, is_covered: bool, is_possible: bool) -> Iterable[str]:
     if ceilings is None:
-        yield _NO_CEILINGS
+        yield NO_CEILINGS
         return
     if ceilings.bytes_per_s is None:
         yield "the bandwidth of its memory is not known, so no least time is told"
     for dtype in floors.unknown_dtypes:
         yield f"no ceiling is known for products in {dtype}, so the least time of those is not told"
-    if not is_shared:
+    if not is_covered:
         yield f"the work of less than {MIN_COVERED:.0%} of the device time is known, so MFU and MBU are not told"
     if floors.num_impossible:
         yield (
             f"faster than the ceilings allow: {floors.num_impossible} calls, whose work is counted too high, or the "
             "ceilings are too low"
         )
+    if not is_possible:
+        yield "its ops took less than the least time of all together, so MFU and MBU are not told"

@@ -1,4 +1,4 @@
-"""What hardware allows: the work of calls and steps, the ceilings of a device, and what a trace did beside them.
+"""What hardware allows: the work of calls and steps, and what a trace did beside the ceilings of its device.
 
 Work is in FLOPs and bytes, ceilings in FLOP/s and bytes/s, times in integer ns. What is not known is `None`, with a
 reason beside it; no share is ever told of a ceiling that is not known.
@@ -10,6 +10,10 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+
+from taxbreak_vllm.model.ceilings import Ceilings, Level
+
+SLACK = 1.05  # timestamps, clocks above the stated boost: what may seem faster than a ceiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +47,8 @@ class StepTokens:
     pairs: int
 
 
-class CeilingSource(StrEnum):
-    """Where ceilings come from, best first."""
-
-    MEASURED = "measured"
-    DEVICE = "device"
-    TABLE = "table"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceilings:
-    """The most a device can do: dense FLOP/s by dtype of the matrix engine, bytes/s of its memory.
-
-    `cache_bytes` is its last-level cache: what fits in there may be read faster than memory. `origin` names where the
-    figures stand or how they were measured.
-    """
-
-    device_name: str
-    source: CeilingSource
-    flops_per_s: Mapping[str, float] = field(default_factory=dict)
-    bytes_per_s: float | None = None
-    cache_bytes: int = 0
-    origin: str = ""
-
-    def compute_ns(self, work: Work) -> float | None:
-        """Return the least time for the FLOPs of some work, None where no ceiling of its dtype is known."""
-        if not work.flops:
-            return 0.0
-        peak = self.flops_per_s.get(work.dtype)
-        return work.flops / peak * 1e9 if peak else None
-
-    def memory_ns(self, num_bytes: int) -> float | None:
-        """Return the least time for so many bytes, None where no ceiling is known."""
-        return num_bytes / self.bytes_per_s * 1e9 if self.bytes_per_s else None
-
-
 class Bound(StrEnum):
-    """What an op's least time hangs on; `latency`: it is below what the shortest kernel takes."""
+    """What a least time hangs on; `latency`: it is below what the kernels take that do nothing."""
 
     COMPUTE = "compute"
     MEMORY = "memory"
@@ -230,8 +199,10 @@ class StepLimit:
     """What hardware allows a recorded step, from the shape of its model and the sums over its requests.
 
     `compute_ns` = ΣF/P, `memory_ns` = ΣB/BW, `floor_ns` the larger of the two, [lowest, highest] where `most_bytes` is
-    above `bytes`. `mfu` and `mbu` are shares of `bar.window_ns`. Rates are over the step's device time. `bound` is what
-    the lowest least time hangs on. What is None has its reason in `notes`.
+    above `bytes`. `bound` is what the lowest least time hangs on, `latency` where it is below `latency_ns`, what as
+    many kernels take that do nothing. `mfu` and `mbu` are shares of `bar.window_ns`; where the step's device took less
+    than a ceiling allows they and `bound` are None. Rates are over the step's device time. `ceilings` are those that it
+    was held to, each with its source; `level` is where its bytes may come from. What is None has its reason in `notes`.
     """
 
     flops: int
@@ -240,12 +211,14 @@ class StepLimit:
     most_bytes: int | None = None
     compute_ns: int | None = None
     memory_ns: int | None = None
+    latency_ns: int | None = None
     floor_ns: tuple[int, int] | None = None
     bound: Bound | None = None
     mfu: float | None = None
     mbu: float | None = None
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
-    ceilings: str | None = None
+    ceilings: Ceilings | None = None
+    level: Level | None = None
     parts: Mapping[str, FamilyWork] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

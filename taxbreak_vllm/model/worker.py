@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from taxbreak_vllm.model.ceilings import DeviceProperties
 from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Int64, Phase, Server, StepHistogram
 
@@ -26,8 +27,8 @@ class WorkerState:
     counts the profiler's starts, `num_device_records` what they brought of the device; `cupti_version` is the number
     that CUPTI gives itself. `runqueue_wait_ratio` is, of late, the share of the time in which the steps' thread was
     ready to run that it waited for a CPU. `settings` are those of vLLM that advice is about. `model` is the shape of
-    the model on this rank; where it could not be told, `model_reason` says why. `notes` are for whoever reads the
-    figures or turns recording on.
+    the model on this rank; where it could not be told, `model_reason` says why. `device` is what its device says of
+    itself. `notes` are for whoever reads the figures or turns recording on.
     """
 
     server: Server
@@ -58,6 +59,7 @@ class WorkerState:
     settings: Mapping[str, str] = field(default_factory=dict)
     model: ModelShape | None = None
     model_reason: str | None = None
+    device: DeviceProperties | None = None
     notes: tuple[str, ...] = ()
 
 

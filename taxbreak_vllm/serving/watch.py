@@ -10,6 +10,7 @@ from typing import Any
 
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model import cupti
+from taxbreak_vllm.model.ceilings import DeviceProperties
 from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
@@ -35,7 +36,7 @@ class Watch:
     `records` is False on the ranks that only time: they leave out the steps that another rank may record, as those
     take longer everywhere. With an `off_reason` no rank records the steps of this engine, and none is left out.
     `works_ahead` tells a server whose device is still at work on one step when the next one begins. `model` is the
-    shape of its model, or why that is not known.
+    shape of its model, or why that is not known; `device` is what its device says of itself.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Watch:
         works_ahead: bool = False,
         server_settings: Mapping[str, str] | None = None,
         model: ModelShape | str = "its model was not looked at",
+        device: DeviceProperties | None = None,
         open_recorder: Callable[[Drops], Recorder] = Recorder,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_ns: Callable[[], int] = time.time_ns,
@@ -63,6 +65,7 @@ class Watch:
         self._server_settings = server_settings or {}
         self._model = model if isinstance(model, ModelShape) else None
         self._model_reason = model if isinstance(model, str) else None
+        self._device = device
         self._now_ns = now_ns
         self._unix_ns = unix_ns
         self._drops = Drops()
@@ -250,6 +253,7 @@ class Watch:
             settings=self._server_settings,
             model=self._model,
             model_reason=self._model_reason,
+            device=self._device,
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
 

@@ -18,7 +18,7 @@ import msgspec
 from taxbreak_vllm.machine.processor import processor_name
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Server
-from taxbreak_vllm.serving import build, device_idle, model_shape
+from taxbreak_vllm.serving import build, device_idle, device_properties, model_shape
 from taxbreak_vllm.serving.device_idle import DeviceIdle
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.sampling.policy import LOCKSTEP
@@ -58,6 +58,7 @@ def open_watch(worker: Any) -> Watch | None:  # noqa: ANN401 - a vLLM worker
             works_ahead=works_ahead(worker),
             server_settings=settings_of(worker.vllm_config),
             model=model_shape.shape_of(worker),
+            device=device_properties.properties_of(getattr(worker, "device", None), _device_name(worker)),
         )
         watch.start(worker)
     except SettingsError as error:

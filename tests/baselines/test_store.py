@@ -11,6 +11,7 @@ import pytest
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floor, FloorKind, Floors, Match, Outcome, Spread
+from taxbreak_vllm.model.ceilings import MeasuredCeilings, Rate
 from taxbreak_vllm.model.errors import BaselineError
 
 HERE = Environment(device_type="cuda", device_name="NVIDIA H100", torch="2.9.0", driver="12080")
@@ -57,6 +58,25 @@ def test_what_was_put_comes_back_and_a_later_entry_takes_its_place(store):
     assert sorted(e.signature for e in store.entries(HERE)) == ["a", "b"]
     assert store.floors(HERE) == FLOORS
     assert store.environments() == [HERE]
+
+
+def test_ceilings_are_raised_and_never_lowered(store, path, tmp_path):
+    def reached(per_s):
+        return MeasuredCeilings(bytes_per_s={2**20: Rate(per_s=per_s, by="copy")}, measured_unix_ns=int(per_s))
+
+    assert store.ceilings(HERE) is None
+    assert store.raise_ceilings(HERE, reached(5)) == reached(5)
+    assert store.raise_ceilings(HERE, reached(3)).bytes_per_s[2**20].per_s == 5
+    assert store.raise_ceilings(HERE, reached(7)) == store.ceilings(HERE) == reached(7)
+    store.put_floors(HERE, FLOORS)
+    told = {"device_type": "cuda", "device_name": "NVIDIA H100"}
+    assert store.view(told).ceilings == reached(7)
+
+    store.export(tmp_path / "export.jsonl")
+    with Baselines(tmp_path / "other.sqlite3") as other:
+        other.raise_ceilings(HERE, reached(6))
+        other.take(tmp_path / "export.jsonl")
+        assert other.ceilings(HERE).bytes_per_s[2**20].per_s == 7
 
 
 def test_thousands_of_signatures_are_looked_up_at_once(store):

@@ -13,7 +13,7 @@ def test_the_limit_is_told_where_it_is_asked_for_and_nothing_else_changes(taxbre
     limit = asked.pop("limit")
     assert asked == plain
     assert limit["coverage"] == 1.0
-    assert limit["ceilings"]["source"] == "table"
+    assert set(limit["ceilings"]["sources"].values()) == {"table"}
     assert 0 < limit["mfu"] < limit["mbu"] < 1
     assert (
         limit["flops"] == sum(row["flops"] for row in limit["ops"]) == sum(p["flops"] for p in limit["parts"].values())
@@ -41,6 +41,7 @@ def test_the_text_says_what_the_device_is_bound_by_and_fits_a_terminal(taxbreak,
 
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
+    assert "hardware limit (ceilings: NVIDIA H100 datasheet" in text
     assert "the work of 100.0% of 307.2 µs device time is known" in text
     assert "MFU 0.2%, MBU" in text
     assert [line.split()[0] for line in lines if line.startswith(("compute ", "memory ", "latency "))] == [
@@ -52,6 +53,7 @@ def test_the_text_says_what_the_device_is_bound_by_and_fits_a_terminal(taxbreak,
 def test_of_a_device_without_ceilings_no_share_is_told(taxbreak, real_trace, name):
     text = taxbreak("analyze", "--limit", real_trace(name)).stdout
 
+    assert "hardware limit (ceilings: none known)" in text
     assert "note: no ceilings are known of this device, so no share of one is told" in text
     assert "MFU" not in text
     assert "bound by" not in text

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.limit.live import with_limit
+from taxbreak_vllm.model.baseline import Environment
 from taxbreak_vllm.model.breakdown import Breakdown, DeviceTime, Source, StepBreakdown
+from taxbreak_vllm.model.ceilings import CeilingSource, DeviceProperties, MeasuredCeilings, Rate
 from taxbreak_vllm.model.shape import MatrixShape, ModelShape, StepWork
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
@@ -42,9 +45,23 @@ def test_a_capture_is_told_by_its_model_and_its_makers_ceilings():
     assert step.limit == breakdown.total.limit
     assert step.limit.flops == 2 * 10**9
     assert step.limit.floor_ns == (596659, 596659)  # 2 GB at 3352 GB/s
-    assert step.limit.ceilings is not None
+    assert step.limit.ceilings.sources == {"bf16": CeilingSource.TABLE, "bytes": CeilingSource.TABLE}
     assert step.limit_reason is None
     assert Breakdown.from_json(breakdown.to_json()) == breakdown
+
+
+def test_properties_go_before_the_table_and_what_was_measured_before_both(tmp_path):
+    device = DeviceProperties(device_name=SERVER.device_name, memory_clock_hz=2_600_000_000, memory_bus_bits=5120)
+    reached = MeasuredCeilings(flops_per_s={"bf16": Rate(per_s=700e12, by="torch.mm")})
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        store.raise_ceilings(Environment(device_type="cuda", device_name=SERVER.device_name, torch="2.9"), reached)
+        view = store.view({"device_name": SERVER.device_name})
+
+    (step,) = with_limit(BREAKDOWN, INFO, replace(STATE, device=device), view=view).steps
+
+    assert step.limit.ceilings.sources == {"bf16": CeilingSource.MEASURED, "bytes": CeilingSource.DEVICE}
+    assert step.limit.ceilings.flops_per_s == {"bf16": 700e12}
+    assert step.limit.ceilings.bytes_per_s == 2.6e9 * 2 * 5120 / 8
 
 
 @pytest.mark.parametrize(
@@ -73,8 +90,8 @@ def test_the_state_is_read_from_beside_a_capture(tmp_path):
 
 
 def test_the_bar_is_a_row_for_each_of_its_parts():
-    head, table = bar_text(with_limit(BREAKDOWN, INFO, STATE))
-    assert head.startswith("hardware limit, by NVIDIA H100")
+    head, _, table = bar_text(with_limit(BREAKDOWN, INFO, STATE))
+    assert head.startswith("hardware limit (ceilings: NVIDIA H100 datasheet")
     assert dict(table.rows) == {
         "hard limit": "596.7 µs  59.7%",
         "kernels above the limit": "403.3 µs  40.3%",

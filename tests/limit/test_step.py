@@ -9,7 +9,8 @@ from taxbreak_vllm.limit.ceilings import ceilings_of
 from taxbreak_vllm.limit.step import bar_of, limit_of_step
 from taxbreak_vllm.limit.work import family_work
 from taxbreak_vllm.model.breakdown import DeviceTime, ExposedTax, IdleTime, Iteration, StepBreakdown
-from taxbreak_vllm.model.limit import Bound, Ceilings, CeilingSource
+from taxbreak_vllm.model.ceilings import Ceilings, CeilingSource, Level
+from taxbreak_vllm.model.limit import Bound
 from taxbreak_vllm.model.shape import (
     AttentionShape,
     ExpertShape,
@@ -53,8 +54,14 @@ LATENT = AttentionShape(
 )
 
 DECODE = StepWork(queries=4, keys=4000, pairs=4000, logits_rows=4, padded_tokens=4)
+TABLE = dict.fromkeys(("bf16", "bytes"), CeilingSource.TABLE)
 H100 = Ceilings(
-    device_name="H100", source=CeilingSource.TABLE, flops_per_s={"bf16": 989e12}, bytes_per_s=3350e9, origin="datasheet"
+    device_name="H100",
+    flops_per_s={"bf16": 989e12, "fp8": 1979e12},
+    bytes_per_s=3350e9,
+    cache_bytes=50 * 10**6,
+    sources={**TABLE, "fp8": CeilingSource.TABLE},
+    origins={CeilingSource.TABLE: "datasheet"},
 )
 
 
@@ -226,8 +233,46 @@ def test_without_ceilings_there_are_rates_and_no_share():
 def test_a_device_faster_than_its_ceilings_has_no_share_of_them():
     limit = limit_of_step(LLAMA, DECODE, step_of(1_000_000), H100)
     assert (limit.mfu, limit.mbu) == (None, None)
-    assert any("took less than the least time" in note for note in limit.notes)
+    assert any("less than the least time" in note for note in limit.notes)
     assert limit.bar.unknown_ns == 1_000_000
+
+
+def test_a_device_as_fast_as_clocks_can_tell_is_all_limit():
+    exact = limit_of_step(LLAMA, DECODE, step_of(6_000_000), H100).floor_ns[0]
+    limit = limit_of_step(LLAMA, DECODE, step_of(round(exact / 1.04)), H100)
+    assert limit.mbu is not None
+    assert (limit.bar.limit_ns, limit.bar.above_ns) == (round(exact / 1.04), 0)
+    assert limit.bar.unknown_ns == 0
+
+
+def test_a_step_shorter_than_its_kernels_can_be_is_bound_by_latency():
+    step = replace(step_of(6_000_000), kernels=400)
+    slow = replace(H100, shortest_kernel_ns=20_000)  # 8 ms; its bytes take 4.6 ms
+    assert limit_of_step(LLAMA, DECODE, step, slow).latency_ns == 8_000_000
+    assert limit_of_step(LLAMA, DECODE, step, slow).bound is Bound.LATENCY
+    assert limit_of_step(LLAMA, DECODE, step, replace(slow, shortest_kernel_ns=1_000)).bound is Bound.MEMORY
+    assert limit_of_step(LLAMA, DECODE, step, H100).latency_ns is None
+
+
+def test_a_step_tells_the_ceilings_that_it_was_held_to():
+    limit = limit_of_step(LLAMA, DECODE, step_of(6_000_000), H100)
+    assert limit.ceilings.flops_per_s == {"bf16": 989e12}
+    assert limit.ceilings.sources == TABLE
+    assert limit.level is Level.MEMORY
+
+
+def test_bytes_that_a_cache_may_hold_are_not_held_to_memory():
+    model = replace(LLAMA, linear=MatrixShape(weights=10**7, bytes=2 * 10**7), lm_head=MatrixShape(), attention=())
+    limit = limit_of_step(model, DECODE, step_of(100_000), H100)
+    assert limit.level is Level.CACHE
+    assert limit.compute_ns is not None
+    assert (limit.memory_ns, limit.floor_ns, limit.mbu) == (None, None, None)
+    (note,) = limit.notes
+    assert "device's cache" in note
+    measured = replace(H100, by_working_set={2**20: 12e12, 2**24: 9e12, 2**29: 3e12})
+    limit = limit_of_step(model, DECODE, step_of(100_000), measured)
+    assert limit.memory_ns == pytest.approx(2 * 10**7 / 9e12 * 1e9, abs=1)
+    assert limit.parts["linear"].floor_ns == (limit.memory_ns, limit.memory_ns)
 
 
 def test_weights_of_an_unknown_quantization_leave_its_work_and_withhold_its_limit():

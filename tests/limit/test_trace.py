@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.limit.trace import limit_of
-from taxbreak_vllm.model.limit import Bound, Ceilings, CeilingSource, Limit, StepTokens
+from taxbreak_vllm.model.baseline import Environment
+from taxbreak_vllm.model.ceilings import CeilingSource, DeviceProperties, MeasuredCeilings, Rate
+from taxbreak_vllm.model.limit import Bound, Limit, StepTokens
 from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.trace.read.kineto import read_events
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -44,12 +48,13 @@ def launched(kernel, at, start, end, number, *, call="cudaLaunchKernel", kind="k
 def limit(tmp_path):
     """Write events to a file and tell its limit."""
 
-    def limit(events, *, device=H100, with_calls=True, **how):
+    def limit(events, *, device=H100, with_calls=True, store=None, **how):
         trace = {"traceEvents": events}
         if device is not None:
             trace["deviceProperties"] = [{"id": 0, "name": device}]
         (tmp_path / "trace.json").write_text(json.dumps(trace))
-        return limit_of(Recording(read_events(tmp_path / "trace.json", with_calls=with_calls)), **how)
+        events = read_events(tmp_path / "trace.json", with_calls=with_calls)
+        return limit_of(Recording(events, Terms(baselines=store)), **how)
 
     return limit
 
@@ -209,24 +214,40 @@ def test_a_type_without_a_ceiling_leaves_its_time_unknown(limit):
     assert found.notes == ("no ceiling is known for products in bf16, so the least time of those is not told",)
 
 
-def test_measured_ceilings_go_before_the_table(limit):
-    measured = Ceilings(device_name=H100, source=CeilingSource.MEASURED, flops_per_s={"bf16": 800e12}, bytes_per_s=3e12)
+def test_measured_ceilings_go_before_the_table(limit, tmp_path):
+    reached = MeasuredCeilings(
+        flops_per_s={"bf16": Rate(per_s=800e12, by="torch.mm")},
+        bytes_per_s={2**20: Rate(per_s=9e12, by="copy"), 2**26: Rate(per_s=3e12, by="copy")},
+    )
+    with Baselines(tmp_path / "store.sqlite3") as store:
+        store.raise_ceilings(Environment(device_type="cuda", device_name=H100, torch="2.9"), reached)
 
-    found = limit(big_product(0, 30, 1), ceilings=measured)
+        found = limit(big_product(0, 30, 1), store=store)
 
-    assert found.ceilings is measured
     assert found.compute_ns == round(2 * 4096**3 / 800e12 * 1e9)
+    assert found.memory_ns == round(6 * 4096**2 / 3e12 * 1e9)
+    assert found.ceilings.sources["bf16"] is found.ceilings.sources["bytes"] is CeilingSource.MEASURED
+    assert found.ceilings.sources["fp8"] is CeilingSource.TABLE
 
 
 def test_without_a_bandwidth_there_is_no_least_time(limit):
-    found = limit(
-        big_product(0, 30, 1),
-        ceilings=Ceilings(device_name=H100, source=CeilingSource.DEVICE, flops_per_s={"bf16": 800e12}),
-    )
+    properties = DeviceProperties(device_name="new", capability="9.0", num_sms=132, clock_hz=1_980_000_000)
+
+    found = limit(big_product(0, 30, 1), device="new", properties=properties)
 
     assert found.memory_ns is found.floor_ns is found.mbu is found.ops[0].bound is None
     assert found.mfu is not None
     assert found.notes == ("the bandwidth of its memory is not known, so no least time is told",)
+
+
+def test_what_is_faster_than_all_its_ceilings_is_no_share_of_them(limit):
+    shapes = (4096, 4096), (4096, 4096)
+
+    found = limit([op("aten::mm", 0, 10, *shapes), *launched("nvjet_gemm", 2, 30, 130, 1)])
+
+    assert found.compute_ns > 1.05 * found.device_ns
+    assert found.mfu is found.mbu is None
+    assert any("less than the least time of all together" in note for note in found.notes)
 
 
 def test_what_fits_the_cache_may_be_faster_than_memory_and_what_does_not_is_said(limit):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.ceilings import Ceilings, CeilingSource
 from taxbreak_vllm.model.limit import Bound, Limit, OpLimit
 from taxbreak_vllm.model.limits import PhaseLimit
 from taxbreak_vllm.model.step import Phase
@@ -45,10 +46,8 @@ def limit_text(limit: Limit | str | None, top: int) -> Iterable[str | Table]:
 
 
 def _lines(limit: Limit) -> Iterable[str]:
-    ceilings = limit.ceilings
-    whose = f", by {ceilings.origin or ceilings.source}" if ceilings else ""
-    known = f"the work of {percent(limit.coverage)} of {duration(limit.device_ns)} device time is known"
-    yield f"hardware limit{whose}: {known}"
+    yield f"hardware limit (ceilings: {ceilings_words(limit.ceilings)})"
+    yield f"the work of {percent(limit.coverage)} of {duration(limit.device_ns)} device time is known"
     if limit.floor_ns is not None:
         least, most = limit.floor_ns
         upto = f" to {duration(most)}" if most > least else ""
@@ -114,6 +113,19 @@ def _cells(row: OpLimit) -> tuple[str, ...]:
     )
 
 
+def ceilings_words(ceilings: Ceilings | None) -> str:
+    """Say where the ceilings of a device are from: of all of them at once, or of which each."""
+    if ceilings is None:
+        return "none known"
+    keys_by_source: dict[CeilingSource, list[str]] = {}
+    for key, source in ceilings.sources.items():
+        keys_by_source.setdefault(source, []).append(key)
+    if len(keys_by_source) == 1:
+        return ceilings.origins[next(iter(keys_by_source))]
+    parts = (f"{', '.join(keys)} {ceilings.origins[source]}" for source, keys in keys_by_source.items())
+    return "; ".join(parts) or "none known"
+
+
 def tera(flops_per_s: float) -> str:
     """Say a rate of FLOPs."""
     return f"{flops_per_s / 1e12:,.1f} TFLOP/s"
@@ -133,8 +145,8 @@ def bar_text(breakdown: Breakdown) -> Iterable[str | Table]:
     phases = by_phase(breakdown.steps)
     every = list(phases.values())
     ceilings = dict.fromkeys(origin for each in every for origin in each.ceilings)
-    whose = f", by {', '.join(ceilings)}" if ceilings else ""
-    yield f"hardware limit{whose}, from the model and the requests of each step"
+    yield f"hardware limit (ceilings: {' | '.join(ceilings) or 'none known'})"
+    yield "from the model and the requests of each step"
     said = dict.fromkeys(words for each in every for words in (*each.reasons, *each.notes))
     yield from (f"note: {words}" for words in said)
     yield _bar_table(phases)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.limit.live import with_limit
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError, TraceFormatError
@@ -139,7 +138,7 @@ class Analyzer:
             info = capture.read_info()
             if info.step_id != capture.step_id:
                 raise SpoolError(f"{capture.path}: a copy of {info.step_id}, which counts under its own name only")
-            breakdown = with_limit(self._analyze(capture), info, capture.read_state())
+            breakdown = self._analyze(capture)
             if len(breakdown.steps) != 1:
                 raise TraceFormatError(f"{capture.path}: {len(breakdown.steps)} steps in the trace of one")
             self._results.add_step(capture.step_id, info, breakdown, now_ns=self._now_ns())
@@ -250,12 +249,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def load_analysis(baselines: Path) -> Analyze:
     """Import the analysis, on the baselines of this file where there is one."""
     from taxbreak_vllm.insight.foreseen import foreseen
+    from taxbreak_vllm.limit.live import with_limit
     from taxbreak_vllm.taxes.recording import Recording
     from taxbreak_vllm.taxes.terms import Terms
 
     def analyze_on(capture: Capture, store: Baselines | None) -> Breakdown:
         with Recording.open(capture.path, Terms(baselines=store)) as recording:
-            breakdown = recording.breakdown
+            breakdown = with_limit(recording.breakdown, capture.read_info(), capture.read_state(), view=recording.view)
             try:
                 return foreseen(recording, breakdown)
             except Exception:  # what was measured stands without it
