@@ -111,6 +111,17 @@ class Ceilings:
     sources: Mapping[str, CeilingSource] = field(default_factory=dict)
     origins: Mapping[CeilingSource, str] = field(default_factory=dict)
 
+    @property
+    def words(self) -> str:
+        """Say where they are from: all of them at once, or of each source which."""
+        keys_by_source: dict[CeilingSource, list[str]] = {}
+        for key, source in self.sources.items():
+            keys_by_source.setdefault(source, []).append(key)
+        if len(keys_by_source) == 1:
+            return self.origins[next(iter(keys_by_source))]
+        parts = (f"{', '.join(keys)} {self.origins[source]}" for source, keys in keys_by_source.items())
+        return "; ".join(parts) or "none known"
+
     def compute_ns(self, flops: int, dtype: str | None) -> float | None:
         """Return the least time for FLOPs of a dtype, None where no ceiling of it is known."""
         if not flops:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown
-from taxbreak_vllm.model.ceilings import Ceilings, CeilingSource
+from taxbreak_vllm.model.ceilings import Ceilings
 from taxbreak_vllm.model.limit import Bound, Limit, OpLimit
 from taxbreak_vllm.model.limits import PhaseLimit
 from taxbreak_vllm.model.step import Phase
@@ -46,7 +46,7 @@ def limit_text(limit: Limit | str | None, top: int) -> Iterable[str | Table]:
 
 
 def _lines(limit: Limit) -> Iterable[str]:
-    yield f"hardware limit (ceilings: {ceilings_words(limit.ceilings)})"
+    yield f"hardware limit (ceilings: {_whose(limit.ceilings)})"
     yield f"the work of {percent(limit.coverage)} of {duration(limit.device_ns)} device time is known"
     if limit.floor_ns is not None:
         least, most = limit.floor_ns
@@ -113,17 +113,8 @@ def _cells(row: OpLimit) -> tuple[str, ...]:
     )
 
 
-def ceilings_words(ceilings: Ceilings | None) -> str:
-    """Say where the ceilings of a device are from: of all of them at once, or of which each."""
-    if ceilings is None:
-        return "none known"
-    keys_by_source: dict[CeilingSource, list[str]] = {}
-    for key, source in ceilings.sources.items():
-        keys_by_source.setdefault(source, []).append(key)
-    if len(keys_by_source) == 1:
-        return ceilings.origins[next(iter(keys_by_source))]
-    parts = (f"{', '.join(keys)} {ceilings.origins[source]}" for source, keys in keys_by_source.items())
-    return "; ".join(parts) or "none known"
+def _whose(ceilings: Ceilings | None) -> str:
+    return "none known" if ceilings is None else ceilings.words
 
 
 def tera(flops_per_s: float) -> str:
