@@ -249,13 +249,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def load_analysis(baselines: Path) -> Analyze:
     """Import the analysis, on the baselines of this file where there is one."""
     from taxbreak_vllm.insight.foreseen import foreseen
-    from taxbreak_vllm.limit.live import with_limit
+    from taxbreak_vllm.limit.live import limited
     from taxbreak_vllm.taxes.recording import Recording
     from taxbreak_vllm.taxes.terms import Terms
 
     def analyze_on(capture: Capture, store: Baselines | None) -> Breakdown:
         with Recording.open(capture.path, Terms(baselines=store)) as recording:
-            breakdown = with_limit(recording.breakdown, capture.read_info(), capture.read_state(), view=recording.view)
+            breakdown = limited(recording)
             try:
                 return foreseen(recording, breakdown)
             except Exception:  # what was measured stands without it
