@@ -24,6 +24,7 @@ from taxbreak_vllm.serving.frontend.hooks import RequestHooks
 from taxbreak_vllm.serving.frontend.in_flight import InFlight
 from taxbreak_vllm.serving.frontend.middleware import RequestMiddleware
 from taxbreak_vllm.serving.frontend.watch import FrontendWatch
+from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 
 NUM_ROUNDS = 41
@@ -146,7 +147,7 @@ async def time_counting(folder: Path) -> float:
     in_flight_module.FOLLOWED_EVERY = 64
     app = RequestMiddleware(client, in_flight=in_flight)
     spool = Spool(folder / "spool", max_bytes=2**30, max_captures=1)
-    watch = FrontendWatch(in_flight, spool, FrontendState(server_id="server"))
+    watch = FrontendWatch(in_flight, spool, FrontendState(server_id="server"), load_settings())
     watch.attach(client)
     rounds = []
     for _ in range(NUM_ROUNDS):

@@ -87,6 +87,16 @@ class Settings(BaseSettings):
         default=32 * 2**20, ge=2**16, description="a compressed trace above this is dropped (bytes)"
     )
 
+    traffic_max_bytes: int = Field(
+        default=64 * 2**20,
+        ge=0,
+        description="bound of what is kept of an engine's or an API server's requests and steps, without content, in "
+        "bytes; oldest go first, 0 keeps none",
+    )
+    traffic_hashes: bool = Field(
+        default=True, description="keep salted hashes of prefix-cache blocks with them; false: none"
+    )
+
     host: str = Field(default=defaults.HOST, description="address the sidecar binds to")
     port: int = Field(
         default=defaults.PORT, ge=0, le=65535, description="port the sidecar binds to; 0 takes a free one"

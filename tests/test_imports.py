@@ -15,7 +15,7 @@ import taxbreak_vllm
 PACKAGE = Path(taxbreak_vllm.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 FLOOR = {room: int(floor) for floor, room in re.findall(r"^\| (\d) \| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)}
-OUTSIDE = {"vllm": {"serving", "plugin"}, "torch": {"serving", "replay"}}
+OUTSIDE = {"vllm": {"serving", "plugin", "workload"}, "torch": {"serving", "replay", "workload"}}
 
 
 class Import(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, whatif
+from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, whatif, workload
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.output.text.printed import print_text
 
@@ -48,3 +48,5 @@ for command in (
     servers.demo,
 ):
     app.command()(command)
+
+app.add_typer(workload.workload)

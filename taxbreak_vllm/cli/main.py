@@ -11,9 +11,16 @@ import sys
 from pathlib import Path
 
 from taxbreak_vllm.cli.printing import say
-from taxbreak_vllm.model.errors import BaselineError, SettingsError, SpoolError, TaxbreakError, TraceFormatError
+from taxbreak_vllm.model.errors import (
+    BaselineError,
+    SettingsError,
+    SpoolError,
+    TaxbreakError,
+    TraceFormatError,
+    WorkloadError,
+)
 
-_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError)
+_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError, WorkloadError)
 _EXPORTS = ("--html", "--speedscope", "--pprof", "--parquet")
 
 

@@ -98,6 +98,7 @@ class EngineState:
     works_ahead: bool = False
     off_reason: str | None = None
     queue_off_reason: str | None = None
+    traffic_off_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ TaxbreakError
 ├── SpoolError         a spool that cannot be read or written
 ├── BaselineError      a file of baselines that cannot be read or written
 ├── ReplayError        a replay that could not be run
+├── WorkloadError      a server's traffic that cannot be simulated
 └── SettingsError      a setting with a wrong value
 """
 
@@ -27,6 +28,10 @@ class BaselineError(TaxbreakError):
 
 class ReplayError(TaxbreakError):
     """A replay could not be run."""
+
+
+class WorkloadError(TaxbreakError):
+    """A server's traffic cannot be simulated."""
 
 
 class SettingsError(TaxbreakError):

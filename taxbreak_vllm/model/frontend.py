@@ -87,6 +87,7 @@ class FrontendState:
     loop_lag: SpanHistogram = field(default_factory=SpanHistogram)
     runqueue_wait_ratio: float | None = None
     off_reason: str | None = None
+    traffic_off_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

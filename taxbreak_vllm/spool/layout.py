@@ -26,6 +26,7 @@ REQUESTS = "requests.json"  # of an API server: its newest waterfalls
 ARRIVALS = "arrivals"  # of an API server: which requests are on their way to an engine
 WINDOW = "iterations-{}.json.gz"  # of an engine: consecutive turns of its loop
 NUM_WINDOWS = 8  # of an engine are kept, the newest
+TRAFFIC = "traffic"  # the folder of what a server's engines and API servers keep of their requests and steps
 REQUEST = "capture.json"
 CONTROL = "control.json"
 ANALYZED = "analyzed"
@@ -41,13 +42,15 @@ _LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(tmp|gone)")  # of a capture, or of 
 
 _SPILLED = re.compile(rf"{re.escape(SPILL)}\w+\.tmp")
 
+_TRAFFIC = rf"({ENGINE}|{API})[0-9]{{1,9}}-[0-9]{{8}}\.jsonl\.gz"
+
 _ROOT, _SERVER, _RANK = range(3)
 _FILES = (
     re.compile(rf"{re.escape(MARKER)}|\.[a-z]+\.lock|{_DATABASES}|{_SPILLED.pattern}"),
     re.compile(rf"{REQUEST}|{CONTROL}|{_LEFTOVER.pattern}"),
-    re.compile(rf"{STATE}|{REQUESTS}|{ARRIVALS}|iterations-[0-9]\.json\.gz|{_LEFTOVER.pattern}"),
+    re.compile(rf"{STATE}|{REQUESTS}|{ARRIVALS}|iterations-[0-9]\.json\.gz|{_TRAFFIC}|{_LEFTOVER.pattern}"),
 )
-_FOLDERS = (NAME, re.compile(rf"({ENGINE}|{API})?[0-9]{{1,9}}"), NAME)
+_FOLDERS = (NAME, re.compile(rf"({ENGINE}|{API})?[0-9]{{1,9}}|{TRAFFIC}"), NAME)
 
 
 def take(root: Path) -> None:
@@ -109,6 +112,11 @@ def engine_dirs(root: Path) -> list[str]:
 def api_dirs(root: Path) -> list[str]:
     """List the folders of all API servers of all servers."""
     return [folder for folder in _server_parts(root) if os.path.basename(folder).startswith(API)]
+
+
+def traffic_dirs(root: Path) -> list[str]:
+    """List the folders of what servers keep of their requests and steps."""
+    return [folder for folder in _server_parts(root) if os.path.basename(folder) == TRAFFIC]
 
 
 def capture_dirs(rank_dir: str) -> list[str]:

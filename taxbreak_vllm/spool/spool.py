@@ -33,6 +33,7 @@ from taxbreak_vllm.spool.layout import (
     STATE,
     STEP,
     TRACE,
+    TRAFFIC,
     WINDOW,
     api_dirs,
     capture_dirs,
@@ -48,6 +49,7 @@ from taxbreak_vllm.spool.layout import (
     server_dirs,
     spilled_bytes,
     take,
+    traffic_dirs,
 )
 from taxbreak_vllm.spool.values import T, read_value, write_bytes, write_value
 
@@ -143,6 +145,15 @@ class Spool:
     def api_dir(self, server_id: str, api: str) -> Path:
         """Return the folder of an API server; raises SpoolError for names that cannot name one."""
         return self.root / _checked(server_id) / f"{API}{_checked(api)}"
+
+    def make_traffic_dir(self, server_id: str) -> Path:
+        """Make the folder of what a server keeps of its requests and steps; raises SpoolError where that cannot be."""
+        folder = self.root / _checked(server_id) / TRAFFIC
+        try:
+            self._make(folder)
+        except OSError as error:
+            raise SpoolError(f"{self.root}: cannot make {folder.name}: {error.strerror or error}") from error
+        return folder
 
     def messages_stamp(self, server_id: str) -> tuple[tuple[int, int] | None, ...]:
         """Return what changes when a request or a control message comes, goes or is replaced; cheaper than reading."""
@@ -272,7 +283,7 @@ class Spool:
             return 0
         with suppress(PermissionError), self.lock():  # of another user
             self.spilled_bytes()
-        ranks = [*rank_dirs(self.root), *engine_dirs(self.root), *api_dirs(self.root)]
+        ranks = [*rank_dirs(self.root), *engine_dirs(self.root), *api_dirs(self.root), *traffic_dirs(self.root)]
         num_left = sum(remove_leftovers(rank, older_than_ns=older_than_ns) for rank in ranks)
         num_ranks = sum(remove_rank(rank, older_than_ns=older_than_ns) for rank in ranks)
         return num_left + num_ranks + sum(remove_server(s, older_than_ns=older_than_ns) for s in server_dirs(self.root))

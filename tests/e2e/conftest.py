@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,7 +26,10 @@ from taxbreak_vllm.demo.load import Requests, send
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, plain_environment, start_sidecar, start_vllm
+from taxbreak_vllm.model.workload import Identities
 from taxbreak_vllm.spool.spool import Spool
+from taxbreak_vllm.traffic.log import read_log, sources
+from taxbreak_vllm.traffic.rows import Ended
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.
 PROBE = (
@@ -170,6 +174,24 @@ def run_offline(forking):
             assert process.stop() == 0, process.tail(80)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def batched_again(run_offline, tmp_path_factory):
+    """Return what tells of each engine in a spool how its steps are batched again, once it has kept so many of them."""
+
+    def batched_again(server, spool, num_requests):
+        def are_kept():
+            folders = list(spool.glob("*/traffic"))
+            ends = [row for folder in folders for source in sources(folder) for row in read_log(folder, source)[1]]
+            return sum(isinstance(row, Ended) for row in ends) >= num_requests
+
+        server.process.wait_until(are_kept, f"keeping {num_requests} requests", timeout_s=60)
+        folder = tmp_path_factory.mktemp("identity")
+        run_offline("offline_identity.py", folder, spool, folder / "found.json")
+        return msgspec.json.decode((folder / "found.json").read_bytes(), type=Identities).engines
+
+    return batched_again
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from taxbreak_vllm.spool.spool import Spool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1800)]
 
-UNUSED = {"engine WAIT_AGAIN0", "engine WAIT_AGAIN1"}  # an engine waits once a step here
+# An engine waits once a step here, and is told to drop nothing.
+UNUSED = {"engine WAIT_AGAIN0", "engine WAIT_AGAIN1", "traffic abort", "traffic reset"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,13 @@ def has_ended(fault, before, engine, api):
     where = fault.partition(" ")[0]
     if where == "worker":
         return engine.num_unjoined > before[0].num_unjoined
-    return {"engine": engine.off_reason, "queue": engine.queue_off_reason, "frontend": api.off_reason}[where] == "hook"
+    reasons = {
+        "engine": engine.off_reason,
+        "queue": engine.queue_off_reason,
+        "traffic": engine.traffic_off_reason,
+        "frontend": api.off_reason,
+    }
+    return reasons[where] == "hook"
 
 
 @pytest.mark.parametrize("fault", sorted({*FAULTS} - UNUSED))
@@ -69,7 +76,7 @@ def test_a_fault_in_a_hook_costs_its_account_and_no_answer(server, faults, state
     def goes_on():
         engine, api = states()
         return (
-            (engine.off_reason, engine.queue_off_reason, api.off_reason) == (None, None, None)
+            (engine.off_reason, engine.queue_off_reason, engine.traffic_off_reason, api.off_reason) == (None,) * 4
             and engine.num_iterations > counted[0].num_iterations
             and api.num_requests > counted[1].num_requests
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from openai import OpenAI
+from rig.varied_client import ask_all
 
 from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, start_sidecar, start_vllm
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 KEY = "a-key-of-ours"
 READ_KEY = "another-that-reads"
+NUM_VARIED = 40
 CANARY = "xylophone quixotic zeppelin"
 SECRET = "what lies beside the spool"
 OUTWARD = (
@@ -52,6 +54,7 @@ class Guarded:
     vllm: RunningServer
     sidecar: RunningServer
     spool: Path
+    ids: list[str]  # of answers
 
     @property
     def both(self):
@@ -81,13 +84,14 @@ def guarded(processes, tiny_llama, sample_often):
         sidecar = start_sidecar(processes, spool, env=keys)
     finally:
         os.umask(before)
-    guarded = Guarded(vllm.wait(), sidecar.wait(), spool)
+    guarded = Guarded(vllm.wait(), sidecar.wait(), spool, ids=[])
     with OpenAI(base_url=f"{vllm.url}/v1", api_key="none", timeout=120.0) as client:
 
         def ask(num_tokens=24):
-            return client.completions.create(
+            answer = client.completions.create(
                 model="tiny-llama", prompt=CANARY, max_tokens=num_tokens, extra_body={"ignore_eos": True}
             )
+            guarded.ids.append(answer.id)
 
         ask()
         url = f"{vllm.url}/v1/taxbreak/captures"
@@ -99,6 +103,7 @@ def guarded(processes, tiny_llama, sample_often):
             return state.json()["status"] == "done"
 
         vllm.process.wait_until(is_done, "done with a capture", timeout_s=120)
+    guarded.ids += ask_all(vllm.url, "tiny-llama", num=NUM_VARIED)
     return guarded
 
 
@@ -115,7 +120,15 @@ def _unpacked(path):
     return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
-def test_nothing_of_a_prompt_or_of_its_tokens_is_stored(guarded, tiny_llama):
+def test_what_the_server_keeps_of_its_traffic_is_batched_alike_again(guarded, batched_again):
+    (engine,) = batched_again(guarded.vllm, guarded.spool, len(guarded.ids))
+
+    assert engine.is_identical, engine
+    assert engine.num_steps > 100
+    assert engine.num_hit_tokens > 0
+
+
+def test_nothing_of_a_prompt_of_its_tokens_or_of_a_requests_name_is_stored(guarded, tiny_llama):
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(tiny_llama / "tokenizer.json")).encode(CANARY).ids
@@ -124,10 +137,13 @@ def test_nothing_of_a_prompt_or_of_its_tokens_is_stored(guarded, tiny_llama):
 
     files = [path for path in guarded.spool.rglob("*") if path.is_file()]
     assert sum(path.suffix == ".gz" for path in files) >= 4
+    assert {path.name[:4] for path in files if path.parent.name == "traffic"} == {"engi", "api-"}
+    names = re.compile("|".join(name.rpartition("-")[2] for name in guarded.ids).encode())
     for path in files:
         data = _unpacked(path)
         assert not any(word in data for word in words), path
         assert not tokens.search(data), path
+        assert not names.search(data), path
     with closing(sqlite3.connect(guarded.spool / "results.sqlite3")) as db:
         assert not any(word.decode() in line for line in db.iterdump() for word in words)
 

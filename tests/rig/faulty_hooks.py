@@ -26,12 +26,14 @@ _IN_PIECES = (
     "WAIT_REMOTE_KV",
 )
 FRONTEND = [*_PIECES.values(), *(column.name for column in Request if column.name not in _IN_PIECES)]
+TRAFFIC = ["add", "abort", "reset", "step", "update"]  # events, in the order of their kinds
 FAULTS = (
     *(f"engine {name}" for name in ENGINE),
     *(f"frontend {name}" for name in FRONTEND),
     "frontend outputs",
     "frontend lags",
     "queue clock",
+    *(f"traffic {name}" for name in TRAFFIC),
     "worker clock",
 )
 _CODES = {name: code for code, name in enumerate(FAULTS, 1)}
@@ -90,7 +92,7 @@ def register() -> None:
 def break_hooks(faults: Faults) -> None:
     """Change our classes in this process and in its forks; twice is once."""
     from taxbreak_vllm.serving import worker_times
-    from taxbreak_vllm.serving.engine import hooks, queueing
+    from taxbreak_vllm.serving.engine import hooks, queueing, traffic
     from taxbreak_vllm.serving.frontend import in_flight, middleware
 
     if hasattr(hooks.LoopHooks, "faults"):
@@ -98,6 +100,7 @@ def break_hooks(faults: Faults) -> None:
     hooks.LoopHooks.faults = faults
     _break_loops(hooks.LoopHooks, faults)
     _break_queues(queueing.QueueWaits, faults)
+    _break_traffic(traffic.Traffic, faults)
     _break_requests(in_flight, middleware.RequestMiddleware, faults)
     _break_workers(worker_times, faults)
 
@@ -117,6 +120,8 @@ def _break_loops(kind, faults):
                 loop.fault = None
                 if loop.waits is not None:
                     loop.waits.fault = None
+                if loop.traffic is not None:
+                    loop.traffic.fault = None
             return begin(*args, **kwargs)
 
         return process_input_queue
@@ -133,6 +138,19 @@ def _break_queues(kind, faults):
             return now()
 
         waits._now = clock
+
+    _after(kind, "__init__", strike_first)
+
+
+def _break_traffic(kind, faults):
+    def strike_first(traffic):
+        put = traffic._put
+
+        def strike(event):
+            faults.strike(f"traffic {TRAFFIC[event[0]]}")
+            put(event)
+
+        traffic._put = strike
 
     _after(kind, "__init__", strike_first)
 

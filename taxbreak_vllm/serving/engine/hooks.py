@@ -13,6 +13,7 @@ from typing import Any
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.queueing import QueueWaits
+from taxbreak_vllm.serving.engine.traffic import Traffic
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, when_fetched
 
 _ZEROS = [0] * NUM_COLUMNS
@@ -21,11 +22,19 @@ _ZEROS = [0] * NUM_COLUMNS
 class LoopHooks:
     """The stamps of one engine's thread; `write` takes each turn's row."""
 
-    def __init__(self, engine: Any, write: Callable[[list[int]], None]) -> None:  # noqa: ANN401 - an EngineCoreProc
+    def __init__(
+        self,
+        engine: Any,  # noqa: ANN401 - an EngineCoreProc
+        write: Callable[[list[int]], None],
+        *,
+        keeps_traffic: bool = False,
+    ) -> None:
         self._engine = engine
         self._write = write
+        self._keeps_traffic = keeps_traffic
         self._row = list(_ZEROS)
         self.waits: QueueWaits | None = None
+        self.traffic: Traffic | None = None
         self.server_id = ""  # as the workers have it: an engine's own instance id has changed by now
         self.fault: str | None = None
         self.stamps_cpu = False  # any thread may set it
@@ -41,6 +50,7 @@ class LoopHooks:
         """Put the hooks on the engine, its scheduler and its executor."""
         engine, scheduler, executor = self._engine, self._engine.scheduler, self._engine.model_executor
         self.waits = _queue_waits(scheduler)
+        self.traffic = _traffic(scheduler) if self._keeps_traffic else None
         engine._process_input_queue = self._beginning(engine._process_input_queue)
         engine.input_queue.get = self._waiting(engine.input_queue.get)
         scheduler.schedule = self._numbering(scheduler.schedule)
@@ -78,7 +88,7 @@ class LoopHooks:
         return timed
 
     def _numbering(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, number, waits = self._row, int(Column.SCHEDULED), self.waits
+        row, number, waits, traffic = self._row, int(Column.SCHEDULED), self.waits, self.traffic
         numbers, timed = count(1), self._timed(call, Column.SCHEDULE0, Column.SCHEDULE1)
 
         def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
@@ -92,13 +102,16 @@ class LoopHooks:
                 setattr(scheduled, NUMBER, number_of_step)
             except Exception as error:
                 self._fail(error)
+            if traffic is not None:
+                traffic.take_step(scheduled, bool(args and args[0]) or bool(kwargs))
             return scheduled
 
         return schedule
 
     def _joining(self, call: Callable[..., Any]) -> Callable[..., Any]:
         row, updated, timed = self._row, int(Column.UPDATED), self._timed(call, Column.UPDATE0, Column.UPDATE1)
-        first, behind, waits = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1, self.waits
+        first, behind = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1
+        waits, traffic = self.waits, self.traffic
 
         def update_from_output(scheduled: Any, output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             result = timed(scheduled, output, *args, **kwargs)
@@ -114,6 +127,8 @@ class LoopHooks:
                     row[first] = UNKNOWN
             except Exception as error:
                 self._fail(error)
+            if traffic is not None:
+                traffic.take_update(scheduled)
             return result
 
         return update_from_output
@@ -245,3 +260,13 @@ def _queue_waits(scheduler: Any) -> QueueWaits | None:  # noqa: ANN401 - a Sched
         logger.warning("taxbreak: requests do not tell what they wait for: %r", error)
         return None
     return waits
+
+
+def _traffic(scheduler: Any) -> Traffic | None:  # noqa: ANN401 - a Scheduler
+    try:
+        traffic = Traffic(scheduler)
+        traffic.attach()
+    except Exception as error:
+        logger.warning("taxbreak: an engine's traffic is not kept: %r", error)
+        return None
+    return traffic

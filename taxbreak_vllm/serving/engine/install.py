@@ -57,7 +57,7 @@ def watch(engine: Any) -> LoopWatch | None:  # noqa: ANN401 - an EngineCoreProc
             model_name=model_name(config),
             works_ahead=bool(getattr(config.scheduler_config, "async_scheduling", False)),
         )
-        found = LoopWatch(engine, spool, state)
+        found = LoopWatch(engine, spool, state, settings)
         found.start()
     except SettingsError as error:
         logger.debug("taxbreak: %s", error)  # its workers say so aloud

@@ -21,9 +21,11 @@ from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.arrivals import read_arrivals
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
+from taxbreak_vllm.serving.engine.kept import KeptTraffic
 from taxbreak_vllm.serving.engine.ring import Ring
 from taxbreak_vllm.serving.engine.windows import Windows
 from taxbreak_vllm.serving.turns import Turns, is_news
+from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 
 
@@ -35,13 +37,15 @@ class LoopWatch:
         engine: Any,  # noqa: ANN401 - an EngineCoreProc
         spool: Spool,
         state: EngineState,
+        settings: Settings,
         *,
         unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._spool = spool
         self._unix_ns = unix_ns
         self._ring = Ring()
-        self._hooks = LoopHooks(engine, self._ring.write)
+        self._hooks = LoopHooks(engine, self._ring.write, keeps_traffic=settings.traffic_max_bytes > 0)
+        self._traffic = KeptTraffic(self._hooks, engine, state.engine, spool, settings)
         self._run_queue = RunQueueWait(threading.get_native_id())
         self._windows = Windows(self._hooks, spool)
         self._sums = LoopCount(works_ahead=state.works_ahead)
@@ -63,6 +67,7 @@ class LoopWatch:
         if not is_idle:
             slots = self._slots()
             self._sums.add(rows, Arrivals.of(slots, int(self.state.engine)))
+        self._traffic.add(rows)
         now_ns = self._unix_ns()
         self.state = replace(
             self._sums.told(self.state),
@@ -71,6 +76,7 @@ class LoopWatch:
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason="hook" if self._hooks.fault else None,
             queue_off_reason=self._hooks.queue_off_reason,
+            traffic_off_reason=self._traffic.off_reason,
         )
         if not is_idle:
             self._windows.add(rows, slots, self.state)

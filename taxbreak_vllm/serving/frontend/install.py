@@ -47,7 +47,7 @@ class Frontend:
                 model_name=model_name(engine_client.vllm_config),
             )
             spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-            watch = FrontendWatch(self._in_flight, spool, state)
+            watch = FrontendWatch(self._in_flight, spool, state, settings)
             watch.attach(engine_client)
             watch.start()
         except Exception as error:

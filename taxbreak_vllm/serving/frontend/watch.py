@@ -18,7 +18,9 @@ from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.frontend.arrivals import Arrivals
 from taxbreak_vllm.serving.frontend.hooks import RequestHooks
 from taxbreak_vllm.serving.frontend.in_flight import FOLLOWED_EVERY, InFlight
+from taxbreak_vllm.serving.frontend.kept import KeptRequests
 from taxbreak_vllm.serving.turns import Turns, is_news
+from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.layout import ARRIVALS
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.stages.account import Int64, Requests, account, added, delivery
@@ -36,12 +38,14 @@ class FrontendWatch:
         in_flight: InFlight,
         spool: Spool,
         state: FrontendState,
+        settings: Settings,
         *,
         unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._in_flight = in_flight
         self._spool = spool
         self._unix_ns = unix_ns
+        self._kept = KeptRequests(state.server_id, state.api, spool, settings)
         self._run_queue = RunQueueWait(threading.get_native_id())
         self._waterfalls: deque[Waterfall] = deque(maxlen=NUM_WATERFALLS)
         self._has_new_waterfalls = False
@@ -78,7 +82,9 @@ class FrontendWatch:
     def turn(self) -> None:
         """Count what was written since the last time, and publish the sums if they changed or are old."""
         before, in_flight = self.state, self._in_flight
-        self._count(in_flight.requests.take(), in_flight.outputs.take(), in_flight.lags.take()[:, 0])
+        rows = in_flight.requests.take()
+        self._kept.add(rows)
+        self._count(rows, in_flight.outputs.take(), in_flight.lags.take()[:, 0])
         now_ns = self._unix_ns()
         self.state = replace(
             self.state,
@@ -86,6 +92,7 @@ class FrontendWatch:
             num_in_flight=in_flight.num_in_engine,
             runqueue_wait_ratio=self._run_queue.ratio(),
             off_reason=_HOOK if in_flight.fault else None,
+            traffic_off_reason=self._kept.off_reason,
         )
         if is_news(self.state, before, now_ns):
             self.state = replace(self.state, updated_unix_ns=now_ns)

@@ -9,6 +9,7 @@ from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.watch import LoopWatch
+from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 from tests.serving.engine.test_watch import TimedEngine
 
@@ -127,7 +128,7 @@ def test_whatever_a_hook_cannot_write_vllms_calls_are_made_once_and_the_watch_sa
 ):
     spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=10)
     engine = Queues()
-    watch = LoopWatch(engine, spool, EngineState(engine="0"))
+    watch = LoopWatch(engine, spool, EngineState(engine="0"), load_settings())
     row = watch._hooks._row = Faulty(None)
     watch._hooks.attach()
     turns_of(engine)

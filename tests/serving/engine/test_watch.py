@@ -10,6 +10,7 @@ from taxbreak_vllm.iterations.rows import UNKNOWN
 from taxbreak_vllm.model.engine import Between, EngineState
 from taxbreak_vllm.model.step import PHASES, Phase
 from taxbreak_vllm.serving.engine.watch import LoopWatch
+from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 from tests.serving.engine.test_hooks import Engine
 
@@ -40,7 +41,7 @@ def spool(tmp_path):
 def watching(spool, *, kind=TimedEngine, engine="0", **members):
     state = EngineState(engine=engine, model_name="m", **members)
     engine = kind()
-    watch = LoopWatch(engine, spool, state)
+    watch = LoopWatch(engine, spool, state, load_settings())
     watch._hooks.attach()
     return engine, watch
 

@@ -9,6 +9,7 @@ from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.watch import LoopWatch
 from taxbreak_vllm.serving.engine.windows import Windows
+from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 from tests.serving.engine.test_hooks import Engine
 from tests.serving.engine.test_watch import TimedEngine
@@ -114,7 +115,7 @@ def test_a_spool_that_takes_nothing_costs_windows_and_nothing_else(collected, tm
 def test_the_turns_of_a_watched_engine_are_in_its_first_window(tmp_path):
     spool = Spool(tmp_path / "spool", max_bytes=2**20, max_captures=10)
     engine = TimedEngine()
-    watch = LoopWatch(engine, spool, EngineState(engine="0", model_name="m"))
+    watch = LoopWatch(engine, spool, EngineState(engine="0", model_name="m"), load_settings())
     watch._hooks.attach()
     for _ in range(NUM_TURNS + 20):
         engine.turn()

@@ -1,0 +1,226 @@
+"""vLLM's own scheduler and KV-cache manager without a model: what an engine's traffic tells in, its batches out.
+
+Imports vLLM, and so belongs in a process of its own. A request's tokens are not known and all alike: what tells blocks
+of the prefix cache apart are the ids of their hashes, and a request ends when it did. Read in
+vllm/v1/core/sched/scheduler.py, vllm/v1/request.py and vllm/v1/engine/core.py of 0.26 to 0.33.
+"""
+
+import inspect
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+import vllm.v1.kv_cache_interface as kv_interface
+from vllm.config import LoRAConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from taxbreak_vllm.model.errors import WorkloadError
+from taxbreak_vllm.traffic.batch import Batch, batch_of
+from taxbreak_vllm.traffic.rows import KvGroup, Scalar, Setup
+
+_TOKEN, _STOP = 7, 8
+_SCHEDULERS = {cls.__name__: cls for cls in (Scheduler, AsyncScheduler)}
+# A model that nobody runs: a scheduler asks its configuration for lengths and kinds alone.
+_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 64,
+    "torch_dtype": "float32",
+}
+
+
+class Planned:
+    """How one request goes: it ends after `num_outputs` tokens, by itself where that is `stops`."""
+
+    __slots__ = ("hashes", "num_outputs", "stops")
+
+    def __init__(self, hashes: Sequence[int] = (), *, num_outputs: int = 0, stops: bool = False) -> None:
+        self.hashes = hashes
+        self.num_outputs = num_outputs
+        self.stops = stops
+
+
+class VllmScheduler:
+    """One engine's scheduler; raises WorkloadError where the engine is not one that can be simulated."""
+
+    def __init__(self, setup: Setup, *, changes: dict[str, Scalar] | None = None) -> None:
+        """Build it as the engine's was; `changes` are other values of fields of its `scheduler_config`."""
+        check_can_simulate(setup)
+        self._hash_block_size = setup.hash_block_size
+        self._scheduler = _build(setup, changes or {})
+        self._is_caching = bool(setup.config["cache_config"].get("enable_prefix_caching"))
+        self._plans: dict[str, Planned] = {}
+        self._unknown = count(1)
+        self.num_preempted = 0
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether there is anything to schedule, or to tell a worker."""
+        return bool(self._scheduler.has_requests())
+
+    def add(
+        self,
+        number: int,
+        plan: Planned,
+        *,
+        num_prompt_tokens: int,
+        max_tokens: int,
+        arrived_ns: int = 0,
+        priority: int = 0,
+        lora: int = 0,
+        reads_cache: bool = True,
+    ) -> None:
+        """Hand it a request."""
+        name = str(number)
+        self._plans[name] = plan
+        sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=[_STOP], ignore_eos=True, detokenize=False)
+        if not reads_cache:
+            sampling.skip_reading_prefix_cache = True
+        self._scheduler.add_request(
+            Request(
+                request_id=name,
+                prompt_token_ids=[_TOKEN] * num_prompt_tokens,
+                sampling_params=sampling,
+                pooling_params=None,
+                arrival_time=arrived_ns / 1e9,
+                lora_request=LoRARequest(name=f"{lora}", lora_int_id=lora, lora_path="none") if lora else None,
+                priority=priority,
+                block_hasher=self._hash if self._is_caching else None,
+            )
+        )
+
+    def abort(self, numbers: Iterable[int]) -> None:
+        """Drop requests."""
+        self._scheduler.finish_requests(list(map(str, numbers)), RequestStatus.FINISHED_ABORTED)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what is cached."""
+        self._scheduler.reset_prefix_cache()
+
+    def schedule(self, *, is_throttled: bool = False) -> Any:  # noqa: ANN401 - a SchedulerOutput
+        """Choose a step."""
+        scheduled = self._scheduler.schedule(True) if is_throttled else self._scheduler.schedule()
+        requests = self._scheduler.requests
+        scheduled.taxbreak_samples = [
+            not requests[req_id].is_prefill_chunk for req_id in scheduled.num_scheduled_tokens
+        ]
+        self.num_preempted += len(getattr(scheduled, "preempted_req_ids", None) or ())
+        return scheduled
+
+    def update(self, scheduled: Any) -> list[tuple[int, bool]]:  # noqa: ANN401 - a SchedulerOutput
+        """Take in the output of a step; return the requests that have a token of it, and whether they are done."""
+        ids = list(scheduled.num_scheduled_tokens)
+        output = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={req_id: place for place, req_id in enumerate(ids)},
+            sampled_token_ids=[
+                [self._token(req_id)] if samples else []
+                for req_id, samples in zip(ids, scheduled.taxbreak_samples, strict=True)
+            ],
+        )
+        found: list[tuple[int, bool]] = []
+        for outputs in self._scheduler.update_from_output(scheduled, output).values():
+            for each in outputs.outputs:
+                is_done = each.finish_reason is not None
+                if is_done:
+                    self._plans.pop(each.request_id, None)
+                if each.new_token_ids:
+                    found.append((int(each.request_id), is_done))
+        return found
+
+    def _token(self, req_id: str) -> int:
+        plan, request = self._plans.get(req_id), self._scheduler.requests.get(req_id)
+        if plan is None or request is None or not plan.stops:
+            return _TOKEN
+        return _STOP if request.num_output_tokens >= plan.num_outputs - 1 else _TOKEN
+
+    def _hash(self, request: Request) -> list[bytes]:
+        known, begin = self._plans[request.request_id].hashes, len(request.block_hashes)
+        end = request.num_tokens // self._hash_block_size
+        return [
+            known[place].to_bytes(8, "little") if place < len(known) else next(self._unknown).to_bytes(9, "little")
+            for place in range(begin, end)
+        ]
+
+
+def batch(scheduled: Any) -> Batch:  # noqa: ANN401 - a SchedulerOutput
+    """Return what a step of it batches."""
+    return batch_of(scheduled, int)
+
+
+def check_can_simulate(setup: Setup) -> None:
+    """Raise WorkloadError for an engine of another vLLM, or one whose scheduler does more than is simulated."""
+    if setup.vllm != vllm.__version__:
+        raise WorkloadError(
+            f"{setup.source}: recorded with vLLM {setup.vllm}, and vLLM {vllm.__version__} is installed here; its "
+            "scheduler may choose otherwise"
+        )
+    if setup.scheduler not in _SCHEDULERS:
+        raise WorkloadError(f"{setup.source}: its scheduler is {setup.scheduler}, which is none of vLLM's own")
+    if setup.refused:
+        raise WorkloadError(f"{setup.source}: not simulated: {', '.join(setup.refused)}")
+
+
+def _build(setup: Setup, changes: dict[str, Scalar]) -> Scheduler:
+    config = _config(setup)
+    for name, value in changes.items():
+        if name not in setup.config["scheduler_config"]:
+            raise WorkloadError(f"{name}: no setting of vLLM {setup.vllm}'s scheduler")
+        setattr(config.scheduler_config, name, value)
+    groups = [
+        kv_interface.KVCacheGroupSpec([f"{place}.{layer}" for layer in range(group.num_layers)], _spec(group))
+        for place, group in enumerate(setup.kv_groups)
+    ]
+    kv = kv_interface.KVCacheConfig(num_blocks=setup.num_blocks, kv_cache_tensors=[], kv_cache_groups=groups)
+    cls = _SCHEDULERS[setup.scheduler]
+    sizes = {"block_size": setup.block_size, "hash_block_size": setup.hash_block_size}
+    known = inspect.signature(Scheduler.__init__).parameters
+    sizes = {name: size for name, size in sizes.items() if name in known}
+    return cls(config, kv, StructuredOutputManager(config), log_stats=False, **sizes)
+
+
+def _config(setup: Setup) -> Any:  # noqa: ANN401 - a VllmConfig
+    length = int(setup.config["model_config"]["max_model_len"] or 0)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(_MODEL | {"max_position_embeddings": length}))
+        arguments = EngineArgs(
+            model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=length, enforce_eager=True
+        )
+        config = arguments.create_engine_config()
+    for name in ("scheduler_config", "cache_config"):
+        for field, value in setup.config[name].items():
+            setattr(getattr(config, name), field, value)
+    config.cache_config.num_gpu_blocks = setup.num_blocks
+    lora = setup.config.get("lora_config")
+    if lora:
+        config.lora_config = LoRAConfig(max_loras=int(lora["max_loras"] or 1))
+    return config
+
+
+def _spec(group: KvGroup) -> Any:  # noqa: ANN401 - a KVCacheSpec
+    cls = getattr(kv_interface, group.spec, None)
+    if cls is None:
+        raise WorkloadError(f"{group.spec}: a KV cache that vLLM {vllm.__version__} does not have")
+    fields: dict[str, Any] = dict(group.fields)
+    if "dtype" in fields:
+        fields["dtype"] = getattr(torch, str(fields["dtype"]), torch.uint8)
+    known = inspect.signature(cls).parameters
+    return cls(**{name: value for name, value in fields.items() if name in known})

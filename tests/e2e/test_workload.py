@@ -1,0 +1,76 @@
+"""vLLM's own scheduler, told what a real server's was told, batches every step as it did, however the server is set."""
+
+import pytest
+from rig.knobs import Knobs
+from rig.plugins import python_path
+from rig.varied_client import ask_all
+
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_vllm
+
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
+
+NUM_REQUESTS = 150
+WORKER = "rig.simulated.Worker"
+FLAGS = {
+    "as_served": (),
+    "no_prefix_cache": ("--no-enable-prefix-caching",),
+    "small_blocks": ("--block-size", "16"),
+    "preemption": ("--block-size", "16", "--num-gpu-blocks-override", "60"),
+    "chunked_prefill": ("--max-num-batched-tokens", "64", "--block-size", "32"),
+    "priorities": ("--scheduling-policy", "priority", "--num-gpu-blocks-override", "80", "--block-size", "16"),
+}
+NOBIND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
+
+def _environment(folder):
+    return NOBIND | {"VLLM_PLUGINS": "taxbreak", "TAXBREAK_SPOOL": str(folder)}
+
+
+@pytest.mark.parametrize("setting", FLAGS)
+def test_every_step_is_batched_alike(processes, tiny_llama, batched_again, setting):
+    spool = processes.folder / f"spool-{setting}"
+    flags = (*ONE_PROCESS, *FLAGS[setting])
+    server = start_vllm(processes, tiny_llama, flags=flags, env=_environment(spool), name=setting).wait()
+    ids = ask_all(server.url, "tiny-llama", num=NUM_REQUESTS, num_priorities=3 if setting == "priorities" else 1)
+
+    (engine,) = batched_again(server, spool, len(ids))
+    server.process.stop()
+
+    assert engine.is_identical, engine
+    assert engine.is_whole
+    assert engine.num_steps > 300
+    assert (engine.num_hit_tokens > 0) == (setting != "no_prefix_cache")
+    assert (engine.num_preemptions > 0) == (setting in {"preemption", "priorities"})
+
+
+def test_of_two_api_servers_and_a_worker_of_its_own_too(processes, tiny_llama, batched_again):
+    spool = processes.folder / "spool-two"
+    flags = (*WORKER_EXTENSION, "--api-server-count", "2")
+    server = start_vllm(processes, tiny_llama, flags=flags, env=_environment(spool), name="two").wait()
+    ids = ask_all(server.url, "tiny-llama", num=NUM_REQUESTS)
+
+    (engine,) = batched_again(server, spool, len(ids))
+    server.process.stop()
+
+    assert engine.is_identical, engine
+    assert len(list(spool.glob("*/traffic/api-*-00000000.jsonl.gz"))) == 2
+
+
+def test_an_engine_that_schedules_ahead_of_its_device_too(processes, tiny_llama, batched_again):
+    spool, folder = processes.folder / "spool-ahead", processes.folder / "simulated"
+    folder.mkdir()
+    Knobs(folder / "knobs").turn(device=2_000_000)
+    env = _environment(spool) | {
+        "PYTHONPATH": python_path(folder / "plugins"),
+        "SIMULATED": str(folder),
+        "VLLM_PLUGINS": "taxbreak,simulated",
+    }
+    flags = (*ONE_PROCESS, "--async-scheduling", "--worker-cls", WORKER, "--block-size", "16")
+    server = start_vllm(processes, tiny_llama, flags=flags, env=env, name="ahead").wait()
+    ids = ask_all(server.url, "tiny-llama", num=NUM_REQUESTS)
+
+    (engine,) = batched_again(server, spool, len(ids))
+    server.process.stop()
+
+    assert engine.is_identical, engine
+    assert engine.num_hit_tokens > 0
