@@ -4,15 +4,17 @@
 
 Rounds of bare and hooked turns take turns in one run; a round's cost is the mean CPU time of its turns. Reported are
 the median round and the best, which is held to the limit: what else the machine does only adds. Beside it what a worker
-takes to time a step's calls for its engine, and what another thread takes to count a second's rows and to keep a window
-of them, at 500 turns a second.
+takes to time a step's calls for its engine, and what another thread takes to count a second's rows, to keep a window
+of them and to keep what the scheduler chose, at 500 turns a second.
 """
 
 import queue
 import statistics
 import sys
+import tempfile
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,13 +25,18 @@ from taxbreak_vllm.iterations.window import NUM_TURNS as NUM_WINDOW
 from taxbreak_vllm.iterations.window import Window
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
+from taxbreak_vllm.serving.engine.setup import INSTANTS
+from taxbreak_vllm.serving.engine.traffic import Lines, Traffic
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, StepTimes
+from taxbreak_vllm.traffic.log import Log
+from taxbreak_vllm.traffic.rows import Setup, stamped
 
 NUM_ROUNDS = 41
 NUM_TURNS = 2000
 LIMIT_NS = 6000
 WORKER_LIMIT_NS = 2000
 ROWS_PER_S = 500
+NUM_REQUESTS = 64
 
 
 class Engine:
@@ -46,6 +53,7 @@ class Engine:
             get_grammar_bitmask=lambda scheduled: None,
             update_from_output=lambda scheduled, output: {},
             add_request=lambda request: None,
+            finish_requests=lambda request_ids, status: None,
             waiting=SimpleNamespace(peek_request=lambda: None),
             kv_cache_manager=SimpleNamespace(allocate_slots=lambda request: None),
             _try_schedule_encoder_inputs=lambda request: None,
@@ -117,10 +125,42 @@ def made_up_rows() -> np.ndarray:
     return rows
 
 
+def time_lines() -> int:
+    """Return the CPU time of making and packing the lines of a second's steps."""
+    scheduler = SimpleNamespace(add_request=lambda request: None, finish_requests=lambda request_ids, status: None)
+    traffic = Traffic(scheduler)
+    traffic.attach()
+    ids = [f"cmpl-{number}" for number in range(NUM_REQUESTS)]
+    cached = SimpleNamespace(
+        req_ids=ids,
+        num_computed_tokens=[1000] * NUM_REQUESTS,
+        num_output_tokens=[9] * NUM_REQUESTS,
+        resumed_req_ids=set(),
+    )
+    for number in range(ROWS_PER_S):
+        scheduled = SimpleNamespace(
+            finished_req_ids=set(),
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=cached,
+            scheduled_spec_decode_tokens={},
+            num_scheduled_tokens=dict.fromkeys(ids, 1),
+            total_num_scheduled_tokens=NUM_REQUESTS,
+            **{NUMBER: number},
+        )
+        traffic.take_step(scheduled, False)
+        traffic.take_update(scheduled)
+    lines = Lines(traffic, hash_block_size=16, keeps_hashes=True)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder), Setup(server_id="server", source="engine-0"), max_bytes=2**20)
+        begun_ns = time.thread_time_ns()
+        log.append(lines.take() + stamped(made_up_rows(), INSTANTS))
+        return time.thread_time_ns() - begun_ns
+
+
 def main() -> int:
     bare, hooked = Engine(), Engine()
     ring = Ring(capacity=NUM_TURNS)
-    hooks = LoopHooks(hooked, ring.write)
+    hooks = LoopHooks(hooked, ring.write, keeps_traffic=True)
     hooks.attach()
     setattr(hooked.scheduled, NUMBER, 0)
     scheduled, steps = SimpleNamespace(num_scheduled_tokens={"a": 1}, **{NUMBER: 1}), []
@@ -131,7 +171,8 @@ def main() -> int:
         setattr(hooked.output, TIMES, ("server", 0, 1, 2, 3, 4, 1, -1, -1))
         rounds.append(time_turns(hooked) - without)
         ring.take()
-    if hooks.fault or hooks.queue_off_reason:
+        num_events = len(list(hooks.traffic.take()))
+    if hooks.fault or hooks.queue_off_reason or hooks.traffic.fault or num_events != 2 * NUM_TURNS:
         raise SystemExit("a hook is off")
     rows, counting = made_up_rows(), []
     for _ in range(NUM_ROUNDS):
@@ -146,6 +187,7 @@ def main() -> int:
     begun_ns = time.thread_time_ns()
     num_bytes = len(window.encode())
     window_ns = time.thread_time_ns() - begun_ns
+    lines_ns = time_lines()
     for what, costs, limit_ns in (
         ("a turn of the engine's loop", rounds, LIMIT_NS),
         ("a worker's step", steps, WORKER_LIMIT_NS),
@@ -154,6 +196,7 @@ def main() -> int:
         print(f"{what}: {median:,.0f} ns (best round {best:,.0f} ns); at most {limit_ns:,} ns")
     print(f"counting {ROWS_PER_S} turns, on another thread: {statistics.median(counting) / 1e6:.2f} ms")
     print(f"a window of {NUM_WINDOW} turns, on that thread too: {window_ns / 1e6:.2f} ms, {num_bytes:,} bytes")
+    print(f"lines of {ROWS_PER_S} steps of {NUM_REQUESTS} requests, on that thread too: {lines_ns / 1e6:.1f} ms")
     return int(min(rounds) > LIMIT_NS or min(steps) > WORKER_LIMIT_NS)
 
 

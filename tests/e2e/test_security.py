@@ -116,7 +116,11 @@ def test_everything_in_the_spool_is_its_owners_alone(guarded):
 
 
 def _unpacked(path):
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        assert re.search("sqlite3-(wal|shm)$", path.name)  # of a database that was closed meanwhile
+        return b""
     return gzip.decompress(data) if path.suffix == ".gz" else data
 
 

@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from taxbreak_vllm.iterations.spans import Int64
+from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.setup import INSTANTS, hash_block_size, setup_of
@@ -58,7 +59,7 @@ class KeptTraffic:
             return
         try:
             self._add(turns)
-        except OSError as error:
+        except (OSError, SpoolError) as error:
             self._end("disk", error)
         except Exception as error:
             self._end("lines", error)

@@ -30,7 +30,6 @@ def setup_of(
     """Describe an engine; raises AttributeError where it is not as it was read."""
     config, scheduler = engine.vllm_config, engine.scheduler
     kv = scheduler.kv_cache_config
-    block_size = int(getattr(scheduler, "block_size", config.cache_config.block_size))
     return Setup(
         server_id=server_id,
         source=f"engine-{number}",
@@ -41,7 +40,7 @@ def setup_of(
         instants=INSTANTS,
         scheduler=type(scheduler).__name__,
         num_blocks=int(kv.num_blocks),
-        block_size=block_size,
+        block_size=int(scheduler.block_size),
         hash_block_size=hash_block_size(scheduler),
         num_engines=int(config.parallel_config.data_parallel_size),
         config={name: _scalars(getattr(config, name, None)) for name in _CONFIGS},

@@ -2,6 +2,7 @@
 
 import time
 
+from taxbreak_vllm.model.errors import SpoolError
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
@@ -39,7 +40,7 @@ class KeptRequests:
             self._log = self._log or self._open()
             self._log.append(stamped(rows, INSTANTS))
         except Exception as error:
-            self.off_reason = "disk" if isinstance(error, OSError) else "lines"
+            self.off_reason = "disk" if isinstance(error, (OSError, SpoolError)) else "lines"
             logger.warning("taxbreak: an API server's requests are no longer kept: %r", error)
 
     def _open(self) -> Log:
