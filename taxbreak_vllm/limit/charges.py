@@ -15,6 +15,7 @@ from taxbreak_vllm.limit.ops.arguments import Around
 from taxbreak_vllm.limit.ops.conv import convolution_of
 from taxbreak_vllm.limit.ops.table import rule_of, work_of
 from taxbreak_vllm.model.limit import StepTokens, Work
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.taxes.measured import Measured, group_by_time
 from taxbreak_vllm.trace.calls import Call, Calls
 from taxbreak_vllm.trace.dispatches import Bool, innermost, next_outer
@@ -46,10 +47,12 @@ def charge(
     dispatch_ns: Int64,
     windows: Sequence[StepWindow],
     tokens: Sequence[StepTokens | None] | None = None,
+    model: ModelShape | None = None,
 ) -> Charges:
     """Charge the chosen dispatches, `dispatch_ns` being the device time of each.
 
-    `tokens` are those of each of the windows, where the caller knows them better than the annotations of the steps.
+    `tokens` are those of each of the windows, where the caller knows them better than the annotations of the steps;
+    `model` is asked where a call does not hold what it worked on.
     """
     events, host, dispatches = measured.events, measured.host, measured.dispatches
     assert events.calls is not None, "read with_calls"
@@ -61,7 +64,7 @@ def charge(
     outer = next_outer(op_end)
     activity = np.where(dispatches.first_kernel >= 0, dispatches.first_kernel, dispatches.first)
     kernel = measured.activities.name[activity].astype(np.int64)
-    rules = _Rules(events.calls, events.names, tokens)
+    rules = _Rules(events.calls, events.names, tokens, model)
     step = group_by_time(windows, dispatches.launch_ns) if windows else np.full(len(dispatches), -1)
 
     at = innermost(host.op_start, op_end, dispatches.launch_key)
@@ -92,12 +95,14 @@ def charge(
 class _Rules:
     """Answers rules, each distinct question once: a place in `works`, -1 without a rule, -2 - place in `reasons`."""
 
-    def __init__(self, calls: Calls, names: Sequence[str], tokens: Sequence[StepTokens | None]) -> None:
+    def __init__(
+        self, calls: Calls, names: Sequence[str], tokens: Sequence[StepTokens | None], model: ModelShape | None
+    ) -> None:
         self.works: list[Work] = []
         self.reasons: list[str] = []
         self._place: dict[Work, int] = {}
         self._number: dict[str, int] = {}
-        self._calls, self._names, self._tokens = calls.calls, names, tokens
+        self._calls, self._names, self._tokens, self._model = calls.calls, names, tokens, model
         self._convolutions = frozenset(c for call in self._calls if (c := convolution_of(call)) is not None)
         rules = [rule_of(call.op) for call in self._calls]
         self._is_ruled = np.array([rule is not None for rule in rules], dtype=bool)
@@ -127,6 +132,7 @@ class _Rules:
                 outer=self._call(outer),
                 tokens=self._tokens[step] if step >= 0 else None,
                 convolutions=self._convolutions,
+                model=self._model,
             )
             found = work_of(self._calls[call], around)
             if isinstance(found, Work):

@@ -8,7 +8,7 @@ one token chooses are read, and what uniform choices take at most.
 
 from collections.abc import Iterable, Mapping
 
-from taxbreak_vllm.limit.ops.moe import experts_met
+from taxbreak_vllm.limit.ops.moe import met_on_rank
 from taxbreak_vllm.model.limit import FamilyWork
 from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, ModelShape, StepWork
 
@@ -77,9 +77,7 @@ def _met(group: ExpertShape, step: StepWork, tokens: int) -> tuple[float, float]
     """Return how many of the rank's experts are read in a layer, at the least and at the most."""
     if step.distinct_experts is not None:
         return step.distinct_experts, step.distinct_experts
-    low, high = experts_met(group.experts, group.top_k, tokens)
-    elsewhere = group.experts - group.local_experts
-    return max(0, low - elsewhere), max(0.0, low - elsewhere, high * group.local_experts / group.experts)
+    return met_on_rank(group, tokens)
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

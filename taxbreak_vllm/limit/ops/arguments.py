@@ -10,6 +10,7 @@ from math import prod
 
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.limit import StepTokens, Work
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.trace.calls import Call, Input
 
 Shape = tuple[int, ...]
@@ -90,14 +91,15 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What stands around a call: the first kernel it launched, the op around it, its step's tokens, and the shapes of
-    all convolutions whose backward call is in the trace.
+    """What stands around a call: the first kernel it launched, the op around it, its step's tokens, the shapes of all
+    convolutions whose backward call is in the trace, and the model, where it is described.
     """
 
     kernel: str = ""
     outer: Call | None = None
     tokens: StepTokens | None = None
     convolutions: frozenset[Convolution] = field(default_factory=frozenset)
+    model: ModelShape | None = None
 
 
 class Arguments:

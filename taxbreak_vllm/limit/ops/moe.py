@@ -4,8 +4,14 @@ Which experts that were no trace holds. At the least all tokens chose the same t
 E(1 − (1 − top_k/E)^t) of E experts are met.
 """
 
+import re
+
 from taxbreak_vllm.limit.ops.arguments import Arguments, Around, Rules, Tensor, UnknownWork, rules
 from taxbreak_vllm.model.limit import Work
+from taxbreak_vllm.model.shape import ExpertShape
+
+
+_IN_NAMES = {"fp8": r"[Ee]4m3|[Ee]5m2", "fp4": r"[Ee]2m1"}  # bmm_MxE4m3_MxE2m1… of TensorRT-LLM
 
 
 def experts_met(experts: int, top_k: int, tokens: int) -> tuple[int, float]:
@@ -52,8 +58,39 @@ def _fused_into(call: Arguments, _: Around) -> Work:
     return _experts(hidden, up, down, chosen)
 
 
-def _without_weights(call: Arguments, _: Around) -> Work:
-    raise UnknownWork(f"{call.op}: the experts' weights are not among its arguments")
+def met_on_rank(group: ExpertShape, tokens: int) -> tuple[float, float]:
+    """Return how many of a rank's experts are read in a layer, at the least and at the most."""
+    low, high = experts_met(group.experts, group.top_k, tokens)
+    elsewhere = group.experts - group.local_experts
+    return max(0, low - elsewhere), max(0.0, low - elsewhere, high * group.local_experts / group.experts)
+
+
+def _without_weights(call: Arguments, around: Around) -> Work:
+    """(hidden, logits of the gate, …), the weights being behind the layer: told where the model is described."""
+    model = around.model
+    if model is None:
+        raise UnknownWork(f"{call.op}: the experts' weights are not among its arguments")
+    if len(model.experts) != 1:
+        raise UnknownWork(f"{call.op}: which of the described model's {len(model.experts)} kinds of experts it is")
+    (group,) = model.experts
+    hidden, logits = call.tensor(0, axes=2), call.tensor(1, axes=2)
+    if logits.dims[1] not in (1, group.experts) or group.bytes is None:
+        raise UnknownWork(f"{call.op}: its gate of {logits.dims[1]} does not fit {group.experts} described experts")
+    tokens = hidden.dims[0]
+    least, most = met_on_rank(group, tokens)
+    return Work(
+        flops=2 * tokens * group.top_k * group.weights * group.local_experts // group.experts,
+        bytes=2 * hidden.bytes + round(least * group.bytes),
+        dtype=_multiplied(around.kernel) or model.product_dtype or str(model.quantization),
+        is_matrix=True,
+        most_bytes=2 * hidden.bytes + round(most * group.bytes),
+    )
+
+
+def _multiplied(kernel: str) -> str | None:
+    """Return what a kernel says that it multiplies in, the wider of two types; None where it does not."""
+    found = {dtype for dtype, name in _IN_NAMES.items() if re.search(name, kernel)}
+    return next((dtype for dtype in ("fp8", "fp4") if dtype in found), None)
 
 
 RULES: Rules = {
