@@ -17,6 +17,7 @@ from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import IterationReport
 from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.limit import Limit
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.output.exporter import Exporter
@@ -38,12 +39,14 @@ def analyze_paths(
     phase: Phase | None = None,
     step: str | None = None,
     with_limit: bool = False,
+    model: ModelShape | None = None,
     plain_ns: int | None = None,
 ) -> None:
     """Read each path once, write what is to be exported and print the rest, of the steps chosen alone.
 
     Printed is one JSON object, or a table each with `top` rows of its dearest kernels; `with_limit` also what the
-    hardware allows. A path may hold windows of an engine's turns as well: these are an account of its iterations.
+    hardware allows, of `model` where that is described. A path may hold windows of an engine's turns as well: these are
+    an account of its iterations.
     """
     found: list[tuple[Breakdown, AdviceReport, Limit | str | None]] = []
     loops: list[IterationReport] = []
@@ -56,11 +59,11 @@ def analyze_paths(
             loops.append(report(read_windows(path), path=path, phase=phase))
             continue
         with opened(path, terms, with_calls=with_limit, with_frames=bool(exports)) as recording:
-            shown = choose(_whole(recording), phase=phase, step=step)
+            shown = choose(_whole(recording, model), phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for _, exporter in exports:
                 exporter.add(findings)
-            limit = _limit(recording, shown) if with_limit else None
+            limit = _limit(recording, shown, model) if with_limit else None
             found.append((findings.breakdown, findings.advice, limit))
     for target, exporter in exports:
         exporter.write(target)
@@ -78,19 +81,19 @@ def analyze_paths(
         print_iterations(loop)
 
 
-def _whole(recording: Recording) -> Breakdown:
-    if recording.info is None:
+def _whole(recording: Recording, model: ModelShape | None) -> Breakdown:
+    if recording.info is None and model is None:
         return recording.breakdown
-    from taxbreak_vllm.limit.live import limited  # a capture's alone
+    from taxbreak_vllm.limit.live import limited  # what an analysis of a bare trace need not load
 
-    return limited(recording)
+    return limited(recording, model=model)
 
 
 def _state(recording: Recording) -> WorkerState | None:
     return Capture(Path(recording.path)).read_state()
 
 
-def _limit(recording: Recording, shown: Breakdown) -> Limit | str:
+def _limit(recording: Recording, shown: Breakdown, model: ModelShape | None) -> Limit | str:
     from taxbreak_vllm.limit.trace import limit_of  # what an analysis that is not asked for it need not load
 
     is_all = len(shown.steps) == len(recording.breakdown.steps)
@@ -99,6 +102,7 @@ def _limit(recording: Recording, shown: Breakdown) -> Limit | str:
         recording,
         steps=None if is_all else [step.number or 0 for step in shown.steps],
         properties=None if state is None else state.device,
+        model=model,
     )
 
 

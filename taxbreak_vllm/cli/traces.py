@@ -8,6 +8,7 @@ import typer
 from taxbreak_vllm.cli.options import FloorUs, Json, Rank, floor_ns
 from taxbreak_vllm.cli.printing import TOP_ROWS, print_json
 from taxbreak_vllm.model.breakdown import Attribution
+from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.printed import print_text
 
@@ -38,6 +39,19 @@ def analyze(
     limit: Annotated[
         bool, typer.Option("--limit", help="also device time beside the hardware's limit, from recorded shapes")
     ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="config.json of the model (Hugging Face): --limit, and of what recorded shapes do not tell, as of CUDA"
+            " graphs"
+        ),
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="ranks that --model is cut over")
+    ] = 1,
+    expert_parallel_size: Annotated[
+        int, typer.Option(min=1, help="ranks that its experts are spread over; 1: they are cut like all else")
+    ] = 1,
     top: Annotated[int, typer.Option(min=0, help="rows in the table of dearest kernels")] = TOP_ROWS,
     html: Annotated[Path | None, typer.Option(help="write one self-contained HTML page")] = None,
     speedscope: Annotated[Path | None, typer.Option(help="write a file for https://www.speedscope.app")] = None,
@@ -51,6 +65,13 @@ def analyze(
     from taxbreak_vllm.cli.opening import store
     from taxbreak_vllm.taxes.terms import Terms
 
+    described = None
+    if model is not None:
+        from taxbreak_vllm.limit.config import shape_of_config
+
+        described = shape_of_config(model, tensor_parallel=tensor_parallel_size, expert_parallel=expert_parallel_size)
+    elif (tensor_parallel_size, expert_parallel_size) != (1, 1):
+        raise SettingsError("--tensor-parallel-size and --expert-parallel-size are of --model: name one")
     named = {"html": html, "speedscope": speedscope, "pprof": pprof, "parquet": parquet}
     targets = {name: target for name, target in named.items() if target}
     exports = exports_to(targets, sources=paths if baselines is None else [*paths, baselines])
@@ -63,7 +84,8 @@ def analyze(
             top=top,
             phase=phase,
             step=step,
-            with_limit=limit,
+            with_limit=limit or described is not None,
+            model=described,
             plain_ns=None if plain_ms is None else round(plain_ms * 1e6),
         )
 

@@ -134,8 +134,7 @@ class _Cut:
         num_dense = config.num_hidden_layers - expert_layers
         matrices += num_dense * self._cut(3 * config.hidden_size * config.intermediate_size)
         experts = self._experts(expert_layers) if expert_layers else None
-        # gates and shared experts
-        matrices += expert_layers * self._beside_experts()
+        matrices += expert_layers * self._beside_experts() if expert_layers else 0
         padded = -(-config.vocab_size // _VOCABULARY) * _VOCABULARY
         head = self._cut(config.hidden_size * padded)
         return ModelShape(
@@ -145,7 +144,7 @@ class _Cut:
             lm_head=MatrixShape(weights=head, bytes=head * self.size),
             attention=tuple(self._attention()),
             experts=(experts,) if experts else (),
-            quantization=config.quantization_config and config.quantization_config.quant_method,
+            quantization=None if config.quantization_config is None else config.quantization_config.quant_method,
             tensor_parallel=self.tensor,
             expert_parallel=self.spread,
             missing=tuple(self.missing),
@@ -282,7 +281,7 @@ class _Cut:
         )
 
     def _beside_experts(self) -> int:
-        """The gate, which every rank has whole, and shared experts."""
+        """Return the weights of the gate, which every rank has whole, and of shared experts."""
         config = self.config
         inner = config.shared_expert_intermediate_size or 0
         if config.n_shared_experts:

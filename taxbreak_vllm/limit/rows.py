@@ -68,7 +68,11 @@ class Floors:
         bound[np.isnan(least)] = _UNKNOWN
         if shortest_ns is not None:
             bound[least < shortest_ns * np.maximum(num_kernels, 1)] = BOUNDS.index(Bound.LATENCY)
-        missing = {one.dtype for one in works if ceilings.compute_ns(one.flops, one.dtype) is None}
+        missing = {
+            one.dtype
+            for one in (works[place] for place in np.unique(work).tolist())
+            if ceilings.compute_ns(one.flops, one.dtype) is None
+        }
         return cls(
             least_ns=np.where(reads_cache, device_ns, least),
             most_ns=np.where(reads_cache, device_ns, np.maximum(products, most)),

@@ -7,15 +7,18 @@ none.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from taxbreak_vllm.limit.ceilings import NO_CEILINGS, ceilings_of
 from taxbreak_vllm.limit.charges import Charges, charge
+from taxbreak_vllm.limit.phases import step_bar, sum_bars
 from taxbreak_vllm.limit.rows import Floors, op_rows, part_rows
+from taxbreak_vllm.model.breakdown import StepBreakdown
 from taxbreak_vllm.model.ceilings import Ceilings, DeviceProperties
-from taxbreak_vllm.model.limit import SLACK, Limit, StepTokens, Uncovered
+from taxbreak_vllm.model.limit import SLACK, Bar, Limit, StepTokens, Uncovered
+from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.taxes.measured import FAMILIES, Measured, group_by_time
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.dispatches import Bool
@@ -39,13 +42,14 @@ def limit_of(
     steps: Sequence[int] | None = None,
     properties: DeviceProperties | None = None,
     tokens: Sequence[StepTokens | None] | None = None,
+    model: ModelShape | None = None,
 ) -> Limit | str:
     """Add up the work of a recording's ops beside their device time; the reason in one line where nothing is known.
 
     `steps` chooses some by number; without it the whole trace is meant, of a live recording its step. Ceilings are
     those that `taxbreak floor` measured, where the recording was opened with baselines, else what follows of
     `properties` of the device, else its maker's. `tokens` has those of each step, where the caller knows them better
-    than the name of the step tells.
+    than the name of the step tells; `model` is asked where a call does not hold what it worked on.
     """
     calls = recording.events.calls
     if calls is None:
@@ -69,8 +73,23 @@ def limit_of(
         return "no device time with a launch event"
     measured_here = None if recording.view is None else recording.view.ceilings
     known = ceilings_of(recording.environment["device_name"], measured=measured_here, properties=properties)
-    charges = charge(measured, spent.is_chargeable, spent.dispatch_ns, windows, tokens)
-    return _limit(measured, charges, spent, known, _wall_ns(measured, meant, of_activity))
+    charges = charge(measured, spent.is_chargeable, spent.dispatch_ns, windows, tokens, model)
+    limit = _limit(measured, charges, spent, known, _wall_ns(measured, meant, of_activity))
+    breakdown = recording.breakdown
+    shown = [breakdown.total] if steps is None else [breakdown.steps[number] for number in sorted(set(steps))]
+    return replace(limit, bar=_bar(limit, shown))
+
+
+def _bar(limit: Limit, steps: Sequence[StepBreakdown]) -> Bar:
+    """Cut the device's time of steps; where kernels overlap, what is known is the same share of it as of their sum."""
+    bar = sum_bars(step_bar(replace(step, limit=None)).bar for step in steps)
+    whole_ns = limit.device_ns + sum(part.device_ns for part in limit.apart)
+    if limit.floor_ns is None or limit.above_ns is None or limit.above_ns < 0 or not whole_ns:
+        return bar
+    active_ns = sum(step.device.active_ns for step in steps)
+    known_ns = active_ns * limit.covered_ns // whole_ns
+    limit_ns = active_ns * limit.floor_ns[0] // whole_ns
+    return replace(bar, limit_ns=limit_ns, above_ns=known_ns - limit_ns, unknown_ns=bar.unknown_ns - known_ns)
 
 
 def _wall_ns(measured: Measured, steps: Sequence[StepWindow], of_activity: Index) -> int:

@@ -101,6 +101,28 @@ class Uncovered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """The time of a step's device, cut into what hardware asks for, what lies above that, and waiting.
+
+    `limit_ns + above_ns + Σ exposed_ns + other_idle_ns + unknown_ns = window_ns`, which is the step's own device time
+    and the idle time of its iteration. `exposed_ns` is what the device waited for: delta_ft, delta_ct, delta_kt, other
+    calls, and the engine's part. Without a limit, device time is unknown.
+    """
+
+    window_ns: int
+    limit_ns: int = 0
+    above_ns: int = 0
+    exposed_ns: Mapping[str, int] = field(default_factory=dict)
+    other_idle_ns: int = 0
+    unknown_ns: int = 0
+
+    def parts_ns(self) -> dict[str, int]:
+        """Return every part by its name, which sum to `window_ns`."""
+        before = {"limit": self.limit_ns, "above": self.above_ns}
+        return before | dict(self.exposed_ns) | {"other_idle": self.other_idle_ns, "unknown": self.unknown_ns}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
     """What the recorded shapes of a trace's steps tell of its device's time.
 
@@ -110,7 +132,7 @@ class Limit:
     op by op, [lowest, highest] where bytes are an interval. `mfu` and `mbu` are `compute_ns` and `memory_ns` over
     `window_ns`, the wall time from the start of the steps to the end of what they ran. All of these are None without
     ceilings, with the reason in `notes`; `mfu` and `mbu` also where little is covered.
-    `bound_ns` splits `covered_ns`; `above_ns` is what of it lies above the limit.
+    `bound_ns` splits `covered_ns`; `above_ns` is what of it lies above the limit. `bar` is of the time of the steps.
     """
 
     window_ns: int
@@ -133,6 +155,7 @@ class Limit:
     ops: tuple[OpLimit, ...] = ()
     uncovered: tuple[Uncovered, ...] = ()
     apart: tuple[Uncovered, ...] = ()
+    bar: Bar | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -170,28 +193,6 @@ class FamilyWork:
     most_bytes: int | None
     dtype: str | None
     floor_ns: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """The time of a step's device, cut into what hardware asks for, what lies above that, and waiting.
-
-    `limit_ns + above_ns + Σ exposed_ns + other_idle_ns + unknown_ns = window_ns`, which is the step's own device time
-    and the idle time of its iteration. `exposed_ns` is what the device waited for: delta_ft, delta_ct, delta_kt, other
-    calls, and the engine's part. Without a limit, device time is unknown.
-    """
-
-    window_ns: int
-    limit_ns: int = 0
-    above_ns: int = 0
-    exposed_ns: Mapping[str, int] = field(default_factory=dict)
-    other_idle_ns: int = 0
-    unknown_ns: int = 0
-
-    def parts_ns(self) -> dict[str, int]:
-        """Return every part by its name, which sum to `window_ns`."""
-        before = {"limit": self.limit_ns, "above": self.above_ns}
-        return before | dict(self.exposed_ns) | {"other_idle": self.other_idle_ns, "unknown": self.unknown_ns}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,8 +102,8 @@ def test_the_bar_is_a_row_for_each_of_its_parts():
         "MFU": "0.2%",
         "MBU": "59.7%",
         "bound by": "memory",
-        "products": "2.0 TFLOP/s",
-        "memory": "2,000 GB/s",
+        "achieved in products": "2.0 TFLOP/s",
+        "achieved of memory": "2,000 GB/s",
     }
     (reason,) = bar_text(with_limit(BREAKDOWN, INFO, None))
     assert reason.startswith("hardware limit: not told")

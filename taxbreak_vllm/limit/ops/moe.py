@@ -10,7 +10,6 @@ from taxbreak_vllm.limit.ops.arguments import Arguments, Around, Rules, Tensor, 
 from taxbreak_vllm.model.limit import Work
 from taxbreak_vllm.model.shape import ExpertShape
 
-
 _IN_NAMES = {"fp8": r"[Ee]4m3|[Ee]5m2", "fp4": r"[Ee]2m1"}  # bmm_MxE4m3_MxE2m1… of TensorRT-LLM
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.ceilings import Ceilings
-from taxbreak_vllm.model.limit import Bound, Limit, OpLimit
+from taxbreak_vllm.model.limit import Bar, Bound, Limit, OpLimit
 from taxbreak_vllm.model.limits import PhaseLimit
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.output.text.table import Column, Kind, Table
@@ -39,6 +39,8 @@ def limit_text(limit: Limit | str | None, top: int) -> Iterable[str | Table]:
         yield f"hardware limit: not told, {limit}"
         return
     yield from _lines(limit)
+    if limit.bar is not None and (limit.mfu, limit.mbu) != (None, None):
+        yield _bar_table({None: _as_phase(limit, limit.bar)})
     if limit.bound_ns is not None:
         yield _bound_table(limit)
     if top and limit.ops:
@@ -143,10 +145,23 @@ def bar_text(breakdown: Breakdown) -> Iterable[str | Table]:
     yield _bar_table(phases)
 
 
+def _as_phase(limit: Limit, bar: Bar) -> PhaseLimit:
+    bounds = {bound: ns for bound, ns in (limit.bound_ns or {}).items() if ns}
+    return PhaseLimit(
+        num_steps=1,
+        bar=bar,
+        bound=max(bounds, key=lambda bound: bounds[bound], default=None),
+        mfu=limit.mfu,
+        mbu=limit.mbu,
+        flops_per_s=limit.flops_per_s,
+        bytes_per_s=limit.bytes_per_s,
+    )
+
+
 def _bar_table(phases: Mapping[Phase | None, PhaseLimit]) -> Table:
-    names = [phase or "all steps" for phase in phases]
+    names = [phase or "time" for phase in phases]
     table = Table(
-        (Column("a step's device", 4, Kind.NAME), *(Column(name, 4) for name in names)), title="to the hardware's limit"
+        (Column("device", 4, Kind.NAME), *(Column(name, 4) for name in names)), title="to the hardware's limit"
     )
     bars = [each.bar for each in phases.values()]
     for part in dict.fromkeys(part for bar in bars for part in bar.parts_ns()):
@@ -155,8 +170,14 @@ def _bar_table(phases: Mapping[Phase | None, PhaseLimit]) -> Table:
         ("MFU", [percent(each.mfu) for each in phases.values()]),
         ("MBU", [percent(each.mbu) for each in phases.values()]),
         ("bound by", [each.bound or UNKNOWN for each in phases.values()]),
-        ("products", [UNKNOWN if each.flops_per_s is None else tera(each.flops_per_s) for each in phases.values()]),
-        ("memory", [UNKNOWN if each.bytes_per_s is None else giga(each.bytes_per_s) for each in phases.values()]),
+        (
+            "achieved in products",
+            [UNKNOWN if each.flops_per_s is None else tera(each.flops_per_s) for each in phases.values()],
+        ),
+        (
+            "achieved of memory",
+            [UNKNOWN if each.bytes_per_s is None else giga(each.bytes_per_s) for each in phases.values()],
+        ),
     ):
         table.add(name, *words)
     return table
