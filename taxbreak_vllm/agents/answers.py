@@ -159,6 +159,23 @@ class Waterfalls(TypedDict):
     left_out: LeftOut
 
 
+class Turns(TypedDict):
+    """From which batch on the device decides."""
+
+    transitions: Annotated[
+        list[Members],
+        Field(
+            description="by phase: `between` [a, b]: up to a (in `unit`) the host decides how long a step takes, from"
+            " b on the device; null: `reason` says why. `by` is the sign that tells, `turns` both; `buckets` are"
+            " medians over the recorded steps of each size"
+        ),
+    ]
+    model_name: str
+    server_id: str
+    reason: Annotated[str | None, Field(description="why there is none at all")]
+    left_out: LeftOut
+
+
 class Status(TypedDict):
     """Servers, spool and analysis at a glance."""
 

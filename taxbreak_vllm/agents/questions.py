@@ -19,6 +19,7 @@ from taxbreak_vllm.agents.answers import (
     Slowness,
     Status,
     Steps,
+    Turns,
     Waterfalls,
 )
 from taxbreak_vllm.agents.bounds import Tree, bounded
@@ -122,6 +123,10 @@ class Questions:
         of_trace = None if isinstance(found, str) else found.to_builtins()
         reason = found if isinstance(found, str) else None
         return _answer(HardwareLimit, {"phases": told, "trace": of_trace, "reason": reason, "notes": []}, most)
+
+    def transitions(self, *, phase: Phase | None, window_s: int | None, server_id: str | None, most: int) -> Turns:
+        found = self._server.get("transition", phase=phase, window_s=window_s, server_id=server_id)
+        return _answer(Turns, found, most)
 
     def analysis(self, trace: str, *, most: int, **choice: Any) -> Analysis:  # noqa: ANN401 - those of Traces.read
         breakdown, advice = self._traces.read(trace, **choice)

@@ -25,6 +25,7 @@ from taxbreak_vllm.agents.answers import (
     Slowness,
     Status,
     Steps,
+    Turns,
     Waterfalls,
 )
 from taxbreak_vllm.agents.questions import Questions
@@ -142,6 +143,16 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         bar of its time from the hard limit to the host's layers. Of the server, or of a trace's recorded shapes."""
         return _result(questions.limit(trace=trace, phase=phase, window_s=window_s, server_id=server_id, most=most))
 
+    def transition(
+        phase: OfPhase = None,
+        window_s: Window = None,
+        server_id: ServerId = None,
+        most: Most = 30,
+    ) -> Annotated[CallToolResult, Turns]:
+        """Tell from which size of batch on the server's device, not its host, decides how long a step takes, by phase:
+        below it a larger batch is free."""
+        return _result(questions.transitions(phase=phase, window_s=window_s, server_id=server_id, most=most))
+
     def server_status(most: Most = 10) -> Annotated[CallToolResult, Status]:
         """Tell which vLLM servers and workers run, whether they record, and how much was recorded and analyzed."""
         return _result(questions.status(most))
@@ -217,6 +228,7 @@ def create_server(questions: Questions, *, allow_control: bool = False) -> MCPSe
         iterations,
         requests,
         hardware_limit,
+        transition,
         server_status,
         compare,
         what_if,

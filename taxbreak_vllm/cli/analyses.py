@@ -59,7 +59,7 @@ def analyze_paths(
             loops.append(report(read_windows(path), path=path, phase=phase))
             continue
         with opened(path, terms, with_calls=with_limit, with_frames=bool(exports)) as recording:
-            shown = choose(_whole(recording, model), phase=phase, step=step)
+            shown = choose(whole(recording, model), phase=phase, step=step)
             findings = Findings(recording, shown if plain_ns is None else with_plain_step(shown, plain_ns))
             for _, exporter in exports:
                 exporter.add(findings)
@@ -81,7 +81,8 @@ def analyze_paths(
         print_iterations(loop)
 
 
-def _whole(recording: Recording, model: ModelShape | None) -> Breakdown:
+def whole(recording: Recording, model: ModelShape | None = None) -> Breakdown:
+    """Return the breakdown of a recording, of a capture or a known model with what hardware allows its steps."""
     if recording.info is None and model is None:
         return recording.breakdown
     from taxbreak_vllm.limit.live import limited  # what an analysis of a bare trace need not load

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, whatif, workload
+from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, transition, whatif, workload
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.output.text.printed import print_text
 
@@ -36,6 +36,7 @@ for command in (
     traces.fusion,
     traces.diff,
     whatif.whatif,
+    transition.transition,
     measuring.floor,
     measuring.replay,
     measuring.baselines,

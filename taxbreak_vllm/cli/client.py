@@ -15,6 +15,7 @@ from taxbreak_vllm.model.advice import AdviceReport
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.engine import EngineState
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
+from taxbreak_vllm.model.transition import Transitions
 from taxbreak_vllm.model.worker import ControlState
 from taxbreak_vllm.settings import checked_key
 
@@ -181,6 +182,21 @@ def read_advice(url: str, *, server_id: str | None = None, api_key: str | None =
     """Return what a server advises; raises CaptureError where it cannot be reached or refuses."""
     with _connected(url, api_key) as client:
         return _ask(client, AdviceReport, "GET", "advice", params={} if server_id is None else {"server_id": server_id})
+
+
+def read_transitions(
+    url: str,
+    *,
+    server_id: str | None = None,
+    phase: str | None = None,
+    window_s: int | None = None,
+    api_key: str | None = None,
+) -> Transitions:
+    """Return from which batch on a server's device decides; raises CaptureError where it cannot be reached."""
+    wanted = {"server_id": server_id, "phase": phase, "window_s": window_s}
+    params = {name: value for name, value in wanted.items() if value is not None}
+    with _connected(url, api_key) as client:
+        return _ask(client, Transitions, "GET", "transition", params=params)
 
 
 def _advice(client: httpx.Client, capture_id: str) -> AdviceReport | None:

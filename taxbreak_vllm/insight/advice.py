@@ -16,11 +16,13 @@ from taxbreak_vllm.insight.evidence import Doubt, Evidence, Finding, by_phase, d
 from taxbreak_vllm.insight.plain import Spent
 from taxbreak_vllm.insight.rules import RULES
 from taxbreak_vllm.insight.serving_time import serving_time
+from taxbreak_vllm.insight.transition import transitions
 from taxbreak_vllm.machine.limits import Machine
 from taxbreak_vllm.model.advice import Advice, AdviceReport, Serving, Verdict
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.model.calibration import USABLE
 from taxbreak_vllm.model.step import Phase, StepHistogram
+from taxbreak_vllm.model.transition import SizedStep, Transition
 
 if TYPE_CHECKING:
     from taxbreak_vllm.model.fusion import FusionReport
@@ -36,20 +38,26 @@ def advise(
     fusion: "FusionReport | None" = None,
     machine: Machine | None = None,
     timed: Iterable[StepHistogram] = (),
+    turns: Sequence[Transition] | None = None,
 ) -> AdviceReport:
     """Apply every rule to every phase of the breakdowns that can be trusted.
 
-    `timed` are all plain steps of a server (`timed_steps`); without them the recorded ones tell what is served.
+    `timed` are all plain steps of a server (`timed_steps`); without them the recorded ones tell what is served. `turns`
+    are the transitions of its phases; without them these breakdowns tell.
     """
     doubts = [distrust(breakdown) for breakdown in breakdowns]
     doubts = _with_poor_phases(breakdowns, doubts)
     said = _counted(doubts)
     trusted = [breakdown for breakdown, doubt in zip(breakdowns, doubts, strict=True) if doubt is None]
     untimed = [b for b, doubt in zip(breakdowns, doubts, strict=True) if doubt is not None and doubt.is_untimed]
+    if turns is None:
+        turns = transitions(
+            SizedStep.of(step, dilation=b.calibration.dilation) for b in trusted or untimed for step in b.steps
+        )
     if trusted:
-        return _advise(list(by_phase(trusted, fusion, machine)), said, timed)
+        return _advise(list(by_phase(trusted, fusion, machine, turns)), said, timed)
     if untimed:
-        return _if_plain(list(by_phase(untimed, fusion, machine)), untimed, said)
+        return _if_plain(list(by_phase(untimed, fusion, machine, turns)), untimed, said)
     return AdviceReport(verdict=Verdict.WITHHELD, reasons=said or ("nothing was recorded yet",))
 
 

@@ -18,6 +18,7 @@ from taxbreak_vllm.model.calibration import POOR, Calibration, Grade
 from taxbreak_vllm.model.evidence import MAX_UNREADABLE_RATIO, MIN_LINKED_RATIO
 from taxbreak_vllm.model.forecast import Forecast
 from taxbreak_vllm.model.step import GraphMode, Phase
+from taxbreak_vllm.model.transition import Transition
 from taxbreak_vllm.taxes.add import add_steps
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Finding:
 class Evidence:
     """The steps of one phase: `total` is their sum, `plain` each of them without the profiler, `plain_total` that sum.
 
-    `forecasts` are, for each step, those of the recording that it is of.
+    `forecasts` are, for each step, those of the recording that it is of. `transition` is of all its recorded steps, of
+    which these may be the newest only.
 
     On the CPU backend nothing runs beside the host, so all of its work is felt. ΔFT there has the profiler's cost per
     op taken off, so that only the unexplained rest is in doubt.
@@ -79,6 +81,7 @@ class Evidence:
     fusion: "FusionReport | None" = None
     machine: Machine | None = None
     forecasts: tuple[tuple[Forecast, ...], ...] = ()
+    transition: Transition | None = None
 
     @property
     def is_doubtful(self) -> bool:
@@ -248,7 +251,10 @@ def most_are_poor(doubts: Iterable[Doubt | None]) -> bool:
 
 
 def by_phase(
-    breakdowns: Sequence[Breakdown], fusion: "FusionReport | None", machine: Machine | None
+    breakdowns: Sequence[Breakdown],
+    fusion: "FusionReport | None",
+    machine: Machine | None,
+    transitions: Iterable[Transition] = (),
 ) -> Iterable[Evidence]:
     """Put the steps of each phase together; what has no calibration is taken as it was recorded."""
     parts: dict[Phase | None, list[tuple[Breakdown, StepBreakdown]]] = {}
@@ -257,6 +263,7 @@ def by_phase(
             if step.device.window_ns and step.phase is not Phase.IDLE:
                 parts.setdefault(step.phase, []).append((breakdown, step))
     between_ns = _between_ns(breakdowns)
+    turns = {one.phase: one for one in transitions}
     num_steps = sum(map(len, parts.values()))
     for phase, found in parts.items():
         steps = tuple(step for _, step in found)
@@ -276,6 +283,7 @@ def by_phase(
             fusion=fusion,
             machine=machine,
             forecasts=tuple(tuple(f for f in b.forecasts if f.phase == phase) for b, _ in found),
+            transition=turns.get(phase),
         )
 
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 
 from taxbreak_vllm.insight.evidence import GRAPHS, Amounts, Evidence, Finding
 from taxbreak_vllm.insight.plain import WORTH_RATIO, Spent
+from taxbreak_vllm.insight.transition import size_words
 from taxbreak_vllm.model.advice import Component
 from taxbreak_vllm.model.breakdown import StepBreakdown, sum_or_none
 from taxbreak_vllm.model.step import GraphMode, Phase
+from taxbreak_vllm.model.transition import SizeUnit
 
 DEVICE_BOUND_RATIO = 0.80  # of the time between the first and the last activity
 SMALL_BATCH = 16  # requests a step; host work hardly grows with them
@@ -173,19 +175,20 @@ def engine_loop(e: Evidence) -> Finding | None:
 def batch_size(e: Evidence) -> Finding | None:
     """Few requests share a step whose host work hardly depends on how many there are."""
     requests = e.per_step(e.total.batch.requests)
-    if e.phase not in _GENERATING or not requests or requests >= SMALL_BATCH:
+    target, turn = _target(e, SizeUnit.REQUESTS, SMALL_BATCH)
+    if e.phase not in _GENERATING or not requests or requests >= target:
         return None
-    least = e.percent([round(ns * (1 - requests / SMALL_BATCH)) for ns in e.host_ns])
+    least = e.percent([round(ns * (1 - requests / target)) for ns in e.host_ns])
     return e.find(
         "batch-size",
         Component.ENGINE_LOOP,
-        _shared_ns(e, lambda step: step.batch.requests, SMALL_BATCH),
+        _shared_ns(e, lambda step: step.batch.requests, target),
         weighed_ns=e.host_ns,
         spent=Spent.TOKEN,
         tokens=e.total.batch.output_tokens or e.total.batch.requests,
         finding=f"{requests:.1f} requests share a step, and for {e.percent(e.host_ns)} of it the device waits for the"
-        f" host, which works nearly as long for one request as for many; {SMALL_BATCH} of them at most divide what a"
-        f" step takes, and win {least} where the device's work grows with them",
+        f" host, which works nearly as long for one request as for many; {target:,} of them at most divide what a"
+        f" step takes, and win {least} where the device's work grows with them{turn}",
         change="Let more requests share a step: the same host work then serves more tokens.",
         settings=("--max-num-seqs (larger)", "fewer replicas for the same load"),
         refuted_by="vllm:num_requests_waiting is 0: there are no more requests to share the step; and it raises"
@@ -196,24 +199,36 @@ def batch_size(e: Evidence) -> Finding | None:
 def prefill_budget(e: Evidence) -> Finding | None:
     """Prompts go through in chunks so small that the host's work shows."""
     tokens = e.per_step(e.total.batch.prompt_tokens)
-    if e.phase not in (Phase.PREFILL, Phase.MIXED) or not tokens or tokens >= SMALL_PREFILL:
+    target, turn = _target(e, SizeUnit.PROMPT_TOKENS, SMALL_PREFILL)
+    if e.phase not in (Phase.PREFILL, Phase.MIXED) or not tokens or tokens >= target:
         return None
-    least = e.percent([round(ns * (1 - tokens / SMALL_PREFILL)) for ns in e.host_ns])
+    least = e.percent([round(ns * (1 - tokens / target)) for ns in e.host_ns])
     return e.find(
         "prefill-budget",
         Component.ENGINE_LOOP,
-        _shared_ns(e, lambda step: step.batch.prompt_tokens, SMALL_PREFILL),
+        _shared_ns(e, lambda step: step.batch.prompt_tokens, target),
         weighed_ns=e.host_ns,
         spent=Spent.TOKEN,
         tokens=e.total.batch.prompt_tokens,
         finding=f"{tokens:,.0f} prompt tokens a step, and for {e.percent(e.host_ns)} of it the device waits for the"
-        f" host; {SMALL_PREFILL:,} of them at most divide what a step takes, and win {least} where the device's work"
-        " grows with them",
+        f" host; {target:,} of them at most divide what a step takes, and win {least} where the device's work"
+        f" grows with them{turn}",
         change="Give a step more prompt tokens, so that fewer steps carry the same prompts.",
         settings=("--max-num-batched-tokens (larger)", "--enable-chunked-prefill"),
         refuted_by="prompts are shorter than the budget and arrive one by one, or decode steps that share a step with"
         " longer chunks become too slow",
     )
+
+
+def _target(e: Evidence, unit: SizeUnit, usual: int) -> tuple[int, str]:
+    """Return a batch to aim at, as large as where the device begins to decide or larger, and what is known of that."""
+    found = e.transition
+    if found is None or found.unit is not unit or len(found.buckets) < 2:
+        return usual, ""
+    if found.between is None:
+        return usual, f"; {found.reason}"
+    host, device = (size_words(size, unit) for size in found.between)
+    return max(usual, found.between[1]), f"; from {device} on the device decides, at {host} the host still did"
 
 
 def _shared_ns(e: Evidence, size: Callable[[StepBreakdown], int | None], target: int) -> list[int]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taxbreak_vllm.insight.findings import Findings
+from taxbreak_vllm.insight.transition import transitions
 from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
+from taxbreak_vllm.model.transition import SizedStep
 from taxbreak_vllm.output.files import replacing
 from taxbreak_vllm.output.page.advice import advice_view
 from taxbreak_vllm.output.page.limit import limits_view
@@ -85,6 +87,7 @@ def article_of(findings: Findings) -> Article:
         num_steps=len(breakdown.steps),
         history=tuple(points_of(breakdown.steps)),
         history_is_time=False,
+        transitions=transitions(map(SizedStep.of, breakdown.steps)),
         calibration=tuple(calibration_words(breakdown.calibration)),
         coverage=tuple(coverage_words(breakdown.coverage)),
         notes=once([*breakdown.notes, *(note for step in breakdown.steps for note in step.notes)]),

@@ -12,7 +12,7 @@ from taxbreak_vllm.replay.device import idle_check
 from taxbreak_vllm.replay.plan import Plan, plan
 from taxbreak_vllm.replay.runner import Child, Limits, ReplayProgress, missing, run
 from taxbreak_vllm.replay.task import Options, Task
-from taxbreak_vllm.spool.layout import STEP
+from taxbreak_vllm.spool.layout import recordings
 from taxbreak_vllm.trace.calls import signature
 
 _MAX_TROUBLE = 50
@@ -50,7 +50,7 @@ def replay_paths(
     Raises what reading them raises, BaselineError where they were made elsewhere than on this device, ReplayError where
     nothing can be replayed here.
     """
-    found = plan([inner for path in paths for inner in _recordings(path)], rank=rank)
+    found = plan([inner for path in paths for inner in recordings(path)], rank=rank)
     here: list[Environment] = []
 
     def check(environment: Environment) -> None:
@@ -96,16 +96,6 @@ def is_done(found: Plan, store: Baselines) -> bool:
     view = store.view(found.place)
     tasks = [*found.tasks, *(task for task, _ in found.denied)]
     return view is not None and not missing(tasks, store, view.environment)
-
-
-def _recordings(path: Path) -> list[Path]:
-    """A trace or a capture is itself; any other folder, as a spool, stands for the captures in it."""
-    if not path.is_dir() or (path / STEP).is_file():
-        return [path]
-    found = sorted(step.parent for step in path.glob(f"*/*/*/{STEP}"))
-    if not found:
-        raise BaselineError(f"{path}: neither a capture nor a spool with captures")
-    return found
 
 
 def _keys(task: Task) -> list[str]:

@@ -129,6 +129,19 @@ def is_capture(path: Path | str) -> bool:
     return os.path.isfile(os.path.join(path, STEP))
 
 
+def recordings(path: Path) -> list[Path]:
+    """Return a trace or a capture by itself, and of any other folder, as a spool, the captures in it.
+
+    Raises SpoolError for a folder without any.
+    """
+    if not path.is_dir() or is_capture(path):
+        return [path]
+    found = sorted(step.parent for step in path.glob(f"*/*/*/{STEP}"))
+    if not found:
+        raise SpoolError(f"{path}: neither a capture nor a spool with captures")
+    return found
+
+
 def remove_leftovers(rank_dir: str, *, older_than_ns: int) -> int:
     """Delete the folders of writers and removers that died; return how many."""
     doomed = [

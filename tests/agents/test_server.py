@@ -71,8 +71,8 @@ def test_every_tool_only_reads_and_every_word_it_takes_is_described():
     more = asyncio.run(list_tools(allow_control=True))
 
     assert {tool.name for tool in tools} == {
-        "what_is_slow", "why", "list_steps", "get_step", "iterations", "requests", "hardware_limit", "server_status",
-        "compare", "what_if", "analyze_trace",
+        "what_is_slow", "why", "list_steps", "get_step", "iterations", "requests", "hardware_limit", "transition",
+        "server_status", "compare", "what_if", "analyze_trace",
     }  # fmt: skip
     assert {tool.name for tool in more} - {tool.name for tool in tools} == {"capture"}
     assert all(tool.annotations.read_only_hint for tool in tools)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="replay needs torch")
 from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
 from taxbreak_vllm.model.baseline import Outcome  # noqa: E402
 from taxbreak_vllm.model.breakdown import Tier  # noqa: E402
-from taxbreak_vllm.model.errors import BaselineError  # noqa: E402
+from taxbreak_vllm.model.errors import BaselineError, SpoolError  # noqa: E402
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server, StepInfo  # noqa: E402
 from taxbreak_vllm.replay.command import replay_paths  # noqa: E402
 from taxbreak_vllm.replay.runner import Limits, Pace, run  # noqa: E402
@@ -143,7 +143,7 @@ def test_what_failed_is_tried_again_only_when_told(replay, spool, tmp_path):
 
 
 def test_a_folder_that_is_neither_is_named(replay, tmp_path):
-    with pytest.raises(BaselineError, match="neither a capture nor a spool"):
+    with pytest.raises(SpoolError, match="neither a capture nor a spool"):
         replay(tmp_path)
 
 

@@ -24,9 +24,9 @@ def analyze_sample(rules, tmp_path_factory):
     """Write the recording of a sample, given as text, and decompose it with the server's own floor."""
     path = tmp_path_factory.mktemp("rig") / "trace.json"
 
-    def analyze_sample(text, server):
+    def analyze_sample(text, server, batch=None):
         path.write_text(text)
         terms = Terms(rules=rules, floor_ns=server.floor_ns)
-        return Recording(read_events(path), terms, info=sample_info(server)).breakdown
+        return Recording(read_events(path), terms, info=sample_info(server, batch)).breakdown
 
     return analyze_sample

@@ -78,14 +78,14 @@ def middle_of_three(
     return replace(trace, spans=tuple(spans)), iteration(run, middle)
 
 
-def sample_info(server: Server) -> StepInfo:
+def sample_info(server: Server, batch: Batch | None = None) -> StepInfo:
     """Return what a worker says of a sample: of a server that works ahead, that its outputs came later."""
     return StepInfo(
         step_id="sample",
         step_index=1,
         server=Labels(server_id="rig", device_type="cuda"),
         phase=Phase.DECODE,
-        batch=Batch(),
+        batch=batch or Batch(),
         graph_mode=GraphMode.NONE,
         started_unix_ns=0,
         window_ns=1,

@@ -414,7 +414,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     spool, results, make_state, make_info, make_step, registry
 ):
     """One worker with every phase, graph mode, family of kernels, tier, component and bound there can be."""
-    num_per_phase, num_per_worker = 99, 6 * 99 + 31
+    num_per_phase, num_per_worker = 100, 6 * 100 + 31
     (plain,) = make_state().steps
     plain_steps = [
         replace(plain, phase=phase, graph_mode=mode)
@@ -426,7 +426,7 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
     results.put_states(spool.states())
     unknown = StepBreakdown(device=DeviceTime(idle_ns=None, idle=IdleTime.unknown()), exposed=ExposedTax.unknown())
     for phase in Phase:
-        step = replace(make_step(phase=phase), families={family: FamilyShare(kernels=1) for family in Family})
+        step = replace(make_step(phase=phase), families={family: FamilyShare(kernels=1) for family in Family}, hdbi=0.2)
         breakdown = Breakdown(
             source=Source(),
             calibration=Calibration(dilation=1.5),
@@ -437,14 +437,16 @@ def test_the_number_of_series_is_bounded_as_the_documents_say(
         bar = Bar(window_ns=9, limit_ns=1, exposed_ns={"engine": 8})
         limit = StepLimit(flops=1, bytes=1, compute_ns=1, memory_ns=1, mfu=0.1, mbu=0.1, bar=bar)
         limited = [replace(step, limit=replace(limit, bound=bound)) for bound in Bound]
-        for number, each in enumerate((unknown, *limited)):
+        large = replace(step, batch=replace(step.batch, requests=64), hdbi=0.9)
+        for number, each in enumerate((unknown, large, *limited)):
             step_id = f"{phase}-{number}"
             info = make_info(step_id, phase=phase)
             results.add_step(step_id, info, replace(breakdown, steps=(each,)), now_ns=0)
 
     samples = [sample for family in registry.collect() for sample in family.samples]
 
-    assert Counter(s.labels["phase"] for s in samples if "phase" in s.labels) == dict.fromkeys(Phase, num_per_phase)
+    num_by_phase = Counter(s.labels["phase"] for s in samples if "phase" in s.labels)
+    assert num_by_phase == dict.fromkeys(Phase, num_per_phase) | {Phase.IDLE: num_per_phase - 1}  # it has no batch
     assert sum("model_name" in s.labels for s in samples) < num_per_worker
     assert f"{num_per_phase} series" in METRICS_PAGE.read_text()
     assert f"{num_per_worker} series" in METRICS_PAGE.read_text()

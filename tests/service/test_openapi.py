@@ -32,6 +32,7 @@ GETS = {
     "/v1/taxbreak/whatif": (f"?step_id={STEP}&host=0.7&timeline=true",),
     "/v1/taxbreak/limit": ("", "?phase=encode"),
     "/v1/taxbreak/advice": ("", "?capture_id={capture_id}"),
+    "/v1/taxbreak/transition": ("", "?phase=decode"),
 }
 
 

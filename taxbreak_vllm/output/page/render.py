@@ -18,6 +18,7 @@ from taxbreak_vllm.model.whatif import HOST_CLASSES
 from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.server import legend_of
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
+from taxbreak_vllm.output.text.transition import sign_words, turn_words
 from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
 _STYLES = ("uPlot.min.css", "page.css")
@@ -25,6 +26,7 @@ _SCRIPTS = (
     "words.js",
     "uPlot.iife.min.js",
     "charts.js",
+    "transition.js",
     "timeline.js",
     "flame.js",
     "whatif.js",
@@ -80,6 +82,8 @@ def _template() -> Template:
         "one": one,
         "per": per,
         "span": span,
+        "turn": turn_words,
+        "signs": sign_words,
     }
     for name, parts in (("style", _STYLES), ("script", _SCRIPTS)):
         environment.globals[name] = Markup("\n".join((static / part).read_text(encoding="utf-8") for part in parts))

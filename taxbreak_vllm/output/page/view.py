@@ -13,6 +13,7 @@ from taxbreak_vllm.insight.shares import Shares
 from taxbreak_vllm.model.breakdown import Breakdown, Calibration, Coverage, StepBreakdown, Taxes
 from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.transition import Transition
 from taxbreak_vllm.output.page.advice import AdviceView
 from taxbreak_vllm.output.page.limit import LimitsView
 from taxbreak_vllm.output.page.server import Part, RequestsView, SecondView
@@ -168,6 +169,7 @@ class Article:
     timelines: "tuple[NamedTimeline, ...]" = ()
     fusion: "NamedChains | None" = None
     stacks: "HostStacks | None" = None
+    transitions: tuple[Transition, ...] = ()
     live: Live | None = None
     step: StepView | None = None
     verdict: str = ""

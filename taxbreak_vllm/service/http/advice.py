@@ -29,6 +29,7 @@ from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.http.openapi import answer
 from taxbreak_vllm.service.http.router import RouteContext, json_response
 from taxbreak_vllm.service.http.tops import ListedBreakdown
+from taxbreak_vllm.service.http.transition import read_transitions
 from taxbreak_vllm.service.results.live import live
 from taxbreak_vllm.service.results.rows import StepRow
 from taxbreak_vllm.service.results.store import Results
@@ -90,7 +91,10 @@ def read_advice(
     rows = [row for row in rows if row.model_name == rows[0].model_name]
     of_model = [state for state in alive if not rows or state.server.model_name == rows[0].model_name]
     machine = read_machine(of_model[0].server.pid) if len(of_model) == 1 else None
-    report = advise(_breakdowns(results, rows), machine=machine, timed=timed_steps(of_model))
+    turns = None
+    if rows and capture_id is None:
+        turns = read_transitions(results, since_ns=since_ns, phase=phase, server_id=rows[0].server_id).transitions
+    report = advise(_breakdowns(results, rows), machine=machine, timed=timed_steps(of_model), turns=turns)
     if phase is None and capture_id is None:
         around = {state.server.server_id for state in of_model} if server_id is None else {server_id}
         report = _with_server(report, spool, of_model, around, now_ns=now_ns)

@@ -41,6 +41,7 @@ from taxbreak_vllm.service.http.advice import read_advice
 from taxbreak_vllm.service.http.choice import Choice, Running, choices, choose
 from taxbreak_vllm.service.http.limit import read_limits
 from taxbreak_vllm.service.http.problems import Problem
+from taxbreak_vllm.service.http.transition import read_transitions
 from taxbreak_vllm.service.http.waterfalls import why_none
 from taxbreak_vllm.service.results.rows import StepRow
 from taxbreak_vllm.service.results.server import window_hdbi
@@ -85,6 +86,7 @@ def read_article(
         num_steps=every.num_steps,
         history=tuple(map(_point, results.steps(since_ns=since_ns, server_id=own, limit=MAX_POINTS))),
         history_is_time=True,
+        transitions=read_transitions(results, since_ns=since_ns, server_id=own).transitions,
         calibration=tuple(calibration_words(whole.calibration)),
         coverage=tuple(coverage_words(whole.coverage)),
         notes=once((*whole.notes, *whole.total.notes)),

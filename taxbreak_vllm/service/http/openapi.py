@@ -27,6 +27,7 @@ from taxbreak_vllm.model.server import HdbiServer
 from taxbreak_vllm.model.stacks import HostStacks
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, Server
 from taxbreak_vllm.model.timeline import Lane
+from taxbreak_vllm.model.transition import Sign, SizeBucket, SizeUnit, Transition, Transitions, Turn
 from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.model.worker import Control, ControlState, WorkerControl
 from taxbreak_vllm.output.page.named import NamedChains, NamedTimeline
@@ -366,6 +367,37 @@ _WHATIF = StepWhatIf(
     command="taxbreak diff /var/tmp/taxbreak/vllm-a/0/vllm-a-0-1000 AFTER",
 )
 
+_TRANSITIONS = Transitions(
+    transitions=(
+        Transition(
+            phase=Phase.DECODE,
+            unit=SizeUnit.REQUESTS,
+            buckets=tuple(
+                SizeBucket(
+                    least=size,
+                    most=size,
+                    num_steps=12,
+                    window_ns=window_ns,
+                    tklqt_per_launch_ns=queued_ns,
+                    hdbi=hdbi,
+                    exposed_ratio=waits,
+                    limit_ratio=least,
+                )
+                for size, window_ns, queued_ns, hdbi, waits, least in (
+                    (8, 5_000_000, 8_100, 0.33, 0.58, 0.21),
+                    (16, 5_100_000, 9_400, 0.46, 0.37, 0.22),
+                    (24, 6_900_000, 310_000, 0.61, 0.04, 0.19),
+                )
+            ),
+            between=(16, 24),
+            by=Sign.TKLQT,
+            turns={Sign.TKLQT: Turn(between=(16, 24)), Sign.HDBI: Turn(between=(16, 24))},
+        ),
+    ),
+    model_name="tiny-llama",
+    server_id="vllm-a",
+)
+
 EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in what is required
     Status: msgspec.to_builtins(_STATUS),
     Iterations: msgspec.to_builtins(Iterations(engines=[_LOOP])),
@@ -377,6 +409,7 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     WhatIfs: {"answers": [{name: value for name, value in _WHATIF.to_builtins().items() if value is not None}]},
     AdviceReport: msgspec.to_builtins(_ADVICE),
     LimitReport: msgspec.to_builtins(_LIMIT),
+    Transitions: _TRANSITIONS.to_builtins(),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),

@@ -20,6 +20,7 @@ from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
 from taxbreak_vllm.service.http.timelines import add_timeline_routes
 from taxbreak_vllm.service.http.trace_reads import TraceReads
+from taxbreak_vllm.service.http.transition import add_transition_route
 from taxbreak_vllm.service.http.waterfalls import add_request_routes
 from taxbreak_vllm.service.http.whatif import add_whatif_routes
 from taxbreak_vllm.settings import Settings
@@ -51,6 +52,7 @@ def create_router(
     for add in (
         *(add_status_route, add_step_routes, add_timeline_routes, add_iteration_routes, add_request_routes),
         *(add_capture_routes, add_control_routes, add_advice_route, add_limit_route, add_whatif_routes),
+        add_transition_route,
     ):
         add(router, context)
     return router

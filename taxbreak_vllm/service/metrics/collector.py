@@ -21,6 +21,7 @@ from taxbreak_vllm.service.metrics.gauges import (
     runqueue_waits,
     server_balance,
     server_info,
+    turning_points,
     unexplained,
     window_gauges,
 )
@@ -31,6 +32,8 @@ from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.spool.usage import SpoolUsage
+
+MAX_COMPARED_STEPS = 2000  # the newest, over sizes of batches: some 10 ms
 
 
 class TaxbreakCollector(Collector):
@@ -73,12 +76,14 @@ class TaxbreakCollector(Collector):
             totals = results.totals()
             balances = results.balances(since_ns=now_ns - self._window_ns)
             dilations = results.dilations(since_ns=now_ns - self._window_ns)
+            sizes = results.sizes(since_ns=now_ns - self._window_ns, limit=MAX_COMPARED_STEPS)
         of_steps = exemplars(balances)
         families = (
             *counters(totals, of_steps),
             *step_histograms(totals, of_steps),
             *request_histograms(totals),
             *window_gauges(balances, dilations, states),
+            *turning_points(sizes, states),
             unexplained(engines),
             server_balance(balances, engines),
             runqueue_waits(engines, states, frontends),

@@ -9,6 +9,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 
 from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.insight.transition import transitions
 from taxbreak_vllm.model.baseline import FloorKind
 from taxbreak_vllm.model.breakdown import hdbi, sum_or_none
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
@@ -16,6 +17,7 @@ from taxbreak_vllm.model.errors import BaselineError
 from taxbreak_vllm.model.frontend import FrontendState
 from taxbreak_vllm.model.server import PhaseBalance
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.transition import SizedStep, SizeUnit
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.service.metrics.labels import (
     ENGINE_LABELS,
@@ -26,6 +28,7 @@ from taxbreak_vllm.service.metrics.labels import (
     server_labels,
 )
 from taxbreak_vllm.service.results.rows import Balance, Series
+from taxbreak_vllm.service.results.sizes import SizedRow
 from taxbreak_vllm.service.results.window import replay_shares
 from taxbreak_vllm.taxes.server import server_hdbi
 
@@ -68,6 +71,30 @@ def window_gauges(
         for tier, share in replay_shares(tier_sums).items():
             coverage.add_metric((*labels, tier), share)
     yield from (balance, dilation, coverage)
+
+
+def turning_points(rows: Iterable[SizedRow], states: Iterable[WorkerState]) -> Iterator[Metric]:
+    """Yield from which size of batch on the device decides, of the window's steps of every worker that runs."""
+    families = {
+        unit: GaugeMetricFamily(f"taxbreak_transition_{unit}", words, labels=STEP_LABELS)
+        for unit, words in (
+            (
+                SizeUnit.REQUESTS,
+                "Requests in a step from which on the device, not the host, decides how long it takes.",
+            ),
+            (SizeUnit.PROMPT_TOKENS, "The same in prompt tokens, of steps that work on prompts."),
+        )
+    }
+    running = {(state.server.server_id, *server_labels(state)) for state in states}
+    by_series: dict[Series, list[SizedStep]] = defaultdict(list)
+    for row in rows:
+        if (row.server_id, *series_labels(row.series)[:3]) in running:
+            by_series[row.series].append(row.step)
+    for series, steps in by_series.items():
+        for found in transitions(steps):
+            if found.between is not None:
+                families[found.unit].add_metric(series_labels(series), found.between[1])
+    yield from families.values()
 
 
 def overhead(states: Iterable[WorkerState]) -> Metric:

@@ -31,7 +31,7 @@ CREATE TABLE steps (
     rank INTEGER NOT NULL, graph_mode TEXT NOT NULL, started_unix_ns INTEGER NOT NULL,
     analyzed_unix_ns INTEGER NOT NULL, capture_id TEXT, bucket INTEGER NOT NULL, hdbi REAL, dilation REAL,
     residual REAL, calibration TEXT NOT NULL, replay TEXT NOT NULL, source TEXT NOT NULL, notes TEXT NOT NULL,
-    step_notes TEXT NOT NULL, unique_kernels INTEGER NOT NULL, {_SUMMED}
+    step_notes TEXT NOT NULL, unique_kernels INTEGER NOT NULL, limit_ns INTEGER, {_SUMMED}
 );
 CREATE INDEX steps_by_start ON steps (
     started_unix_ns, seq, series_id, bucket, "device.active_ns", "taxes.orchestration_ns", hdbi, dilation,

@@ -50,6 +50,7 @@ def insert_step(db: sqlite3.Connection, step_id: str, info: StepInfo, breakdown:
         "notes": _text(breakdown.notes),
         "step_notes": _text(step.notes),
         "unique_kernels": step.unique_kernels,
+        "limit_ns": None if step.limit is None else step.limit.bar.limit_ns or None,
     }
     insert(db, "steps", row | summed_values(breakdown))
     seq = {"seq": db.execute("SELECT last_insert_rowid()").fetchone()[0]}

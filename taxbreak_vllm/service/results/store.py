@@ -27,6 +27,7 @@ from taxbreak_vllm.service.results.limits import read_limits
 from taxbreak_vllm.service.results.rows import Balance, CaptureRow, Refusal, Series, StepRow, Total
 from taxbreak_vllm.service.results.schema import open_results
 from taxbreak_vllm.service.results.series import read_balances, read_dilations, read_servers
+from taxbreak_vllm.service.results.sizes import SizedRow, read_sizes
 from taxbreak_vllm.service.results.steps import NEWEST, condition, insert, insert_step, read_steps
 from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS, MAX_TOP, Window, read_window
 
@@ -216,6 +217,18 @@ class Results:
         """
         chosen = {"phase": phase, "server_id": server_id, "step_id": step_id}
         return read_steps(self._db, since_ns=since_ns, limit=_all(limit), after=after, **chosen)
+
+    def sizes(
+        self,
+        *,
+        since_ns: int | None = None,
+        phase: Phase | None = None,
+        server_id: str | None = None,
+        limit: int | None = None,
+    ) -> list[SizedRow]:
+        """Return the newest analyzed steps, newest first, with what tells who decides at the size of their batch."""
+        where, values = condition(since_ns=since_ns, phase=phase, server_id=server_id)
+        return read_sizes(self._db, where, (*values, _all(limit)))
 
     def balances(self, *, since_ns: int) -> list[Balance]:
         """Return the balance of every series and bucket that has a step since then."""

@@ -1,12 +1,13 @@
 /* Put the parts of each article together, and keep a live one fresh. */
 const parts = [...document.querySelectorAll("[data-article]")].map((article) => {
   const data = JSON.parse(document.getElementById(`${article.id}-data`).textContent);
-  return { article, charts: new Charts(article, data), timeline: new Timeline(article, data), flame: new Flame(article, data), whatIf: new WhatIf(article, data) };
+  return { article, charts: new Charts(article, data), curve: new Curve(article, data), timeline: new Timeline(article, data), flame: new Flame(article, data), whatIf: new WhatIf(article, data) };
 });
 nameCells(document);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const { charts, timeline } of parts) {
+  for (const { charts, curve, timeline } of parts) {
     charts.draw();
+    curve.draw();
     timeline.draw();
   }
 });
@@ -30,9 +31,10 @@ async function refresh() {
       section.replaceChildren(...newer.childNodes);
       section.querySelectorAll(".scroll").forEach((box, i) => scrolled[i] && box.scrollTo(...scrolled[i]));
     }
-    for (const { article, charts, timeline, whatIf } of parts) {
+    for (const { article, charts, curve, timeline, whatIf } of parts) {
       const data = JSON.parse(fresh.getElementById(`${article.id}-data`).textContent);
       charts.show(data);
+      curve.show(data);
       timeline.offer(data);
       whatIf.offer(data);
     }
