@@ -51,7 +51,7 @@ def transition(steps: Sequence[SizedStep], phase: Phase | None) -> Transition:
         phase=phase,
         unit=unit,
         buckets=tuple(bucket for bucket, _ in groups),
-        notes=tuple(_notes([step for _, step in sized], left_out, len(steps) - len(sized) - left_out.total())),
+        notes=tuple(_notes(left_out, len(steps) - len(sized) - left_out.total())),
     )
     return replace(found, reason=_why_none(found.buckets, unit)) if len(groups) < 2 else _with_turns(found, groups)
 
@@ -67,7 +67,8 @@ def _with_turns(found: Transition, groups: Sequence[_Group]) -> Transition:
         turns = {Sign.TKLQT: _climb(groups, found.unit), **turns}
     for sign, turn in turns.items():
         if turn.between is not None:
-            return replace(found, turns=turns, by=sign, between=turn.between)
+            notes = (*found.notes, *_slowed(step for _, steps in groups for step in steps))
+            return replace(found, turns=turns, by=sign, between=turn.between, notes=notes)
         if turn.dissent_ratio > MAX_DISSENT_RATIO:  # then the other sign turns by chance
             return replace(found, turns=turns, reason=turn.reason)
     return replace(found, turns=turns, reason="; ".join(turn.reason or "" for turn in turns.values()))
@@ -197,12 +198,16 @@ def _why_none(buckets: Sequence[SizeBucket], unit: SizeUnit) -> str:
     return f"only one size of batch was recorded, {some}{size_words(only.most, unit)}"
 
 
-def _notes(kept: Iterable[SizedStep], left_out: Counter[GraphMode | None], num_unsized: int) -> Iterable[str]:
+def _notes(left_out: Counter[GraphMode | None], num_unsized: int) -> Iterable[str]:
     for mode, num in left_out.items():
         yield f"steps in graph mode {mode or 'unknown'} left out, as their launches are others: {num}"
     if num_unsized:
         yield f"steps that do not tell the size of their batch: {num_unsized}"
-    dilation = _median(step.dilation for step in kept)
+
+
+def _slowed(steps: Iterable[SizedStep]) -> Iterable[str]:
+    """Say that recorded steps turn later than plain ones, where recording slowed them."""
+    dilation = _median(step.dilation for step in steps)
     if dilation is not None and dilation >= _MIN_DILATION:
         yield (
             f"recording made these steps {dilation:.2f} times as long, most of it the host's part: without it the"

@@ -123,7 +123,7 @@ def test_where_batches_are_missing_the_interval_is_as_wide_as_what_is_missing(re
 def test_noise_moves_it_by_one_bucket_at_most(recorded, seeds):
     for seed in seeds:
         random = Random(seed)
-        batches = Batches(each_ns=random.randint(200, 4_000), noise=0.3, steps_ahead=random.randint(0, 1))
+        batches = Batches(each_ns=random.randint(400, 4_000), noise=0.3, steps_ahead=random.randint(0, 1))
         steps = [recorded(batches.server(size, random), size) for size in SIZES for _ in range(3)]
 
         found = found_in(steps)

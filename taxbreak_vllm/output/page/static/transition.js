@@ -36,12 +36,12 @@ class Curve {
     const { buckets, between, unit } = this.drawn.get(this.select.value);
     const line = (label, field, color, width, scale, say) => ({
       label, scale, stroke: cssColor(color), width, spanGaps: true, points: { show: true, size: 5, fill: cssColor(color) },
-      values: buckets.map((bucket) => bucket[field]), value: (_, v) => (v === null || v === undefined ? "–" : say(v)),
+      told: buckets.map((bucket) => bucket[field]), value: (_, v) => (v === null || v === undefined ? "–" : say(v)),
     });
     const lines = [
       ...SHARES.map(([label, field, color, width]) => line(label, field, color, width, "share", (v) => v.toFixed(3))),
       line("TKLQT a launch", "tklqt_per_launch_ns", "--k-queue", 2, "tklqt", time),
-    ].filter((each) => each.values.some((value) => value !== null));
+    ].filter((each) => each.told.some((value) => value !== null));
     const axis = { stroke: cssColor("--soft"), grid: { stroke: cssColor("--line"), width: 1 }, ticks: { stroke: cssColor("--line"), width: 1 } };
     const sizes = unit === "prompt_tokens" ? "prompt tokens" : "requests";
     const hasQueue = lines.some((each) => each.scale === "tklqt");
@@ -50,7 +50,7 @@ class Curve {
       scales: { x: { time: false, distr: 3, log: 2 }, share: { range: [0, 1] }, ...(hasQueue ? { tklqt: { distr: 3, log: 10 } } : {}) },
       axes: [
         { ...axis, label: sizes, labelSize: 18, values: (_, ticks) => ticks.map((v) => (v === null ? "" : String(v))) },
-        { ...axis, scale: "share", size: 44, values: (_, ticks) => ticks.map((v) => v.toFixed(1)) },
+        { ...axis, scale: "share", size: 48, values: (_, ticks) => ticks.map((v) => v.toFixed(2)) },
         ...(hasQueue ? [{ ...axis, scale: "tklqt", side: 1, size: 74, grid: { show: false }, values: (_, ticks) => ticks.map((v) => (v === null ? "" : time(v))) }] : []),
       ],
       series: [{ label: sizes, value: (_, v) => (v === null || v === undefined ? "–" : String(v)) }, ...lines],
@@ -65,6 +65,6 @@ class Curve {
     };
     this.host.setAttribute("role", "img");
     this.host.setAttribute("aria-label", `${lines.map((each) => each.label).join(", ")} over ${buckets.length} sizes of batches; the table above has the figures`);
-    this.plot = new uPlot(options, [buckets.map((bucket) => bucket.most), ...lines.map((each) => each.values)], this.host);
+    this.plot = new uPlot(options, [buckets.map((bucket) => bucket.most), ...lines.map((each) => each.told)], this.host);
   }
 }
