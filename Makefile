@@ -68,9 +68,10 @@ bench-limit: ## work per op from recorded shapes beside torch's counter and Trac
 	$(install) cpu,test
 	$(BIN)/python benchmarks/limit_ops.py $(BENCH)
 
-bench-whatif: ## which traces can be asked what if, what a replay gets wrong of each, and its speed (BENCH='--traces DIR')
+bench-whatif: ## which traces can be asked what if, what a replay gets wrong of each, its speed and cost (BENCH='--traces DIR')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif.py $(BENCH)
+	$(BIN)/python benchmarks/foresee_cost.py $(BENCH)
 
 bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that server then takes (BENCH='--rounds 4')
 	$(install) cpu,test

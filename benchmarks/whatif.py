@@ -98,8 +98,8 @@ def _row(path: Path) -> Row | None:
     except TraceFormatError:
         return None
     graph, activities = model.graph, measured.activities
-    gates = find_gates(model, graph.calibrated())
     at_ns = replay(graph)
+    gates = find_gates(model, graph.calibrated(), at_ns)
     start_ns = at_ns[graph.activity_node]
     length_ns = activities.end_ns - activities.start_ns
     window_ns = graph.window_ns

@@ -3,7 +3,7 @@
 In: a graph and a `Change` whose factors are ranges. Out: the graph with everything changed, for an end of these ranges.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from taxbreak_vllm.trace.intervals import median
@@ -22,8 +22,8 @@ _K = TypeVar("_K", HostClass, Family)
 def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
     """Return a graph with everything changed; of each range the value that `end` picks."""
     sources = model.sources
-    for chain in change.fused:
-        graph = launches.fuse(graph, sources, chain)
+    if change.followers is not None:
+        graph = launches.fuse(graph, sources, change.followers.rows)
     if change.full_graph:
         own_ns = launches.node_gap_ns(sources)
         gap_ns = own_ns if own_ns is not None else int(end(Range(low=0, high=_usual_gap_ns(model))))
@@ -43,17 +43,19 @@ def apply(graph: Graph, model: Model, change: Change, end: End) -> Graph:
     return changes.scale_host(graph, _picked(change.host, end)) if change.host else graph
 
 
-def at_both_ends(graph: Graph, model: Model, change: Change) -> Iterator[Graph]:
-    """Apply a change with the low ends of all its ranges, then with the high ends where there is a range at all."""
-    seen: list[Range] = []
+def at_both_ends(graph: Graph, model: Model, change: Change) -> list[Graph]:
+    """Apply a change with the low ends of all its ranges and with the high ends; once where it has no range."""
+    is_ranged = False
 
     def low(factor: Range) -> float:
-        seen.append(factor)
+        nonlocal is_ranged
+        is_ranged |= factor.low != factor.high
         return factor.low
 
-    yield apply(graph, model, change, low)
-    if any(factor.low != factor.high for factor in seen):
-        yield apply(graph, model, change, lambda factor: factor.high)
+    found = [apply(graph, model, change, low)]
+    if is_ranged:
+        found.append(apply(graph, model, change, lambda factor: factor.high))
+    return found
 
 
 def middle(factor: Range) -> float:

@@ -5,6 +5,7 @@ from functools import cached_property
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.whatif import Gate
 from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.whatif import changes, on_host
 from taxbreak_vllm.whatif.build import Model, build
@@ -12,15 +13,18 @@ from taxbreak_vllm.whatif.changes import HOST, RefusedError
 from taxbreak_vllm.whatif.gates import find_gates
 from taxbreak_vllm.whatif.graph import Graph
 from taxbreak_vllm.whatif.interval import Variant, model_error
-from taxbreak_vllm.whatif.plain import Plain
-from taxbreak_vllm.whatif.spans import Spans, mean, means, step_spans
+from taxbreak_vllm.whatif.plain import Plain, find_plain
+from taxbreak_vllm.whatif.replay import replay
+from taxbreak_vllm.whatif.spans import Spans, means, means_at, step_spans
 
 
 class Basis:
     """What every change to a recording starts from."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, *, dilation: float | None = None) -> None:
+        """`dilation`: recorded steps / plain ones, for where the recording itself does not tell."""
         self.recording = recording
+        self.dilation = dilation
         self.is_on_host = not recording.backend.has_launches
 
     @cached_property
@@ -37,7 +41,7 @@ class Basis:
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
         """What the recording must pass."""
-        found = find_gates(self.model, self.calibrated)
+        found = find_gates(self.model, self.calibrated, self.by_constants)
         return (*found, *on_host.gates(self.recording)) if self.is_on_host else found
 
     @cached_property
@@ -62,7 +66,12 @@ class Basis:
     @cached_property
     def observed_ns(self) -> list[float]:
         """What each of `phases` took."""
-        return [mean(self.calibrated, self.calibrated.at_ns, spans) for spans in self.groups]
+        return means_at(self.calibrated, self.calibrated.at_ns, self.groups)
+
+    @cached_property
+    def by_constants(self) -> Int64:
+        """When all happens with constants alone."""
+        return replay(self.model.graph)
 
     @cached_property
     def variants(self) -> list[Variant]:
@@ -73,7 +82,7 @@ class Basis:
         graph, possible = self.model.graph, self.model.possible
         found: list[Variant] = [
             (self.calibrated, None),
-            (graph, means(graph, self.groups)),
+            (graph, means_at(graph, self.by_constants, self.groups)),
             (self.calibrated.least(), None),
         ]
         if len(possible):
@@ -99,6 +108,13 @@ class Basis:
     @cached_property
     def _plain(self) -> Plain | RefusedError:
         try:
-            return Plain.of(self.recording, self.model, self.variants)
+            return find_plain(
+                self.recording,
+                self.model,
+                self.variants,
+                self.groups[1:] or self.groups,
+                self.observed_ns[1:] or self.observed_ns,
+                dilation=self.dilation,
+            )
         except RefusedError as refusal:
             return refusal

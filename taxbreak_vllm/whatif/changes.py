@@ -43,13 +43,20 @@ class Times:
     high_ns: Int64
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Followers:
+    """The kernels of chains that are fused but the first of each, rows of Activities."""
+
+    rows: Index
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What is different; everything at its default changes nothing.
 
     `host` has a factor for each class, `kernels` for each family of kernels. `floor_ns` is T_sys, `graph_ns` what a
     launch of n nodes costs as measured points (nodes, ns), for `full_graph`. `fused` are chains of kernels, each a part
-    of a name; calls with a part of `no_sync` in their name do not wait.
+    of a name, and `followers` where a recording has them; calls with a part of `no_sync` in their name do not wait.
     """
 
     host: Mapping[HostClass, Range] = field(default_factory=dict)
@@ -58,6 +65,7 @@ class Change:
     full_graph: bool = False
     graph_ns: tuple[tuple[int, int], ...] = ()
     fused: tuple[tuple[str, ...], ...] = ()
+    followers: Followers | None = None
     no_sync: tuple[str, ...] = ()
     one_step_ahead: bool = False
     like: Times | None = None
@@ -185,6 +193,7 @@ def silence_host(graph: Graph, sources: Sources, stretches: list[tuple[int, int]
 
 def activities_named(sources: Sources, part: str) -> Index:
     """Return the kernels with this in their name."""
-    names = np.array([part.lower() in name.lower() for name in sources.measured.events.names])
-    a = sources.measured.activities
-    return np.flatnonzero(a.is_kernel & names[a.name]) if len(names) else np.empty(0, dtype=np.intp)
+    names, a = sources.measured.events.names, sources.measured.activities
+    rows = np.flatnonzero(a.is_kernel)
+    chosen = [name for name in np.unique(a.name[rows]).tolist() if part.lower() in names[name].lower()]
+    return rows[np.isin(a.name[rows], chosen)]

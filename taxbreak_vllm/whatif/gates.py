@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from taxbreak_vllm.model.whatif import Gate
+from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.whatif.build import Model
 from taxbreak_vllm.whatif.graph import Graph
@@ -21,15 +22,14 @@ _ROUNDING_NS = 1_000
 _MIN_COLLECTIVES = 4  # of fewer the quickest may have waited too
 
 
-def find_gates(model: Model, calibrated: Graph) -> tuple[Gate, ...]:
-    """Measure all gates of a recording."""
-    return tuple(_gates(model, calibrated))
+def find_gates(model: Model, calibrated: Graph, by_constants: Int64) -> tuple[Gate, ...]:
+    """Measure all gates of a recording, whose graph's constants alone give these times."""
+    return tuple(_gates(model, calibrated, by_constants))
 
 
-def _gates(model: Model, calibrated: Graph) -> Iterator[Gate]:
+def _gates(model: Model, calibrated: Graph, by_constants: Int64) -> Iterator[Gate]:
     graph, found, measured = model.graph, model.unexplained, model.sources.measured
     window_ns = max(graph.window_ns, 1)
-    by_constants = replay(graph)
     yield Gate(
         name="reproduction",
         value=abs(_end(graph, by_constants) - _end(graph, graph.at_ns)) / window_ns,

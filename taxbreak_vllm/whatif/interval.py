@@ -5,6 +5,7 @@ take under it in the one variant or the other, at both ends of each factor's ran
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from taxbreak_vllm.model.whatif import Gate
 from taxbreak_vllm.whatif.apply import at_both_ends
@@ -18,16 +19,37 @@ Variant = tuple[Graph, Sequence[float] | None]  # and what each group of steps t
 _FORGIVEN = ("reproduction", "unexplained", "contention")  # what their gates let pass is error all the same
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the steps of a group take without a change and with it, and between what that lies, ns."""
+
+    was_ns: int
+    point_ns: int
+    low_ns: int
+    high_ns: int
+
+
 def interval(
-    variants: Iterable[Variant], model: Model, change: Change, groups: Sequence[Spans], took_ns: Sequence[float]
+    variants: Iterable[Variant],
+    model: Model,
+    change: Change,
+    groups: Sequence[Spans],
+    took_ns: Sequence[float],
+    points_ns: Sequence[float],
 ) -> list[tuple[float, float]]:
-    """Return between what each group of steps, which took so long, lies: other by as much as in the variants."""
-    found = [
-        [was + after - before for was, after, before in zip(took_ns, means(changed, groups), befores, strict=True)]
-        for variant, known_ns in variants
-        for befores in (took_ns if known_ns is None else known_ns,)
-        for changed in at_both_ends(variant, model, change)
-    ]
+    """Return between what each group of steps, which took so long, lies: other by as much as in the variants.
+
+    `points_ns` are what they take in the first variant, in the middle of all ranges.
+    """
+    found = [points_ns]
+    for number, (variant, known_ns) in enumerate(variants):
+        befores = took_ns if known_ns is None else known_ns
+        ends = at_both_ends(variant, model, change)
+        if number == 0 and len(ends) == 1:
+            continue  # that is the point
+        for changed in ends:
+            afters = means(changed, groups)
+            found.append([was + after - before for was, after, before in zip(took_ns, afters, befores, strict=True)])
     return [(min(group), max(group)) for group in zip(*found, strict=True)]
 
 

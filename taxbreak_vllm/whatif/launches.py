@@ -3,6 +3,7 @@
 In: a graph and what a change is. Out: another graph, with the same nodes.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,40 +12,50 @@ from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.taxes.equations import t_sys_graph
 from taxbreak_vllm.trace.intervals import Index, median
 from taxbreak_vllm.trace.timeline import HostClass
-from taxbreak_vllm.whatif.changes import RefusedError, activities_named, silence_host
+from taxbreak_vllm.whatif.changes import Followers, RefusedError, activities_named, silence_host
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Graph
 
 
-def fuse(graph: Graph, sources: Sources, chain: tuple[str, ...]) -> Graph:
-    """Let the kernels of a chain, wherever they follow one another on a stream, be launched as one.
+def fuse(graph: Graph, sources: Sources, followers: Index) -> Graph:
+    """Let kernels, each with what is before it on its stream, be launched as one.
 
     A bound: the followers need no launch and no gap; their own time, which a fused kernel may save or not, stays.
-    Raises SettingsError where the chain never occurs.
     """
+    streams = sources.streams
+    ends, threads = sources.points.call_end, sources.points.thread
+    stretches = [
+        (int(ends[before]), int(ends[call]))
+        for before, call in zip(
+            streams.call[streams.previous[followers]].tolist(), streams.call[followers].tolist(), strict=True
+        )
+        if min(before, call) >= 0 and threads[ends[before]] == threads[ends[call]] and ends[before] < ends[call]
+    ]
+    return _unlaunched(silence_host(graph, sources, stretches), sources, followers, gap_ns=0)
+
+
+def find_followers(sources: Sources, chains: Sequence[tuple[str, ...]]) -> Followers:
+    """Find the kernels of each chain but the first, wherever all of it follows one another on a stream.
+
+    Raises SettingsError where a chain never occurs.
+    """
+    return Followers(np.unique(np.concatenate([_followers(sources, chain) for chain in chains])))
+
+
+def _followers(sources: Sources, chain: tuple[str, ...]) -> Index:
     streams = sources.streams
     where = activities_named(sources, chain[0])
     followers: list[Index] = []
     for part in chain[1:]:
         named = activities_named(sources, part)
-        named = named[np.isin(streams.previous[named], where)]
-        followers.append(named)
-        where = named
+        where = named[np.isin(streams.previous[named], where)]
+        followers.append(where)
     if not followers or not len(where):
         raise SettingsError(f"--fuse {','.join(chain)}: no such kernels follow one another in this recording")
     kept = [where]
     for named in reversed(followers[:-1]):  # what is not followed to the chain's end is no part of it
         kept.append(named[np.isin(named, streams.previous[kept[-1]])])
-    fused = np.unique(np.concatenate(kept))
-    ends, threads = sources.points.call_end, sources.points.thread
-    stretches = [
-        (int(ends[before]), int(ends[call]))
-        for before, call in zip(
-            streams.call[streams.previous[fused]].tolist(), streams.call[fused].tolist(), strict=True
-        )
-        if min(before, call) >= 0 and threads[ends[before]] == threads[ends[call]] and ends[before] < ends[call]
-    ]
-    return _unlaunched(silence_host(graph, sources, stretches), sources, fused, gap_ns=0)
+    return np.concatenate(kept)
 
 
 def capture(graph: Graph, sources: Sources, points: tuple[tuple[int, int], ...], *, gap_ns: int) -> Graph:

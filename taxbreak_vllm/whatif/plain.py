@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.model.whatif import Prediction
 from taxbreak_vllm.taxes.recording import MIN_PLAIN_STEPS, Recording
 from taxbreak_vllm.trace.events import EventKind
 from taxbreak_vllm.trace.intervals import Int64
@@ -21,7 +20,7 @@ from taxbreak_vllm.whatif.build import Model
 from taxbreak_vllm.whatif.changes import HOST, Change, RefusedError, scale_host
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Graph
-from taxbreak_vllm.whatif.interval import Variant, interval
+from taxbreak_vllm.whatif.interval import Answer, Variant, interval
 from taxbreak_vllm.whatif.points import PointKind
 from taxbreak_vllm.whatif.spans import Spans, means
 
@@ -31,6 +30,7 @@ Took = Callable[[Graph], float]
 _MOST_NS = 1_000_000  # no event costs the profiler more
 _ROUNDS = 30
 _WITHIN = 0.01  # of the plain step: so near is met
+_MET = 0.0005  # of the plain step: nearer is not looked for, as what is left is taken off the answer
 _SLOWER = 1.1  # a plain step may be longer than the recorded one by chance, not by more
 
 
@@ -45,51 +45,61 @@ class Plain:
     groups: Sequence[Spans]
     variants: Sequence[Variant]
 
-    @classmethod
-    def of(cls, recording: Recording, model: Model, variants: Sequence[Variant]) -> "Plain":
-        """Find them from the variants of a recording, the calibrated graph first.
 
-        Raises RefusedError where no plain step is known, or the profiler does not explain it.
-        """
-        info = recording.info
+def find_plain(
+    recording: Recording,
+    model: Model,
+    variants: Sequence[Variant],
+    groups: Sequence[Spans],
+    observed_ns: Sequence[float],
+    *,
+    dilation: float | None,
+) -> Plain:
+    """Find the plain steps behind a recording from its variants, the calibrated graph first.
+
+    Where the recording does not tell how long they take, `dilation` does for all groups of its steps alike. Raises
+    RefusedError where neither does, or the profiler does not explain them.
+    """
+    try:
         plain_ns, spans = _plain_step(recording, model)
-        groups = [spans]
-        calibrated = variants[0][0]
-        assert info is not None
+        took_ns, groups = [float(plain_ns)], [spans]
+    except RefusedError:
+        if dilation is None:
+            raise
+        took_ns = [each / dilation for each in observed_ns]
+    calibrated, info = variants[0][0], recording.info
 
-        def took(graph: Graph) -> float:
-            return means(graph, groups)[0]
+    def took(graph: Graph) -> float:
+        return sum(means(graph, groups))
 
-        ways = lightened(calibrated, model.sources, took, plain_ns=plain_ns, op_cost_ns=info.op_cost_ns)
-        if not recording.backend.has_launches:
-            ways = ways[::-1]  # a forward's share of a plain step on the CPU is that of a host slowed alike
-        known = ways[0]
-        light = [way(calibrated) for way in ways]
-        found: list[Variant] = [(graph, means(graph, groups)) for graph in light]
-        for graph, took_ns in variants[1:]:
-            found.append((known(graph), found[0][1] if took_ns is None else means(known(graph), groups)))
-        return cls([plain_ns], groups, found)
+    op_cost_ns = info.op_cost_ns if info is not None else None
+    ways = lightened(calibrated, model.sources, took, plain_ns=sum(took_ns), op_cost_ns=op_cost_ns)
+    if not recording.backend.has_launches:
+        ways = ways[::-1]  # a forward's share of a plain step on the CPU is that of a host slowed alike
+    known = ways[0]
+    light = [way(calibrated) for way in ways]
+    found: list[Variant] = [(graph, means(graph, groups)) for graph in light]
+    for graph, before_ns in variants[1:]:
+        found.append((known(graph), found[0][1] if before_ns is None else means(known(graph), groups)))
+    return Plain(took_ns, groups, found)
 
 
-def plain_steps(
-    plain: Plain, model: Model, change: Change, steps: Sequence[Prediction], *, error: float
-) -> tuple[Prediction, ...]:
-    """Predict plain steps beside the recorded ones: the same change to graphs without what the profiler added."""
+def plain_steps(plain: Plain, model: Model, change: Change, *, error: float) -> list[Answer]:
+    """Answer of plain steps: the same change to graphs without what the profiler added."""
     light, before_ns = plain.variants[0]
     after_ns = means(apply(light, model, change, middle), plain.groups)
     assert before_ns is not None
     points = [was + after - before for was, after, before in zip(plain.took_ns, after_ns, before_ns, strict=True)]
-    ends = interval(plain.variants, model, change, plain.groups, plain.took_ns)
-    return tuple(
-        replace(
-            step,
-            plain_ns=round(took_ns),
-            plain_predicted_ns=round(point),
-            plain_low_ns=max(round(min(point, low) - error * took_ns), 0),
-            plain_high_ns=round(max(point, high) + error * took_ns),
+    ends = interval(plain.variants, model, change, plain.groups, plain.took_ns, points)
+    return [
+        Answer(
+            was_ns=round(was_ns),
+            point_ns=round(point),
+            low_ns=max(round(low - error * was_ns), 0),
+            high_ns=round(high + error * was_ns),
         )
-        for step, took_ns, point, (low, high) in zip(steps, plain.took_ns, points, ends, strict=True)
-    )
+        for was_ns, point, (low, high) in zip(plain.took_ns, points, ends, strict=True)
+    ]
 
 
 def _plain_step(recording: Recording, model: Model) -> tuple[int, Spans]:
@@ -150,7 +160,7 @@ class Recorded:
 
 
 def lightened(
-    graph: Graph, sources: Sources, took: Took, *, plain_ns: int, op_cost_ns: int | None
+    graph: Graph, sources: Sources, took: Took, *, plain_ns: float, op_cost_ns: int | None
 ) -> tuple[Lighten, ...]:
     """Return ways to make a graph that of the plain step, the best known first.
 
@@ -164,7 +174,7 @@ def lightened(
     return tuple(_ways(Recorded.of(graph, sources), graph, took, plain_ns, op_cost_ns))
 
 
-def _ways(recorded: Recorded, graph: Graph, took: Took, plain_ns: int, op_cost_ns: int | None) -> Iterator[Lighten]:
+def _ways(recorded: Recorded, graph: Graph, took: Took, plain_ns: float, op_cost_ns: int | None) -> Iterator[Lighten]:
     def alike(cost_ns: float) -> Lighten:
         return lambda each: recorded.without(each, op_ns=cost_ns, call_ns=cost_ns)
 
@@ -177,28 +187,43 @@ def _ways(recorded: Recorded, graph: Graph, took: Took, plain_ns: int, op_cost_n
     def all_of_it(share: float) -> Lighten:
         return lambda each: scale_host(each, dict.fromkeys(HOST, 1 - share))
 
+    over_ns = took(graph) - plain_ns
+    least_ns = over_ns / max(int((recorded.ops + recorded.calls).sum()), 1)  # were each event on the step's path
     found: list[Lighten] = []
     if op_cost_ns:
         rest = calls if took(calls(0)(graph)) > plain_ns else ops
-        found += _solved(rest, graph, took, plain_ns, _MOST_NS)
-    found += _solved(alike, graph, took, plain_ns, _MOST_NS)
-    found += _solved(all_of_it, graph, took, plain_ns, 1.0)
+        found += _solved(rest, graph, took, plain_ns, least_ns, _MOST_NS)
+    found += _solved(alike, graph, took, plain_ns, least_ns, _MOST_NS)
+    found += _solved(all_of_it, graph, took, plain_ns, over_ns / (over_ns + plain_ns), 1.0)
     if not found:
         raise RefusedError("plain steps are quicker than this one would be without any host")
     yield from found
 
 
-def _solved(way: Callable[[float], Lighten], graph: Graph, took: Took, plain_ns: int, most: float) -> list[Lighten]:
-    """Return the way with the least cost that makes the step as short as plain ones; none where none does."""
-    low, high = 0.0, most
-    if took(way(high)(graph)) > plain_ns * (1 + _WITHIN):
-        return []
+def _solved(
+    way: Callable[[float], Lighten], graph: Graph, took: Took, plain_ns: float, least: float, most: float
+) -> list[Lighten]:
+    """Return the way with the least cost that makes the step as short as plain ones; none where none does.
+
+    The step is monotone in it, and `least` is not above it: doubled until the step is short enough, then regula falsi.
+    """
+
+    def over_ns(cost: float) -> float:
+        return took(way(cost)(graph)) - plain_ns
+
+    low, low_ns, high = 0.0, over_ns(0.0), least
+    while (high_ns := over_ns(high)) > 0:
+        if high >= most:
+            return [way(most)] if high_ns <= plain_ns * _WITHIN else []
+        low, low_ns, high = high, high_ns, min(2 * high, most)
+    kept_ns = high_ns  # halved while the other end alone moves (Illinois), else that would creep
     for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        if took(way(middle)(graph)) > plain_ns:
-            low = middle
-        else:
-            high = middle
-        if high - low < most / 1_000_000:
+        if -high_ns <= _MET * plain_ns or high - low <= most / 1_000_000:
             break
+        between = low + (high - low) * low_ns / (low_ns - kept_ns)
+        between_ns = over_ns(between)
+        if between_ns > 0:
+            low, low_ns, kept_ns = between, between_ns, kept_ns / 2
+        else:
+            high, high_ns, kept_ns, low_ns = between, between_ns, between_ns, low_ns / 2
     return [way(high)]

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from taxbreak_vllm.model.errors import TraceFormatError
-from taxbreak_vllm.model.whatif import Gate, Prediction, Replayed, WhatIf
+from taxbreak_vllm.model.whatif import Gate, Prediction, WhatIf
 from taxbreak_vllm.taxes.recording import Recording
+from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.whatif import launches, on_host
 from taxbreak_vllm.whatif.apply import apply, middle
@@ -18,10 +19,11 @@ from taxbreak_vllm.whatif.basis import Basis
 from taxbreak_vllm.whatif.build import Model
 from taxbreak_vllm.whatif.changes import Change, RefusedError
 from taxbreak_vllm.whatif.gates import TRANSLATION
-from taxbreak_vllm.whatif.interval import interval
+from taxbreak_vllm.whatif.graph import Graph
+from taxbreak_vllm.whatif.interval import Answer, interval
 from taxbreak_vllm.whatif.plain import plain_steps
 from taxbreak_vllm.whatif.replay import replay
-from taxbreak_vllm.whatif.spans import is_unsettled, mean, spread
+from taxbreak_vllm.whatif.spans import is_unsettled, means_at, spread
 from taxbreak_vllm.whatif.strips import replayed
 
 
@@ -38,32 +40,23 @@ def predict(
     `basis` is the recording's own, where something was asked of it before; `is_drawn` adds the timeline.
     Raises TraceFormatError where there is nothing to replay, SettingsError where the change names what is not there.
     """
-    if not recording.backend.has_launches and (reason := on_host.beyond(change)):
+    if reason := beyond(recording, change):
         return refuse(recording, named, reason)
-    measured = recording.measured
-    if not len(measured.activities.row) or not len(measured.host.call_row):
-        raise TraceFormatError(f"{recording.path}: no calls with work on a device, so there is nothing to replay")
-    floors = recording.view.floors if recording.view else None
-    points = floors.graph_points() if floors else ()
-    if change.full_graph and len(points) < 2:
-        return refuse(
-            recording,
-            named,
-            "--graph full: what a graph launch costs is read from no profiled one, whose nodes the profiler slows;"
-            " measure it where this was recorded (taxbreak floor) and give --baselines",
-        )
-    change = replace(change, graph_ns=points)
     basis = basis or Basis(recording)
     model, gates = basis.model, basis.gates
-    if reason := _stops(gates, model, change):
+    if reason := stops(basis, change):
         return refuse(recording, named, reason, gates)
+    change = looked_up(basis, change)
     try:
-        window, steps = _recorded_steps(basis, change)
+        changed, at_ns = settled(basis, change)
+        answers = recorded_steps(basis, change, changed, at_ns)
     except RefusedError as refusal:
         return refuse(recording, named, str(refusal), gates)
+    window, *steps = _predictions(basis, answers)
     shown, no_plain = steps[0] if len(steps) == 1 else window, None
     try:
-        steps = plain_steps(basis.plain, model, change, steps, error=basis.error)
+        plain = plain_steps(basis.plain, model, change, error=basis.error)
+        steps = [_with_plain(step, answer) for step, answer in zip(steps, plain, strict=True)]
     except RefusedError as refusal:
         no_plain = str(refusal)
     return WhatIf(
@@ -71,7 +64,7 @@ def predict(
         change=named,
         gates=gates,
         window=window,
-        steps=steps,
+        steps=tuple(steps),
         refuted_by=(
             f"recorded with {named}, the same steps take less than {shown.low_ns / 1e6:.3f} or more than"
             f" {shown.high_ns / 1e6:.3f} ms"
@@ -80,13 +73,8 @@ def predict(
         dilation=recording.breakdown.calibration.dilation if recording.info else None,
         no_plain=no_plain,
         notes=tuple(_notes(model, change)),
-        timeline=_drawn(basis, change) if is_drawn else None,
+        timeline=replayed(model, basis.calibrated, changed, at_ns) if is_drawn else None,
     )
-
-
-def _drawn(basis: Basis, change: Change) -> Replayed:
-    changed = apply(basis.calibrated, basis.model, change, middle)
-    return replayed(basis.model, basis.calibrated, changed, replay(changed))
 
 
 def refuse(recording: Recording, named: str, reason: str, gates: tuple[Gate, ...] = ()) -> WhatIf:
@@ -94,14 +82,47 @@ def refuse(recording: Recording, named: str, reason: str, gates: tuple[Gate, ...
     return WhatIf(path=recording.path, change=named, gates=gates, refused=reason)
 
 
-def _stops(gates: Iterable[Gate], model: Model, change: Change) -> str | None:
-    """Return why nothing can be said; None where something can.
+def beyond(recording: Recording, change: Change) -> str | None:
+    """Return why no replay of a recording tells of a change; None where one may.
+
+    Raises TraceFormatError where there is nothing to replay.
+    """
+    if not recording.backend.has_launches and (reason := on_host.beyond(change)):
+        return reason
+    measured = recording.measured
+    if not len(measured.activities.row) or not len(measured.host.call_row):
+        raise TraceFormatError(f"{recording.path}: no calls with work on a device, so there is nothing to replay")
+    if change.full_graph and len(_graph_ns(recording)) < 2:
+        return (
+            "--graph full: what a graph launch costs is read from no profiled one, whose nodes the profiler slows;"
+            " measure it where this was recorded (taxbreak floor) and give --baselines"
+        )
+    return None
+
+
+def looked_up(basis: Basis, change: Change) -> Change:
+    """Return a change with what it needs of the recording: what graph launches cost there, and which kernels are fused.
+
+    Raises SettingsError where it has no such kernels.
+    """
+    followers = launches.find_followers(basis.model.sources, change.fused) if change.fused else None
+    return replace(change, graph_ns=_graph_ns(basis.recording), followers=followers)
+
+
+def _graph_ns(recording: Recording) -> tuple[tuple[int, int], ...]:
+    floors = recording.view.floors if recording.view else None
+    return floors.graph_points() if floors else ()
+
+
+def stops(basis: Basis, change: Change) -> str | None:
+    """Return which gates do not let a change be told; None where all do.
 
     Work from before the recording holds the device until a known time: a change of kernels alone can be told all the
     same.
     """
+    gates, graph = basis.gates, basis.model.graph
     failed = [gate for gate in gates if not gate.passes]
-    if [gate.name for gate in failed] == [TRANSLATION] and change.is_device_only and model.graph.is_pinned.any():
+    if [gate.name for gate in failed] == [TRANSLATION] and change.is_device_only and graph.is_pinned.any():
         return None
     if not failed:
         return None
@@ -111,36 +132,65 @@ def _stops(gates: Iterable[Gate], model: Model, change: Change) -> str | None:
     )
 
 
-def _recorded_steps(basis: Basis, change: Change) -> tuple[Prediction, tuple[Prediction, ...]]:
-    """Predict the whole recording, and the steps of each phase in it."""
-    model, groups, observed_ns = basis.model, basis.groups, basis.observed_ns
-    changed = apply(basis.calibrated, model, change, middle)
+def settled(basis: Basis, change: Change) -> tuple[Graph, Int64]:
+    """Return the graph changed in the middle of all ranges, and when all happens in it.
+
+    Raises RefusedError where host and device would not keep in step with it.
+    """
+    changed = apply(basis.calibrated, basis.model, change, middle)
     at_ns = replay(changed)
-    if basis.recording.is_live and is_unsettled(model, changed, at_ns):
+    if basis.recording.is_live and is_unsettled(basis.model, changed, at_ns):
         raise RefusedError(
             "host and device of so few steps would not keep in step with this change: how a server settles, one"
             " recorded step does not tell"
         )
-    points = [mean(changed, at_ns, spans) for spans in groups]
-    ends = interval(basis.variants, model, change, groups, observed_ns)
+    return changed, at_ns
+
+
+def recorded_steps(basis: Basis, change: Change, changed: Graph, at_ns: Int64) -> list[Answer]:
+    """Answer of the whole recording and of the steps of each phase, as recorded; `changed` as `settled` returns it."""
+    model, groups, observed_ns = basis.model, basis.groups, basis.observed_ns
+    points = means_at(changed, at_ns, groups)
+    ends = interval(basis.variants, model, change, groups, observed_ns, points)
     peers = sum(gate.value for gate in basis.gates if gate.name == "peers")  # who may wait for nobody any more
-    window, *steps = (
+    return [
+        Answer(
+            was_ns=round(was_ns),
+            point_ns=round(point),
+            low_ns=max(round(low - wide - peers * was_ns), 0),
+            high_ns=round(high + wide),
+        )
+        for spans, was_ns, point, (low, high) in zip(groups, observed_ns, points, ends, strict=True)
+        for wide in (spread(model.graph, spans) + basis.error * was_ns,)
+    ]
+
+
+def _predictions(basis: Basis, answers: Iterable[Answer]) -> list[Prediction]:
+    return [
         Prediction(
             phase=phase,
             steps=len(spans[0]),
-            observed_ns=round(observed),
-            predicted_ns=round(point),
-            low_ns=max(round(min(point, low) - wide - peers * observed), 0),
-            high_ns=round(max(point, high) + wide),
+            observed_ns=answer.was_ns,
+            predicted_ns=answer.point_ns,
+            low_ns=answer.low_ns,
+            high_ns=answer.high_ns,
             host_free_ns=round(host_free),
             kernels_free_ns=round(kernels_free),
         )
-        for phase, spans, observed, point, (low, high), host_free, kernels_free in zip(
-            basis.phases, groups, observed_ns, points, ends, *basis.bounds, strict=True
+        for phase, spans, answer, host_free, kernels_free in zip(
+            basis.phases, basis.groups, answers, *basis.bounds, strict=True
         )
-        for wide in (spread(model.graph, spans) + basis.error * observed,)
+    ]
+
+
+def _with_plain(step: Prediction, plain: Answer) -> Prediction:
+    return replace(
+        step,
+        plain_ns=plain.was_ns,
+        plain_predicted_ns=plain.point_ns,
+        plain_low_ns=plain.low_ns,
+        plain_high_ns=plain.high_ns,
     )
-    return window, tuple(steps)
 
 
 def _notes(model: Model, change: Change) -> Iterable[str]:

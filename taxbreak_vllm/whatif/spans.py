@@ -44,7 +44,11 @@ def step_spans(recording: Recording, model: Model) -> list[tuple[Phase | None, S
 
 def means(graph: Graph, groups: Iterable[Spans]) -> list[float]:
     """Replay a graph and return the mean length of each group of steps."""
-    at_ns = replay(graph)
+    return means_at(graph, replay(graph), groups)
+
+
+def means_at(graph: Graph, at_ns: Int64, groups: Iterable[Spans]) -> list[float]:
+    """Return the mean length of each group of steps, of a graph replayed so."""
     return [mean(graph, at_ns, spans) for spans in groups]
 
 
