@@ -15,6 +15,7 @@ from taxbreak_vllm.model.ceilings import Ceilings
 from taxbreak_vllm.model.limit import SLACK, Bar, Bound, FamilyWork, StepLimit
 from taxbreak_vllm.model.shape import ModelShape, StepWork
 
+_UNCOUNTED = "which experts its tokens chose could not be counted"
 _SPREAD = "experts are spread over ranks: its share of them and of all ranks' tokens is taken to be an even one"
 _CACHE = (
     "its bytes may lie in the device's cache, whose bandwidth was not measured ('taxbreak floor' does), so no least "
@@ -26,9 +27,11 @@ def limit_of_step(model: ModelShape, work: StepWork, step: StepBreakdown, ceilin
     """Return the limit of a step of this model on one rank."""
     parts = family_work(model, work)
     flops = sum(part.flops for part in parts.values())
-    least, most = (_sum(getattr(part, name) for part in parts.values()) for name in ("bytes", "most_bytes"))
+    least, most, reach = (
+        _sum(getattr(part, name) for part in parts.values()) for name in ("bytes", "most_bytes", "reach_bytes")
+    )
     known = None if ceilings is None else ceilings.of_work((part.dtype for part in parts.values() if part.flops), least)
-    notes = [*model.missing, *_notes(model, parts, ceilings, known)]
+    notes = [*model.missing, *_notes(model, work, parts, ceilings, known)]
     compute = _total(_compute_ns(part, known) for part in parts.values())
     low, high = _memory_ns(least, known), _memory_ns(most, known)
     latency_ns = _latency_ns(step, known)
@@ -48,6 +51,7 @@ def limit_of_step(model: ModelShape, work: StepWork, step: StepBreakdown, ceilin
         flops=flops,
         bytes=least,
         most_bytes=most,
+        reach_bytes=reach,
         compute_ns=None if compute is None else round(compute),
         memory_ns=None if low is None else round(low),
         latency_ns=latency_ns,
@@ -136,8 +140,14 @@ def _floor_ns(part: FamilyWork, ceilings: Ceilings | None) -> tuple[int, int] | 
 
 
 def _notes(
-    model: ModelShape, parts: Mapping[str, FamilyWork], ceilings: Ceilings | None, known: Ceilings | None
+    model: ModelShape,
+    work: StepWork,
+    parts: Mapping[str, FamilyWork],
+    ceilings: Ceilings | None,
+    known: Ceilings | None,
 ) -> Iterable[str]:
+    if model.experts and work.distinct_experts is None:
+        yield model.uncounted or _UNCOUNTED
     if model.expert_parallel > 1:
         yield _SPREAD
     if ceilings is None or known is None:

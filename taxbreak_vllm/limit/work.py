@@ -3,7 +3,7 @@
 In: `ModelShape` and `StepWork`. Out: FLOPs and bytes of one rank (methodology section 10). Weights are read once, each
 query multiplies all matrices, a (query, key) pair costs 2·(d + d_v) in each head, 2·(2c + r) where MLA is absorbed,
 which vLLM does for requests of few queries alone; of the experts at least those that
-one token chooses are read, and what uniform choices take at most.
+one token chooses are read, with uniform choices E(1 − (1 − top_k/E)^Σq), and never more than Σq·top_k.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ def family_work(model: ModelShape, step: StepWork) -> Mapping[str, FamilyWork]:
 
 
 def _matrices(flops: int, num_bytes: int | None, dtype: str | None) -> FamilyWork:
-    return FamilyWork(flops=flops, bytes=num_bytes, most_bytes=num_bytes, dtype=dtype)
+    return FamilyWork(flops=flops, bytes=num_bytes, most_bytes=num_bytes, reach_bytes=num_bytes, dtype=dtype)
 
 
 def _attended(group: AttentionShape, step: StepWork) -> tuple[int, int]:
@@ -62,22 +62,26 @@ def _kv_bytes(group: AttentionShape, step: StepWork) -> int | None:
 
 def _experts(model: ModelShape, step: StepWork) -> FamilyWork:
     """The experts of this rank; one that holds some of them alone serves the tokens of all ranks, taken to be alike."""
-    flops, least, most = 0, [], []
+    flops, read = 0, []
     for group in model.experts:
         is_spread = model.expert_parallel > 1 and group.local_experts < group.experts
         tokens = step.queries * (model.data_parallel if is_spread else 1)
         flops += 2 * tokens * group.top_k * group.weights * group.layers * group.local_experts // group.experts
-        low, high = _met(group, step, tokens)
-        least.append(None if group.bytes is None else round(low * group.bytes * group.layers))
-        most.append(None if group.bytes is None else round(high * group.bytes * group.layers))
-    return FamilyWork(flops=flops, bytes=_sum(least), most_bytes=_sum(most), dtype=model.product_dtype)
+        met = _met(group, step, tokens)
+        read.append([None if group.bytes is None else round(each * group.bytes) for each in met])
+    least, most, reach = (_sum(sizes) for sizes in zip(*read, strict=True))
+    return FamilyWork(flops=flops, bytes=least, most_bytes=most, reach_bytes=reach, dtype=model.product_dtype)
 
 
-def _met(group: ExpertShape, step: StepWork, tokens: int) -> tuple[float, float]:
-    """Return how many of the rank's experts are read in a layer, at the least and at the most."""
+def _met(group: ExpertShape, step: StepWork, tokens: int) -> tuple[float, float, float]:
+    """Return how many of the rank's experts its layers read where all tokens choose alike, where they choose uniformly,
+    which is an average, and where no two choose alike.
+    """
     if step.distinct_experts is not None:
-        return step.distinct_experts, step.distinct_experts
-    return met_on_rank(group, tokens)
+        return (step.distinct_experts,) * 3
+    least, uniform = met_on_rank(group, tokens)
+    reach = min(group.local_experts, tokens * group.top_k)
+    return least * group.layers, uniform * group.layers, reach * group.layers
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

@@ -184,13 +184,15 @@ class Limit:
 class FamilyWork:
     """What a step asks of one family of a model: linear, attention, kv, moe, lm_head.
 
-    `most_bytes` is above `bytes` where it is not known which experts' weights were read. `bytes` is None where the
-    sizes of its weights or its cache are not known. `floor_ns` is its least time by itself.
+    Where it is not known which experts' weights were read, `bytes` are the least, `most_bytes` what uniform choices
+    take on the average, `reach_bytes` what no choices exceed. They are None where the sizes of its weights or its cache
+    are not known. `floor_ns` is its least time by itself.
     """
 
     flops: int
     bytes: int | None
     most_bytes: int | None
+    reach_bytes: int | None
     dtype: str | None
     floor_ns: tuple[int, int] | None = None
 
@@ -210,6 +212,7 @@ class StepLimit:
     bar: Bar
     bytes: int | None = None
     most_bytes: int | None = None
+    reach_bytes: int | None = None
     compute_ns: int | None = None
     memory_ns: int | None = None
     latency_ns: int | None = None

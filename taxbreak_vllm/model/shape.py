@@ -57,6 +57,7 @@ class ModelShape:
 
     `dtype` is what activations are in, `product_dtype` what linear layers and experts multiply in (None: the
     quantization is not known). `graph_sizes` are the numbers of tokens that steps are padded to under CUDA graphs.
+    `uncounted` says why the experts that a step's tokens choose are not counted.
     """
 
     dtype: str
@@ -72,6 +73,7 @@ class ModelShape:
     expert_parallel: Int64 = 1
     graph_sizes: tuple[Int64, ...] = ()
     missing: tuple[str, ...] = ()
+    uncounted: str | None = None
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -109,7 +111,7 @@ class StepWork:
     `queries` is Σq, `keys` Σk (k: computed before + q), `pairs` Σ[qk − q(q−1)/2]; `windows` has the same per size of
     sliding window, `unpacked` for the requests whose latent cache is unpacked (None: the model has none that is).
     `logits_rows` is how many tokens get logits, `padded_tokens` what Σq is padded to under a graph.
-    `distinct_experts` is how many experts a layer read on the average, where that was measured.
+    `distinct_experts` is how many experts the layers read, added up, where that was counted.
     """
 
     queries: Int64
@@ -119,4 +121,4 @@ class StepWork:
     padded_tokens: Int64
     windows: tuple[WindowWork, ...] = ()
     unpacked: UnpackedWork | None = None
-    distinct_experts: float | None = None
+    distinct_experts: Int64 | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from taxbreak_vllm.model.shape import StepWork
 from taxbreak_vllm.model.step import Server, StepInfo
+from taxbreak_vllm.serving.chosen_experts import ChosenExperts
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.sampling.kinds import StepKind
 from taxbreak_vllm.serving.sampling.sampler import Sample
@@ -30,6 +31,7 @@ class Step:
     started_unix_ns: int
     graph_mode: GraphModeNote | None
     sums: StepWork | None = None
+    experts: ChosenExperts | None = None
     tokens: SampledTokens = field(default_factory=SampledTokens)
     has_ended: bool = False
 

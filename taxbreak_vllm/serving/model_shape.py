@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, MatrixShape, ModelShape
+from taxbreak_vllm.serving.chosen_experts import why_uncounted
 
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _SIZES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
@@ -36,9 +37,12 @@ def shape_of(worker: Any) -> ModelShape | str:  # noqa: ANN401 - a vLLM worker
     try:
         runner = worker.model_runner
         layout = _Layout(_kv_bytes(getattr(runner, "kv_cache_config", None)), _absorbed(runner))
-        return _shape(runner.model, layout, worker.vllm_config)
+        shape = _shape(runner.model, layout, worker.vllm_config)
     except Exception as error:
         return f"its model could not be walked: {error!r}"[:200]
+    if isinstance(shape, str) or not shape.experts:
+        return shape
+    return replace(shape, uncounted=why_uncounted(worker, shape.experts))
 
 
 class _Layout(NamedTuple):

@@ -159,11 +159,16 @@ class Outbox:
                 self._drops.add("evicted", f"as {self._spool.root} is full of unread ones", count=len(evicted))
 
     def _complete(self, recording: RecordedStep) -> StepInfo:
-        """Add the tokens once vLLM has fetched them; a rank whose outputs it never fetches is waited for once."""
+        """Add the tokens once vLLM has fetched them; a rank whose outputs it never fetches is waited for once.
+
+        Add the chosen experts as well, where they were kept.
+        """
         is_counted = recording.tokens.wait(self._tokens_timeout_s if self._are_tokens_fetched else 0)
         self._are_tokens_fetched = is_counted
         output_tokens, accepted_tokens = recording.tokens.counts
         info = recording.info
+        if info.work is not None and recording.experts is not None:
+            info = replace(info, work=replace(info.work, distinct_experts=recording.experts.count()))
         return replace(info, batch=replace(info.batch, output_tokens=output_tokens, accepted_tokens=accepted_tokens))
 
     def _write_trace(self, recording: RecordedStep, path: Path) -> None:

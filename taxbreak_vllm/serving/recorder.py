@@ -14,6 +14,7 @@ from taxbreak_vllm.machine.cupti import loaded_cupti_version
 from taxbreak_vllm.machine.injected import injected_profiler
 from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.step import StepInfo
+from taxbreak_vllm.serving.chosen_experts import ChosenExperts
 from taxbreak_vllm.serving.drops import Drops, logger
 from taxbreak_vllm.serving.kineto_log import kineto_errors, stderr_bytes
 from taxbreak_vllm.serving.other_profilers import is_profiler_running
@@ -56,12 +57,16 @@ class Profile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """A recorded step on its way to the spool, its tokens perhaps still on theirs from the device."""
+    """A recorded step on its way to the spool, its tokens perhaps still on theirs from the device.
+
+    `experts` are those that its routers chose, yet to be counted.
+    """
 
     info: StepInfo
     profile: Profile
     progress: CaptureProgress | None
     tokens: SampledTokens
+    experts: ChosenExperts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
-from taxbreak_vllm.model.shape import ModelShape
+from taxbreak_vllm.model.shape import ModelShape, StepWork
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.serving.bracket import MAX_BEFORE, MAX_WAIT_NS, Bracket, Step
+from taxbreak_vllm.serving.chosen_experts import ChosenExperts
 from taxbreak_vllm.serving.graph_mode import GraphModeNote
 from taxbreak_vllm.serving.outbox import Outbox
 from taxbreak_vllm.serving.recorder import (
@@ -132,7 +133,7 @@ class Recordings:
         if step is None:
             bracket.num_before += 1
             return
-        self.read_graph_mode()
+        self.let_go()
         step.has_ended = True
         if has_sampled:
             step.tokens = SampledTokens(drafted=step.drafted)
@@ -153,21 +154,31 @@ class Recordings:
         bracket.overhead_ns += self._now_ns() - closing_ns
         self._give_up(bracket)
 
-    def read_graph_mode(self) -> None:
-        """Read the graph mode of a step being recorded, and have vLLM note no more of them."""
+    def let_go(self) -> None:
+        """Take what vLLM noted of a step being recorded, and have it note no more."""
         step = self.bracket.step if self.bracket is not None else None
         if step is not None and step.graph_mode is not None:
             step.graph_mode.read()
+        if step is not None and step.experts is not None:
+            step.experts.release()
 
     def _step(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> Step:  # noqa: ANN401 - a vLLM worker
+        sums = None if scheduled is None else work_of(scheduled, self._model, kind.graph_mode)
         return Step(
             index=self._kinds.num_steps(),
             work=DUMMY_BATCH if scheduled is None else classify(scheduled),
             drafted=() if scheduled is None else tuple(scheduled.scheduled_spec_decode_tokens),
             started_unix_ns=self._unix_ns(),
             graph_mode=GraphModeNote(worker) if self._has_graphs else None,
-            sums=None if scheduled is None else work_of(scheduled, self._model, kind.graph_mode),
+            sums=sums,
+            experts=self._experts(worker, sums),
         )
+
+    def _experts(self, worker: Any, sums: StepWork | None) -> ChosenExperts | None:  # noqa: ANN401 - a vLLM worker
+        model = self._model
+        if sums is None or model is None or not model.experts or model.uncounted:
+            return None
+        return ChosenExperts(worker, model.experts[0], sums.queries)
 
     def _span(self, bracket: Bracket) -> str:
         return BEFORE_ANNOTATION if bracket.step is None else STEP_ANNOTATION + self._step_id(bracket.step)
@@ -194,7 +205,7 @@ class Recordings:
             op_cost_ns=self._recorder.op_cost_ns(bracket.detail),
         )
         self.is_quiet = False
-        self._outbox.offer(RecordedStep(info, profile, bracket.sample.progress, step.tokens))
+        self._outbox.offer(RecordedStep(info, profile, bracket.sample.progress, step.tokens, step.experts))
 
     def _stop(self, bracket: Bracket) -> Profile | None:
         profile = self._recorder.stop()
@@ -214,6 +225,6 @@ class Recordings:
     def _give_up(self, bracket: Bracket) -> None:
         """Let go of a recording that is off, for what it cost."""
         self._charge(bracket, bracket.overhead_ns)
-        self.read_graph_mode()
+        self.let_go()
         self.bracket = None
         bracket.sample.take(-1)

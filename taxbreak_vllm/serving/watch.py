@@ -168,7 +168,7 @@ class Watch:
         if self._kind is None:
             return
         try:
-            self._recordings.read_graph_mode()
+            self._recordings.let_go()
             self._recorder.enter(ENGINE_ANNOTATION)
             self.is_paused = True
             self._ended_ns = self._now_ns()
@@ -327,7 +327,7 @@ class Watch:
         self._is_broken = True
         self.phase_index = _UNKNOWN
         self.is_paused = False
-        self._recordings.read_graph_mode()
+        self._recordings.let_go()
         self._kind = self._recordings.bracket = None
         self.is_recording = False
         self._drops.add("hook", repr(error))

@@ -14,7 +14,7 @@ from taxbreak_vllm.spool.spool import Spool
 NUM_CAPTURES = 6
 
 
-def main(model: str, dtype: str, folder: Path) -> None:
+def main(model: str, dtype: str, folder: Path, **more: str) -> None:
     llm = LLM(
         model=model,
         load_format="dummy",
@@ -24,6 +24,7 @@ def main(model: str, dtype: str, folder: Path) -> None:
         max_num_seqs=8,
         kv_cache_memory_bytes=33554432,
         worker_extension_cls="taxbreak_vllm.WorkerExtension",
+        **more,
     )
 
     def status() -> dict:
@@ -42,4 +43,4 @@ def main(model: str, dtype: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), **dict(each.split("=", 1) for each in sys.argv[4:]))

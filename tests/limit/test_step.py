@@ -123,9 +123,23 @@ def test_experts_are_an_interval_from_those_of_one_token_to_uniform_choices():
     assert work.most_bytes == pytest.approx(met * 2 * QWEN_EXPERT * 48, rel=1e-9)
 
 
+def test_no_choices_reach_more_experts_than_tokens_choose_or_there_are():
+    assert family_work(QWEN, DECODE)["moe"].reach_bytes == 4 * 8 * 2 * QWEN_EXPERT * 48
+    assert family_work(QWEN, replace(DECODE, queries=17))["moe"].reach_bytes == 128 * 2 * QWEN_EXPERT * 48
+
+
 def test_measured_experts_close_the_interval():
-    work = family_work(QWEN, replace(DECODE, distinct_experts=20))["moe"]
-    assert work.bytes == work.most_bytes == 20 * 2 * QWEN_EXPERT * 48
+    work = family_work(QWEN, replace(DECODE, distinct_experts=20 * 48 + 1))["moe"]
+    assert work.bytes == work.most_bytes == work.reach_bytes == (20 * 48 + 1) * 2 * QWEN_EXPERT
+
+
+@pytest.mark.parametrize("why", [None, "its code is compiled"])
+def test_experts_that_were_not_counted_are_said_to_be_so(why):
+    step = step_of(6_000_000)
+    limit = limit_of_step(replace(QWEN, uncounted=why), DECODE, step, H100)
+    assert (why or "which experts its tokens chose could not be counted") in limit.notes
+    assert not any("expert" in note for note in limit_of_step(LLAMA, DECODE, step, H100).notes)
+    assert limit.bytes < limit.most_bytes < limit.reach_bytes
 
 
 def test_all_experts_would_be_more_than_a_b300_can_read_and_those_chosen_are_not(real_trace):
@@ -144,7 +158,7 @@ def test_all_experts_would_be_more_than_a_b300_can_read_and_those_chosen_are_not
     active_ns = step.device.active_ns
 
     limit = limit_of_step(QWEN, work, step, ceilings)
-    everything = limit_of_step(QWEN, replace(work, distinct_experts=128), step, ceilings)
+    everything = limit_of_step(QWEN, replace(work, distinct_experts=128 * 48), step, ceilings)
 
     assert (tokens.queries, tokens.keys) == (16, 8193)
     assert 48 * 128 * 2 * QWEN_EXPERT / ceilings.bytes_per_s * 1e9 / active_ns == pytest.approx(1.35, abs=0.01)

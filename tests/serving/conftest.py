@@ -269,6 +269,7 @@ def open_watch(tmp_path, open_recorder):
         turn_ns=0,
         device_type="",
         recorder=None,
+        model="its model was not looked at",
         **settings,
     ):
         settings = {"spool": tmp_path / "spool", "sample_every": 2, "overhead_budget_ratio": 1.0, **settings}
@@ -279,6 +280,7 @@ def open_watch(tmp_path, open_recorder):
             records=records,
             off_reason=off_reason,
             works_ahead=works_ahead,
+            model=model,
             open_recorder=lambda drops: open_recorder(drops, fails_at=fails_at, is_taken=is_taken, **(recorder or {})),
             now_ns=Clock(1000),
             unix_ns=Clock(),
