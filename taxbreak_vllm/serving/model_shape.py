@@ -6,30 +6,16 @@ model itself runs nothing and keeps nothing of ours.
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, MatrixShape, ModelShape
 from taxbreak_vllm.serving.chosen_experts import why_uncounted
+from taxbreak_vllm.serving.weights import Weights, weights_of
 
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_SIZES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
-# What a quantization multiplies in: None is the activations' own type, as its weights are unpacked before.
-_PRODUCTS: Mapping[str, str | None] = {
-    "fp8": "fp8",
-    "modelopt": "fp8",
-    "ptpc_fp8": "fp8",
-    "fbgemm_fp8": "fp8",
-    "modelopt_fp4": "fp4",
-    "awq": None,
-    "awq_marlin": None,
-    "gptq": None,
-    "gptq_marlin": None,
-    "bitsandbytes": None,
-    "gguf": None,
-}
-_NO_SIZE = "how many bytes the weights of {} take is not known"
 
 
 def shape_of(worker: Any) -> ModelShape | str:  # noqa: ANN401 - a vLLM worker
@@ -43,6 +29,13 @@ def shape_of(worker: Any) -> ModelShape | str:  # noqa: ANN401 - a vLLM worker
     if isinstance(shape, str) or not shape.experts:
         return shape
     return replace(shape, uncounted=why_uncounted(worker, shape.experts))
+
+
+class _Types(NamedTuple):
+    """The type of activations, and the quantization of weights."""
+
+    dtype: str
+    quantization: str | None
 
 
 class _Layout(NamedTuple):
@@ -61,13 +54,21 @@ class _Found:
     lm_head: MatrixShape = field(default_factory=MatrixShape)
     attention: dict[AttentionShape, int] = field(default_factory=dict)
     experts: dict[ExpertShape, int] = field(default_factory=dict)
+    products: Counter[str | None] = field(default_factory=Counter)
+    unsized: dict[str, None] = field(default_factory=dict)
     missing: dict[str, None] = field(default_factory=dict)
+
+    def weigh(self, kind: str, weights: Weights, multiplied: int) -> int | None:
+        """Note what so many weights multiply in; return their bytes."""
+        self.products[weights.product] += multiplied
+        if weights.num_bytes is None:
+            self.unsized[kind] = None
+        return weights.num_bytes
 
 
 def _shape(model: Any, layout: _Layout, config: Any) -> ModelShape | str:  # noqa: ANN401 - vLLM's
-    dtype = _dtype(config.model_config.dtype)
     quantization = config.model_config.quantization
-    quantization = str(quantization) if quantization else None
+    types = _Types(_dtype(config.model_config.dtype), str(quantization) if quantization else None)
     found, root, seen = _Found(), _language_model(model), set()
     if root is not model:
         found.missing["what works on images and sound is not counted"] = None
@@ -75,49 +76,42 @@ def _shape(model: Any, layout: _Layout, config: Any) -> ModelShape | str:  # noq
         own = vars(module)
         if "num_embeddings_per_partition" in own:
             if name.rpartition(".")[2] == "lm_head":  # a tied one is the embedding under its second name
-                found.lm_head = _head(module, own, dtype, found)
+                found.lm_head = _head(module, own, types, found)
         elif id(module) not in seen:
             seen.add(id(module))
-            _take(module, own, dtype, layout, found)
+            _take(module, own, types, layout, found)
     if not found.weights:
         return "its model has no linear layers that can be told"
-    return _told(found, config, dtype, quantization)
+    return _told(found, config, types)
 
 
-def _take(module: Any, own: Mapping[str, Any], dtype: str, layout: _Layout, found: _Found) -> None:  # noqa: ANN401
+def _take(module: Any, own: Mapping[str, Any], types: _Types, layout: _Layout, found: _Found) -> None:  # noqa: ANN401
     if {"local_num_experts", "global_num_experts", "top_k", "hidden_size"} <= own.keys():
-        experts = _experts(module, own, dtype, found)
+        experts = _experts(module, own, types, found)
         found.experts[experts] = found.experts.get(experts, 0) + 1
     elif {"num_heads", "head_size", "impl", "layer_name"} <= own.keys():
         attention = _attention(own, layout, found)
         found.attention[attention] = found.attention.get(attention, 0) + 1
     elif {"input_size", "output_size"} <= own.keys() and hasattr(module, "quant_method"):
         weights = _inputs(own) * _outputs(own)
-        size = _bytes(module, weights, dtype)
-        if size is None:
-            found.missing[_NO_SIZE.format("its linear layers")] = None
+        size = found.weigh("linear layers", weights_of(module, own, weights, *types), weights)
         found.weights += weights
         found.num_bytes = None if size is None or found.num_bytes is None else found.num_bytes + size
     elif {"conv_kernel_size", "ssm_state_size"} & own.keys():
         found.missing["layers that keep a state in place of a cache are not counted, but for their matrices"] = None
 
 
-def _head(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> MatrixShape:  # noqa: ANN401
+def _head(module: Any, own: Mapping[str, Any], types: _Types, found: _Found) -> MatrixShape:  # noqa: ANN401
     weights = own["embedding_dim"] * own["num_embeddings_per_partition"]
-    size = _bytes(module, weights, dtype)
-    if size is None:
-        found.missing[_NO_SIZE.format("its lm_head")] = None
-    return MatrixShape(weights=weights, bytes=size)
+    return MatrixShape(weights=weights, bytes=found.weigh("lm_head", weights_of(module, own, weights, *types), 0))
 
 
-def _experts(module: Any, own: Mapping[str, Any], dtype: str, found: _Found) -> ExpertShape:  # noqa: ANN401
+def _experts(module: Any, own: Mapping[str, Any], types: _Types, found: _Found) -> ExpertShape:  # noqa: ANN401
     local = own["local_num_experts"]
     config: Any = own.get("moe_config")
     inner = own.get("intermediate_size_per_partition") or config.intermediate_size_per_partition
     weights = (3 if getattr(config, "is_act_and_mul", True) else 2) * own["hidden_size"] * inner
-    size = _bytes(module, weights * local, dtype)
-    if size is None:
-        found.missing[_NO_SIZE.format("its experts")] = None
+    size = found.weigh("experts", weights_of(module, own, weights * local, *types), weights * own["top_k"])
     return ExpertShape(
         layers=1,
         experts=own["global_num_experts"],
@@ -155,22 +149,24 @@ def _attention(own: Mapping[str, Any], layout: _Layout, found: _Found) -> Attent
     )
 
 
-def _told(found: _Found, config: Any, dtype: str, quantization: str | None) -> ModelShape:  # noqa: ANN401
-    product: str | None = dtype if quantization is None else _PRODUCTS.get(quantization) or dtype
-    if quantization is not None and quantization not in _PRODUCTS:
-        product = None
-        found.missing[f"what {quantization} multiplies in is not known"] = None
+def _told(found: _Found, config: Any, types: _Types) -> ModelShape:  # noqa: ANN401
+    product = max(found.products, key=found.products.__getitem__)  # some layers are left as they were
+    unknown = [f"how many bytes the weights of its {' and '.join(found.unsized)} take"] if found.unsized else []
+    if product is None:
+        unknown.append(f"what {types.quantization} multiplies in")
+    if unknown:
+        found.missing[f"{', and '.join(unknown)} is not known"] = None
     parallel, compilation = config.parallel_config, config.compilation_config
     tensor, data = parallel.tensor_parallel_size, parallel.data_parallel_size
     is_spread = bool(getattr(parallel, "enable_expert_parallel", False)) and bool(found.experts)
     return ModelShape(
-        dtype=dtype,
+        dtype=types.dtype,
         product_dtype=product,
         linear=MatrixShape(weights=found.weights, bytes=found.num_bytes),
         lm_head=found.lm_head,
         attention=tuple(replace(each, layers=layers) for each, layers in found.attention.items()),
         experts=tuple(replace(each, layers=layers) for each, layers in found.experts.items()),
-        quantization=quantization,
+        quantization=types.quantization,
         tensor_parallel=tensor,
         pipeline_parallel=parallel.pipeline_parallel_size,
         data_parallel=data,
@@ -215,19 +211,6 @@ def _unpacks(own: Mapping[str, Any]) -> bool:
     and that of a CPU with AMX (v1/attention/backends/mla/amx_mla.py).
     """
     return not own.get("use_sparse") and not own.get("is_amx_bmm_enabled")
-
-
-def _bytes(module: Any, weights: int, dtype: str) -> int | None:  # noqa: ANN401
-    """Return what the weights of a module take: its parameters, else, as those may be packed away, by their type."""
-    size = sum(_parameters(module))
-    if size:
-        return size
-    method = type(module.quant_method).__name__
-    return weights * _SIZES[dtype] if method.startswith("Unquantized") and dtype in _SIZES else None
-
-
-def _parameters(module: Any) -> Iterable[int]:  # noqa: ANN401
-    return (p.numel() * p.element_size() for name, p in module.named_parameters(recurse=False) if "bias" not in name)
 
 
 def _inputs(own: Mapping[str, Any]) -> int:

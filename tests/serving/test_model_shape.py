@@ -191,18 +191,21 @@ def test_experts_are_told_by_rank_and_by_what_one_of_them_weighs():
     assert shape.expert_parallel == 2
 
 
-def test_packed_weights_of_an_unknown_quantization_have_no_size_and_a_reason_each():
-    within = {"o_proj": linear(64, 128, packed=True, method=PackedMethod)}
+def test_packed_weights_of_an_unknown_quantization_have_no_size_and_one_reason():
+    within = {"o_proj": linear(64, 128, packed=True, method=PackedMethod), "gate": linear(8, 8)}
     shape = shape_of(worker_of(within, quantization="novel"))
-    assert shape.linear == MatrixShape(weights=64 * 128, bytes=None)
+    assert shape.linear == MatrixShape(weights=64 * 128 + 64, bytes=None)
     assert shape.product_dtype is None
-    assert len(shape.missing) == 2
+    assert shape.missing == (
+        "how many bytes the weights of its linear layers take, and what novel multiplies in is not known",
+    )
 
 
-@pytest.mark.parametrize("quantization", ["awq", "gptq_marlin"])
-def test_weights_that_are_unpacked_before_multiply_in_the_type_of_the_activations(quantization):
-    shape = shape_of(worker_of({"o_proj": linear(64, 128)}, quantization=quantization))
-    assert (shape.quantization, shape.product_dtype) == (quantization, "bf16")
+def test_a_quantized_model_multiplies_in_the_type_of_most_of_its_weights():
+    within = {"o_proj": linear(64, 128, size=1, method=PackedMethod), "gate": linear(8, 8)}
+    shape = shape_of(worker_of(within, quantization="fp8"))
+    assert (shape.product_dtype, shape.missing) == ("fp8", ())
+    assert shape.linear.bytes == 64 * 128 + 2 * 64
 
 
 @pytest.mark.parametrize(
