@@ -41,9 +41,9 @@ def ceilings_of(
 
 
 def stated(device_name: str) -> Ceilings | None:
-    """Return what the maker of a device states; None for a device that the table does not know."""
-    row = next((row for row in _devices() if device_name and re.search(row.name, device_name)), None)
-    if row is None:
+    """Return what the maker of a device states; None for a device that the table does not know, or a part of one."""
+    row = next((row for row in _devices() if re.search(row.name, device_name)), None)
+    if row is None or _is_part(device_name):
         return None
     return _from(
         CeilingSource.TABLE,
@@ -66,7 +66,8 @@ def _followed(properties: DeviceProperties | None) -> Ceilings | None:
         return None
     own, is_half = properties, _HALF_RATE in properties.device_name
     a_clock = 0 if is_half else _FLOPS_PER_SM_CLOCK.get(own.capability, 0) * (own.num_sms or 0) * (own.clock_hz or 0)
-    transfers = 0 if own.capability.startswith("gfx") else 2 * (own.memory_clock_hz or 0)
+    is_told = not own.capability.startswith("gfx") and not _is_part(own.device_name)
+    transfers = 2 * (own.memory_clock_hz or 0) if is_told else 0
     factors = _BY_16_BITS.get(own.capability, {}) if a_clock else {}
     return _from(
         CeilingSource.DEVICE,
@@ -78,6 +79,11 @@ def _followed(properties: DeviceProperties | None) -> Ceilings | None:
             cache_bytes=own.cache_bytes or 0,
         ),
     )
+
+
+def _is_part(device_name: str) -> bool:
+    """Tell an instance of MIG, whose share of memory and caches its name and properties leave open."""
+    return " MIG " in device_name
 
 
 def _reached(device_name: str, measured: MeasuredCeilings | None) -> Ceilings | None:
@@ -123,6 +129,7 @@ class _Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     source: str
+    read: tuple[str, ...]
     tflops: dict[str, float]
     memory: float
     cache: float

@@ -44,7 +44,7 @@ def test_a_capture_is_told_by_its_model_and_its_makers_ceilings():
     (step,) = breakdown.steps
     assert step.limit == breakdown.total.limit
     assert step.limit.flops == 2 * 10**9
-    assert step.limit.floor_ns == (596659, 596659)  # 2 GB at 3352 GB/s
+    assert step.limit.floor_ns == (597015, 597015)  # 2 GB at 3350 GB/s
     assert step.limit.ceilings.sources == {"bf16": CeilingSource.TABLE, "bytes": CeilingSource.TABLE}
     assert step.limit_reason is None
     assert Breakdown.from_json(breakdown.to_json()) == breakdown
@@ -93,8 +93,8 @@ def test_the_bar_is_a_row_for_each_of_its_parts():
     head, _, table = bar_text(with_limit(BREAKDOWN, INFO, STATE))
     assert head.startswith("hardware limit (ceilings: NVIDIA H100 datasheet")
     assert dict(table.rows) == {
-        "hard limit": "596.7 µs  59.7%",
-        "kernels above the limit": "403.3 µs  40.3%",
+        "hard limit": "597.0 µs  59.7%",
+        "kernels above the limit": "403.0 µs  40.3%",
         **dict.fromkeys(
             [f"waits: {layer}" for layer in ("framework (ΔFT)", "library (ΔCT)", "launch path (ΔKT)")], "0.0 µs   0.0%"
         ),
@@ -112,6 +112,6 @@ def test_the_bar_is_a_row_for_each_of_its_parts():
 def test_counters_take_the_least_time_by_its_bound_and_the_work():
     (step,) = with_limit(BREAKDOWN, INFO, STATE).steps
     counts = {(count.counter, count.label): count.value for count in step_counts(step)}
-    assert counts["limit_ns", "memory"] == 596659
+    assert counts["limit_ns", "memory"] == 597015
     assert counts["model_kiloflops", ""] == 2 * 10**6
     assert counts["model_bytes", ""] == 2 * 10**9

@@ -83,7 +83,7 @@ def test_the_least_time_follows_of_ceilings_and_what_lies_above_it_too(limit):
 
     compute_ns = round(2 * 4096**3 / 989.4e12 * 1e9)
     assert found.compute_ns == compute_ns
-    assert found.memory_ns == round(6 * 4096**2 / 3352e9 * 1e9)
+    assert found.memory_ns == round(6 * 4096**2 / 3350e9 * 1e9)
     assert found.floor_ns == (compute_ns, compute_ns)
     assert found.above_ns == 200_000 - compute_ns
     assert found.bound_ns == {Bound.COMPUTE: 200_000, Bound.MEMORY: 0, Bound.LATENCY: 0}
