@@ -52,6 +52,7 @@ _LOADS = (
     Load("mixed", 48, 24, 384, 48),
 )
 _MODES_EVERY = "20"
+_CEILINGS_S = 20.0
 _COST_LOADS = (Load("decode", 16, 16, 16, 384), Load("decode of one", 1, 1, 16, 512))
 _MAX_TRACES = 4
 MODE_COLUMNS = (
@@ -92,11 +93,19 @@ def modes(book: Book, args: argparse.Namespace, work: Path) -> None:
 
 
 def _floors(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    environment, floors = measure_floors(Options(device=args.device))
+    environment, floors, ceilings = measure_floors(Options(device=args.device, ceilings_s=_CEILINGS_S))
     with Baselines(work / "baselines.sqlite3") as store:
         store.put_floors(environment, floors)
+        if ceilings:
+            store.raise_ceilings(environment, ceilings)
         store.export(args.out / "floors.jsonl")
-    return {str(f.kind) + (f"({f.nodes})" if f.nodes else ""): f.spread.median_ns for f in floors.floors}
+    found = {str(f.kind) + (f"({f.nodes})" if f.nodes else ""): f.spread.median_ns for f in floors.floors}
+    if ceilings:
+        found["ceilings"] = {
+            **{dtype: rate.per_s for dtype, rate in ceilings.flops_per_s.items()},
+            **{f"{size} bytes": rate.per_s for size, rate in ceilings.bytes_per_s.items()},
+        }
+    return found
 
 
 def _mode(args: argparse.Namespace, work: Path, server: Server, name: str) -> dict[str, Any]:

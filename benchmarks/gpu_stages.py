@@ -51,7 +51,7 @@ def floors(book: Book, lab: Lab) -> None:
 
 
 def _floors(lab: Lab) -> dict[str, Any]:
-    environment, found = measure_floors(lab.options)
+    environment, found, _ = measure_floors(lab.options)
     with Baselines(lab.store) as store:
         store.put_floors(environment, found)
     line = found.graph_line()

@@ -24,26 +24,33 @@ def floor(
         Path | None, typer.Option(help="store the floors in this SQLite file, made on first use")
     ] = None,
     device: Device = "",
+    ceilings_s: Annotated[
+        float,
+        typer.Option(min=0, max=3600, help="also measure the most the device reaches, for so long; 0: not at all"),
+    ] = 20.0,
     json: Json = False,
 ) -> None:
-    """Measure the least that a launch, a graph and a dispatch cost on this machine; needs torch."""
+    """Measure the least that a launch, a graph and a dispatch cost here, and the most a device reaches; needs torch."""
     from taxbreak_vllm.baselines.store import Baselines
     from taxbreak_vllm.replay.device import choose_device
     from taxbreak_vllm.replay.runner import measure_floors
     from taxbreak_vllm.replay.task import Options
 
-    environment, floors = measure_floors(Options(device=choose_device(device)))
+    environment, floors, ceilings = measure_floors(Options(device=choose_device(device), ceilings_s=ceilings_s))
     if baselines:
         with Baselines(baselines) as store:
             store.put_floors(environment, floors)
+            if ceilings:
+                ceilings = store.raise_ceilings(environment, ceilings)
     if json:
         from msgspec.json import encode
 
-        print_json(encode({"schema": "taxbreak.floors/1", "environment": environment, "floors": floors}))
+        found = {"environment": environment, "floors": floors, "ceilings": ceilings}
+        print_json(encode({"schema": "taxbreak.floors/1", **found}))
         return
-    from taxbreak_vllm.output.text.replay import floor_lines, floor_table
+    from taxbreak_vllm.output.text.replay import ceiling_tables, floor_lines, floor_table
 
-    print_text(*floor_lines(environment, floors), floor_table(floors))
+    print_text(*floor_lines(environment, floors), floor_table(floors), *(ceiling_tables(ceilings) if ceilings else ()))
 
 
 def replay(

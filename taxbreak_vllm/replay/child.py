@@ -15,6 +15,7 @@ import msgspec
 
 from taxbreak_vllm.machine.parent import die_with_parent
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors
+from taxbreak_vllm.model.ceilings import MeasuredCeilings
 from taxbreak_vllm.replay.task import Options, Task
 
 _MAX_FILE_BYTES = 2**30  # what is replayed may print without end
@@ -28,13 +29,14 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """A task's entries, or the floors where those were asked for; `cpu_ns` is what the process has used so far.
+    """A task's entries, or floors and ceilings where those were asked for; `cpu_ns` is what the process has used.
 
     `is_spent` says that this process can replay nothing more, as after a fault of the device.
     """
 
     entries: tuple[Baseline, ...] = ()
     floors: Floors | None = None
+    ceilings: MeasuredCeilings | None = None
     cpu_ns: int = 0
     is_spent: bool = False
 
@@ -58,13 +60,24 @@ def main(result_fd: int) -> int:
         for line in sys.stdin.buffer:
             task = decoder.decode(line)
             if task is None:
-                _send(out, Result(floors=measure_floors(options.device), cpu_ns=time.process_time_ns()))
+                floors, ceilings = measure_floors(options.device), _ceilings(options)
+                _send(out, Result(floors=floors, ceilings=ceilings, cpu_ns=time.process_time_ns()))
                 continue
             _limit_host(options.max_bytes)
             entries = tuple(measure(task, options, gauge=gauge))
             is_spent = options.device != "cpu" and any(_is_device_fault(entry.reason) for entry in entries)
             _send(out, Result(entries=entries, cpu_ns=time.process_time_ns(), is_spent=is_spent))
     return 0
+
+
+def _ceilings(options: Options) -> MeasuredCeilings | None:
+    if not options.ceilings_s:
+        return None
+    from taxbreak_vllm.replay.ceilings import measure_ceilings
+    from taxbreak_vllm.replay.floors import shortest_kernel_ns
+
+    shortest_ns = None if options.device == "cpu" else shortest_kernel_ns()
+    return measure_ceilings(options.device, options.ceilings_s, shortest_kernel_ns=shortest_ns)
 
 
 def _send(out: IO[bytes], message: msgspec.Struct) -> None:

@@ -166,6 +166,19 @@ def _launch_floors(launch: Callable[[], object]) -> list[Floor]:
     ]
 
 
+def shortest_kernel_ns() -> int | None:
+    """Return how long the device is at work on a kernel that does nothing; None where none can be compiled here."""
+    try:
+        launch, _ = _compile_empty_kernel()
+        launch()
+        torch.cuda.synchronize()
+        _, activities, _ = link(_profile(launch, _GRAPH_RUNS, is_gpu=True))
+    except Exception:  # the floors, which need the same kernel, say why
+        return None
+    length_ns = (activities.end_ns - activities.start_ns)[activities.is_kernel]
+    return int(length_ns.min()) if len(length_ns) else None
+
+
 def _graph_floors(launch: Callable[[], object]) -> list[Floor]:
     """T_sys_graph(n): from the launch call to the end of the last of n empty nodes, less the time they run."""
     floors = []

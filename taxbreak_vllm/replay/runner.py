@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
+from taxbreak_vllm.model.ceilings import MeasuredCeilings
 from taxbreak_vllm.model.errors import ReplayError
 from taxbreak_vllm.replay.child import Ready, Result
 from taxbreak_vllm.replay.task import Options, Task
@@ -271,20 +272,26 @@ def missing(tasks: Sequence[Task], store: Baselines, environment: Environment) -
     return [task for task in tasks if any(key not in known for key in keys[task])]
 
 
-def measure_floors(
-    options: Options, *, pace: Pace | None = None, timeout_s: float = 300.0
-) -> tuple[Environment, Floors]:
-    """Measure the floors in a child process; raises ReplayError where that fails."""
+class Measured(NamedTuple):
+    """What was measured of a device, and where; ceilings where they were asked for."""
+
+    environment: Environment
+    floors: Floors
+    ceilings: MeasuredCeilings | None = None
+
+
+def measure_floors(options: Options, *, pace: Pace | None = None, timeout_s: float = 300.0) -> Measured:
+    """Measure floors, and ceilings where `options` say so, in a child process; raises ReplayError where that fails."""
     with Child(options) as child:
         try:
-            floors = child.serve(None, timeout_s).floors
+            result = child.serve(None, timeout_s + 3 * options.ceilings_s)
         except _LostError as error:
             raise ReplayError(f"the floors could not be measured: {error.reason}") from None
         finally:
             if pace is not None:
                 pace.spend(child.cpu_ns)
-        assert floors is not None
-        return child.environment, floors
+        assert result.floors is not None
+        return Measured(child.environment, result.floors, result.ceilings)
 
 
 @contextmanager

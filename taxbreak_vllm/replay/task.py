@@ -10,7 +10,8 @@ from taxbreak_vllm.trace.calls import Call, Kernel, signature
 class Options:
     """How to replay: `runs` after `warmups`, within `max_bytes`, lists of tensors in `dtype`, at the lowest priority.
 
-    `modules` and what registers the ops of `namespaces` are imported before the first task.
+    `modules` and what registers the ops of `namespaces` are imported before the first task. Where floors are measured,
+    `ceilings_s` is how long ceilings are too; 0 for not at all.
     """
 
     device: str = "cpu"
@@ -21,6 +22,7 @@ class Options:
     modules: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
     niceness: int = 19
+    ceilings_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

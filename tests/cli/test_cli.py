@@ -412,7 +412,9 @@ def test_an_export_cut_short_is_one_line_and_exit_2(taxbreak, store, tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(find_spec("torch") is None, reason="floors need torch")
 def test_floors_are_measured_stored_and_told(taxbreak, tmp_path):
-    done = taxbreak("floor", "--device", "cpu", "--baselines", tmp_path / "store.sqlite3", "--json")
+    done = taxbreak(
+        "floor", "--device", "cpu", "--baselines", tmp_path / "store.sqlite3", "--ceilings-s", "0.5", "--json"
+    )
 
     tree = json.loads(done.stdout)
     kinds = {floor["kind"] for floor in tree["floors"]["floors"]}
@@ -422,3 +424,7 @@ def test_floors_are_measured_stored_and_told(taxbreak, tmp_path):
     with Baselines(tmp_path / "store.sqlite3") as store:
         (environment,) = store.environments()
         assert len(store.floors(environment).floors) == 3
+        ceilings = store.ceilings(environment)
+    assert ceilings.flops_per_s["fp32"].per_s == tree["ceilings"]["flops_per_s"]["fp32"]["per_s"] > 1e9
+    assert [int(size) for size in tree["ceilings"]["bytes_per_s"]] == [2**power for power in range(20, 30)]
+    assert tree["ceilings"]["missing"].keys() >= {"fp4", "fp8"}

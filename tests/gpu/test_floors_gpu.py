@@ -4,8 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
-from taxbreak_vllm.model.baseline import FloorKind, Match, Outcome  # noqa: E402 - after the check for torch
-from taxbreak_vllm.replay.floors import GRAPH_NODES, here, measure_floors  # noqa: E402
+from taxbreak_vllm.limit.ceilings import stated  # noqa: E402 - after the check for torch
+from taxbreak_vllm.model.baseline import FloorKind, Match, Outcome  # noqa: E402
+from taxbreak_vllm.replay.ceilings import WORKING_SETS, measure_ceilings  # noqa: E402
+from taxbreak_vllm.replay.floors import GRAPH_NODES, here, measure_floors, shortest_kernel_ns  # noqa: E402
 from taxbreak_vllm.replay.measure import measure  # noqa: E402
 from taxbreak_vllm.replay.plan import plan  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
@@ -40,6 +42,24 @@ def test_a_graph_costs_a_launch_and_so_much_a_node(floors):
     assert points[1] < points[64] < points[512]
     assert 0 < per_node_ns < 10_000
     assert 0 < per_launch_ns < 100_000
+
+
+def test_an_empty_kernel_runs_for_a_microsecond():
+    assert 100 < shortest_kernel_ns() < 10_000
+
+
+def test_the_device_reaches_half_of_what_its_maker_states():
+    found = measure_ceilings("cuda", 10)
+    stated_here = stated(torch.cuda.get_device_name())
+    if stated_here is None:
+        pytest.skip(f"{torch.cuda.get_device_name()} is not in the table of devices")
+
+    assert found.bytes_per_s.keys() == set(WORKING_SETS)
+    assert 0.5 < found.bytes_per_s[WORKING_SETS[-1]].per_s / stated_here.bytes_per_s < 1.05
+    for dtype, rate in found.flops_per_s.items():
+        if dtype in ("bf16", "fp16", "fp8") and dtype in stated_here.flops_per_s:
+            assert 0.4 < rate.per_s / stated_here.flops_per_s[dtype] < 1.05, (dtype, rate)
+    assert "fp4" in found.missing
 
 
 def test_the_environment_names_device_and_driver():

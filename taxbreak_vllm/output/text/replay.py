@@ -11,6 +11,8 @@ from rich.progress import Progress as Bar
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors
+from taxbreak_vllm.model.ceilings import MeasuredCeilings
+from taxbreak_vllm.output.text.limit import giga, tera
 from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.replay.command import Account
@@ -49,6 +51,25 @@ def floor_table(floors: Floors) -> Table:
             _floor_name(floor), f"{spread.median_ns / 1000:.3f}", f"{spread.mad_ns / 1000:.3f}", str(spread.samples)
         )
     return table
+
+
+def ceiling_tables(ceilings: MeasuredCeilings) -> Iterator[str | Table]:
+    """One row a dtype, one a working set, and why a dtype has none."""
+    products = Table(
+        (Column("type", 1, Kind.NAME), Column("at least", 2), Column("by", 3, Kind.NAME)), title="products, dense"
+    )
+    for dtype, rate in ceilings.flops_per_s.items():
+        products.add(dtype, tera(rate.per_s), rate.by)
+    yield products
+    memory = Table(
+        (Column("working set", 1), Column("at least", 2), Column("by", 3, Kind.NAME)), title="memory and its caches"
+    )
+    for size, rate in ceilings.bytes_per_s.items():
+        memory.add(f"{size / 2**20:g} MiB", giga(rate.per_s), rate.by)
+    yield memory
+    if ceilings.shortest_kernel_ns is not None:
+        yield f"a kernel that does nothing runs for {ceilings.shortest_kernel_ns / 1000:.2f} µs"
+    yield from (f"not measured, {dtype}: {why}" for dtype, why in ceilings.missing.items())
 
 
 def _floor_name(floor: Floor) -> str:

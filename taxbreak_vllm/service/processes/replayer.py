@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.model.baseline import Environment, Floors
 from taxbreak_vllm.model.errors import BaselineError, TaxbreakError
 from taxbreak_vllm.replay.command import accept, is_done
 from taxbreak_vllm.replay.plan import Plan, plans
-from taxbreak_vllm.replay.runner import Limits, Pace, measure_floors, run
+from taxbreak_vllm.replay.runner import Limits, Measured, Pace, measure_floors, run
 from taxbreak_vllm.replay.task import Options
 from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, spool_of, spool_parser
 from taxbreak_vllm.spool.spool import Spool
@@ -42,7 +41,7 @@ class Replayer:
         pace: Pace,
         *,
         replay: Callable[..., int] = run,
-        measure: Callable[..., tuple[Environment, Floors]] = measure_floors,
+        measure: Callable[..., Measured] = measure_floors,
     ) -> None:
         self._spool = spool
         self._store = store
@@ -86,7 +85,8 @@ class Replayer:
         view = self._store.view(found.place)
         if view is not None and view.floors is None:
             stop.wait(self._pace.due_s())
-            self._store.put_floors(*self._measure(self._options, pace=self._pace))
+            measured = self._measure(self._options, pace=self._pace)
+            self._store.put_floors(measured.environment, measured.floors)
 
     def _is_ours(self, found: Plan) -> bool:
         return (found.place["device_type"] == "cpu") == (self._options.device == "cpu")
