@@ -8,7 +8,10 @@ Where to find what, in the order in which a question goes through the room:
 | predict | the answer: gates, then predicted steps with interval and bounds, or a refusal |
 | basis | what all changes to one recording share: graph, gates, variants, bounds, plain step |
 | build, on_host | a recording into its graph: with a launch path, and of the CPU backend |
-| points, streams, handoffs, wakes, waits | instants of the host, streams of the device, and who waits for whom |
+| points, streams | instants of the host, order of the device |
+| blocking, polls, awaited_events | calls and loops in which the host waits for the device, and what for |
+| told, waits | waits as the recording tells them, and of streams as inferred |
+| handoffs, wakes | threads that wait for one another |
 | constants | latencies and gaps, fitted to the recording |
 | edges, graph | one function for each kind of edge; nodes and edges in columns, calibration |
 | replay | one pass over a graph: when everything happens |

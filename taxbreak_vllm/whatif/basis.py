@@ -8,7 +8,7 @@ from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.intervals import Int64
 from taxbreak_vllm.trace.kernels import Family
 from taxbreak_vllm.whatif import changes, on_host
-from taxbreak_vllm.whatif.build import Model, build
+from taxbreak_vllm.whatif.build import Model, build, with_waits
 from taxbreak_vllm.whatif.changes import HOST, RefusedError
 from taxbreak_vllm.whatif.gates import find_gates
 from taxbreak_vllm.whatif.graph import Graph
@@ -77,7 +77,8 @@ class Basis:
     def variants(self) -> list[Variant]:
         """The graph calibrated and with constants alone, both also with what it may wait for.
 
-        The third has what is doubtful at its least.
+        The third has what is doubtful at its least. Calibrated also with loops that ask at the worst time, and with
+        each set of waits that fits the recording as well.
         """
         graph, possible = self.model.graph, self.model.possible
         found: list[Variant] = [
@@ -88,7 +89,9 @@ class Basis:
         if len(possible):
             more = graph.with_edges(graph.edges.plus(possible))
             found += [(more.calibrated(), None), (more, means(more, self.groups))]
-        return found
+        if len(self.model.slowest):
+            found.append((self.calibrated.with_edges(self.calibrated.edges.plus(self.model.slowest)), None))
+        return found + [(with_waits(self.model, rival).calibrated(), None) for rival in self.model.rivals]
 
     @cached_property
     def bounds(self) -> tuple[list[float], list[float]]:

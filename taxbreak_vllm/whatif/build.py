@@ -27,12 +27,14 @@ from taxbreak_vllm.whatif.edges import (
     node_edges,
     possible_edges,
     room_edges,
+    slowest_edges,
     stream_edges,
     wait_edges,
 )
-from taxbreak_vllm.whatif.graph import Edges, Graph
+from taxbreak_vllm.whatif.graph import EdgeKind, Edges, Graph
 from taxbreak_vllm.whatif.handoffs import Handoffs
 from taxbreak_vllm.whatif.points import Points
+from taxbreak_vllm.whatif.polls import Polls
 from taxbreak_vllm.whatif.streams import Streams, launched
 from taxbreak_vllm.whatif.told import Told
 from taxbreak_vllm.whatif.waits import ended_just_before, event_waits
@@ -51,17 +53,24 @@ class Unexplained:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A recording as a graph with constants alone; `possible` are edges that nothing contradicts and nothing shows."""
+    """A recording as a graph with constants alone.
+
+    `possible` are edges that nothing contradicts and nothing shows, `slowest` those of loops that ask at the worst
+    time. `rivals` are other sets of waits that fit the recording as well as those of the graph.
+    """
 
     graph: Graph
     possible: Edges
+    slowest: Edges
+    rivals: tuple[Blocking, ...]
     sources: Sources
     unexplained: Unexplained
 
 
 def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
     """Build the graph of a recording and of its steps."""
-    points = Points.of(measured.events, measured.host, windows)
+    polls = Polls.of(measured.events, measured.host, windows)
+    points = Points.of(measured.events, measured.host, windows, polls)
     events, host, activities, dispatches = (
         measured.events,
         measured.host,
@@ -74,7 +83,7 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
     launch_ns = calls.start_ns[streams.call] if len(calls.start_ns) else np.zeros(len(streams.call), dtype=np.int64)
     queues = launched(streams, activities, launch_ns)
     told = Told.of(events, host, calls, activities, dispatches, queues)
-    blocking = Blocking.of(events, host, calls, activities, dispatches, queues, told)
+    blocking, *rivals = Blocking.of(events, host, calls, activities, dispatches, queues, told, polls)
     launching = set(np.unique(dispatches.thread).tolist())
     handoffs = Handoffs.of(points, launching)
     wakes = Wakes.of(points, points.call_end[blocking.call], launching, handoffs.waiting)
@@ -108,7 +117,7 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
         handoff_edges(sources),
     )
     graph, node = ordered(sources, reduce(Edges.plus, parts), is_pinned)
-    possible, _ = _forward(possible_edges(sources), node)
+    possible, slowest = (_forward(each(sources), node)[0] for each in (possible_edges, slowest_edges))
     still = still[streams.before[still] >= 0]
     unexplained = Unexplained(
         activity=still,
@@ -116,7 +125,16 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
         is_contended=_ran_beside(sources, still, late_ns[still]),
         unseen_ns=int(blocking.unseen_ns.sum()),
     )
-    return Model(graph, possible, sources, unexplained)
+    return Model(graph, possible, slowest, tuple(rivals), sources, unexplained)
+
+
+def with_waits(model: Model, blocking: Blocking) -> Graph:
+    """Return the graph with other waits of the host in place of its own."""
+    graph, sources = model.graph, replace(model.sources, blocking=blocking)
+    node = np.concatenate((graph.point_node, graph.activity_node))
+    others, _ = _forward(host_edges(sources).plus(wait_edges(sources)), node)
+    is_kept = ~np.isin(graph.edges.kind, (EdgeKind.HOST, EdgeKind.WAIT, EdgeKind.QUERY))
+    return graph.with_edges(graph.edges.chosen(is_kept).plus(others))
 
 
 def _ran_beside(s: Sources, activity: Index, late_ns: Int64) -> NDArray[np.bool_]:

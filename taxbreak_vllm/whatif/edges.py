@@ -10,6 +10,7 @@
 | WAIT | end of an activity | end of the blocking call | how late such calls return |
 | ROOM | start of an activity | end of the launch call | how late such calls return |
 | HANDOFF | point of another thread | point | how late it goes on |
+| QUERY | point before | query in a loop that waits, but the last | none: nobody waits for it |
 """
 
 from dataclasses import dataclass
@@ -61,19 +62,26 @@ def host_edges(s: Sources) -> Edges:
     """What each thread did between two points, by class.
 
     A blocking call that waits for a known activity takes on its own what such calls take that need not wait, and a
-    launch call that waits for room what such calls take else; a thread that waits for another takes nothing.
+    launch call that waits for room what such calls take else; a thread that waits for another takes nothing. A loop
+    that waits is one call: nobody waits for what is in between.
     """
     points, host, blocking = s.points, s.measured.host, s.blocking
-    to = np.flatnonzero(points.previous >= 0)
-    before = points.previous[to]
+    known = (blocking.awaited >= 0) | (blocking.possible >= 0) | blocking.is_carried
+    loops = np.flatnonzero(known & blocking.is_poll)
+    asked, passed = points.call_start[blocking.first[loops]], points.call_end[blocking.call[loops]]
+    is_query = _between(asked, passed, len(points.at_ns))
+    to = np.flatnonzero((points.previous >= 0) & ~is_query)
+    previous = points.previous.copy()
+    previous[passed] = asked
+    before = previous[to]
     host_ns = s.measured.partition.between(
         host.key(points.thread[to], points.at_ns[before]), host.key(points.thread[to], points.at_ns[to])
     )
-    known = (blocking.awaited >= 0) | (blocking.possible >= 0) | blocking.is_carried
     place = np.full(len(points.at_ns), -1, dtype=np.intp)
     place[to] = np.arange(len(to))
     ends = place[points.call_end[blocking.call[known]]]
     host_ns[HostClass.BLOCKED, ends] = 0
+    host_ns[:, place[passed]] = 0
     host_ns[HostClass.RUNTIME, ends] += blocking.idle_ns[known]
     host_ns[HostClass.BLOCKED, place[points.call_end[_full(s)[0]]]] = 0
     taken = place[s.handoffs.waiting]
@@ -84,7 +92,18 @@ def host_edges(s: Sources) -> Edges:
     is_guess = (blocking.possible >= 0) & (blocking.awaited < 0)
     long = blocking.call[is_guess & (blocking.idle_ns > INSTANT_NS)]
     is_doubtful = np.isin(to, np.concatenate((s.wakes.unexplained, points.call_end[long])))
-    return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns, is_doubtful=is_doubtful)
+    queries = np.flatnonzero(is_query)
+    return make_edges(before, to, EdgeKind.HOST, fixed_ns=fixed_ns, host_ns=host_ns, is_doubtful=is_doubtful).plus(
+        make_edges(points.previous[queries], queries, EdgeKind.QUERY)
+    )
+
+
+def _between(first: Index, last: Index, count: int) -> NDArray[np.bool_]:
+    """Mark the points between two of a thread, for each pair."""
+    inside = np.zeros(count + 1, dtype=np.int64)
+    np.add.at(inside, first + 1, 1)
+    np.add.at(inside, last, -1)
+    return np.cumsum(inside[:-1]) > 0
 
 
 def launch_edges(s: Sources) -> Edges:
@@ -186,6 +205,22 @@ def wait_edges(s: Sources) -> Edges:
         s.points.call_end[blocking.call[waiting]],
         EdgeKind.WAIT,
         fixed_ns=blocking.return_ns[waiting],
+        from_end=True,
+        is_doubtful=blocking.is_poll[waiting],
+    )
+
+
+def slowest_edges(s: Sources) -> Edges:
+    """From what a loop of queries waits for to its end, where the event passes right after a query."""
+    blocking = s.blocking
+    loops = np.flatnonzero((blocking.awaited >= 0) & blocking.is_poll)
+    host_ns = _as_python(blocking.pause_ns[loops])
+    host_ns[HostClass.RUNTIME] = blocking.idle_ns[loops]
+    return make_edges(
+        len(s.points.at_ns) + blocking.awaited[loops],
+        s.points.call_end[blocking.call[loops]],
+        EdgeKind.WAIT,
+        host_ns=host_ns,
         from_end=True,
     )
 

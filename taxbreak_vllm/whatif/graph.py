@@ -32,6 +32,7 @@ class EdgeKind(IntEnum):
     WAIT = 5  # a call blocked until the device was done
     ROOM = 6  # a launch call waited for room in the device's queue
     HANDOFF = 7  # a thread waited for another
+    QUERY = 8  # asked within a loop that waits: nobody waits for it, and it takes nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,7 @@ class Graph:
         residual = np.minimum(left, 0)
         binding = first[(first >= 0) & ~self.is_pinned]
         residual[binding] = left[binding]
+        residual[edges.kind == EdgeKind.QUERY] = 0
         return self.with_edges(replace(edges, residual_ns=residual))
 
     def _raw(self) -> Int64:

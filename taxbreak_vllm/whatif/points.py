@@ -16,9 +16,9 @@ from taxbreak_vllm.trace.dispatches import Host
 from taxbreak_vllm.trace.events import EventKind, Events
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.steps import StepWindow
+from taxbreak_vllm.whatif.polls import WAITER_QUIET_NS, Polls
 
 QUIET_NS = 100_000  # a thread without any op or call for longer waits for something, or works unseen
-_WAITER_QUIET_NS = 20_000  # one that neither launches work nor has steps: it does little else than wait
 
 
 class PointKind(IntEnum):
@@ -65,9 +65,9 @@ class Points:
     burst_end: Index
 
     @classmethod
-    def of(cls, events: Events, host: Host, windows: Sequence[StepWindow]) -> "Points":
+    def of(cls, events: Events, host: Host, windows: Sequence[StepWindow], polls: Polls) -> "Points":
         """Collect and order all instants."""
-        calls, bursts = host.call_row, find_bursts(events, host, windows)
+        calls, bursts = host.call_row, find_bursts(events, host, windows, polls)
         window_thread = np.array([window.thread for window in windows], dtype=np.int32)
         starts = np.array([window.start_ns for window in windows], dtype=np.int64)
         ends = np.array([window.end_ns for window in windows], dtype=np.int64)
@@ -117,12 +117,14 @@ class Points:
         )
 
 
-def find_bursts(events: Events, host: Host, windows: Sequence[StepWindow]) -> Bursts:
-    """Return the stretches in which each thread does something that is seen; a step's start is."""
+def find_bursts(events: Events, host: Host, windows: Sequence[StepWindow], polls: Polls) -> Bursts:
+    """Return the stretches in which each thread does something that is seen, as a step's start or a loop that waits."""
     rows = events.rows(EventKind.OP, EventKind.RUNTIME)
-    thread = np.concatenate((events.thread[rows], [w.thread for w in windows], [w.thread for w in windows]))
-    start = np.concatenate((events.start_ns[rows], [w.start_ns for w in windows], [w.end_ns for w in windows]))
-    end = np.concatenate((events.end_ns[rows], [w.start_ns for w in windows], [w.end_ns for w in windows]))
+    first, last = host.call_row[polls.first], host.call_row[polls.last]
+    steps, starts, ends = [w.thread for w in windows], [w.start_ns for w in windows], [w.end_ns for w in windows]
+    thread = np.concatenate((events.thread[rows], events.thread[first], steps, steps))
+    start = np.concatenate((events.start_ns[rows], events.start_ns[first], starts, ends))
+    end = np.concatenate((events.end_ns[rows], events.end_ns[last], starts, ends))
     thread, start, end = thread.astype(np.int32), start.astype(np.int64), end.astype(np.int64)
     order = np.lexsort((start, thread))
     thread, start, end = thread[order], start[order], end[order]
@@ -131,7 +133,7 @@ def find_bursts(events: Events, host: Host, windows: Sequence[StepWindow]) -> Bu
     covered = np.maximum.accumulate(end + stretch) if len(end) else end
     opens = np.ones(len(start), dtype=bool)
     works = np.union1d(events.thread[host.call_row[host.call_is_launch]], [w.thread for w in windows])
-    quiet_ns = np.where(np.isin(thread, works), QUIET_NS, _WAITER_QUIET_NS)
+    quiet_ns = np.where(np.isin(thread, works), QUIET_NS, WAITER_QUIET_NS)
     opens[1:] = (start + stretch)[1:] - covered[:-1] > quiet_ns[1:]
     first = np.flatnonzero(opens)
     last = np.append(first[1:], len(start)) - 1

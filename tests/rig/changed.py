@@ -12,6 +12,7 @@ from rig.program import (
     Item,
     Kernel,
     Op,
+    Poll,
     Record,
     Server,
     Step,
@@ -65,6 +66,9 @@ def changed(
                 return replace(it, node_ns=nodes, call_ns=call_ns, first_ns=it.first_ns + call_ns - it.call_ns)
             case Copy() | Record() | Wait() | Synchronize():
                 return replace(it, call_ns=took(HostClass.RUNTIME, it.call_ns))
+            case Poll():
+                call_ns, pause_ns = took(HostClass.RUNTIME, it.call_ns), took(HostClass.PYTHON, it.pause_ns)
+                return replace(it, call_ns=call_ns, pause_ns=pause_ns)
 
     def step(it: Step) -> Step:
         return replace(
@@ -80,6 +84,7 @@ def changed(
         engine_ns=took(HostClass.PYTHON, server.engine_ns),
         output_ns=took(HostClass.PYTHON, server.output_ns),
         wait_call_ns=took(HostClass.RUNTIME, server.wait_call_ns),
+        pause_ns=None if server.pause_ns is None else took(HostClass.PYTHON, server.pause_ns),
     )
 
 
@@ -96,7 +101,7 @@ def recorded(server: Server, *, op_ns: int, call_ns: int) -> Server:
                 return replace(it, ns=it.ns + call_ns)
             case Graph():
                 return replace(it, call_ns=it.call_ns + call_ns, first_ns=it.first_ns + call_ns)
-            case Kernel() | Copy() | Record() | Wait() | Synchronize():
+            case Kernel() | Copy() | Record() | Wait() | Synchronize() | Poll():
                 return replace(it, call_ns=it.call_ns + call_ns)
 
     steps = (
@@ -134,10 +139,15 @@ def one_step_ahead(server: Server) -> Server:
 
 def _ahead(sample: Sequence[Item], number: int) -> tuple[Item, ...]:
     """Let the last wait of a step be for the event that the step before recorded there."""
-    last = max(n for n, it in enumerate(sample) if isinstance(it, Synchronize) or (isinstance(it, Copy) and it.blocks))
+    waits = (
+        n for n, it in enumerate(sample) if isinstance(it, Synchronize | Poll) or (isinstance(it, Copy) and it.blocks)
+    )
+    last = max(waits)
     it, ahead = sample[last], Synchronize(0, f"{TOKENS}.{number - 1}")
     if isinstance(it, Copy):
         instead = (replace(it, blocks=False), Record(f"{TOKENS}.{number}", 0, it.stream), ahead)
+    elif isinstance(it, Poll):
+        instead = (Record(f"{TOKENS}.{number}", 0, COPIES), replace(it, event=f"{TOKENS}.{number - 1}"))
     else:
         instead = (Record(f"{TOKENS}.{number}", 0, COPIES), replace(ahead, call_ns=it.call_ns))
     return (*sample[:last], *instead, *sample[last + 1 :])

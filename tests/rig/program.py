@@ -79,6 +79,15 @@ class Synchronize:
 
 
 @dataclass(frozen=True, slots=True)
+class Poll:
+    """Ask whether an event has passed until it has, with `pause_ns` of python between."""
+
+    call_ns: int
+    event: str
+    pause_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """Any other call of the runtime."""
 
@@ -94,7 +103,7 @@ class Op:
     body: tuple["Item", ...]
 
 
-Item = Work | Op | Kernel | Graph | Copy | Record | Wait | Synchronize | Call
+Item = Work | Op | Kernel | Graph | Copy | Record | Wait | Synchronize | Poll | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,7 @@ class Server:
     A kernel on an idle device begins `latency_ns` after its call's return (a copy `copy_latency_ns`, None: alike), one
     behind another `gap_ns` after that one's end (`node_gap_ns` in a graph). A waiting call returns `return_ns` after
     what it waits for. With `max_launches` launches not yet begun the next launch call waits. `floor_ns` is T_sys.
+    With `pause_ns` nobody waits in a call for tokens: they are asked for, with such a pause between.
     """
 
     steps: tuple[Step, ...]
@@ -130,6 +140,7 @@ class Server:
     engine_ns: int = 300_000
     output_ns: int = 50_000
     wait_call_ns: int = 2_000
+    pause_ns: int | None = None
     latency_ns: int = 2_000
     copy_latency_ns: int | None = None
     gap_ns: int = 1_000

@@ -19,6 +19,7 @@ from rig.program import (
     Item,
     Kernel,
     Op,
+    Poll,
     Record,
     Server,
     Step,
@@ -122,6 +123,10 @@ class _Machine:
         end_ns = start_ns
         if number in self._tokens:
             event, correlation = self._tokens[number], self._next_correlation()
+            if self.server.pause_ns is not None:
+                end_ns = self._ask(event, start_ns, self.server.wait_call_ns, self.server.pause_ns)
+                self.output_free_ns = end_ns + self.server.output_ns
+                return self.output_free_ns
             end_ns = max(start_ns + self.server.wait_call_ns, event.at_ns + self.server.return_ns)
             self.spans.append(Span("call", "cudaEventSynchronize", start_ns, end_ns, OUTPUT, correlation))
             self._tell("Event Sync", start_ns, end_ns, correlation, event)
@@ -132,7 +137,11 @@ class _Machine:
         """Wait for a step's tokens on the worker's own thread and make lists of them."""
         self.place = "get_output"
         if number in self._tokens:
-            self._await(self._tokens[number], self.server.wait_call_ns)
+            event, call_ns, pause_ns = self._tokens[number], self.server.wait_call_ns, self.server.pause_ns
+            if pause_ns is None:
+                self._await(event, call_ns)
+            else:
+                self._poll(event, call_ns, pause_ns)
         self.work(self.server.output_ns, "get_output")
 
     def work(self, ns: int, place: str) -> None:
@@ -239,6 +248,26 @@ class _Machine:
         correlation = self._block("cudaEventSynchronize", call_ns, event.at_ns)
         self._tell("Event Sync", start_ns, self.now_ns, correlation, event)
 
+    def _ask(self, event: _Event, at_ns: int, call_ns: int, pause_ns: int) -> int:
+        """Ask for an event on the output thread from an instant on; return when it has passed."""
+        while True:
+            end_ns = at_ns + call_ns
+            self.spans.append(Span("call", "cudaEventQuery", at_ns, end_ns, OUTPUT, self._next_correlation()))
+            if event.at_ns <= end_ns:
+                return end_ns
+            at_ns = end_ns + pause_ns
+
+    def _poll(self, event: _Event, call_ns: int, pause_ns: int) -> None:
+        """Ask for an event on the worker's own thread."""
+        while True:
+            self._call("cudaEventQuery", call_ns, "runtime")
+            if event.at_ns <= self.now_ns:
+                return
+            self._work(Work(pause_ns))
+
+    def _poll_for(self, item: Poll) -> None:
+        self._poll(self._events.get(item.event, _Event()), item.call_ns, item.pause_ns)
+
     def _tell(
         self, name: str, start_ns: int, end_ns: int, correlation: int, event: _Event | None = None, *, stream: int = -1
     ) -> None:
@@ -334,5 +363,6 @@ _DO: dict[type, Callable[..., None]] = {
     Record: _Machine._record,
     Wait: _Machine._wait,
     Synchronize: _Machine._synchronize,
+    Poll: _Machine._poll_for,
     Call: _Machine._other,
 }

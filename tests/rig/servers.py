@@ -13,6 +13,7 @@ from rig.program import (
     Item,
     Kernel,
     Op,
+    Poll,
     Record,
     Server,
     Step,
@@ -81,6 +82,33 @@ def profiled(server: Server, first: int, last: int, *, start_ns: int = 1_000_000
 def random_server(seed: int) -> Server:
     """Return a server as they may be: eager, in graphs or both, host-bound or not, async or not, with peers or not."""
     return _Draw(Random(seed)).server()
+
+
+def polled(server: Server, seed: int) -> Server:
+    """Return the server with nobody waiting for an event in a call: it is asked for until it has passed.
+
+    Half of them ask for other events too, which have passed, as an allocator does within ops.
+    """
+    random = Random(seed)
+    pause_ns = int(2_000 * 20 ** random.random())
+    asks = random.random() < 0.5
+
+    def item(it: Item) -> Item:
+        if isinstance(it, Synchronize) and it.event is not None:
+            return Poll(it.call_ns, it.event, pause_ns)
+        if isinstance(it, Op):
+            body = tuple(map(item, it.body))
+            asked = asks and random.random() < 0.3
+            return replace(
+                it, body=(Call(500, "cudaEventQuery"), Call(500, "cudaEventQuery"), *body) if asked else body
+            )
+        return it
+
+    steps = (
+        replace(step, execute=tuple(map(item, step.execute)), sample=tuple(map(item, step.sample)))
+        for step in server.steps
+    )
+    return replace(server, steps=tuple(steps), pause_ns=pause_ns)
 
 
 class _Draw:

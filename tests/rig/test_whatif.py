@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rig.changed import changed, one_step_ahead, recorded, with_floor, without_device_sync
 from rig.program import Kernel, Op, Server, Step, Synchronize, Work
 from rig.server import run
-from rig.servers import device_bound, full_queue, host_bound, random_server, tokens_now
+from rig.servers import device_bound, full_queue, host_bound, polled, random_server, tokens_now
 from rig.trace import middle_of_three, to_json, whole
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepInfo
 from taxbreak_vllm.model.step import Server as Labels
@@ -138,6 +138,14 @@ def test_so_does_each_answer_of_a_recording_that_tells_its_waits(record, some_se
     asked, answers, wrong = ask_all(partial(record, with_syncs=True), servers)
 
     assert answers > 0.7 * asked
+    assert not wrong
+
+
+@SOME_SEEDS
+def test_so_does_each_answer_of_servers_that_ask_for_events_instead_of_waiting_in_a_call(record, some_seeds):
+    asked, answers, wrong = ask_all(record, ((seed, polled(random_server(seed), seed)) for seed in some_seeds))
+
+    assert answers > 0.6 * asked
     assert not wrong
 
 
