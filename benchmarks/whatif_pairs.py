@@ -1,18 +1,22 @@
 """What `taxbreak whatif` predicts of a vLLM on the CPU, and what that server then takes.
 
-    python benchmarks/whatif_pairs.py [--rounds N] [--only MODEL…] [--json FILE] [--folder DIR]
+    python benchmarks/whatif_pairs.py [--quick] [--rounds N] [--only MODEL…] [--json FILE] [--folder DIR]
 
-Each model runs in one process whose host is turned between rounds, in an order drawn anew: Python that takes longer
-before each linear layer, each layer or each step, a wait in each step, Python functions traced, two threads for one.
-A pair is two of these: of the first a step is recorded and whatif is asked, the second is measured. What is compared
-are ratios to the first, of the same rounds. Eager against compiled are two processes that take turns.
+Each model runs in one process that is turned to and fro: a run of a few steps as it is, one with a change, in the order
+ABBAABBA, so that what the machine does besides falls on both. Changes: Python that takes longer before each linear
+layer, each layer or each step, a wait for another thread in each step, Python functions traced, two threads for one,
+the compiled forward for the eager one. A round has recordings of its own, and delays of sizes drawn anew. From a
+recording whatif is asked what a step with the change takes, as a ratio to the plain step before.
 
-- A delay is asked as `--host python=F`, F from what whatif says that Python takes of the plain step.
+- A delay is asked as `--host python=F`, F from what whatif says that Python takes of the plain step, and from what the
+  delay took by the clock, which on a busy machine is more than it was to take.
 - Tracing slows Python by a factor that is known of the other models alone: `--host python=LOW..HIGH` of these.
 - Two threads are asked as `--like`: the ops of the recording replayed with two threads, beside replays with one.
+- "alike" changes nothing: by so much measuring is off. It is in no sum.
 
-Prints a table and writes it to `benchmarks/results/whatif_pairs.json`. A folder keeps what was measured and recorded:
-with the same folder again nothing is measured anew, and what is there is asked about once more.
+Prints a table and writes it to `benchmarks/results/whatif_pairs.json`; `--quick`, for a busy machine, only prints. A
+folder keeps what was measured and recorded: with the same folder again nothing is measured anew, and what is there is
+asked about once more.
 """
 
 import argparse
@@ -25,8 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import exp, log, sqrt
 from pathlib import Path
 from statistics import median
 
@@ -34,7 +38,7 @@ import msgspec
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
-from turned import Child, Turn
+from turned import MAX_PAIRS, RUN_STEPS, Child, Turn
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.demo.models import write_tiny_llama
@@ -44,9 +48,13 @@ from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.whatif.asked import Asked, asked
 
 RESULTS = Path(__file__).resolve().parent / "results" / "whatif_pairs.json"
-BASE, TRACED, TWO, COMPILED = "as it is", "traced", "two threads", "compiled"
-RECORDED = (BASE, "linear")
+ALIKE, TRACED, TWO, COMPILED = "alike", "traced", "two threads", "compiled"
+DELAYS = ("linear", "layer", "step", "wait")
 LARGE = 0.1  # a change is large enough to have a sign
+_DELAYED = (0.1, 1.5)  # of a step, log-uniform
+_RECORDINGS = 3  # of each turn that pairs begin with, a round
+_LEAST_PAIRS = 8
+_LIKELY = 1.645 * 1.4826 * 1.2533  # of a median absolute deviation by √n: where 90 % of medians lie
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +66,7 @@ class Model:
     shape: Mapping[str, int] = field(default_factory=dict)
     threads: bool = False
     compiled: bool = False
+    quick: bool = False
 
 
 def _wide(hidden: int, layers: int) -> dict[str, int]:
@@ -66,24 +75,79 @@ def _wide(hidden: int, layers: int) -> dict[str, int]:
 
 
 MODELS = (
-    Model(name="4 layers of 128, 1 request", requests=1, compiled=True),
+    Model(name="4 layers of 128, 1 request", requests=1, compiled=True, quick=True),
     Model(name="4 layers of 128, 32 requests", requests=32),
     Model(name="12 layers of 128, 4 requests", requests=4, shape={"num_hidden_layers": 12}, compiled=True),
-    Model(name="4 layers of 512, 4 requests", requests=4, shape=_wide(512, 4), compiled=True),
+    Model(name="4 layers of 512, 4 requests", requests=4, shape=_wide(512, 4), compiled=True, quick=True),
     Model(name="2 layers of 1024, 8 requests", requests=8, shape=_wide(1024, 2), threads=True),
     Model(name="4 layers of 1024, 1 request", requests=1, shape=_wide(1024, 4), threads=True),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """Runs of a turn beside runs without it: of each pair the median step before and after, and what was added, ns."""
+
+    turn: Turn
+    runs: list[tuple[int, int, int]]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long a step takes: the median over pairs."""
+        return exp(median(self._logs()))
+
+    @property
+    def noise(self) -> float:
+        """By what share that may be off: half of its 90 % interval, from how the pairs differ."""
+        logs = self._logs()
+        middle = median(logs)
+        return _LIKELY * median(abs(each - middle) for each in logs) / sqrt(len(logs))
+
+    @property
+    def before_ns(self) -> float:
+        """The median step before."""
+        return median(before for before, _, _ in self.runs)
+
+    @property
+    def added_ns(self) -> float:
+        """What the turn took of a step."""
+        return median(added for _, _, added in self.runs)
+
+    def _logs(self) -> list[float]:
+        return [log(after / before) for before, after, _ in self.runs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """A recording of a step as it is and of one with a delay, and a trial of each turn."""
+
+    base: str
+    delayed: str
+    trials: dict[str, Trial]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A model's rounds; the stores of its replays with one thread and with two."""
+
+    model: Model
+    rounds: list[Round]
+    stores: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A change of a model: what was asked, what whatif said, what was measured; ratios to the plain step before."""
+    """A change of a model: what was asked, what whatif said, what was measured; ratios to the plain step before.
+
+    `noise` is by what share the measured one may be off.
+    """
 
     model: str
     change: str
     asked: str
     step_ms: float
     measured: float
+    noise: float
     predicted: float | None = None
     low: float | None = None
     high: float | None = None
@@ -91,19 +155,19 @@ class Pair:
 
     @property
     def error(self) -> float | None:
-        """Return by how much the prediction is off."""
+        """By how much the prediction is off."""
         return None if self.predicted is None else self.predicted / self.measured - 1
 
     @property
     def is_inside(self) -> bool | None:
-        """Tell whether the interval holds what was measured."""
+        """Whether the interval holds what was measured."""
         if self.low is None or self.high is None:
             return None
         return self.low <= self.measured <= self.high
 
     @property
     def has_wrong_sign(self) -> bool:
-        """Tell whether a large change was predicted the wrong way."""
+        """Whether a large change was predicted the wrong way."""
         return (
             self.predicted is not None
             and abs(self.measured - 1) > LARGE
@@ -111,43 +175,27 @@ class Pair:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """A model's rounds: of each turn the median step of each round, ns; recordings; what a step passes."""
-
-    model: Model
-    turns: dict[str, Turn]
-    rounds: dict[str, list[float]]
-    captures: dict[str, str]
-    added_ns: dict[str, int]
-    stores: tuple[str, str] | None
-
-    def ratio(self, before: str, after: str) -> float:
-        """Return how many times as long a step takes, as the median over rounds."""
-        return median(b / a for a, b in zip(self.rounds[before], self.rounds[after], strict=True))
-
-
 def main() -> None:
     """Measure, ask, print, write."""
     options = _options()
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     load_before, started_s = os.getloadavg()[0], time.monotonic()
-    chosen = [model for model in MODELS if not options.only or model.name in options.only]
+    chosen = [model for model in MODELS if model.name in options.only]
     with tempfile.TemporaryDirectory(prefix="wp-") as temporary:
         folder = (options.folder or Path(temporary)).absolute()
         os.environ["VLLM_CACHE_ROOT"] = str(folder / "vllm")  # what vLLM finds out about a model's class, it does once
         found = [_measured(model, folder / str(MODELS.index(model)), options) for model in chosen]
         pairs = [pair for each in found for pair in _pairs(each, found)]
     summed = _sum_up(pairs)
-    result = {
-        "machine": describe_machine("vllm", "torch", "taxbreak-vllm")
-        | {"load_1min": {"before": load_before, "after": os.getloadavg()[0]}},
-        "took_s": round(time.monotonic() - started_s),
-        **summed,
-        "drift": {each.model.name: _drift(each.rounds[BASE]) for each in found},
-        "pairs": [asdict(pair) | {"error": pair.error, "inside": pair.is_inside} for pair in pairs],
-    }
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        result = {
+            "machine": describe_machine("vllm", "torch", "taxbreak-vllm")
+            | {"load_1min": {"before": load_before, "after": os.getloadavg()[0]}},
+            "took_s": round(time.monotonic() - started_s),
+            **summed,
+            "pairs": [asdict(pair) | {"error": pair.error, "inside": pair.is_inside} for pair in pairs],
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     _print(pairs, summed)
 
 
@@ -163,71 +211,65 @@ def _measured(model: Model, folder: Path, options: argparse.Namespace) -> Measur
 
 
 def _measure(model: Model, folder: Path, options: argparse.Namespace) -> Measured:
-    """Run a model's rounds, record a step of what pairs begin with, replay its ops."""
+    """Run a model's rounds, then replay the ops of its first recording."""
     path = write_tiny_llama(folder / "model")
     config = json.loads((path / "config.json").read_text()) | model.shape
     (path / "config.json").write_text(json.dumps(config))
     _say(f"{model.name}: starting")
-    with Child(path, folder / "eager", requests=model.requests) as eager:
-        step_ns = min(eager.time(Turn(), options.steps))  # the first round of a server is slow
-        turns = _turns(step_ns, eager.calls, with_threads=model.threads)
-        rounds: dict[str, list[float]] = {name: [] for name in (*turns, *([COMPILED] if model.compiled else []))}
-        found: dict[str, list[Path]] = {name: [] for name in RECORDED}
-        with ExitStack() as others:
-            compiled = {}
-            if model.compiled:
-                other = Child(path, folder / "compiled", requests=model.requests, compiled=True)
-                compiled[COMPILED] = others.enter_context(other)
-                other.time(Turn(), options.steps)
-            for number in range(options.rounds):
-                _take_turns(rounds, turns, compiled, eager, number, options.steps)
-                if number % 2:
-                    for name in RECORDED:
-                        found[name] += eager.record(turns[name], 2)
-        captures = {name: str(_typical(paths, median(rounds[name]))) for name, paths in found.items()}
-        added_ns = {name: turn.added_ns(eager.calls) for name, turn in turns.items()}
-    stores = _replayed(Path(captures[BASE]), folder) if model.threads else None
-    said = ", ".join(f"{name} {median(each) / 1e6:.2f}" for name, each in rounds.items())
-    _say(f"{model.name}: ms a step {said}")
-    return Measured(model=model, turns=turns, rounds=rounds, captures=captures, added_ns=added_ns, stores=stores)
+    source = random.Random(f"{options.seed} {model.name}")
+    with Child(path, folder / "server", requests=model.requests, compiled=model.compiled) as child:
+        child.alternate(Turn(), Turn(), MAX_PAIRS)  # the first steps of a server are slow
+        rounds = [_round(model, child, source, options.seconds) for _ in range(options.rounds)]
+    for each in rounds:
+        said = ", ".join(f"{name} {trial.ratio:.3f}" for name, trial in each.trials.items())
+        _say(f"{model.name}: {each.trials[ALIKE].before_ns / 1e6:.2f} ms; {said}")
+    stores = _replayed(Path(rounds[0].base), folder) if model.threads else None
+    return Measured(model=model, rounds=rounds, stores=stores)
 
 
-def _take_turns(
-    rounds: dict[str, list[float]],
-    turns: Mapping[str, Turn],
-    others: Mapping[str, Child],
-    eager: Child,
-    number: int,
-    steps: int,
-) -> None:
-    for name in random.Random(number).sample(sorted(rounds), len(rounds)):
-        child, turn = (others[name], Turn()) if name in others else (eager, turns[name])
-        rounds[name].append(float(median(child.time(turn, steps))))
+def _round(model: Model, child: Child, source: random.Random, seconds: float) -> Round:
+    """Record steps, then try each turn, in an order of its own."""
+    step_ns = median(before for before, _, _ in child.alternate(Turn(), Turn(), _LEAST_PAIRS))
+    turns = _turns(model, step_ns, source)
+    base, delayed = (_least_slowed(child.record(turn, _RECORDINGS)) for turn in (Turn(), turns[DELAYS[0]]))
+    pairs = max(round(seconds * 1e9 / (2 * RUN_STEPS * step_ns)), _LEAST_PAIRS)
+    trials = {}
+    for name in source.sample(sorted(turns), len(turns)):
+        runs: list[tuple[int, int, int]] = []
+        while len(runs) < pairs:
+            runs += child.alternate(Turn(), turns[name], min(pairs - len(runs), MAX_PAIRS))
+        trials[name] = Trial(turn=turns[name], runs=runs)
+    return Round(base=base, delayed=delayed, trials=trials)
 
 
-def _turns(step_ns: float, calls: Mapping[str, int], *, with_threads: bool) -> dict[str, Turn]:
-    """Return what is turned, in sizes that matter to a step of this length."""
+def _turns(model: Model, step_ns: float, source: random.Random) -> dict[str, Turn]:
+    """Return what is turned, delays in sizes that matter to a step of this length."""
+
+    def delay_ns(times: int) -> int:
+        return round(step_ns / times * exp(source.uniform(*map(log, _DELAYED))))
+
+    layers = int(model.shape.get("num_hidden_layers", 4))
     turns = {
-        BASE: Turn(),
-        "linear": Turn(linear_ns=round(0.4 * step_ns / calls["linear"])),
-        "layer": Turn(layer_ns=round(0.2 * step_ns / calls["layer"])),
-        "step": Turn(step_ns=round(0.7 * step_ns)),
-        "wait": Turn(wait_ns=round(0.5 * step_ns)),
+        ALIKE: Turn(),
+        "linear": Turn(linear_ns=delay_ns(4 * layers)),
+        "layer": Turn(layer_ns=delay_ns(layers)),
+        "step": Turn(step_ns=delay_ns(1)),
+        "wait": Turn(wait_ns=delay_ns(1)),
         TRACED: Turn(traced=True),
     }
-    return turns | ({TWO: Turn(threads=2)} if with_threads else {})
+    turns |= {TWO: Turn(threads=2)} if model.threads else {}
+    return turns | ({COMPILED: Turn(compiled=True)} if model.compiled else {})
 
 
-def _typical(captures: Sequence[Path], step_ns: float) -> Path:
-    """Return the recording that was slowed down least, made while plain steps took about as long as in the rounds."""
+def _least_slowed(captures: Sequence[Path]) -> str:
+    """Return the recording that took least longer than plain steps, or least less."""
 
     def oddity(path: Path) -> float:
         with Recording.open(path) as recording:
-            info, dilation = recording.info, recording.breakdown.calibration.dilation
-        plain_ns = (info.plain_iteration_ns if info else None) or 0
-        return float("inf") if dilation is None else abs(plain_ns / step_ns - 1) + abs(dilation - 1)
+            dilation = recording.breakdown.calibration.dilation
+        return float("inf") if dilation is None else abs(dilation - 1)
 
-    return min(captures, key=oddity)
+    return str(min(captures, key=oddity))
 
 
 def _replayed(capture: Path, folder: Path) -> tuple[str, str]:
@@ -244,21 +286,22 @@ def _replayed(capture: Path, folder: Path) -> tuple[str, str]:
 
 def _pairs(found: Measured, everything: Sequence[Measured]) -> Iterator[Pair]:
     """Ask whatif of each change, and put what was measured beside it."""
-    base_ns, slower_ns = (_python_ns(found.captures[name]) for name in RECORDED)
-    for name in ("linear", "layer", "step", "wait"):
-        yield _pair(found, BASE, name, _python(found.added_ns[name], base_ns))
-    yield _pair(found, "linear", BASE, _python(-found.added_ns["linear"], slower_ns))
-    others = [factor for each in everything if each is not found and (factor := _slowed(each)) is not None]
-    if others:
-        yield _pair(found, BASE, TRACED, asked(host=[f"python={min(others):.4f}..{max(others):.4f}"]))
-    if found.stores is not None:
-        with Baselines(Path(found.stores[0])) as one, Baselines(Path(found.stores[1])) as two:
-            yield _pair(found, BASE, TWO, asked(like=two), baselines=one)
-    if found.model.compiled:
-        yield _pair(found, BASE, COMPILED, asked(compiled=True))
+    traced = [factor for each in everything if each is not found for factor in _slowed(each)]
+    for each in found.rounds:
+        base_ns, delayed_ns = _python_ns(each.base), _python_ns(each.delayed)
+        for name in (ALIKE, *DELAYS):
+            yield _pair(found, each, name, _python(each.trials[name].added_ns, base_ns))
+        yield _pair(found, each, DELAYS[0], _python(-each.trials[DELAYS[0]].added_ns, delayed_ns), is_back=True)
+        if traced:
+            yield _pair(found, each, TRACED, asked(host=[f"python={min(traced):.4f}..{max(traced):.4f}"]))
+        if found.stores is not None:
+            with Baselines(Path(found.stores[0])) as one, Baselines(Path(found.stores[1])) as two:
+                yield _pair(found, each, TWO, asked(like=two), baselines=one)
+        if found.model.compiled:
+            yield _pair(found, each, COMPILED, asked(compiled=True))
 
 
-def _python(added_ns: int, python_ns: int | None) -> Asked:
+def _python(added_ns: float, python_ns: int | None) -> Asked:
     """Return the change in which Python takes so much longer."""
     return asked(host=[f"python={max(1 + added_ns / python_ns, 0):.4f}"] if python_ns else ["python=1"])
 
@@ -272,49 +315,55 @@ def _python_ns(capture: str) -> int | None:
     return max(step.plain_predicted_ns - step.plain_ns, 1)
 
 
-def _slowed(found: Measured) -> float | None:
-    """Return by what factor tracing slowed Python down."""
-    capture = found.captures[BASE]
-    python_ns = _python_ns(capture)
-    with Recording.open(capture) as recording:
-        plain_ns = recording.info.plain_iteration_ns if recording.info else None
-    if not python_ns or not plain_ns:
-        return None
-    return max(1 + (found.ratio(BASE, TRACED) - 1) * plain_ns / python_ns, 0)
+def _slowed(found: Measured) -> Iterator[float]:
+    """Return by what factor tracing slowed Python down, of each round."""
+    for each in found.rounds:
+        python_ns = _python_ns(each.base)
+        with Recording.open(each.base) as recording:
+            plain_ns = recording.info.plain_iteration_ns if recording.info else None
+        if python_ns and plain_ns:
+            yield max(1 + (each.trials[TRACED].ratio - 1) * plain_ns / python_ns, 0)
 
 
-def _pair(found: Measured, before: str, after: str, change: Asked, *, baselines: Baselines | None = None) -> Pair:
-    terms = Terms(baselines=baselines)
-    with Recording.open(found.captures[before], terms, with_calls=change.like is not None) as recording:
+def _pair(
+    found: Measured,
+    each: Round,
+    name: str,
+    change: Asked,
+    *,
+    is_back: bool = False,
+    baselines: Baselines | None = None,
+) -> Pair:
+    """Ask of a turn, or with `is_back` of its end, which begins with the recording of a delayed step."""
+    trial = each.trials[name]
+    with Recording.open(
+        each.delayed if is_back else each.base, Terms(baselines=baselines), with_calls=change.like is not None
+    ) as recording:
         answer = change.of(recording)
     step = _step(answer)
     pair = Pair(
         model=found.model.name,
-        change=after if before == BASE else f"no {before}",
+        change=f"no {name}" if is_back else name,
         asked=change.named,
-        step_ms=median(found.rounds[before]) / 1e6,
-        measured=found.ratio(before, after),
+        step_ms=trial.before_ns * (trial.ratio if is_back else 1) / 1e6,
+        measured=1 / trial.ratio if is_back else trial.ratio,
+        noise=trial.noise,
         refused=answer.refused or answer.no_plain,
     )
     if step is None or step.plain_ns is None:
         return pair
     said = (step.plain_predicted_ns, step.plain_low_ns, step.plain_high_ns)
     predicted, low, high = (None if ns is None else ns / step.plain_ns for ns in said)
-    return Pair(**(asdict(pair) | {"predicted": predicted, "low": low, "high": high}))
+    return replace(pair, predicted=predicted, low=low, high=high)
 
 
 def _step(answer: WhatIf) -> Prediction | None:
     return answer.steps[0] if answer.steps else None
 
 
-def _drift(rounds: Sequence[float]) -> float:
-    """Return within what share of their median nine of ten rounds of one turn lie."""
-    middle = median(rounds)
-    off = sorted(abs(each / middle - 1) for each in rounds)
-    return off[min(round(0.9 * len(off)), len(off) - 1)]
-
-
 def _sum_up(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
+    alike = [abs(pair.measured - 1) for pair in pairs if pair.change == ALIKE]
+    pairs = [pair for pair in pairs if pair.change != ALIKE]
     errors = [abs(pair.error) for pair in pairs if pair.error is not None]
     inside = [pair.is_inside for pair in pairs if pair.is_inside is not None]
     return {
@@ -323,6 +372,8 @@ def _sum_up(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
         "wrong_signs": sum(pair.has_wrong_sign for pair in pairs),
         "coverage": sum(inside) / len(inside) if inside else None,
         "refused": sum(pair.refused is not None for pair in pairs),
+        "alike_median": median(alike),
+        "alike_most": max(alike),
     }
 
 
@@ -330,17 +381,16 @@ def _print(pairs: Sequence[Pair], summed: Mapping[str, float | int | None]) -> N
     console = Console(width=150)
     table = Table("model", "change", "step", "measured", "predicted", "interval", "error", "inside", pad_edge=False)
     for pair in pairs:
+        measured = f"{pair.measured:.3f}× ±{pair.noise:.1%}"
         if pair.predicted is None:
-            table.add_row(
-                pair.model, pair.change, f"{pair.step_ms:.2f} ms", f"{pair.measured:.2f}×", "refused", "", "", ""
-            )
+            table.add_row(pair.model, pair.change, f"{pair.step_ms:.2f} ms", measured, "refused", "", "", "")
             continue
         table.add_row(
             pair.model,
             pair.change,
             f"{pair.step_ms:.2f} ms",
-            f"{pair.measured:.2f}×",
-            f"{pair.predicted:.2f}×",
+            measured,
+            f"{pair.predicted:.3f}×",
             f"{pair.low:.2f} to {pair.high:.2f}",
             f"{pair.error:+.1%}" + (" wrong sign" if pair.has_wrong_sign else ""),
             "yes" if pair.is_inside else "no",
@@ -349,18 +399,26 @@ def _print(pairs: Sequence[Pair], summed: Mapping[str, float | int | None]) -> N
     if summed["median_error"] is not None:
         console.print(
             f"{summed['num_pairs']} pairs: median error {summed['median_error']:.1%}, {summed['wrong_signs']} wrong"
-            f" signs, intervals hold {summed['coverage']:.0%}; {summed['refused']} refused"
+            f" signs, intervals hold {summed['coverage']:.0%}; {summed['refused']} refused. Alike: off by"
+            f" {summed['alike_median']:.1%}, by {summed['alike_most']:.1%} at most"
         )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="of each turn")
-    parser.add_argument("--steps", type=int, default=40, help="decode steps of a round")
+    parser.add_argument("--quick", action="store_true", help="two models, one short round; nothing is written")
+    parser.add_argument("--rounds", type=int, help="of each model (2)")
+    parser.add_argument("--seconds", type=float, help="of steps without the change, for each turn (3)")
+    parser.add_argument("--seed", type=int, default=0, help="of sizes and orders")
     parser.add_argument("--only", nargs="+", choices=[model.name for model in MODELS], help="some models")
     parser.add_argument("--folder", type=Path, help="where what is measured is kept, or is from an earlier run")
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, help=f"where to write ({RESULTS.name} of the results)")
+    options = parser.parse_args()
+    options.only = options.only or [model.name for model in MODELS if model.quick or not options.quick]
+    options.rounds = options.rounds or (1 if options.quick else 2)
+    options.seconds = options.seconds or (1.0 if options.quick else 3.0)
+    options.json = options.json or (None if options.quick else RESULTS)
+    return options
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,65 @@
+"""What a change makes of a step is told from runs beside each other, whatever the machine does meanwhile."""
+
+import random
+from math import exp, sin
+
+import pytest
+from turned import Turn
+from whatif_pairs import ALIKE, Pair, Trial, _sum_up
+
+
+def trial(num, *, seed, ratio=1.0, drift=0.5, spread=0.02):
+    """Runs in the order ABBAABBA on a machine whose speed drifts by as much up and down, and that is noisy besides."""
+    source, runs = random.Random(seed), []
+    for number in range(num):
+        at = [2 * number, 2 * number + 1]
+        before, after = (
+            1e6 * exp(drift * sin(place / 9)) * source.lognormvariate(0, spread)
+            for place in (at if number % 2 == 0 else at[::-1])
+        )
+        runs.append((round(before), round(ratio * after), round((ratio - 1) * after)))
+    return Trial(turn=Turn(), runs=runs)
+
+
+def test_a_ratio_is_found_on_a_machine_that_drifts_by_more():
+    found = trial(60, seed=1, ratio=1.1)
+
+    assert found.ratio == pytest.approx(1.1, rel=0.02)
+    assert max(before for before, _, _ in found.runs) > 2 * min(before for before, _, _ in found.runs)
+
+
+def test_a_ratio_is_off_by_its_noise_at_most_nine_times_of_ten():
+    held = [abs(found.ratio - 1) <= found.noise for seed in range(400) for found in [trial(40, seed=seed, drift=0.0)]]
+
+    assert 0.85 <= sum(held) / len(held) <= 0.95
+
+
+def pair(change="linear", *, measured, predicted=None, wide=0.1, refused=None):
+    low, high = (None, None) if predicted is None else (predicted - wide, predicted + wide)
+    said = {"predicted": predicted, "low": low, "high": high, "refused": refused}
+    return Pair(model="m", change=change, asked="", step_ms=1.0, measured=measured, noise=0.0, **said)
+
+
+def test_what_is_summed_up_are_changes_that_were_answered():
+    alike = pair(ALIKE, measured=1.3, predicted=1.0)
+    found = _sum_up([alike, pair(measured=2.0, predicted=1.5, wide=0.4), pair(measured=1.0, predicted=1.02)])
+
+    assert found["num_pairs"] == 2
+    assert found["median_error"] == pytest.approx((0.25 + 0.02) / 2)
+    assert found["coverage"] == 0.5
+    assert (found["wrong_signs"], found["refused"]) == (0, 0)
+    assert found["alike_most"] == pytest.approx(0.3)
+
+
+def test_a_large_change_predicted_the_wrong_way_is_counted_and_a_small_one_is_not():
+    alike = pair(ALIKE, measured=1.0, predicted=1.0)
+    found = _sum_up([alike, pair(measured=0.8, predicted=1.1), pair(measured=0.95, predicted=1.1)])
+
+    assert found["wrong_signs"] == 1
+
+
+def test_a_refusal_is_no_answer():
+    alike = pair(ALIKE, measured=1.0, predicted=1.0)
+    found = _sum_up([alike, pair(measured=2.0, refused="calibration")])
+
+    assert (found["num_pairs"], found["refused"], found["median_error"], found["coverage"]) == (0, 1, None, None)
