@@ -1,5 +1,6 @@
 """The graph of a recording, its gates and bounds: worked out once for all that is asked of it, when it is asked."""
 
+from dataclasses import replace
 from functools import cached_property
 
 from taxbreak_vllm.model.step import Phase
@@ -12,7 +13,7 @@ from taxbreak_vllm.whatif.build import Model, build, with_waits
 from taxbreak_vllm.whatif.changes import HOST, RefusedError
 from taxbreak_vllm.whatif.gates import find_gates
 from taxbreak_vllm.whatif.graph import Graph
-from taxbreak_vllm.whatif.interval import Variant, model_error
+from taxbreak_vllm.whatif.interval import Missed, Variant, model_error
 from taxbreak_vllm.whatif.plain import Plain, find_plain
 from taxbreak_vllm.whatif.replay import replay
 from taxbreak_vllm.whatif.spans import Spans, means, means_at, step_spans
@@ -45,9 +46,10 @@ class Basis:
         return (*found, *on_host.gates(self.recording)) if self.is_on_host else found
 
     @cached_property
-    def error(self) -> float:
-        """What share of a step an answer may be off by, beyond what its variants and ranges tell."""
-        return model_error(self.gates) + (on_host.MISSED_RATIO if self.is_on_host else 0.0)
+    def missed(self) -> Missed:
+        """By how much an answer may be off beyond what its variants and ranges tell."""
+        missed = on_host.MISSED if self.is_on_host else Missed(of_step=0.0)
+        return replace(missed, of_step=model_error(self.gates) + missed.of_step)
 
     @cached_property
     def phases(self) -> list[Phase | None]:

@@ -79,7 +79,7 @@ def _forecasts(basis: Basis, change: Change, name: Remedy) -> Iterator[Forecast]
     changed, at_ns = settled(basis, change)
     phases = basis.phases[1:] or basis.phases
     try:
-        answers, dilation = plain_steps(basis.plain, basis.model, change, error=basis.error), 1.0
+        answers, dilation = plain_steps(basis.plain, basis.model, change, missed=basis.missed), 1.0
     except RefusedError:
         answers, dilation = recorded_steps(basis, change, changed, at_ns)[-len(phases) :], basis.dilation or 1.0
     low = 0.0 if name is Remedy.FUSED else 1.0  # which chains a compiler fuses is its own affair: it may be none

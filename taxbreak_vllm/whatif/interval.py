@@ -53,6 +53,18 @@ def interval(
     return [(min(group), max(group)) for group in zip(*found, strict=True)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missed:
+    """By how much answers miss beyond what variants and ranges tell: shares of the step, and of what a change makes."""
+
+    of_step: float
+    of_change: float = 0.0
+
+    def ns(self, before_ns: float, after_ns: float) -> float:
+        """Return by how much an interval reaches further for it on each side."""
+        return self.of_step * before_ns + self.of_change * abs(after_ns - before_ns)
+
+
 def model_error(gates: Iterable[Gate]) -> float:
     """Return what share of the recording the graph gets wrong, or does not explain, as its gates found."""
     return sum(gate.value for gate in gates if gate.name in _FORGIVEN)

@@ -22,10 +22,10 @@ from taxbreak_vllm.whatif import build as launched
 from taxbreak_vllm.whatif.changes import Change
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Edges, make_edges
+from taxbreak_vllm.whatif.interval import Missed
 
-MISSED_RATIO = (
-    0.3  # of a step: by so much nine of ten answers missed at most what was then measured (bench-whatif-pairs)
-)
+# By so much nine of ten answers missed at most what was then measured (bench-whatif-pairs).
+MISSED = Missed(of_step=0.3, of_change=0.05)
 
 _Columns = TypeVar("_Columns", Activities, Dispatches)
 

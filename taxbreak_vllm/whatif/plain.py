@@ -20,7 +20,7 @@ from taxbreak_vllm.whatif.build import Model
 from taxbreak_vllm.whatif.changes import HOST, Change, RefusedError, scale_host
 from taxbreak_vllm.whatif.edges import Sources
 from taxbreak_vllm.whatif.graph import EdgeKind, Graph
-from taxbreak_vllm.whatif.interval import Answer, Variant, interval
+from taxbreak_vllm.whatif.interval import Answer, Missed, Variant, interval
 from taxbreak_vllm.whatif.points import PointKind
 from taxbreak_vllm.whatif.spans import Spans, means
 
@@ -84,7 +84,7 @@ def find_plain(
     return Plain(took_ns, groups, found)
 
 
-def plain_steps(plain: Plain, model: Model, change: Change, *, error: float) -> list[Answer]:
+def plain_steps(plain: Plain, model: Model, change: Change, *, missed: Missed) -> list[Answer]:
     """Answer of plain steps: the same change to graphs without what the profiler added."""
     light, before_ns = plain.variants[0]
     after_ns = means(apply(light, model, change, middle), plain.groups)
@@ -95,10 +95,11 @@ def plain_steps(plain: Plain, model: Model, change: Change, *, error: float) -> 
         Answer(
             was_ns=round(was_ns),
             point_ns=round(point),
-            low_ns=max(round(low - error * was_ns), 0),
-            high_ns=round(high + error * was_ns),
+            low_ns=max(round(low - wide_ns), 0),
+            high_ns=round(high + wide_ns),
         )
         for was_ns, point, (low, high) in zip(plain.took_ns, points, ends, strict=True)
+        for wide_ns in (missed.ns(was_ns, point),)
     ]
 
 

@@ -55,7 +55,7 @@ def predict(
     window, *steps = _predictions(basis, answers)
     shown, no_plain = steps[0] if len(steps) == 1 else window, None
     try:
-        plain = plain_steps(basis.plain, model, change, error=basis.error)
+        plain = plain_steps(basis.plain, model, change, missed=basis.missed)
         steps = [_with_plain(step, answer) for step, answer in zip(steps, plain, strict=True)]
     except RefusedError as refusal:
         no_plain = str(refusal)
@@ -161,7 +161,7 @@ def recorded_steps(basis: Basis, change: Change, changed: Graph, at_ns: Int64) -
             high_ns=round(high + wide),
         )
         for spans, was_ns, point, (low, high) in zip(groups, observed_ns, points, ends, strict=True)
-        for wide in (spread(model.graph, spans) + basis.error * was_ns,)
+        for wide in (spread(model.graph, spans) + basis.missed.ns(was_ns, point),)
     ]
 
 

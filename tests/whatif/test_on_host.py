@@ -15,7 +15,7 @@ from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.whatif import on_host
 from taxbreak_vllm.whatif.asked import asked
 from taxbreak_vllm.whatif.compiled import Forward
-from taxbreak_vllm.whatif.on_host import MISSED_RATIO
+from taxbreak_vllm.whatif.on_host import MISSED
 from taxbreak_vllm.whatif.replay import replay
 
 STEP = Path(__file__).parents[1] / "data" / "cpu_decode"  # a decode step of the demo's tiny Llama, four requests
@@ -132,17 +132,19 @@ def test_whether_recording_lengthens_each_op_or_all_of_the_host_the_interval_hol
     found = step(made(*views, ("aten::mm", 100, 600), plain_ns=900, op_cost_ns=4), host=["dispatch=2"])
 
     assert found.plain_predicted_ns == 900 + 81  # 420 of the host's 520 stay, of its dispatch too
-    assert found.plain_high_ns == 900 + 81 + MISSED_RATIO * 900
-    assert (
-        found.plain_low_ns == 900 + 17 - MISSED_RATIO * 900
-    )  # 20 for each of 5 ops: a sixth stays of what is around them
+    least_ns = 900 + 17  # 20 for each of 5 ops: a sixth stays of what is around them
+    wide_ns = MISSED.ns(900, 900 + 81)
+    assert (found.plain_low_ns, found.plain_high_ns) == (round(least_ns - wide_ns), round(900 + 81 + wide_ns))
 
 
-def test_an_interval_allows_for_a_servers_drift(made):
-    found = step(made(("aten::mm", 0, 500), plain_ns=800), host=["2"])
+def test_an_interval_is_as_wide_as_answers_missed_and_wider_for_a_larger_change(made):
+    recording = made(("aten::mm", 0, 500), plain_ns=800)
+    same, more = step(recording), step(recording, host=["2"])
 
-    wide_ns = MISSED_RATIO * 800
-    assert (found.plain_low_ns, found.plain_predicted_ns, found.plain_high_ns) == (1100 - wide_ns, 1100, 1100 + wide_ns)
+    for found, wide_ns in (same, MISSED.ns(800, 800)), (more, MISSED.ns(800, 1100)):
+        assert found.plain_low_ns == round(found.plain_predicted_ns - wide_ns)
+        assert found.plain_high_ns == round(found.plain_predicted_ns + wide_ns)
+    assert more.plain_high_ns - more.plain_low_ns > same.plain_high_ns - same.plain_low_ns > 0
 
 
 def test_a_step_that_recording_made_another_one_is_no_basis(made):
@@ -183,8 +185,9 @@ def test_compiling_leaves_library_calls_and_attention_and_takes_out_what_lies_be
     kept = Forward.of(recorded)
     outside_ns = eager.observed_ns - (kept.end_ns - kept.start_ns)
     least_ns = 0.7 * outside_ns + (kept.kept_end - kept.kept_start).sum()
-    assert least_ns - MISSED_RATIO * eager.observed_ns < found.low_ns < eager.observed_ns / 2
-    assert found.low_ns < found.predicted_ns < found.high_ns < (1 + MISSED_RATIO) * eager.observed_ns
+    wide_ns = MISSED.ns(eager.observed_ns, found.predicted_ns)
+    assert least_ns - wide_ns < found.low_ns < eager.observed_ns / 2
+    assert found.low_ns < found.predicted_ns < found.high_ns < eager.observed_ns + wide_ns
     assert any("no recording" in note for note in asked(compiled=True).of(recorded).notes)
 
 
