@@ -38,6 +38,7 @@ ASKED: Mapping[str, tuple[str, ...]] = {  # the settings that a rule's change is
     "delivery": ("stream_interval", "api_server_count"),
     "one-process": ("distributed_executor_backend",),
     "batch-size": ("max_num_seqs",),
+    "larger-batch": ("max_num_seqs",),
     "queue": ("max_num_seqs", "max_num_batched_tokens"),
     "prefill-budget": ("max_num_batched_tokens", "enable_chunked_prefill"),
     "quantization": ("quantization", "cache_dtype", "attention_backend"),
@@ -53,7 +54,7 @@ class Measure(NamedTuple):
 
 STEP = Measure("step", Per.STEP)
 _OUTPUT, _PROMPT = Measure("output token", Per.TOKEN), Measure("prompt token", Per.TOKEN)
-_MEASURES = {"batch-size": _OUTPUT, "prefill-budget": _PROMPT}
+_MEASURES = {"batch-size": _OUTPUT, "larger-batch": _OUTPUT, "prefill-budget": _PROMPT}
 
 _TAIL = 0.025  # of each median's interval, both ends together
 MIN_STEPS = 7  # on each side, for such an interval

@@ -8,7 +8,9 @@ trace holds several.
 from collections.abc import Callable
 from dataclasses import replace
 
-from taxbreak_vllm.insight.evidence import GRAPHS, Amounts, Evidence, Finding
+from taxbreak_vllm.insight import device_rules
+from taxbreak_vllm.insight.device_rules import Rule
+from taxbreak_vllm.insight.evidence import GRAPHS, Evidence, Finding
 from taxbreak_vllm.insight.plain import WORTH_RATIO, Spent
 from taxbreak_vllm.insight.transition import size_words
 from taxbreak_vllm.model.advice import Component
@@ -16,20 +18,13 @@ from taxbreak_vllm.model.breakdown import StepBreakdown, sum_or_none
 from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.model.transition import SizeUnit
 
-DEVICE_BOUND_RATIO = 0.80  # of the time between the first and the last activity
 SMALL_BATCH = 16  # requests a step; host work hardly grows with them
 SMALL_PREFILL = 2048  # prompt tokens a step, vLLM's smallest default budget
 MIN_LAUNCHES = 20  # a step; fewer are no reason for a graph
-MIN_SPEEDUP = 1.2  # of launches, by fusing chains
 
-_MATMULS = frozenset({"gemm", "moe"})
-_ATTENTION = frozenset({"attention", "kv-cache"})
-_FUSIBLE = frozenset({"norm", "activation", "rope", "quantization", "elementwise", "reduction"})
 _DECODING = frozenset({Phase.DECODE, Phase.VERIFY})
 _GENERATING = _DECODING | {Phase.MIXED}
 _FULL_GRAPHS = """--compilation-config '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'"""
-
-Rule = Callable[[Evidence], Finding | None]
 
 
 def cuda_graphs(e: Evidence) -> Finding | None:
@@ -293,76 +288,6 @@ def faster_core(e: Evidence) -> Finding | None:
     )
 
 
-def smaller_weights(e: Evidence) -> Finding | None:
-    """The device works nearly all the time, most of it for one kind of kernel."""
-    active_ns = {family: share.active_ns for family, share in e.total.families.items()}
-    whole_ns = sum(active_ns.values())
-    if not e.is_gpu or not whole_ns or (e.shares.between_activities_ratio or 0.0) < DEVICE_BOUND_RATIO:
-        return None
-    matmul_ns = sum(active_ns.get(family, 0) for family in _MATMULS)
-    attention_ns = sum(active_ns.get(family, 0) for family in _ATTENTION)
-    if "float8" in e.dtype or max(matmul_ns, attention_ns) < 0.4 * whole_ns:
-        return None
-    is_matmul = matmul_ns >= attention_ns
-    families = _MATMULS if is_matmul else _ATTENTION
-    amounts_ns = e.each(lambda step: _active_ns(step, families))
-    what = "matrix products" if is_matmul else "attention and its cache"
-    busy = f"{e.shares.between_activities_ratio:.0%}"
-    return e.find(
-        "quantization",
-        Component.DEVICE_WORK,
-        amounts_ns,
-        spent=Spent.DEVICE,
-        finding=f"the device works {busy} of the time from its first to its last activity, and"
-        f" {sum(amounts_ns) / whole_ns:.0%} of its work is {what}; a faster host would change nothing",
-        change="Make the work smaller: 8-bit weights and activations, or a faster device."
-        if is_matmul
-        else "Make the cache smaller, or use a faster attention kernel.",
-        settings=("--quantization fp8",) if is_matmul else ("--kv-cache-dtype fp8", "--attention-backend …"),
-        refuted_by="the weights are quantized already, or the quality of the answers suffers",
-    )
-
-
-def fused_kernels(e: Evidence) -> Finding | None:
-    """Small kernels that always follow one another take the device's time, or the host's to launch them."""
-    small_ns = e.each(lambda step: _active_ns(step, _FUSIBLE))
-    report = e.fusion
-    chains = [chain for chain in report.chains if chain.is_maximal] if report is not None else []
-    speedup = (report.ideal_speedup or 1.0) if report is not None else 1.0
-    saves = chains and speedup >= MIN_SPEEDUP and not e.has_graphs and e.plain_total.weighs(sum(e.host_ns))
-    if e.is_gpu and report is not None and saves:
-        amounts_ns: Amounts = [round(ns * (1 - 1 / speedup)) for ns in e.host_ns]
-        component, spent, weighed_ns = Component.LAUNCH_PATH, Spent.HOST, e.host_ns
-        bound = f"{report.launches} launches could be {report.launches_after}"
-    elif e.is_gpu and (e.shares.between_activities_ratio or 0.0) >= DEVICE_BOUND_RATIO:
-        amounts_ns, component, spent, weighed_ns = small_ns, Component.DEVICE_WORK, Spent.DEVICE, small_ns
-        share = e.percent(small_ns, Spent.DEVICE)
-        bound = f"{share} of the step goes to norms, activations, rotary embeddings and the like"
-    else:
-        return None
-    chain = (
-        f"; the longest that always run together: {chains[0].length} kernels, {chains[0].count} times" if chains else ""
-    )
-    return e.find(
-        "fused-kernels",
-        component,
-        amounts_ns,
-        weighed_ns=weighed_ns,
-        spent=spent,
-        finding=bound + chain,
-        change="Fuse the small kernels: vLLM's own passes first, torch.compile for the rest.",
-        settings=(
-            """--compilation-config '{"mode": 3, "pass_config": {"fuse_norm_quant": true, "fuse_act_quant": true}}'""",
-            "-O3",
-        ),
-        refuted_by="kernels a step do not fall after the change (taxbreak diff)",
-    )
-
-
-def _active_ns(step: StepBreakdown, families: frozenset[str]) -> int:
-    return sum(share.active_ns for family, share in step.families.items() if family in families)
-
-
 RULES: tuple[Rule, ...] = (
     cuda_graphs,
     full_graphs,
@@ -375,6 +300,5 @@ RULES: tuple[Rule, ...] = (
     prefill_budget,
     cpu_limit,
     faster_core,
-    smaller_weights,
-    fused_kernels,
+    *device_rules.RULES,
 )

@@ -26,6 +26,7 @@ REMEDIES: Mapping[str, Remedy] = {
 BEYOND: Mapping[str, str] = {  # what no replay of one recording tells of a rule's change
     "full-graphs": "what one graph costs in place of many is in no recording of the many",
     "batch-size": "how a step grows with its batch is not in a recording of one size",
+    "larger-batch": "how a step grows with its batch is not in a recording of one size",
     "prefill-budget": "how a step grows with its prompt tokens is not in a recording of one size",
     "cpu-limit": "how long threads waited for a CPU is not in a recording",
     "quantization": "how long the smaller kernels take is not in a recording",

@@ -60,6 +60,12 @@ def phase_limit(steps: Sequence[StepBar]) -> PhaseLimit:
         flops_per_s=flops / active_ns * 1e9 if flops is not None and active_ns else None,
         bytes_per_s=num_bytes / active_ns * 1e9 if num_bytes is not None and active_ns else None,
         ceilings=_once(limit.ceilings.words for _, limit in counted if limit.ceilings is not None),
+        sources={
+            key: source
+            for _, limit in counted
+            if limit.ceilings is not None
+            for key, source in limit.ceilings.sources.items()
+        },
         notes=_once(note for _, limit in counted for note in limit.notes),
         reasons=_once(step.reason for step in steps if step.limit is None),
     )

@@ -6,6 +6,7 @@ Times are integer ns. What is not known is `None`, with why in `reasons` or `not
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from taxbreak_vllm.model.ceilings import CeilingSource
 from taxbreak_vllm.model.limit import Bar, Bound, StepLimit
 from taxbreak_vllm.model.step import Phase
 
@@ -25,9 +26,9 @@ class PhaseLimit:
     """What hardware allows the steps of a phase, and the bar of their devices' time, summed.
 
     `bar` is over all `num_steps`. `flops`, `bytes`, `most_bytes` and the rates are over the `num_counted` whose work is
-    known; all else is over the `num_bounded` of them whose least time is known and below their device time. `mfu` and
-    `mbu` are shares of the bars of those. `bound_ns` splits their least time by what it hangs on, `bound` is what most
-    of it does.
+    known, and `sources` of their ceilings by dtype and "bytes"; all else is over the `num_bounded` of them whose least
+    time is known and below their device time. `mfu` and `mbu` are shares of the bars of those. `bound_ns` splits their
+    least time by what it hangs on, `bound` is what most of it does.
     """
 
     num_steps: int
@@ -47,6 +48,7 @@ class PhaseLimit:
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
     ceilings: tuple[str, ...] = ()
+    sources: Mapping[str, CeilingSource] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 

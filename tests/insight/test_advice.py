@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from taxbreak_vllm import analyze as analyze_path
-from taxbreak_vllm.insight import rules
+from taxbreak_vllm.insight import device_rules, rules
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.evidence import distrust, with_plain_step
 from taxbreak_vllm.insight.fusion import fusion
@@ -29,6 +29,7 @@ from taxbreak_vllm.model.breakdown import (
     Tier,
     TopRow,
 )
+from taxbreak_vllm.model.limit import Bar, Bound, FamilyWork, StepLimit
 from taxbreak_vllm.model.step import Batch, GraphMode, Phase, StepHistogram
 
 SERVING = Path(__file__).parents[1] / "data" / "serving.json"
@@ -129,6 +130,43 @@ BUSY = {"waits": 20}
 GRAPH = {"graph_mode": GraphMode.FULL, "launches": 1}
 PIECES = {"graph_mode": GraphMode.PIECEWISE, "launches": 30}
 MANY = {"batch": Batch(requests=64, prompt_tokens=0, output_tokens=64)}
+
+
+def part(flops, size, floor_ns):
+    return FamilyWork(
+        flops=flops, bytes=size, most_bytes=size, reach_bytes=size, dtype="bf16", floor_ns=(floor_ns, floor_ns)
+    )
+
+
+def limited(bound, *, compute_ns=30, memory_ns=600, shared=900, active_ns=980):
+    """A step with a limit, of 1,000 bytes; `shared` of them are weights."""
+    floor_ns = max(compute_ns, memory_ns)
+    part_ns = memory_ns * shared // 1000
+    return {
+        "limit": StepLimit(
+            flops=10,
+            bytes=1000,
+            most_bytes=1000,
+            compute_ns=compute_ns,
+            memory_ns=memory_ns,
+            floor_ns=(floor_ns, floor_ns),
+            bound=bound,
+            mfu=compute_ns / 1000,
+            mbu=memory_ns / 1000,
+            bar=Bar(window_ns=1000, limit_ns=floor_ns, above_ns=active_ns - floor_ns, exposed_ns={"delta_ft": 20}),
+            parts={
+                "linear": part(10, shared, max(part_ns, compute_ns)),
+                "kv": part(0, 1000 - shared, memory_ns - part_ns),
+            },
+        )
+    }
+
+
+MEMORY, COMPUTE = limited(Bound.MEMORY), limited(Bound.COMPUTE, compute_ns=700)
+LATENCY, CACHE = limited(Bound.LATENCY, memory_ns=40), limited(Bound.MEMORY, shared=100)
+NEAR = limited(Bound.MEMORY, memory_ns=980, shared=1000) | {
+    "families": {"gemm": FamilyShare(active_ns=500), "norm": FamilyShare(active_ns=480)}
+}
 PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens=300, output_tokens=1)}
 LONG_PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens=8000, output_tokens=1)}
 
@@ -155,6 +193,17 @@ LONG_PREFILL = {"phase": Phase.PREFILL, "batch": Batch(requests=1, prompt_tokens
         ("faster-core", [GRAPH], True),
         ("faster-core", [GRAPH | BUSY], False),
         ("quantization", [BUSY], True),
+        ("quantization", [BUSY | MEMORY], True),
+        ("quantization", [BUSY | COMPUTE], True),
+        ("quantization", [BUSY | LATENCY], False),  # smaller kernels take as long
+        ("quantization", [BUSY | NEAR], False),  # what half the bytes take is most of what these kernels take
+        ("larger-batch", [BUSY | MEMORY], True),
+        ("larger-batch", [BUSY], False),  # nothing is known of its limit
+        ("larger-batch", [MEMORY], False),  # the host is in the way
+        ("larger-batch", [BUSY | COMPUTE], False),
+        ("larger-batch", [BUSY | LATENCY], False),
+        ("larger-batch", [BUSY | CACHE], False),  # each request brings its own bytes
+        ("larger-batch", [BUSY | MEMORY | LONG_PREFILL], False),
         ("quantization", [{}], False),
         ("fused-kernels", [BUSY | {"fusible": 300}], True),
         ("fused-kernels", [BUSY | {"fusible": 30}], False),
@@ -220,9 +269,59 @@ def test_more_threads_than_processors_or_a_throttled_container_ask_for_cpus(mach
     assert ("cpu-limit" in fired(report)) == fires
 
 
+@pytest.mark.parametrize(
+    ("fields", "rule", "said", "at_most_ns"),
+    [
+        (MEMORY, "quantization", "memory-bound, the hardware's limit being 0.00 ms of its 0.00 ms", 980 - 270),
+        (COMPUTE, "quantization", "compute-bound", 980 - 350),
+        ({}, "quantization", "a faster host would change nothing", 980),
+        (MEMORY | {"fusible": 300}, "fused-kernels", "they read and write each value once", 300),
+        (LATENCY | {"fusible": 300}, "fused-kernels", "latency-bound", 300),
+        (LATENCY | {"fusible": 300}, "fused-kernels", "would help, fewer kernels do", 300),
+        # 4 tokens of a step of 1000 ns, four times as many of which would read the same weights
+        (MEMORY, "larger-batch", "falls from 0.1 to 0.0 µs", 750 // 4),
+    ],
+)
+def test_what_bounds_the_device_s_work_is_said_and_bounds_what_a_change_wins(fields, rule, said, at_most_ns):
+    (advice,) = [one for one in advise([capture(**BUSY | fields)]).advice if one.rule == rule]
+
+    assert advice.component is Component.DEVICE_WORK
+    assert said in advice.finding
+    assert advice.at_most_ns == at_most_ns
+    assert advice.predicted is None
+    assert advice.unpredicted
+
+
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        (MEMORY, "Read fewer bytes: 8-bit weights"),
+        (COMPUTE, "Multiply in 8 bits, weights and activations both"),
+        ({}, "Make the work smaller: 8-bit weights and activations"),
+        (MEMORY | {"families": {"attention": FamilyShare(active_ns=900)}}, "Read fewer bytes: an 8-bit cache"),
+        (COMPUTE | {"families": {"attention": FamilyShare(active_ns=900)}}, "a smaller cache would win nothing"),
+    ],
+)
+def test_what_is_made_smaller_is_what_the_work_is_bound_by(fields, change):
+    (advice,) = [one for one in advise([capture(**BUSY | fields)]).advice if one.rule == "quantization"]
+
+    assert change in advice.change
+
+
+def test_a_batch_grows_until_products_take_as_long_and_no_more_than_fourfold():
+    grown = limited(Bound.MEMORY, compute_ns=240)  # 540 ns of weights over 240 - 60 ns that grow: threefold
+
+    (advice,) = [one for one in advise([capture(**BUSY | grown)]).advice if one.rule == "larger-batch"]
+
+    assert "which 3.0 times as many would read once too" in advice.finding
+    assert advice.at_most_ns == round(1000 * 2 / 3) // 4
+    assert advice.per is Per.TOKEN
+
+
 def test_every_rule_has_its_cases():
     told = Path(__file__).read_text()
-    named = re.findall(r'e\.find\(\s*"([a-z-]+)"', Path(rules.__file__).read_text())
+    source = "".join(Path(each.__file__).read_text() for each in (rules, device_rules))
+    named = re.findall(r'e\.find\(\s*"([a-z-]+)"', source)
 
     assert len(named) == len(rules.RULES)
     assert [rule for rule in named if f'"{rule}"' not in told] == []
@@ -412,7 +511,7 @@ def test_every_setting_named_exists_in_the_vllm_that_is_installed():
     home = Path(spec.origin).parent
     flags = "".join((home / file).read_text() for file in ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py"))
     compilation, envs = (home / "config/compilation.py").read_text(), (home / "envs.py").read_text()
-    text = Path(rules.__file__).read_text()
+    text = "".join(Path(each.__file__).read_text() for each in (rules, device_rules))
     outside = {"--cpus"}  # of Docker
 
     assert {flag for flag in re.findall(r"--[a-z][a-z0-9-]+", text) if f'"{flag}"' not in flags} == outside

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.insight import rules, server_advice
+from taxbreak_vllm.insight import device_rules, rules, server_advice
 from taxbreak_vllm.insight.held import ASKED, MIN_STEPS, PlainStep, Run, median_interval, outcomes
 from taxbreak_vllm.insight.server_evidence import ServerEvidence
 from taxbreak_vllm.model.advice import Advice, Component, Held, Per, PhaseAdvice
@@ -135,7 +135,7 @@ def test_the_interval_of_a_median_takes_seven_values_and_holds_it_as_often_as_it
 
 
 def test_every_rule_named_here_exists():
-    text = "".join(Path(module.__file__).read_text() for module in (rules, server_advice))
+    text = "".join(Path(module.__file__).read_text() for module in (rules, device_rules, server_advice))
 
     assert [rule for rule in ASKED if f'"{rule}"' not in text] == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from taxbreak_vllm.insight import rules
+from taxbreak_vllm.insight import device_rules, rules
 from taxbreak_vllm.insight.advice import advise
 from taxbreak_vllm.insight.foreseen import apart, foreseen
 from taxbreak_vllm.insight.joined import joined
@@ -209,7 +209,11 @@ def test_what_is_predicted_to_win_next_to_nothing_is_left_out_with_its_figure():
 
 
 def test_every_rule_is_replayed_or_says_why_that_tells_nothing():
-    named = set(re.findall(r'e\.find\(\s*"([a-z-]+)"', Path(rules.__file__).read_text()))
+    named = set(
+        re.findall(
+            r'e\.find\(\s*"([a-z-]+)"', "".join(Path(each.__file__).read_text() for each in (rules, device_rules))
+        )
+    )
 
     assert named == set(REMEDIES) | set(BEYOND)
 

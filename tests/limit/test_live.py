@@ -6,6 +6,7 @@ import pytest
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.limit.live import with_limit
+from taxbreak_vllm.limit.phases import by_phase
 from taxbreak_vllm.model.baseline import Environment
 from taxbreak_vllm.model.breakdown import Breakdown, DeviceTime, Source, StepBreakdown
 from taxbreak_vllm.model.ceilings import CeilingSource, DeviceProperties, MeasuredCeilings, Rate
@@ -115,3 +116,10 @@ def test_counters_take_the_least_time_by_its_bound_and_the_work():
     assert counts["limit_ns", "memory"] == 597015
     assert counts["model_kiloflops", ""] == 2 * 10**6
     assert counts["model_bytes", ""] == 2 * 10**9
+
+
+def test_a_phase_names_the_source_of_each_ceiling():
+    (limit,) = by_phase(with_limit(BREAKDOWN, INFO, STATE).steps).values()
+
+    assert limit.sources == {"bf16": "table", "bytes": "table"}
+    assert "H100" in limit.ceilings[0]

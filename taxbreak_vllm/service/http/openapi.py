@@ -19,6 +19,7 @@ from taxbreak_vllm.model.breakdown import (
     Taxes,
     Tier,
 )
+from taxbreak_vllm.model.ceilings import CeilingSource
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
 from taxbreak_vllm.model.limit import Bar, Bound
@@ -296,7 +297,8 @@ _LIMIT = LimitReport(
             mbu=0.2333,
             flops_per_s=3.0e13,
             bytes_per_s=1.954e12,
-            ceilings=("https://www.nvidia.com/en-us/data-center/h100/",),
+            sources={"bf16": CeilingSource.TABLE, "bytes": CeilingSource.TABLE},
+            ceilings=("NVIDIA H100 datasheet (SXM)",),
         )
     },
 )
