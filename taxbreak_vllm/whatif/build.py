@@ -6,7 +6,6 @@ and what these leave unexplained.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,8 +92,9 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
 
     launches, behind, within = launch_edges(sources), stream_edges(sources), node_edges(sources)
     led = led_until(sources, (launches, behind))
-    inferred = event_waits(events, host, calls, activities, streams, queues) if told.waits is None else told.waits
-    waits, explained = event_edges(sources, inferred, led)
+    is_told = told.waits is not None
+    pairs = event_waits(events, host, calls, activities, streams, queues) if told.waits is None else told.waits
+    waits, explained = event_edges(sources, pairs, led, is_told=is_told)
     late_ns = activities.start_ns - np.maximum(led, explained)
     late = np.flatnonzero((late_ns > UNEXPLAINED_NS) & (led > np.iinfo(np.int64).min))
     guessed = ended_just_before(activities, streams.stream, late, UNEXPLAINED_NS)
@@ -116,7 +116,7 @@ def build(measured: Measured, windows: Sequence[StepWindow]) -> Model:
         room_edges(sources),
         handoff_edges(sources),
     )
-    graph, node = ordered(sources, reduce(Edges.plus, parts), is_pinned)
+    graph, node = ordered(sources, Edges.joined(parts), is_pinned)
     possible, slowest = (_forward(each(sources), node)[0] for each in (possible_edges, slowest_edges))
     still = still[streams.before[still] >= 0]
     unexplained = Unexplained(

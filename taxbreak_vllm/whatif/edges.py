@@ -174,18 +174,29 @@ def led_until(s: Sources, parts: tuple[Edges, ...]) -> Int64:
     return led[shift:]
 
 
-def event_edges(s: Sources, pairs: Pairs, led: Int64) -> tuple[Edges, Int64]:
-    """From another stream to what was launched after a wait for its event; also, until when that holds each."""
+def event_edges(s: Sources, pairs: Pairs, led: Int64, *, is_told: bool) -> tuple[Edges, Int64]:
+    """From another stream to what was launched after a wait for its event; also, until when that holds each.
+
+    Of inferred waits those are doubtful that did not decide when their work began.
+    """
     activities, shift = s.measured.activities, len(s.points.at_ns)
     ended, start_ns = activities.end_ns[pairs.awaited], activities.start_ns[pairs.waiting]
     decides = (start_ns - led[pairs.waiting] > UNEXPLAINED_NS // 10) & (ended > led[pairs.waiting])
-    latency_ns = (start_ns - ended)[decides & (start_ns - ended < UNEXPLAINED_NS)]
+    decides &= start_ns - ended < UNEXPLAINED_NS
+    latency_ns = (start_ns - ended)[decides]
     fitted = median(latency_ns) if len(latency_ns) > 2 else None
     fixed_ns = _EVENT_NS if fitted is None else fitted
     explained = np.full(len(led), np.iinfo(np.int64).min)
-    near = start_ns - ended < _EVENT_NEAR_NS
+    near = start_ns - ended < (UNEXPLAINED_NS if is_told else _EVENT_NEAR_NS)
     np.maximum.at(explained, pairs.waiting[near], np.maximum(ended + fixed_ns, start_ns)[near & (ended > 0)])
-    edges = make_edges(shift + pairs.awaited, shift + pairs.waiting, EdgeKind.EVENT, fixed_ns=fixed_ns, from_end=True)
+    edges = make_edges(
+        shift + pairs.awaited,
+        shift + pairs.waiting,
+        EdgeKind.EVENT,
+        fixed_ns=fixed_ns,
+        from_end=True,
+        is_doubtful=~decides & (not is_told),
+    )
     return edges, explained
 
 

@@ -8,7 +8,8 @@ leads from an earlier to a later one, so that one pass gives the time of all:
     weight = max(0, Σ host_ns + fixed_ns + residual_ns [+ the source's duration, where it is the source's end])
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
@@ -68,18 +69,15 @@ class Edges:
             self.is_doubtful[rows],
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["Edges"]) -> "Edges":
+        """Return the edges of all parts, in the order of the parts."""
+        columns = (field.name for field in fields(cls))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in columns))
+
     def plus(self, others: "Edges") -> "Edges":
         """Return these and others, by their target again."""
-        both = Edges(
-            np.concatenate((self.source, others.source)),
-            np.concatenate((self.target, others.target)),
-            np.concatenate((self.kind, others.kind)),
-            np.concatenate((self.from_end, others.from_end)),
-            np.concatenate((self.host_ns, others.host_ns), axis=1),
-            np.concatenate((self.fixed_ns, others.fixed_ns)),
-            np.concatenate((self.residual_ns, others.residual_ns)),
-            np.concatenate((self.is_doubtful, others.is_doubtful)),
-        )
+        both = Edges.joined((self, others))
         return both.chosen(np.argsort(both.target, kind="stable"))
 
 
@@ -137,11 +135,11 @@ class Graph:
     def least(self) -> "Graph":
         """Return the graph with what is doubtful at its least.
 
-        What a thread may have waited for takes nothing, one thread does not wait for the other, a stream leaves no gap,
-        a graph begins as soon as it is called.
+        What a thread may have waited for takes nothing, one thread does not wait for the other nor one stream, a stream
+        leaves no gap, a graph begins as soon as it is called.
         """
         edges = self.edges
-        edges = edges.chosen(~(edges.is_doubtful & (edges.kind == EdgeKind.HANDOFF)))
+        edges = edges.chosen(~(edges.is_doubtful & np.isin(edges.kind, (EdgeKind.HANDOFF, EdgeKind.EVENT))))
         least_ns = np.where(edges.kind == EdgeKind.LAUNCH, _LEAST_LATENCY_NS, 0)
         return self.with_edges(
             replace(
