@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from command_line import CommandLine
 
+from taxbreak_vllm.baselines.store import Baselines
+from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
 from taxbreak_vllm.model.breakdown import Breakdown
 from taxbreak_vllm.taxes.measured import Measured
 from taxbreak_vllm.taxes.recording import Recording
@@ -78,6 +80,20 @@ def real_trace() -> Callable[[str], Path]:
         return REAL_TRACES[file]
 
     return real_trace
+
+
+@pytest.fixture
+def put_graph_floors() -> Callable[[Path], None]:
+    """Put into a store what launching graphs costs on the H100 of the trace of bert-small."""
+
+    def put(path):
+        here = Environment(device_type="cuda", device_name="NVIDIA H100 80GB HBM3", torch="2.13", driver="12090")
+        measured = ((1, 7_700), (8, 8_400), (64, 14_000), (512, 58_000))
+        graphs = (Floor(kind=FloorKind.GRAPH, spread=Spread(ns, 10, 50), nodes=nodes) for nodes, ns in measured)
+        with Baselines(path) as store:
+            store.put_floors(here, Floors(floors=tuple(graphs)))
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.insight.evidence import with_plain_step
 from taxbreak_vllm.insight.findings import Findings
 from taxbreak_vllm.limit.live import limited
@@ -25,8 +27,10 @@ from taxbreak_vllm.whatif.asked import Asked
 class Traces:
     """One folder of traces; they are read one at a time, as each may take much of the memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, baselines: Path | None = None) -> None:
+        """`baselines` is a store with floors of the places they were recorded in."""
         self._folder = folder.resolve()
+        self._baselines = baselines
         self._one_at_a_time = threading.Lock()
 
     def read(
@@ -59,8 +63,15 @@ class Traces:
 
     def predict(self, name: str, change: Asked, *, rank: int | None = None) -> WhatIf:
         """Return what a trace or capture says of a change; raises as `read` and `Asked.of` do."""
-        with self._one_at_a_time, Recording.open(self._path(name), Terms(rank=rank)) as recording:
+        with (
+            self._one_at_a_time,
+            self._store() as store,
+            Recording.open(self._path(name), Terms(rank=rank, baselines=store)) as recording,
+        ):
             return change.of(recording)
+
+    def _store(self) -> AbstractContextManager[Baselines | None]:
+        return Baselines(self._baselines) if self._baselines is not None else nullcontext()
 
     def _path(self, name: str) -> Path:
         path = (self._folder / name).resolve()

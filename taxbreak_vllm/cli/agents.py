@@ -27,6 +27,9 @@ def mcp(
     *,
     url: Url = defaults.URL,
     traces: Annotated[Path, typer.Option(help="the one folder that traces and captures are read from")] = Path(),
+    baselines: Annotated[
+        Path | None, typer.Option(help="floors of the place that traces were recorded in, for graphs")
+    ] = None,
     allow_control: Annotated[bool, typer.Option("--allow-control", help="let agents record steps, too")] = False,
     http: Annotated[bool, typer.Option("--http", help="serve streamable HTTP; by default stdin and stdout")] = False,
     host: Annotated[str, typer.Option(help="address to bind to, with --http")] = defaults.HOST,
@@ -46,8 +49,12 @@ def mcp(
     from taxbreak_vllm.agents.traces import Traces
     from taxbreak_vllm.settings import checked_key
 
+    if baselines is not None and not baselines.is_file():
+        raise SettingsError(f"--baselines {baselines}: no such file; 'taxbreak floor --baselines' makes it")
     key = None if api_key is None else checked_key(api_key)
-    server = create_server(Questions(_Server(url, key), Traces(traces)), allow_control=allow_control)
+    server = create_server(
+        Questions(_Server(url, key), Traces(traces, baselines=baselines)), allow_control=allow_control
+    )
     if http:
         _serve(server, host, port, key)
     else:

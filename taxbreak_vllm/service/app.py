@@ -28,6 +28,7 @@ from taxbreak_vllm.service.http.page import create_page_router
 from taxbreak_vllm.service.http.problems import problem_response
 from taxbreak_vllm.service.http.routes import create_router
 from taxbreak_vllm.service.http.sessions import Sessions
+from taxbreak_vllm.service.http.trace_reads import TraceReads
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.metrics.exposition import OPENMETRICS, Exposition
 from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, replayer_command
@@ -56,6 +57,7 @@ def create_app(
     collector = TaxbreakCollector.of(settings, spool, now_ns=now_ns)
     exporter = _otlp_exporter(settings, collector, spool)
     exposition = Exposition(collector, *([exporter] if exporter else []))
+    traces = TraceReads(spool, settings.baselines_path)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -65,7 +67,7 @@ def create_app(
         try:
             yield
         finally:
-            await asyncio.gather(*(asyncio.to_thread(process.close) for process in processes))
+            await asyncio.gather(*(asyncio.to_thread(process.close) for process in (*processes, traces)))
 
     # The documentation pages of FastAPI load scripts from other hosts, so there are none.
     app = FastAPI(title="taxbreak", version=package_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -74,7 +76,9 @@ def create_app(
     keys = Keys.of(settings, sessions=sessions, now_ns=now_ns)
     # `include_router` would build every route, and the models of its answers, once more.
     app.routes.extend(
-        create_router(settings, keys=keys, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns).routes
+        create_router(
+            settings, keys=keys, traces=traces, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns
+        ).routes
     )
 
     async def answer_error(_request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from taxbreak_vllm.service.http.compression import Compressed
 from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.service.http.trace_reads import TraceReads
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.metrics.exposition import Exposition, append_metrics
 from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command
@@ -19,11 +20,15 @@ class MountedService:
     def __init__(self, settings: Settings) -> None:
         self._server_id: str | None = None
         self._supervisor = Supervisor(analyzer_command(settings))
+        spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
+        self._traces = TraceReads(spool, settings.baselines_path)
         router = create_router(
-            settings, server_id=lambda: self._server_id, num_restarts=lambda: self._supervisor.num_restarts
+            settings,
+            traces=self._traces,
+            server_id=lambda: self._server_id,
+            num_restarts=lambda: self._supervisor.num_restarts,
         )
         self.routes: list[Any] = router.routes
-        spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
         self.exposition = Exposition(TaxbreakCollector.of(settings, spool))
 
     def start(self, server_id: str) -> None:
@@ -32,8 +37,9 @@ class MountedService:
         self._supervisor.start()
 
     def close(self) -> None:
-        """End the analyzer; it ends with this process in any case."""
+        """End the analyzer and the child that reads traces; both end with this process in any case."""
         self._supervisor.close()
+        self._traces.close()
 
 
 def mount(app: FastAPI, settings: Settings) -> MountedService:

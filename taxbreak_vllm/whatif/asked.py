@@ -12,6 +12,7 @@ from taxbreak_vllm.model.errors import SettingsError
 from taxbreak_vllm.model.whatif import WhatIf
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.trace.kernels import Family
+from taxbreak_vllm.whatif.basis import Basis
 from taxbreak_vllm.whatif.changes import HOST, Change, Range, RefusedError
 from taxbreak_vllm.whatif.compiled import Forward
 from taxbreak_vllm.whatif.like import times_like
@@ -40,7 +41,7 @@ class Asked:
     like: "Baselines | None" = None
     compiled: bool = False
 
-    def of(self, recording: Recording, *, is_drawn: bool = False) -> WhatIf:
+    def of(self, recording: Recording, *, basis: Basis | None = None, is_drawn: bool = False) -> WhatIf:
         """Say what the recording says of it, with its timeline where it shall be drawn; raises as `predict` does."""
         if self.beyond is not None:
             return refuse(recording, self.named, self.beyond)
@@ -52,7 +53,7 @@ class Asked:
                 change = replace(change, like=times_like(recording, self.like))
         except RefusedError as refusal:
             return refuse(recording, self.named, str(refusal))
-        return predict(recording, change, named=self.named, is_drawn=is_drawn)
+        return predict(recording, change, named=self.named, basis=basis, is_drawn=is_drawn)
 
 
 def asked(

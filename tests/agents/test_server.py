@@ -39,9 +39,9 @@ class NoServer:
 def call():
     """Call a tool and check what comes back against the schema that was shown."""
 
-    def call(name, server=None, *, folder=DATA, **arguments):
+    def call(name, server=None, *, folder=DATA, baselines=None, **arguments):
         async def ask():
-            app = create_server(Questions(server or NoServer(), Traces(folder)))
+            app = create_server(Questions(server or NoServer(), Traces(folder, baselines=baselines)))
             async with Client(app) as client:
                 tools = {tool.name: tool for tool in (await client.list_tools()).tools}
                 result = await client.call_tool(name, arguments)
@@ -198,6 +198,21 @@ def test_a_change_is_predicted_within_an_interval_or_refused_with_the_gate(call)
     assert answer["window"]["low_ns"] <= answer["window"]["predicted_ns"] <= answer["window"]["high_ns"]
     assert answer["window"]["predicted_ns"] < answer["window"]["observed_ns"]
     assert all(gate["passes"] for gate in answer["gates"])
+
+
+def test_a_full_graph_of_a_trace_costs_what_a_store_of_floors_says(call, put_graph_floors, tmp_path):
+    put_graph_floors(tmp_path / "h100.sqlite3")
+    words = {"trace": "traces/h100_hf_bert-small_infer.json.gz", "graph": "full"}
+
+    refused, told = (
+        call("what_if", baselines=baselines, **words).structured_content["answers"][0]
+        for baselines in (None, tmp_path / "h100.sqlite3")
+    )
+
+    window = told["window"]
+    assert refused["refused"].startswith("--graph full: ")
+    assert window["host_free_ns"] < window["low_ns"] <= window["predicted_ns"] <= window["high_ns"]
+    assert window["predicted_ns"] < window["observed_ns"] / 3  # 4.5 ms of launching; its kernels take 0.4 ms
 
 
 def test_without_a_trace_the_server_is_asked_in_the_words_of_its_route(call):

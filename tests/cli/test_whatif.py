@@ -4,9 +4,6 @@ import json
 
 import pytest
 
-from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors, Spread
-
 
 def test_text_tells_times_bounds_gates_and_how_to_refute_it_in_80_columns(taxbreak, real_trace, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
@@ -37,12 +34,8 @@ def test_without_a_change_the_recorded_time_comes_back(taxbreak, real_trace):
     assert window["predicted_ns"] == window["observed_ns"]
 
 
-def test_a_full_graph_costs_what_a_store_of_floors_says(taxbreak, real_trace, tmp_path):
-    here = Environment(device_type="cuda", device_name="NVIDIA H100 80GB HBM3", torch="2.9.0", driver="12090")
-    measured = ((1, 7_700), (8, 8_400), (64, 14_000), (512, 58_000))
-    graphs = (Floor(kind=FloorKind.GRAPH, spread=Spread(ns, 10, 50), nodes=nodes) for nodes, ns in measured)
-    with Baselines(tmp_path / "h100.sqlite3") as store:
-        store.put_floors(here, Floors(floors=tuple(graphs)))
+def test_a_full_graph_costs_what_a_store_of_floors_says(taxbreak, real_trace, put_graph_floors, tmp_path):
+    put_graph_floors(tmp_path / "h100.sqlite3")
 
     words = ("--graph", "full", "--baselines", tmp_path / "h100.sqlite3", "--json")
     answer = json.loads(taxbreak("whatif", real_trace("h100_hf_bert-small_infer"), *words).stdout)

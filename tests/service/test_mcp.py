@@ -123,7 +123,9 @@ def test_an_agent_finds_out_what_is_slow_on_a_server_and_why(command, filled, sp
     assert unknown.content[0].text.endswith("404 no such analyzed step")
 
 
-def test_an_agent_asks_recorded_steps_of_the_server_what_a_change_would_do(command, put, spool, results):
+def test_an_agent_asks_recorded_steps_of_the_server_what_a_change_would_do(
+    command, put, spool, results, settings, put_graph_floors
+):
     put("a", trace=gzip.decompress(BERT.read_bytes()))
     Analyzer(spool, results, lambda capture: analyze(capture.path), retention_ns=10**18).turn()
 
@@ -132,14 +134,19 @@ def test_an_agent_asks_recorded_steps_of_the_server_what_a_change_would_do(comma
             newest = await ask(client, "what_if", host=["0.5..0.7"])
             named = await ask(client, "what_if", step_id="a", kernels=["gemm=0.6"], graph="full")
             wrong = await client.call_tool("what_if", {"host": ["rust=2"]})
-            return newest["answers"], named["answers"], wrong
+            put_graph_floors(settings.baselines_path)
+            measured = await ask(client, "what_if", step_id="a", graph="full")
+            return newest["answers"], named["answers"], measured["answers"], wrong
 
-    (newest,), (named,), wrong = asyncio.run(explore())
+    (newest,), (named,), (measured,), wrong = asyncio.run(explore())
 
     (step,) = newest["steps"]
     assert (newest["step_id"], newest["phase"], newest["change"]) == ("a", "decode", "--host 0.5..0.7")
     assert step["low_ns"] <= step["predicted_ns"] <= step["high_ns"] < step["observed_ns"]
     assert named["refused"].startswith("--graph full: ")
+    (graph,) = measured["steps"]
+    assert graph["host_free_ns"] < graph["low_ns"] <= graph["predicted_ns"] <= graph["high_ns"]
+    assert graph["predicted_ns"] < graph["observed_ns"] / 3  # 4.5 ms of launching; its kernels take 0.4 ms
     assert wrong.is_error
     assert "422 " in wrong.content[0].text
 

@@ -1,6 +1,9 @@
 """`GET` and `POST whatif`: real traces are replayed in the real child, and what can't be answered is said."""
 
 import gzip
+import os
+import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +15,9 @@ from pydantic import SecretStr
 from taxbreak_vllm.model.step import Phase, Server
 from taxbreak_vllm.model.whatif import HOST_CLASSES
 from taxbreak_vllm.service.http.routes import create_router
+from taxbreak_vllm.service.http.trace_reads import TraceReads
 from taxbreak_vllm.service.processes.analyzer import Analyzer
+from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.taxes.analyze import analyze
 from taxbreak_vllm.whatif.changes import HOST
 
@@ -39,9 +44,9 @@ def record(put, spool, results, clock):
 def client(settings):
     opened = []
 
-    def client(**changes):
+    def client(*, traces=None, **changes):
         app = FastAPI()
-        app.include_router(create_router(settings.model_copy(update=changes)))
+        app.include_router(create_router(settings.model_copy(update=changes), traces=traces))
         opened.append(TestClient(app))
         return opened[-1].__enter__()
 
@@ -170,16 +175,41 @@ def test_where_nothing_is_recorded_or_no_more_it_is_a_404(client, record, put):
     assert "cannot be read" in client.get("/v1/taxbreak/whatif?step_id=junk").json()["detail"]
 
 
-def test_an_answer_outlives_its_capture_and_a_refusal_is_asked_again(client, record, spool, monkeypatch):
+def test_an_answer_outlives_its_capture_and_a_refusal_is_asked_again(client, record, spool):
     record(("a", Phase.DECODE, {}))
     client = client()
-    first = told(client.get("/v1/taxbreak/whatif?host=0.7"))
-    told(client.get("/v1/taxbreak/whatif?compiled=true"))
-    monkeypatch.setattr("sys.executable", "/no/such/python")
+    first = told(client.get("/v1/taxbreak/whatif?host=0.7&step_id=a"))
+    told(client.get("/v1/taxbreak/whatif?compiled=true&step_id=a"))
+    shutil.rmtree(spool.find("a").path)
 
-    assert told(client.get("/v1/taxbreak/whatif?host=0.7")) == first
-    with pytest.raises(FileNotFoundError):
-        client.get("/v1/taxbreak/whatif?compiled=true")
+    assert told(client.get("/v1/taxbreak/whatif?host=0.7&step_id=a")) == first
+    assert client.get("/v1/taxbreak/whatif?compiled=true&step_id=a").status_code == 404
+
+
+def test_a_refusal_for_want_of_floors_is_none_once_they_are_measured(client, record, settings, put_graph_floors):
+    """The recording is kept by the child meanwhile."""
+    record(("a", Phase.DECODE, {}))
+    client = client()
+    (before,) = told(client.get("/v1/taxbreak/whatif?graph=full"))
+    put_graph_floors(settings.baselines_path)
+
+    (after,) = told(client.get("/v1/taxbreak/whatif?graph=full"))
+
+    assert "measure it where this was recorded" in before["refused"]
+    (step,) = after["steps"]
+    assert after["refused"] is None
+    assert step["host_free_ns"] < step["low_ns"] <= step["predicted_ns"] <= step["high_ns"]
+    assert step["predicted_ns"] < step["observed_ns"] / 3  # 4.5 ms of launching; its kernels take 0.4 ms
+
+
+def test_the_child_that_was_killed_meanwhile_is_no_fault_of_who_asks(client, record, settings):
+    record(("a", Phase.DECODE, {}))
+    traces = TraceReads(Spool(settings.spool, max_bytes=10**9, max_captures=99), settings.baselines_path)
+    client = client(traces=traces)
+    told(client.get("/v1/taxbreak/whatif?host=0.7"))
+    os.kill(traces.child.pid, signal.SIGKILL)
+
+    assert told(client.get("/v1/taxbreak/whatif?host=0.6"))[0]["refused"] is None
 
 
 def test_the_loop_is_free_meanwhile(client, put):

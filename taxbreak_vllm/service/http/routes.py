@@ -31,19 +31,20 @@ def create_router(
     settings: Settings,
     *,
     keys: Keys | None = None,
+    traces: TraceReads | None = None,
     server_id: Callable[[], str | None] = lambda: None,
     num_restarts: Callable[[], int] = lambda: 0,
     now_ns: Callable[[], int] = time.time_ns,
 ) -> APIRouter:
     """Build the router; `server_id` names the server asked for steps where a request names none.
 
-    `keys` are those of the settings, as bearer tokens alone, unless given.
+    `keys` are those of the settings, as bearer tokens alone, unless given; who gives `traces` closes them.
     """
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     context = RouteContext(
         settings=settings,
         spool=spool,
-        traces=TraceReads(spool, settings.baselines_path),
+        traces=traces or TraceReads(spool, settings.baselines_path),
         server_id=server_id,
         num_restarts=num_restarts,
         now_ns=now_ns,

@@ -18,7 +18,7 @@ from taxbreak_vllm.service.http.responses import WhatIfs
 from taxbreak_vllm.service.http.router import RouteContext, json_response
 from taxbreak_vllm.service.results.store import Results
 
-_CHANGE = {"host", "kernels", "graph", "fuse", "floor_us", "no_sync", "is_async", "compiled", "timeline"}
+_CHANGE = {"host", "kernels", "graph", "fuse", "floor_us", "no_sync", "is_async", "compiled"}
 _MAX_ROWS = 1000  # looked through for the newest step of each phase
 
 
@@ -27,8 +27,8 @@ def add_whatif_routes(router: APIRouter, context: RouteContext) -> None:
 
     async def replay(asked: WhatIfQuery) -> Response:
         step_ids = asked.step_id or await asyncio.to_thread(_newest, context, asked)
-        wish = msgspec.json.encode(asked.model_dump(include=_CHANGE))
-        found = await context.traces.replay(list(dict.fromkeys(step_ids)), wish)
+        change = asked.model_dump(include=_CHANGE)
+        found = await context.traces.replay(list(dict.fromkeys(step_ids)), change, is_drawn=asked.timeline)
         return json_response({"answers": list(map(msgspec.Raw, found))})
 
     @router.get("/whatif", response_model=WhatIfs, responses=answer(WhatIfs) | errors(HTTPStatus.NOT_FOUND))

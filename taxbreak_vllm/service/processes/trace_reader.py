@@ -1,28 +1,25 @@
 """The child that reads captures' traces for routes and prints what it is asked for.
 
-`python -m taxbreak_vllm.service.processes.trace_reader WHAT BASELINES CAPTURE…`, where WHAT is `timeline` (the step
+`python -m taxbreak_vllm.service.processes.trace_reader WHAT BASELINES CAPTURE`, where WHAT is `timeline` (the step
 instant by instant), `fusion` (its chains of kernels) or `stacks` (its ΔFT frame by frame), each one JSON object, or
-`pprof` or `speedscope`, a file for those; or `whatif`, an array of what each capture says of the change on standard
-input. BASELINES need not be there; where it is, the step is measured on the same terms as its breakdown was.
+`pprof` or `speedscope`, a file for those. BASELINES need not be there; where it is, the step is measured on the same
+terms as its breakdown was.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from taxbreak_vllm.baselines.store import Baselines
-from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
+from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 
-if TYPE_CHECKING:  # each is loaded by who needs it: a replay awaited at a slider takes most of its time to load
+if TYPE_CHECKING:  # each is loaded by who needs it
     from taxbreak_vllm.insight.findings import Findings
-    from taxbreak_vllm.whatif.asked import Asked
 
 _NICENESS = 10
 
@@ -65,15 +62,15 @@ _ANSWERS: "Mapping[str, Callable[[Findings], bytes]]" = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what was asked for; one line on standard error and 1 where a capture cannot be read, 2 for no change."""
-    what, baselines, *paths = sys.argv[1:] if arguments is None else arguments
+    """Print what was asked for; one line on standard error and 1 where a capture cannot be read."""
+    what, baselines, path = sys.argv[1:] if arguments is None else arguments
     os.nice(_NICENESS)
     try:
         with _store(Path(baselines)) as store:
-            data = _whatif(paths, store) if what == "whatif" else _answer(what, paths[0], store)
+            data = _answer(what, path, store)
     except TaxbreakError as error:
         sys.stderr.write(f"{error}\n")
-        return 2 if isinstance(error, SettingsError) else 1
+        return 1
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
     return 0
@@ -84,31 +81,6 @@ def _answer(what: str, path: str, store: Baselines | None) -> bytes:
 
     with Recording.open(path, Terms(baselines=store), with_frames=True) as recording:
         return _ANSWERS[what](Findings(recording))
-
-
-def _whatif(paths: Sequence[str], store: Baselines | None) -> bytes:
-    from taxbreak_vllm.whatif.asked import asked
-
-    wish = msgspec.json.decode(sys.stdin.buffer.read())
-    is_drawn = wish.pop("timeline")
-    change = asked(**wish)
-    return msgspec.json.encode(list(_replays(change, paths, store, is_drawn=is_drawn)))
-
-
-def _replays(change: "Asked", paths: Sequence[str], store: Baselines | None, *, is_drawn: bool) -> Iterator[Any]:
-    """Say what each capture says of a change; what it has nothing to say of is refused, too."""
-    from taxbreak_vllm.whatif.predict import refuse
-
-    for path in paths:
-        with Recording.open(path, Terms(baselines=store)) as recording:
-            info = recording.info
-            assert info is not None
-            try:
-                answer = change.of(recording, is_drawn=is_drawn)
-            except TaxbreakError as error:
-                answer = refuse(recording, change.named, str(error))
-            whose = {"step_id": info.step_id, "server_id": info.server.server_id, "phase": info.phase}
-            yield whose | answer.to_builtins()
 
 
 def _store(path: Path) -> AbstractContextManager[Baselines | None]:
