@@ -72,6 +72,7 @@ bench-whatif: ## which traces can be asked what if, what a replay gets wrong of 
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif.py $(BENCH)
 	$(BIN)/python benchmarks/foresee_cost.py $(BENCH)
+	$(BIN)/python benchmarks/slider_cost.py $(BENCH)
 
 bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that server then takes (BENCH=--quick on a busy machine)
 	$(install) cpu,test

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from taxbreak_vllm.service.http.trace_child import ChildLostError, Question, Reply, TraceChild
+from taxbreak_vllm.model.replays import Question, Reply
+from taxbreak_vllm.service.http.trace_child import ChildLostError, TraceChild
 from taxbreak_vllm.service.processes.trace_replayer import Replayer
 
 BERT = gzip.decompress(

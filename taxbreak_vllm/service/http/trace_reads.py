@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from taxbreak_vllm.model.replays import Question, Reply
 from taxbreak_vllm.service.http.problems import Problem
-from taxbreak_vllm.service.http.trace_child import ChildLostError, Question, Reply, TraceChild
+from taxbreak_vllm.service.http.trace_child import ChildLostError, TraceChild
 from taxbreak_vllm.spool.spool import Spool
 
 _LIMIT_S = 60.0

@@ -18,8 +18,8 @@ import msgspec
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.machine.parent import die_with_parent
 from taxbreak_vllm.model.errors import SettingsError, TaxbreakError
+from taxbreak_vllm.model.replays import Question, Reply
 from taxbreak_vllm.model.whatif import WhatIf
-from taxbreak_vllm.service.http.trace_child import Question, Reply
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.whatif.asked import Asked, asked
