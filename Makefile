@@ -10,7 +10,7 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs bench-workload soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ bench-whatif: ## which traces can be asked what if, what a replay gets wrong of 
 bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that server then takes (BENCH=--quick on a busy machine)
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif_pairs.py $(BENCH)
+
+bench-workload: ## a server's steps scheduled again, 10,000 of each setting; with BENCH='--pairs' what is predicted and what comes
+	$(install) cpu,test
+	$(BIN)/python benchmarks/workload.py $(BENCH)
 
 check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what they say
 	$(install) cpu,test

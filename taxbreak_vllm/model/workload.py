@@ -1,7 +1,7 @@
 """What a simulation of a server's traffic tells."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -51,6 +51,121 @@ class Identities:
 
     engines: tuple[Identity, ...]
     schema: str = "taxbreak.workload-check/1"
+
+    def to_json(self) -> bytes:
+        """Encode as one JSON object."""
+        return msgspec.json.encode(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTerm:
+    """What one part of a step takes, in one graph mode: ns a step, and for each of what it works on."""
+
+    part: str
+    graph_mode: str
+    coefficients_ns: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stalls:
+    """Steps that took more than twice what they should, and 1 ms more: how many, and their share of all time."""
+
+    num: Int64
+    time_ratio: float
+    median_ns: Int64
+    max_ns: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What recorded steps cost: `seen` are the least and the most of each kind of work in one of them."""
+
+    num_steps: Int64
+    terms: tuple[CostTerm, ...]
+    seen: Mapping[str, tuple[Int64, Int64]]
+    median_error_ratio: float
+    stalls: Stalls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendFit:
+    """What a request and an output cost an API server, apart from waiting for others; ns."""
+
+    num_requests: Int64
+    request_ns: Int64
+    output_ns: Int64
+    end_ns: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fits:
+    """`taxbreak workload fit`; `taxbreak.workload-fit/1`."""
+
+    engine: str
+    vllm: str
+    steps: Fit
+    frontend: FrontendFit | None
+    schema: str = "taxbreak.workload-fit/1"
+
+    def to_json(self) -> bytes:
+        """Encode as one JSON object."""
+        return msgspec.json.encode(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latencies:
+    """What clients see; seconds, tokens a second, and shares. None where there is nothing to tell it from."""
+
+    num_requests: Int64
+    tokens_per_s: float
+    ttft_s: Mapping[str, float] | None = None
+    tpot_s: Mapping[str, float] | None = None
+    e2e_s: Mapping[str, float] | None = None
+    slo_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """One check before an answer: what was predicted of what is known, and how far off it is, by figure."""
+
+    name: str
+    passed: bool
+    said: str
+    error_ratio: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the predicted server is busy with: shares of the time of each, and what is therefore in the way."""
+
+    frontend_ratio: float
+    host_ratio: float
+    device_ratio: float
+    kv_peak_ratio: float
+    num_preemptions: Int64
+    queue_ratio: float
+    bound: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """`taxbreak workload predict`; `taxbreak.workload-prediction/1`. `band` holds the low and high of each figure.
+
+    The checks come in order, and where one fails there is no answer: `predicted` is None and `reason` says why.
+    """
+
+    engine: str
+    vllm: str
+    load: str
+    changes: Mapping[str, str]
+    checks: tuple[Validation, ...]
+    measured: Latencies | None = None
+    predicted: Latencies | None = None
+    band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bounds: Bounds | None = None
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+    schema: str = "taxbreak.workload-prediction/1"
 
     def to_json(self) -> bytes:
         """Encode as one JSON object."""

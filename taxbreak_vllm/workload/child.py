@@ -6,30 +6,32 @@ Nothing else is written there: what vLLM prints goes to standard error.
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from taxbreak_vllm.machine.parent import die_with_parent
-from taxbreak_vllm.model.errors import TaxbreakError
-from taxbreak_vllm.model.workload import Identities
-from taxbreak_vllm.workload.recording import read_engines
-from taxbreak_vllm.workload.task import Check, Failure, Task
+from taxbreak_vllm.model.errors import TaxbreakError, WorkloadError
+from taxbreak_vllm.model.workload import Fits, Identities, Prediction
+from taxbreak_vllm.workload.loads import read_load
+from taxbreak_vllm.workload.recording import Recorded, read_apis, read_engines
+from taxbreak_vllm.workload.requests import Request, faster, gamma_arrivals
+from taxbreak_vllm.workload.task import Check, Failure, Fit, Predict, Task
 
 
-def answer(task: Task) -> Identities:
+def answer(task: Task) -> Identities | Fits | Prediction:
     """Do a task; raises TaxbreakError where it cannot be done."""
-    from taxbreak_vllm.workload.identity import check_identity
-
     match task:
         case Check():
-            found = []
-            for engine in read_engines(Path(task.path)):
-                begun_ns = time.process_time_ns()
-                identity = check_identity(engine)
-                found.append(replace(identity, elapsed_ns=time.process_time_ns() - begun_ns))
-            return Identities(engines=tuple(found))
+            return _check(read_engines(Path(task.path)))
+        case Fit():
+            from taxbreak_vllm.workload.predict import fit
+
+            return fit(_one_engine(task.path), read_apis(Path(task.path)))
+        case Predict():
+            return _predict(task)
 
 
 def main() -> None:
@@ -46,6 +48,46 @@ def main() -> None:
         answers.write(found)
     sys.stderr.flush()
     os._exit(code)  # vLLM leaves threads
+
+
+def _check(engines: Sequence[Recorded]) -> Identities:
+    from taxbreak_vllm.workload.identity import check_identity
+
+    found = []
+    for engine in engines:
+        begun_ns = time.process_time_ns()
+        identity = check_identity(engine)
+        found.append(replace(identity, elapsed_ns=time.process_time_ns() - begun_ns))
+    return Identities(engines=tuple(found))
+
+
+def _predict(task: Predict) -> Prediction:
+    from taxbreak_vllm.workload.predict import predict
+
+    recorded, apis = _one_engine(task.path), read_apis(Path(task.path))
+    setup = recorded.setup
+    given: list[Request] = []
+    if task.file is not None:
+        length = int(setup.config["model_config"]["max_model_len"] or 0)
+        given = read_load(Path(task.file), hash_block_size=setup.hash_block_size, max_model_len=length)
+
+    def traffic(requests: Sequence[Request]) -> list[Request]:
+        wanted = faster(given or requests, task.load)
+        return wanted if task.arrivals is None else gamma_arrivals(wanted, task.arrivals)
+
+    said = [] if task.file is None else [Path(task.file).name]
+    said += [] if task.load == 1 else [f"{task.load:g} times as fast"]
+    said += [] if task.arrivals is None else [f"gaps of a gamma distribution of shape {task.arrivals:g}"]
+    return predict(recorded, apis, task.change, traffic, load=", ".join(said) or "as recorded")
+
+
+def _one_engine(path: str) -> Recorded:
+    engines = read_engines(Path(path))
+    if len(engines) != 1:
+        raise WorkloadError(
+            f"{path}: {len(engines)} engines; the traffic of one is simulated, name it with others' gone"
+        )
+    return engines[0]
 
 
 if __name__ == "__main__":

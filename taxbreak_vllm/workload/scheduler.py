@@ -5,10 +5,12 @@ of the prefix cache apart are the ids of their hashes, and a request ends when i
 vllm/v1/core/sched/scheduler.py, vllm/v1/request.py and vllm/v1/engine/core.py of 0.26 to 0.33.
 """
 
+import copy
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.traffic.batch import Batch, batch_of
 from taxbreak_vllm.traffic.rows import KvGroup, Scalar, Setup
+from taxbreak_vllm.workload.requests import Planned
 
 _TOKEN, _STOP = 7, 8
 _SCHEDULERS = {cls.__name__: cls for cls in (Scheduler, AsyncScheduler)}
@@ -45,17 +47,6 @@ _MODEL = {
     "intermediate_size": 64,
     "torch_dtype": "float32",
 }
-
-
-class Planned:
-    """How one request goes: it ends after `num_outputs` tokens, by itself where that is `stops`."""
-
-    __slots__ = ("hashes", "num_outputs", "stops")
-
-    def __init__(self, hashes: Sequence[int] = (), *, num_outputs: int = 0, stops: bool = False) -> None:
-        self.hashes = hashes
-        self.num_outputs = num_outputs
-        self.stops = stops
 
 
 class VllmScheduler:
@@ -75,6 +66,11 @@ class VllmScheduler:
     def has_requests(self) -> bool:
         """Whether there is anything to schedule, or to tell a worker."""
         return bool(self._scheduler.has_requests())
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of blocks that requests hold."""
+        return float(self._scheduler.kv_cache_manager.usage)
 
     def add(
         self,
@@ -161,11 +157,6 @@ class VllmScheduler:
         ]
 
 
-def batch(scheduled: Any) -> Batch:  # noqa: ANN401 - a SchedulerOutput
-    """Return what a step of it batches."""
-    return batch_of(scheduled, int)
-
-
 def check_can_simulate(setup: Setup) -> None:
     """Raise WorkloadError for an engine of another vLLM, or one whose scheduler does more than is simulated."""
     if setup.vllm != vllm.__version__:
@@ -180,7 +171,7 @@ def check_can_simulate(setup: Setup) -> None:
 
 
 def _build(setup: Setup, changes: dict[str, Scalar]) -> Scheduler:
-    config = _config(setup)
+    config = _configured(setup)
     for name, value in changes.items():
         if name not in setup.config["scheduler_config"]:
             raise WorkloadError(f"{name}: no setting of vLLM {setup.vllm}'s scheduler")
@@ -197,15 +188,20 @@ def _build(setup: Setup, changes: dict[str, Scalar]) -> Scheduler:
     return cls(config, kv, StructuredOutputManager(config), log_stats=False, **sizes)
 
 
-def _config(setup: Setup) -> Any:  # noqa: ANN401 - a VllmConfig
-    length = int(setup.config["model_config"]["max_model_len"] or 0)
+@cache
+def _config(length: int) -> Any:  # noqa: ANN401 - a VllmConfig
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(_MODEL | {"max_position_embeddings": length}))
         arguments = EngineArgs(
             model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=length, enforce_eager=True
         )
-        config = arguments.create_engine_config()
+        return arguments.create_engine_config()
+
+
+def _configured(setup: Setup) -> Any:  # noqa: ANN401 - a VllmConfig
+    config = copy.copy(_config(int(setup.config["model_config"]["max_model_len"] or 0)))
     for name in ("scheduler_config", "cache_config"):
+        setattr(config, name, copy.copy(getattr(config, name)))
         for field, value in setup.config[name].items():
             setattr(getattr(config, name), field, value)
     config.cache_config.num_gpu_blocks = setup.num_blocks

@@ -14,10 +14,10 @@ WORKER = "rig.simulated.Worker"
 FLAGS = {
     "as_served": (),
     "no_prefix_cache": ("--no-enable-prefix-caching",),
-    "small_blocks": ("--block-size", "16"),
-    "preemption": ("--block-size", "16", "--num-gpu-blocks-override", "60"),
+    "small_blocks": ("--block-size", "32"),
+    "preemption": ("--block-size", "32", "--num-gpu-blocks-override", "30"),
     "chunked_prefill": ("--max-num-batched-tokens", "64", "--block-size", "32"),
-    "priorities": ("--scheduling-policy", "priority", "--num-gpu-blocks-override", "80", "--block-size", "16"),
+    "priorities": ("--scheduling-policy", "priority", "--num-gpu-blocks-override", "30", "--block-size", "32"),
 }
 NOBIND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
@@ -65,7 +65,7 @@ def test_an_engine_that_schedules_ahead_of_its_device_too(processes, tiny_llama,
         "SIMULATED": str(folder),
         "VLLM_PLUGINS": "taxbreak,simulated",
     }
-    flags = (*ONE_PROCESS, "--async-scheduling", "--worker-cls", WORKER, "--block-size", "16")
+    flags = (*ONE_PROCESS, "--async-scheduling", "--worker-cls", WORKER, "--block-size", "32")
     server = start_vllm(processes, tiny_llama, flags=flags, env=env, name="ahead").wait()
     ids = ask_all(server.url, "tiny-llama", num=NUM_REQUESTS)
 

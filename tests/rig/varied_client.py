@@ -46,8 +46,7 @@ def _ask(
     prompt = prompt + draw.choices(_TOKENS, k=draw.randrange(2, longest - len(prompt)))
     asked = asked | {
         "max_tokens": draw.randrange(1, 60),
-        "temperature": 0.8,
-        "seed": draw.randrange(2**31),
+        "temperature": 0.8,  # without a seed: vLLM's CPU build fails on a batch whose requests all have one (0.32)
         "ignore_eos": draw.random() < 0.5,
         "logit_bias": {"1": 4.0},  # the end of text comes now and then
         "return_token_ids": True,

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 
-from taxbreak_vllm.model.workload import Identities, Identity
+from taxbreak_vllm.model.workload import Fits, Identities, Identity, Latencies, Prediction
+from taxbreak_vllm.output.text.table import Column, Kind, Table
+
+_ONE = {"prompt_tokens": "prompt token", "num_prefills": "prompt", "num_decodes": "decode", "context": "context token"}
 
 
 def identity_lines(found: Identities) -> Iterator[str]:
@@ -32,3 +35,88 @@ def _said(engine: Identity) -> str:
 
 def _batch(batch: Mapping[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in batch.items())
+
+
+def fit_lines(found: Fits) -> Iterator[str]:
+    """Say what was fitted, and what is not in it."""
+    steps, stalls = found.steps, found.steps.stalls
+    error = f"off by {steps.median_error_ratio:.1%} in the middle"
+    yield f"{found.engine}, vLLM {found.vllm}: {steps.num_steps:,} steps, {error}"
+    seen = ", ".join(f"{name.replace('_', ' ')} {low:,} to {high:,}" for name, (low, high) in steps.seen.items())
+    yield f"  seen in a step: {seen}"
+    yield (
+        f"  {stalls.num:,} stalls take {stalls.time_ratio:.1%} of the time, {stalls.median_ns / 1e6:.1f} ms in the "
+        f"middle, {stalls.max_ns / 1e6:.1f} ms at most"
+    )
+    frontend = found.frontend
+    if frontend is None:
+        yield "  too few requests were followed in the API servers (VLLM_PLUGINS=taxbreak) to tell what one costs there"
+    else:
+        yield (
+            f"  an API server takes {frontend.request_ns / 1e6:.2f} ms a request, {frontend.output_ns / 1e6:.3f} ms an "
+            f"output and {frontend.end_ns / 1e6:.2f} ms an end ({frontend.num_requests:,} requests)"
+        )
+
+
+def fit_table(found: Fits) -> Table:
+    """Return the terms, in µs."""
+    names = list(found.steps.terms[0].coefficients_ns)
+    table = Table(
+        (
+            Column("part", 3, Kind.NAME),
+            Column("graphs", 2, Kind.NAME),
+            *(Column(f"µs a {_ONE.get(name, name)}", 1) for name in names),
+        )
+    )
+    for term in found.steps.terms:
+        values = (f"{term.coefficients_ns[name] / 1e3:.3f}" for name in names)
+        table.add(term.part, term.graph_mode or "none", *values)
+    return table
+
+
+def prediction_lines(found: Prediction) -> Iterator[str]:
+    """Say what was asked, what was checked, and what is in the way, or why there is no answer."""
+    changes = ", ".join(f"{name}={value}" for name, value in found.changes.items())
+    yield f"{found.engine}, vLLM {found.vllm}: {found.load}{', ' if changes else ''}{changes}"
+    for check in found.checks:
+        yield f"  {check.name}: {'passed' if check.passed else 'FAILED'}: {check.said}"
+    if found.predicted is None:
+        yield f"  no answer: {found.reason}"
+        return
+    bounds = found.bounds
+    if bounds is not None:
+        yield (
+            f"  in the way: {bounds.bound} (busy: frontend {bounds.frontend_ratio:.0%}, host {bounds.host_ratio:.0%}, "
+            f"device {bounds.device_ratio:.0%}; KV cache {bounds.kv_peak_ratio:.0%} at most, "
+            f"{bounds.num_preemptions:,} preemptions; {bounds.queue_ratio:.0%} of requests' time is before a token)"
+        )
+    for note in found.notes:
+        yield f"  {note}"
+
+
+def prediction_table(found: Prediction) -> Table:
+    """Return the figures: recorded, predicted, and within what band."""
+    table = Table((Column("", 3, Kind.NAME), Column("recorded", 1), Column("predicted", 3), Column("band", 2)))
+    measured, predicted = (_figures(each) for each in (found.measured, found.predicted))
+    for name, value in predicted.items():
+        unit, scale = ("tok/s", 1.0) if name == "tokens_per_s" else ("ms", 1e3)
+        low, high = found.band.get(name, (value, value))
+        before = measured.get(name)
+        table.add(
+            f"{name.replace('_', ' ').replace('tokens per s', 'throughput')}, {unit}",
+            "" if before is None else f"{before * scale:,.1f}",
+            f"{value * scale:,.1f}",
+            f"{low * scale:,.1f} to {high * scale:,.1f}",
+        )
+    if found.predicted is not None and found.predicted.slo_ratio is not None:
+        before = None if found.measured is None else found.measured.slo_ratio
+        table.add("keep to the SLO", "" if before is None else f"{before:.1%}", f"{found.predicted.slo_ratio:.1%}", "")
+    return table
+
+
+def _figures(found: Latencies | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    parts = (("ttft", found.ttft_s), ("tpot", found.tpot_s), ("e2e", found.e2e_s))
+    times = {f"{name}_{what}": value for name, spread in parts for what, value in (spread or {}).items()}
+    return {"tokens_per_s": found.tokens_per_s} | times

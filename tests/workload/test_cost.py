@@ -1,0 +1,101 @@
+"""What steps cost is found where it was put, stalls or not, and the noise drawn about it is the noise there was."""
+
+import random
+
+import numpy as np
+import pytest
+
+from taxbreak_vllm.model.errors import WorkloadError
+from taxbreak_vllm.workload.cost import MIN_STEPS, Noise, check_stalls, fit_cost, least_absolute_deviations
+from taxbreak_vllm.workload.steps import Steps
+
+BEFORE, DEVICE, AFTER = [50e3, 0, 900, 40, 0], [2e6, 3000, 50e3, 20e3, 15], [80e3, 10, 0, 700, 0]
+MS = 10**6
+
+
+def made_up(num=4000, *, stalls=0, stall_ms=40, noise=0.0, modes=("none",)):
+    """Steps of known cost: every third has a prompt, `stalls` of them take far longer."""
+    draw = np.random.default_rng(7)
+    prompts = np.where(np.arange(num) % 3 == 0, draw.integers(1, 5, num), 0)
+    work = np.stack(
+        [prompts * draw.integers(20, 200, num), prompts, draw.integers(1, 9, num), draw.integers(0, 5000, num)], axis=1
+    )
+    x = np.column_stack([np.ones(num), work])
+    parts = np.stack([x @ np.array(beta) for beta in (BEFORE, DEVICE, AFTER)], axis=1)
+    parts *= 1 + noise * draw.standard_normal(num)[:, None]
+    parts[draw.choice(num, stalls, replace=False), 1] += stall_ms * MS
+    parts = parts.astype(np.int64)
+    end = np.cumsum(parts.sum(axis=1))
+    return Steps(work, [modes[place % len(modes)] for place in range(num)], parts, end - parts.sum(axis=1), end)
+
+
+def test_coefficients_are_found_and_stalls_do_not_bend_them():
+    cost = fit_cost(made_up(stalls=60, noise=0.02))
+
+    found = cost.beta_ns["none"]
+    expected = np.array([BEFORE, DEVICE, AFTER])
+    for work in ([0, 0, 8, 4000], [400, 4, 2, 100], [0, 0, 1, 0]):
+        row = np.array([1, *work])
+        assert found @ row == pytest.approx(expected @ row, rel=0.03)
+    assert cost.fit.stalls.num == pytest.approx(60, abs=3)
+    assert cost.fit.stalls.median_ns == pytest.approx(40 * MS, rel=0.05)
+    assert cost.fit.median_error_ratio < 0.03
+
+
+def test_nothing_costs_less_the_more_of_it_there_is():
+    x = np.column_stack([np.ones(300), np.arange(300.0)])
+
+    assert least_absolute_deviations(x, 1e6 - 1000 * np.arange(300.0)) == pytest.approx([850_500, 0], rel=0.01)
+
+
+def test_each_graph_mode_has_its_own():
+    steps = made_up(modes=("full", "none"))
+    slow = np.array([mode == "none" for mode in steps.graph_mode])
+    steps.parts_ns[slow] *= 2
+
+    cost = fit_cost(steps)
+
+    assert sum(cost.parts_ns("none", 0, 0, 4, 0)) == pytest.approx(2 * sum(cost.parts_ns("full", 0, 0, 4, 0)), rel=0.02)
+
+
+def test_drawn_stalls_take_the_share_of_time_that_they_took():
+    cost = fit_cost(made_up(stalls=80))
+    noise, busy, stalled = Noise(cost, seed=3), 0.0, 0.0
+    for _ in range(40_000):
+        busy += 2.2 * MS
+        stalled += noise.stall_ns(2.2 * MS)
+
+    expected = cost.fit.stalls.time_ratio
+    assert stalled / (busy + stalled) == pytest.approx(expected, rel=0.25)
+
+
+def test_drawn_noise_has_the_mean_of_what_was_seen_and_comes_in_runs():
+    steps = made_up()
+    slow = (np.arange(len(steps)) // 50) % 2 == 1  # a neighbour that comes and goes
+    steps.parts_ns[slow] = (steps.parts_ns[slow] * 1.3).astype(np.int64)
+    cost = fit_cost(steps)
+    noise = Noise(cost, seed=1)
+
+    drawn = np.array([noise.factor(False) for _ in range(8000)])
+    took = steps.total_ns / np.array([sum(cost.parts_ns("none", *work)) for work in steps.work.tolist()])
+
+    assert drawn.mean() == pytest.approx(took[steps.work[:, 1] == 0].mean(), rel=0.02)
+    assert np.corrcoef(drawn[:-1], drawn[1:])[0, 1] > 0.5
+
+
+def test_two_seeds_draw_otherwise_and_one_alike():
+    cost = fit_cost(made_up(noise=0.1))
+
+    def drawn(seed):
+        noise = Noise(cost, seed)
+        return [noise.factor(random.Random(5).random() < 0.5) for _ in range(50)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_too_few_steps_and_too_many_stalls_are_refused():
+    with pytest.raises(WorkloadError, match=f"{MIN_STEPS} are needed"):
+        fit_cost(made_up(num=MIN_STEPS - 1))
+    check_stalls(fit_cost(made_up(stalls=5)))
+    with pytest.raises(WorkloadError, match="stalls take"):
+        check_stalls(fit_cost(made_up(stalls=200)))

@@ -1,0 +1,126 @@
+"""An engine in virtual time, by a scheduler that takes whoever comes: every instant can be told by hand."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from taxbreak_vllm.model.errors import WorkloadError
+from taxbreak_vllm.model.workload import Fit, FrontendFit, Stalls
+from taxbreak_vllm.workload.cost import StepCost
+from taxbreak_vllm.workload.frontend import FrontendQueue
+from taxbreak_vllm.workload.requests import Request
+from taxbreak_vllm.workload.simulate import serve
+
+MS = 1e6
+
+
+class Scheduler:
+    """Takes all requests there are; one gets a token of each step. With `ahead`, of each that is under way too."""
+
+    num_preempted = 0
+    kv_usage = 0.5
+
+    def __init__(self, *, refuses=False):
+        self.left = {}
+        self.chosen = deque()
+        self.refuses = refuses
+
+    @property
+    def has_requests(self):
+        return any(self.left.values())
+
+    def add(self, number, plan, **_members):
+        self.left[number] = plan.num_outputs
+
+    def schedule(self):
+        ids = [] if self.refuses else [number for number, left in self.left.items() if left > 0]
+        for number in ids:
+            self.left[number] -= 1
+        cached = SimpleNamespace(
+            req_ids=[str(number) for number in ids],
+            num_computed_tokens=[0] * len(ids),
+            num_output_tokens=[1] * len(ids),
+            resumed_req_ids=set(),
+        )
+        return SimpleNamespace(
+            ids=ids,
+            num_scheduled_tokens={str(number): 1 for number in ids},
+            total_num_scheduled_tokens=len(ids),
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=cached,
+            scheduled_spec_decode_tokens={},
+        )
+
+    def update(self, scheduled):
+        return [(number, self.left[number] == 0) for number in scheduled.ids]
+
+
+def cost(before, device, after, *, per_request=0.0):
+    beta = np.array([[before, 0, 0, 0, 0], [device, 0, 0, per_request, 0], [after, 0, 0, 0, 0]])
+    fit = Fit(
+        num_steps=0, terms=(), seen={}, median_error_ratio=0, stalls=Stalls(num=0, time_ratio=0, median_ns=0, max_ns=0)
+    )
+    return StepCost({"none": beta}, np.zeros((2, 4), dtype=np.int64), {False: [], True: []}, [], fit)
+
+
+def served(requests, costs, *, frontend=None, **options):
+    frontends = [FrontendQueue(frontend)]
+    return serve(requests, options.pop("scheduler", Scheduler()), costs, None, frontends,
+                 graph_mode_of=lambda is_prefill, size: "none", **options)  # fmt: skip
+
+
+def request(number, at_ms, num_outputs):
+    return Request(number, at_ms * MS, num_prompt_tokens=1, num_outputs=num_outputs, max_tokens=num_outputs)
+
+
+def test_a_request_alone_takes_its_steps_one_after_another():
+    run = served([request(0, 10, 3)], cost(1 * MS, 5 * MS, 2 * MS))
+
+    (found,) = run.requests
+    assert (found.first_ns, found.last_ns, found.num_done) == (18 * MS, 34 * MS, 3)
+    assert (run.host_ns, run.device_ns, run.num_steps) == (9 * MS, 15 * MS, 3)
+
+
+def test_one_that_comes_in_the_middle_of_a_step_waits_for_its_end_and_makes_the_next_longer():
+    run = served([request(0, 0, 3), request(1, 2, 1)], cost(1 * MS, 5 * MS, 0, per_request=1 * MS))
+
+    first, second = run.requests
+    assert first.first_ns == 7 * MS
+    assert second.first_ns == 15 * MS
+    assert first.last_ns == 22 * MS
+
+
+@pytest.mark.parametrize(("host", "device", "period"), [(2, 5, 5), (6, 5, 6)])
+def test_what_is_scheduled_ahead_hides_the_shorter_of_host_and_device(host, device, period):
+    steps = 50
+    run = served([request(0, 0, steps)], cost(host / 2 * MS, device * MS, host / 2 * MS), depth=2)
+
+    (found,) = run.requests
+    assert (found.last_ns - found.first_ns) / (steps - 1) == pytest.approx(period * MS, rel=0.05)
+    behind = served([request(0, 0, steps)], cost(host / 2 * MS, device * MS, host / 2 * MS))
+    (alone,) = behind.requests
+    assert (alone.last_ns - alone.first_ns) / (steps - 1) == (host + device) * MS
+
+
+def test_parts_that_take_other_times_are_scaled_apart():
+    run = served([request(0, 0, 1)], cost(1 * MS, 5 * MS, 1 * MS), host=3, device=0.2)
+
+    assert run.requests[0].first_ns == (3 + 1 + 3) * MS
+
+
+def test_an_api_server_does_one_thing_after_another():
+    frontend = FrontendFit(num_requests=0, request_ns=int(4 * MS), output_ns=int(1 * MS), end_ns=int(2 * MS))
+    run = served([request(0, 0, 1), request(1, 0, 1)], cost(0, 3 * MS, 0), frontend=frontend)
+
+    first, second = run.requests
+    # in at 4 and 8, a step from 4 to 7; the first output waits until 8 for the second request's way in
+    assert (first.first_ns, first.sent_ns) == (9 * MS, 11 * MS)
+    assert (second.first_ns, second.sent_ns) == (12 * MS, 14 * MS)
+    assert run.frontend_ns == 14 * MS
+
+
+def test_a_request_that_nothing_has_room_for_ends_it():
+    with pytest.raises(WorkloadError, match="waits for ever"):
+        served([request(0, 0, 1)], cost(1, 1, 1), scheduler=Scheduler(refuses=True))
