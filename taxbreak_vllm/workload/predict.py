@@ -124,7 +124,7 @@ def _answered(answer: Prediction, server: _Server, requests: Sequence[Request], 
     for name in figures(middle):
         values = [figures(each)[name] for each in found]
         off = known.get(name, 0.0)
-        band[name] = (min(values) * (1 - off), max(values) * (1 + off))
+        band[name] = (min(values) / (1 + off), max(values) * (1 + off))
     return replace(answer, predicted=middle, band=band, bounds=_bounds(runs[0]), notes=_notes(server, change))
 
 
