@@ -158,7 +158,9 @@ class _Spent:
 
 def _limit(measured: Measured, charges: Charges, spent: _Spent, ceilings: Ceilings | None, window_ns: int) -> Limit:
     ops = _Ops.of(charges, spent, measured)
-    floors = Floors.of(charges.works, ops.work, ops.device_ns, ops.num_kernels, ceilings, spent.shortest_ns)
+    measured_ns = None if ceilings is None else ceilings.shortest_kernel_ns
+    shortest_ns = min((ns for ns in (spent.shortest_ns, measured_ns) if ns is not None), default=None)
+    floors = Floors.of(charges.works, ops.work, ops.device_ns, ops.num_kernels, ceilings, shortest_ns)
     works = [charges.works[each] for each in ops.work.tolist()]
     device_ns, covered_ns = spent.total_ns(spent.is_counted), int(ops.device_ns.sum())
     is_matrix = np.array([work.is_matrix for work in works], dtype=bool)
@@ -181,7 +183,7 @@ def _limit(measured: Measured, charges: Charges, spent: _Spent, ceilings: Ceilin
         mfu=compute_ns / window_ns if compute_ns is not None and is_shared else None,
         mbu=memory_ns / window_ns if memory_ns is not None and is_shared else None,
         bound_ns=None if ceilings is None else floors.bound_ns(ops.device_ns),
-        shortest_kernel_ns=spent.shortest_ns,
+        shortest_kernel_ns=shortest_ns,
         ceilings=ceilings,
         parts=part_rows(works, ops.family, ops.device_ns, floors),
         ops=op_rows(measured, charges, ops.call, ops.work, ops.device_ns, floors),

@@ -218,12 +218,14 @@ def test_measured_ceilings_go_before_the_table(limit, tmp_path):
     reached = MeasuredCeilings(
         flops_per_s={"bf16": Rate(per_s=800e12, by="torch.mm")},
         bytes_per_s={2**20: Rate(per_s=9e12, by="copy"), 2**26: Rate(per_s=3e12, by="copy")},
+        shortest_kernel_ns=900,
     )
     with Baselines(tmp_path / "store.sqlite3") as store:
         store.raise_ceilings(Environment(device_type="cuda", device_name=H100, torch="2.9"), reached)
 
         found = limit(big_product(0, 30, 1), store=store)
 
+    assert found.shortest_kernel_ns == 900
     assert found.compute_ns == round(2 * 4096**3 / 800e12 * 1e9)
     assert found.memory_ns == round(6 * 4096**2 / 3e12 * 1e9)
     assert found.ceilings.sources["bf16"] is found.ceilings.sources["bytes"] is CeilingSource.MEASURED

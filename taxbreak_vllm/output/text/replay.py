@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Environment, Floor, FloorKind, Floors
 from taxbreak_vllm.model.ceilings import MeasuredCeilings
-from taxbreak_vllm.output.text.limit import giga, tera
+from taxbreak_vllm.output.text.limit import giga
 from taxbreak_vllm.output.text.names import visible
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 from taxbreak_vllm.replay.command import Account
@@ -59,7 +59,7 @@ def ceiling_tables(ceilings: MeasuredCeilings) -> Iterator[str | Table]:
         (Column("type", 1, Kind.NAME), Column("at least", 2), Column("by", 3, Kind.NAME)), title="products, dense"
     )
     for dtype, rate in ceilings.flops_per_s.items():
-        products.add(dtype, tera(rate.per_s), rate.by)
+        products.add(dtype, f"{rate.per_s / 1e12:.3g} TFLOP/s", rate.by)
     yield products
     memory = Table(
         (Column("working set", 1), Column("at least", 2), Column("by", 3, Kind.NAME)), title="memory and its caches"
