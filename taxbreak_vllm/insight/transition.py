@@ -30,7 +30,7 @@ def transitions(steps: Iterable[SizedStep]) -> tuple[Transition, ...]:
     by_phase: defaultdict[Phase | None, list[SizedStep]] = defaultdict(list)
     for step in steps:
         by_phase[step.phase].append(step)
-    phases = (phase for phase in (*Phase, None) if phase in by_phase and phase is not Phase.IDLE)
+    phases = (phase for phase in (*Phase, None) if phase in by_phase and phase != Phase.IDLE)
     return tuple(transition(by_phase[phase], phase) for phase in phases)
 
 

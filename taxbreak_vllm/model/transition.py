@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,11 +25,10 @@ class Sign(StrEnum):
     HDBI = "hdbi"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SizedStep:
+class SizedStep(NamedTuple):
     """What of a recorded step the transition is read from; `exposed_ns` and `limit_ns` are of `device_window_ns`.
 
-    `floor_ns` is what its launches cost at the least (ΔKT).
+    `floor_ns` is what its launches cost at the least (ΔKT). A tuple, as a scrape makes thousands.
     """
 
     phase: Phase | None = None

@@ -1,7 +1,5 @@
 """Over sizes of batches: how steps are put together, which sign turns, and why none does; by hand."""
 
-from dataclasses import replace
-
 import pytest
 
 from taxbreak_vllm.insight.transition import transition, transitions
@@ -62,7 +60,7 @@ def test_a_load_on_one_side_has_a_reason_and_no_turn(hdbi, reason):
 
 @pytest.mark.parametrize("busy", [{"floor_ns": None}, {"floor_ns": 1_000 * US}], ids=["no floor known", "a floor"])
 def test_twice_the_tklqt_of_a_busy_device_is_no_climb(busy):
-    steps = [replace(each, **busy) for each in curve(tklqt_us=[400, 900, 2_000], hdbi=[0.7, 0.8, 0.9])]
+    steps = [each._replace(**busy) for each in curve(tklqt_us=[400, 900, 2_000], hdbi=[0.7, 0.8, 0.9])]
 
     found = transition(steps, Phase.DECODE)
 
@@ -112,7 +110,7 @@ def test_sizes_up_to_8_stand_alone_and_larger_ones_in_four_buckets_for_each_doub
 
 def test_phases_that_work_on_prompts_are_sized_by_their_tokens():
     steps = [
-        replace(step(1, hdbi=hdbi), phase=Phase.PREFILL, prompt_tokens=tokens)
+        step(1, hdbi=hdbi)._replace(phase=Phase.PREFILL, prompt_tokens=tokens)
         for tokens, hdbi in ((64, 0.2), (512, 0.4), (2048, 0.9))
     ]
 
@@ -122,8 +120,8 @@ def test_phases_that_work_on_prompts_are_sized_by_their_tokens():
 
 
 def test_what_is_left_out_and_what_recording_did_is_noted():
-    steps = [replace(each, graph_mode=GraphMode.FULL, dilation=1.4) for each in curve(hdbi=[0.2, 0.4, 0.9])]
-    others = [replace(step(2, hdbi=0.9), graph_mode=GraphMode.NONE), step(None)]
+    steps = [each._replace(graph_mode=GraphMode.FULL, dilation=1.4) for each in curve(hdbi=[0.2, 0.4, 0.9])]
+    others = [step(2, hdbi=0.9)._replace(graph_mode=GraphMode.NONE), step(None)]
 
     found = transition([*steps, *others], Phase.DECODE)
 

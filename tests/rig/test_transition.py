@@ -147,7 +147,7 @@ def test_batches_told_wrongly_are_noticed(recorded):
     for seed in range(20):
         Random(seed).shuffle(steps)
 
-        found = found_in([replace(step, requests=SIZES[at % len(SIZES)]) for at, step in enumerate(steps)])
+        found = found_in([step._replace(requests=SIZES[at % len(SIZES)]) for at, step in enumerate(steps)])
 
         assert found.between is None, seed
         assert "differ more than sizes do" in found.reason

@@ -13,8 +13,9 @@ from taxbreak_vllm.model.transition import Transitions
 from taxbreak_vllm.service.http.openapi import answer
 from taxbreak_vllm.service.http.router import RouteContext, json_response
 from taxbreak_vllm.service.results.store import Results
-from taxbreak_vllm.service.results.window import MAX_STEPS
 from taxbreak_vllm.settings import WindowS
+
+MAX_COMPARED_STEPS = 2000  # the newest
 
 
 def add_transition_route(router: APIRouter, context: RouteContext) -> None:
@@ -35,8 +36,11 @@ def add_transition_route(router: APIRouter, context: RouteContext) -> None:
 def read_transitions(
     results: Results, *, since_ns: int | None, phase: Phase | None = None, server_id: str | None = None
 ) -> Transitions:
-    """Find the transitions of one start of a server: of the one named, else of the one with the newest step."""
-    rows = results.sizes(since_ns=since_ns, phase=phase, server_id=server_id, limit=MAX_STEPS)
+    """Find the transitions of one start of a server: of the one named, else of the one with the newest step.
+
+    They are of the newest `MAX_COMPARED_STEPS`.
+    """
+    rows = results.sizes(since_ns=since_ns, phase=phase, server_id=server_id, limit=MAX_COMPARED_STEPS)
     if not rows:
         return Transitions(server_id=server_id or "", reason="no step was analyzed in this window")
     newest = rows[0]

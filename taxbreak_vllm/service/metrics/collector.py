@@ -33,7 +33,7 @@ from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.spool.usage import SpoolUsage
 
-MAX_COMPARED_STEPS = 2000  # the newest, over sizes of batches: some 10 ms
+MAX_COMPARED_STEPS = 1000  # the newest, over sizes of batches
 
 
 class TaxbreakCollector(Collector):

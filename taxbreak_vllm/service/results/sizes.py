@@ -4,7 +4,6 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from taxbreak_vllm.model.step import GraphMode, Phase
 from taxbreak_vllm.model.transition import SizedStep
 from taxbreak_vllm.service.results.rows import Series
 from taxbreak_vllm.service.results.steps import NEWEST
@@ -16,9 +15,8 @@ _COLUMNS = {
     "floor_ns": '"taxes.delta_kt_ns"',
     "exposed_ns": '"device.idle.host_ns"',
 }
-_NAMES = tuple(SizedStep.__dataclass_fields__)
 _SIZED = f"""
-SELECT server_id, model_name, engine, series.rank, {", ".join(_COLUMNS.get(name, name) for name in _NAMES)}
+SELECT server_id, model_name, engine, series.rank, {", ".join(_COLUMNS.get(name, name) for name in SizedStep._fields)}
 FROM steps JOIN series USING (series_id) WHERE
 """
 
@@ -33,10 +31,7 @@ class SizedRow(NamedTuple):
 
 def read_sizes(db: sqlite3.Connection, where: str, values: Sequence[object]) -> list[SizedRow]:
     """Return the newest steps that fit `where`, newest first; the last of `values` is how many."""
-    return [_row(*row) for row in db.execute(f"{_SIZED} {where} {NEWEST}", values)]
-
-
-def _row(server_id: str, model_name: str, engine: str, rank: int, *values: object) -> SizedRow:
-    told = dict(zip(_NAMES, values, strict=True))
-    step = SizedStep(**told | {"phase": Phase(told["phase"]), "graph_mode": GraphMode(told["graph_mode"])})  # type: ignore[arg-type]
-    return SizedRow(server_id, Series(model_name, engine, rank, str(told["phase"])), step)
+    return [
+        SizedRow(row[0], Series(row[1], row[2], row[3], row[4]), SizedStep._make(row[4:]))  # its first is the phase
+        for row in db.execute(f"{_SIZED} {where} {NEWEST}", values)
+    ]
