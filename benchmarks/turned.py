@@ -36,7 +36,8 @@ _RECORD_STEPS = 120
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """What is turned: ns spent in Python before each linear layer, each decoder layer, each step; ns that each step
-    waits for another thread; Python functions traced; threads to compute with; whether the compiled forward runs.
+    waits for another thread; Python functions traced; threads to compute with; whether the compiled forward runs; how
+    many requests decode together in a run (None: as many as there may be).
     """
 
     linear_ns: int = 0
@@ -46,6 +47,7 @@ class Turn:
     traced: bool = False
     threads: int = 1
     compiled: bool = False
+    requests: int | None = None
 
 
 class Turned:
@@ -142,7 +144,7 @@ class Turned:
         sampling = SamplingParams(max_tokens=len(turns) + 2, ignore_eos=True, temperature=0.0, detokenize=False)
         prompts = [
             {"prompt_token_ids": [(131 * row + 7 * at) % 200 + 6 for at in range(_PROMPT_TOKENS)]}
-            for row in range(self._requests)
+            for row in range(turns[0].requests or self._requests)
         ]
         begun: list[int] = []
         spent: list[int] = []

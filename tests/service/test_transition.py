@@ -1,5 +1,6 @@
 """The batch from which on a server's device decides: over HTTP, as a metric, in advice."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,16 @@ def test_a_phase_that_works_on_prompts_is_told_in_their_tokens(get, add, value, 
     assert (found["unit"], found["between"]) == ("prompt_tokens", [800, 1600])
     assert value("taxbreak_transition_prompt_tokens", LABELS | {"phase": "prefill"}) == 1600
     assert value(labels=LABELS | {"phase": "prefill"}) is None
+
+
+def test_the_command_line_asks_a_sidecar(taxbreak, add, start_sidecar, clock):
+    clock.ns = time.time_ns()
+    add()
+
+    done = taxbreak("transition", "--url", start_sidecar(), "--phase", "decode")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("decode: from 16 requests on the device decides; at 8 requests the host still did\n")
 
 
 def test_without_steps_there_is_a_reason(get):
