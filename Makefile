@@ -68,6 +68,11 @@ bench-limit: ## work per op from recorded shapes beside torch's counter and Trac
 	$(install) cpu,test
 	$(BIN)/python benchmarks/limit_ops.py $(BENCH)
 
+.PHONY: bench-transition
+bench-transition: ## the batch from which on the device decides, recorded, beside the timed steps of vLLM on the CPU (BENCH='--rounds 4')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/transition.py $(BENCH)
+
 bench-whatif: ## which traces can be asked what if, what a replay gets wrong of each, its speed and cost (BENCH='--traces DIR')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif.py $(BENCH)

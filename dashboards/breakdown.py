@@ -8,6 +8,7 @@ from panels import (
     RATIO,
     SECONDS,
     SERVER,
+    STEP,
     Query,
     bars,
     build,
@@ -41,6 +42,7 @@ PARTS = {
     "other_idle": "other idle",
     "unknown": "unknown",
 }
+NO_TURN = "The recorded batches lie on one side, or do not agree: taxbreak transition says why"
 TOLD = "A limit is told where the worker could walk its model and the device's ceilings are known."
 NO_LIMIT = "No limit is told: no step was recorded, or the device's ceilings are not known"
 
@@ -156,6 +158,22 @@ def breakdown() -> Dashboard:
                 Query(f"max by (kind) (taxbreak_launch_floor_seconds{{{SERVER}}})", "floor: {{kind}}"),
             ],
             empty=ONLY_ON_GPUS,
+        ),
+        lines(
+            "Requests from which on the device decides",
+            "The size of a batch from which on the device, not the host, decides how long a step takes: below it a "
+            "larger batch is free. By recorded steps of the window, where TKLQT for each launch doubles, else where "
+            "HDBI passes one half.",
+            NUMBER,
+            [Query(f"max by (phase) (taxbreak_transition_requests{{{STEP}}})", "{{phase}}")],
+            empty=NO_TURN,
+        ),
+        lines(
+            "Prompt tokens from which on the device decides",
+            "The same of steps that work on prompts: below it a larger --max-num-batched-tokens is free.",
+            NUMBER,
+            [Query(f"max by (phase) (taxbreak_transition_prompt_tokens{{{STEP}}})", "{{phase}}")],
+            empty=NO_TURN,
         ),
         lines(
             "Kernels of a step, by family",

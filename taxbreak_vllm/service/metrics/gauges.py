@@ -76,14 +76,16 @@ def window_gauges(
 def turning_points(rows: Iterable[SizedRow], states: Iterable[WorkerState]) -> Iterator[Metric]:
     """Yield from which size of batch on the device decides, of the window's steps of every worker that runs."""
     families = {
-        unit: GaugeMetricFamily(f"taxbreak_transition_{unit}", words, labels=STEP_LABELS)
-        for unit, words in (
-            (
-                SizeUnit.REQUESTS,
-                "Requests in a step from which on the device, not the host, decides how long it takes.",
-            ),
-            (SizeUnit.PROMPT_TOKENS, "The same in prompt tokens, of steps that work on prompts."),
-        )
+        SizeUnit.REQUESTS: GaugeMetricFamily(
+            "taxbreak_transition_requests",
+            "Requests in a step from which on the device, not the host, decides how long it takes.",
+            labels=STEP_LABELS,
+        ),
+        SizeUnit.PROMPT_TOKENS: GaugeMetricFamily(
+            "taxbreak_transition_prompt_tokens",
+            "The same in prompt tokens, of steps that work on prompts.",
+            labels=STEP_LABELS,
+        ),
     }
     running = {(state.server.server_id, *server_labels(state)) for state in states}
     by_series: dict[Series, list[SizedStep]] = defaultdict(list)
