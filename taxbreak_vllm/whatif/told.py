@@ -5,6 +5,7 @@ for and what waits. An event holds what its stream was given before it was recor
 itself.
 """
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from taxbreak_vllm.trace.events import Events
 from taxbreak_vllm.trace.intervals import Index, Int64
 from taxbreak_vllm.trace.syncs import SyncKind
 from taxbreak_vllm.whatif.constants import Calls
-from taxbreak_vllm.whatif.streams import LATE_NS, Launched, last_of_dispatch
+from taxbreak_vllm.whatif.streams import LATE_NS, NEVER, Launched, last_of_dispatch
 from taxbreak_vllm.whatif.waits import NO_PAIRS, Pairs
 
 
@@ -76,12 +77,20 @@ class Told:
                 awaited.extend(held_by)
                 waiting.extend([first] * len(held_by))
 
+        others = rows[~is_wait]
         pairs: list[tuple[int, int]] = []
-        for row in rows[~is_wait].tolist():
-            own, device = int(call[row]), int(syncs.device[row])
-            streams = [int(stream[row])] if kind[row] != SyncKind.CONTEXT else given.streams(device)
-            found = [each for on in streams for each in given.before(device, on, int(at_ns[row]))]
-            if all(activities.end_ns[each] <= calls.end_ns[own] + LATE_NS for each in found):
+        for own, device, on, at, what, until_ns in zip(
+            call[others].tolist(),
+            syncs.device[others].tolist(),
+            stream[others].tolist(),
+            at_ns[others].tolist(),
+            kind[others].tolist(),
+            calls.end_ns[call[others]].tolist(),
+            strict=True,
+        ):
+            streams = [on] if what != SyncKind.CONTEXT else given.streams(device)
+            found = [each for one in streams for each in given.before(device, one, at)]
+            if all(activities.end_ns[each] <= until_ns + LATE_NS for each in found):
                 is_told[own] = True
                 pairs.extend((own, each) for each in found)
         is_told[call[(call >= 0) & ~has_record & (kind == SyncKind.EVENT)]] = True
@@ -109,14 +118,20 @@ def _called_ns(wanted: Int64, near_ns: Int64, ids: Int64, start_ns: Int64) -> In
     return np.where(own >= 0, start_ns[own], later_ns)
 
 
+_NOTHING: tuple[list[int], list[int], list[int]] = ([], [], [])
+
+
 class _Given:
     """What each stream was given, and what it was made to wait for, in the order of the program."""
 
     def __init__(self, queues: list[Launched], activities: Activities, last: Index) -> None:
-        self._queues = {(queue.device, queue.stream): queue for queue in queues}
-        self._activities = activities
-        self._last = last
-        self._held: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
+        # As lists, in which one search takes a fifth of what it takes in an array.
+        self._queues = {
+            (queue.device, queue.stream): (queue.launch_ns.tolist(), queue.last.tolist(), queue.activity.tolist())
+            for queue in queues
+        }
+        self._dispatch, self._last = activities.dispatch.tolist(), last.tolist()
+        self._held: dict[tuple[int, int], tuple[list[int], list[list[int]]]] = {}  # when, and by which activities
 
     def streams(self, device: int) -> list[int]:
         """Return the streams of a device."""
@@ -124,29 +139,27 @@ class _Given:
 
     def before(self, device: int, stream: int, at_ns: int) -> list[int]:
         """Return the activities that a stream is done after with all it was given before: its own last, and others."""
-        queue = self._queues.get((device, stream))
-        since_ns, found = np.iinfo(np.int64).min, list[int]()
-        place = int(np.searchsorted(queue.launch_ns, at_ns, side="left")) - 1 if queue else -1
-        if queue and place >= 0:
-            last = int(queue.last[place])
-            dispatch = int(self._activities.dispatch[last])
-            since_ns = int(queue.launch_ns[place])
-            found.append(int(self._last[dispatch]) if dispatch >= 0 else last)
-        for held_ns, held_by in reversed(self._held.get((device, stream), [])):
-            if held_ns <= since_ns:
-                break
-            if held_ns < at_ns:
-                found.extend(held_by)
+        launch_ns, lasts, _ = self._queues.get((device, stream), _NOTHING)
+        place = bisect_left(launch_ns, at_ns) - 1
+        since_ns, found = NEVER, list[int]()
+        if place >= 0:
+            last = lasts[place]
+            dispatch = self._dispatch[last]
+            since_ns = launch_ns[place]
+            found.append(self._last[dispatch] if dispatch >= 0 else last)
+        times_ns, held_by = self._held.get((device, stream), ([], []))
+        for number in reversed(range(bisect_right(times_ns, since_ns), bisect_left(times_ns, at_ns))):
+            found.extend(held_by[number])
         return found
 
     def after(self, device: int, stream: int, at_ns: int) -> int:
         """Return the activity that a stream was given next, -1 for none."""
-        queue = self._queues.get((device, stream))
-        if queue is None:
-            return -1
-        place = int(np.searchsorted(queue.launch_ns, at_ns, side="right"))
-        return int(queue.activity[place]) if place < len(queue.activity) else -1
+        launch_ns, _, activity = self._queues.get((device, stream), _NOTHING)
+        place = bisect_right(launch_ns, at_ns)
+        return activity[place] if place < len(activity) else -1
 
     def hold(self, device: int, stream: int, at_ns: int, held_by: list[int]) -> None:
         """Let what a stream is given from now on wait for these too."""
-        self._held.setdefault((device, stream), []).append((at_ns, held_by))
+        times_ns, held = self._held.setdefault((device, stream), ([], []))
+        times_ns.append(at_ns)
+        held.append(held_by)

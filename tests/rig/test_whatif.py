@@ -149,12 +149,13 @@ def test_so_does_each_answer_of_servers_that_ask_for_events_instead_of_waiting_i
     assert not wrong
 
 
-def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refused(rules, tmp_path):
+@pytest.mark.parametrize("with_syncs", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["", "waits told"])
+def test_a_recorded_step_of_a_live_server_is_predicted_as_an_iteration_or_refused(rules, tmp_path, with_syncs):
     path, wrong, answers = tmp_path / "trace.json", [], 0
     for seed in range(60):
         server = random_server(seed)
         it = run(server)
-        path.write_text(to_json(middle_of_three(it, 3, is_whole=False)[0]))
+        path.write_text(to_json(middle_of_three(it, 3, is_whole=False, with_syncs=with_syncs)[0]))
         recording = Recording(read_events(path), Terms(rules=rules, floor_ns=server.floor_ns))
         basis = Basis(recording)
         for host, kernels in ((0.5, 1), (1, 0.5)):
