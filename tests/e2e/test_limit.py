@@ -11,10 +11,15 @@ from taxbreak_vllm.demo.models import (
     write_tiny_moe,
     write_tiny_qwen3,
 )
+from taxbreak_vllm.limit.ceilings import ceilings_of
 from taxbreak_vllm.limit.live import with_limit
+from taxbreak_vllm.limit.step import limit_of_step
 from taxbreak_vllm.limit.trace import limit_of
-from taxbreak_vllm.model.limit import StepTokens
+from taxbreak_vllm.model.ceilings import CeilingSource
+from taxbreak_vllm.model.limit import SLACK, StepTokens
 from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.replay.runner import measure_floors
+from taxbreak_vllm.replay.task import Options
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.taxes.recording import Recording
 
@@ -32,8 +37,15 @@ MORE = {("deepseek", "float32"): ["attention_backend=CPU_MLA"]}
 PAIRS = [(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")]
 
 
+@pytest.fixture(scope="module")
+def ceilings():
+    """What this machine reaches, measured before any server runs."""
+    environment, _, measured = measure_floors(Options(ceilings_s=20))
+    return ceilings_of(environment.device_name, measured=measured)
+
+
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
-def steps(request, tmp_path_factory, run_offline):
+def steps(request, ceilings, tmp_path_factory, run_offline):
     """Record steps of a model; return for each its phase, itself, what its ops' shapes tell, its model and work."""
     name, dtype = request.param
     folder = tmp_path_factory.mktemp("limit")
@@ -43,6 +55,7 @@ def steps(request, tmp_path_factory, run_offline):
     said = json.loads((folder / "said.json").read_text())
     assert said["model_reason"] is None
     assert said["model"]["missing"] == []
+    assert "no clocks" in said["device"]["missing"][0]
     found = []
     for capture in Spool(folder / "spool", max_bytes=2**30, max_captures=10**6).captures():
         info = capture.read_info()
@@ -89,12 +102,28 @@ def test_distinct_experts_lie_between_those_of_one_token_and_all_that_its_tokens
         assert moe.bytes == moe.most_bytes == moe.reach_bytes == work.distinct_experts * experts.bytes
 
 
+def _assert_sums(bar, step):
+    parts = (bar.limit_ns, bar.above_ns, *bar.exposed_ns.values(), bar.other_idle_ns, bar.unknown_ns)
+    assert min(parts) >= 0
+    assert sum(parts) == bar.window_ns == (step.iteration or step.device).window_ns
+
+
 def test_the_bar_of_each_step_sums_to_its_iteration(steps):
     for _, step, *_ in steps:
-        bar = step.limit.bar
-        parts = (bar.limit_ns, bar.above_ns, *bar.exposed_ns.values(), bar.other_idle_ns, bar.unknown_ns)
-        assert min(parts) >= 0
-        assert sum(parts) == bar.window_ns == (step.iteration or step.device).window_ns
+        _assert_sums(step.limit.bar, step)
+
+
+def test_no_step_is_faster_than_what_was_measured_of_this_machine_and_its_bar_has_a_limit(steps, ceilings):
+    for _, step, _, model, work in steps:
+        limit = limit_of_step(model, work, step, ceilings)
+
+        assert limit.notes == ()
+        assert 0 < limit.floor_ns[0] <= SLACK * step.device.active_ns
+        assert 0 < limit.mfu < SLACK
+        assert 0 < limit.mbu < SLACK
+        assert set(limit.ceilings.sources.values()) == {CeilingSource.MEASURED}
+        assert limit.bar.limit_ns == min(limit.floor_ns[0], step.device.active_ns)
+        _assert_sums(limit.bar, step)
 
 
 def test_without_ceilings_there_is_no_share_of_any(steps):
