@@ -16,7 +16,8 @@ REVOCABLE = frozenset({DISABLED, OVERHEAD})  # reasons why recording is off that
 class WorkerState:
     """What a worker publishes about itself about once a second; `state.json` beside its captures.
 
-    Counters start at zero with the process. `iterations` are the times from the starts of plain steps to the starts of
+    Counters start at zero with the process. `num_sampled` counts the tokens of all steps, recorded or not (None: with
+    drafts). `iterations` are the times from the starts of plain steps to the starts of
     the next ones, those left out in which the server had no work. `overhead_ns` is all time recording has taken from
     serving: profiler start and stop, dilation, and what storing takes, counted as if steps had waited for all of it.
     `serving_ns` is the time since the hooks were armed. `records` is False for a rank that only times its steps;
@@ -39,6 +40,7 @@ class WorkerState:
     max_capture_steps: int | None = None
     steps: tuple[StepHistogram, ...] = ()
     iterations: tuple[StepHistogram, ...] = ()
+    num_sampled: Int64 | None = None
     num_samples: Int64 = 0
     dropped: Mapping[str, Int64] = field(default_factory=dict)
     overhead_ns: Int64 = 0

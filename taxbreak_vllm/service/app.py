@@ -30,7 +30,9 @@ from taxbreak_vllm.service.http.routes import create_router
 from taxbreak_vllm.service.http.sessions import Sessions
 from taxbreak_vllm.service.http.trace_reads import TraceReads
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
+from taxbreak_vllm.service.metrics.energy import EnergyCollector
 from taxbreak_vllm.service.metrics.exposition import OPENMETRICS, Exposition
+from taxbreak_vllm.service.processes.energy import EnergyMeter
 from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, replayer_command
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
@@ -56,12 +58,13 @@ def create_app(
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     collector = TaxbreakCollector.of(settings, spool, now_ns=now_ns)
     exporter = _otlp_exporter(settings, collector, spool)
-    exposition = Exposition(collector, *([exporter] if exporter else []))
+    meter = EnergyMeter(spool, now_ns=now_ns)
+    exposition = Exposition(collector, EnergyCollector(meter.joules), *([exporter] if exporter else []))
     traces = TraceReads(spool, settings.baselines_path)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        processes = [process for process in (analyzer, replayer, exporter) if process is not None]
+        processes = [process for process in (analyzer, replayer, exporter, meter) if process is not None]
         for process in processes:
             process.start()
         try:
@@ -77,7 +80,12 @@ def create_app(
     # `include_router` would build every route, and the models of its answers, once more.
     app.routes.extend(
         create_router(
-            settings, keys=keys, traces=traces, num_restarts=lambda: analyzer.num_restarts, now_ns=now_ns
+            settings,
+            keys=keys,
+            traces=traces,
+            num_restarts=lambda: analyzer.num_restarts,
+            energy=meter.told,
+            now_ns=now_ns,
         ).routes
     )
 

@@ -91,6 +91,14 @@ def classify(scheduled: ScheduledStep) -> Work:
     return Work(phase, num_tokens, num_requests, prompt_tokens, num_drafts)
 
 
+def num_sampled(scheduled: ScheduledStep) -> int:
+    """Count the tokens that a step without drafts samples; the one that ends a prompt is counted where that begins.
+
+    A request that is computed anew after a preemption counts once more for each step of that.
+    """
+    return len(scheduled.scheduled_new_reqs) + sum(map(bool, scheduled.scheduled_cached_reqs.num_output_tokens))
+
+
 def is_real(scheduled: ScheduledStep) -> bool:
     """Tell a step that serves someone from an empty one and from vLLM's warm-up."""
     return any(not req_id.startswith("_warmup_") for req_id in scheduled.num_scheduled_tokens)

@@ -233,6 +233,7 @@ class Watch:
             max_capture_steps=self._max_capture_steps,
             steps=self._kinds.histograms(),
             iterations=self._kinds.iteration_histograms(),
+            num_sampled=self._kinds.num_sampled(),
             num_samples=self.outbox.num_stored,
             dropped=self._drops.counts(),
             overhead_ns=self._recordings.overhead_ns + self.outbox.cost_ns - self._cost_before_ns,

@@ -1,7 +1,8 @@
 import pytest
 
 from taxbreak_vllm.model.step import Phase
-from taxbreak_vllm.serving.steps import GraphModes, Work, classify, is_real
+from taxbreak_vllm.serving.sampling.kinds import StepKinds
+from taxbreak_vllm.serving.steps import GraphModes, Work, classify, is_real, num_sampled
 
 
 def test_new_prompts_are_a_prefill(schedule):
@@ -143,3 +144,30 @@ def test_the_graph_mode_is_what_the_dispatcher_picks(mode, phase, num_tokens, ex
 
 def test_a_configuration_that_cannot_be_read_has_unknown_modes():
     assert GraphModes.from_config(object()).of(Phase.DECODE, 1) == "unknown"
+
+
+def test_each_request_that_generates_and_each_prompt_that_begins_samples_a_token(schedule):
+    step = schedule({"a": 1, "b": 8, "c": 8, "d": 8}, new=[("c", 8, 0), ("d", 20, 0)], cached=[("a", 3), ("b", 0)])
+
+    assert num_sampled(step) == 3  # a, c, d; what ends the prompt of b was counted when that began
+
+
+def test_a_server_s_tokens_are_counted_over_all_its_steps(schedule):
+    kinds = StepKinds(GraphModes.from_config(None))
+    steps = [
+        schedule({"a": 8}, new=[("a", 20, 0)]),
+        schedule({"a": 12}, cached=[("a", 0)]),
+        schedule({"a": 1, "b": 5}, cached=[("a", 1)], new=[("b", 5, 0)]),
+        *[schedule({"a": 1, "b": 1}, cached=[("a", 2), ("b", 1)])] * 3,
+    ]
+    for step in steps:
+        kinds.of_step(step)
+
+    assert kinds.num_sampled() == 1 + 0 + 2 + 3 * 2
+
+
+def test_with_drafts_the_tokens_are_not_known(schedule):
+    kinds = StepKinds(GraphModes.from_config(None))
+    kinds.of_step(schedule({"a": 4}, cached=[("a", 1)], drafts={"a": 3}))
+
+    assert kinds.num_sampled() is None

@@ -20,6 +20,7 @@ from taxbreak_vllm.model.breakdown import (
     Tier,
 )
 from taxbreak_vllm.model.ceilings import CeilingSource
+from taxbreak_vllm.model.energy import EngineEnergy
 from taxbreak_vllm.model.engine import Between, EnginePart, IdleFrom, IterationSums
 from taxbreak_vllm.model.frontend import DELIVERY, SPAN_BUCKETS_NS, FrontendState, SpanHistogram, Stage, Waterfall
 from taxbreak_vllm.model.limit import Bar, Bound
@@ -145,6 +146,16 @@ _STATUS = Status(
     spool=SpoolUse(captures=12, pending=0, bytes=1_200_000),
     results=ResultsUse(steps=12),
     analyzer=AnalyzerUse(restarts=0),
+    energy=[
+        EngineEnergy(
+            server_id="vllm-a",
+            engine="0",
+            window_ns=10 * 10**9,
+            joules=4200.0,
+            output_tokens=12_000,
+            joules_per_token=0.35,
+        )
+    ],
 )
 
 _CONTROL = ControlState(

@@ -1,7 +1,9 @@
 """What the API answers, as dataclasses: msgspec writes them, FastAPI describes them in /openapi.json."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from taxbreak_vllm.model.energy import EngineEnergy
 from taxbreak_vllm.model.engine import EngineState, unexplained_ratio
 from taxbreak_vllm.model.frontend import FrontendState, Waterfall
 from taxbreak_vllm.model.step import Phase
@@ -94,7 +96,7 @@ class AnalyzerUse:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Servers, spool and analysis at a glance."""
+    """Servers, spool and analysis at a glance; `energy` of each engine is null but on the sidecar, which reads it."""
 
     version: str
     now_unix_ns: int
@@ -103,6 +105,7 @@ class Status:
     spool: SpoolUse
     results: ResultsUse
     analyzer: AnalyzerUse
+    energy: Sequence[EngineEnergy] | None = None
 
 
 @dataclass(frozen=True, slots=True)

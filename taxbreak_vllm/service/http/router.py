@@ -5,7 +5,7 @@ All of it lives in the class of our routes: on vLLM's app it must not change how
 
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from taxbreak_vllm.model.energy import EngineEnergy
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.service.http.keys import Keys
 from taxbreak_vllm.service.http.openapi import errors
@@ -46,6 +47,7 @@ class RouteContext:
     traces: TraceReads
     server_id: Callable[[], str | None] = lambda: None
     num_restarts: Callable[[], int] = lambda: 0
+    energy: Callable[[], Sequence[EngineEnergy] | None] = lambda: None
     now_ns: Callable[[], int] = time.time_ns
 
     def results(self) -> Iterator[Results]:

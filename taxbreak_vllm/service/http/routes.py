@@ -5,10 +5,11 @@ Bodies leave as bytes that msgspec wrote, described by `openapi`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter
 
+from taxbreak_vllm.model.energy import EngineEnergy
 from taxbreak_vllm.service.http.advice import add_advice_route
 from taxbreak_vllm.service.http.captures import add_capture_routes
 from taxbreak_vllm.service.http.control import add_control_routes
@@ -34,6 +35,7 @@ def create_router(
     traces: TraceReads | None = None,
     server_id: Callable[[], str | None] = lambda: None,
     num_restarts: Callable[[], int] = lambda: 0,
+    energy: Callable[[], Sequence[EngineEnergy] | None] = lambda: None,
     now_ns: Callable[[], int] = time.time_ns,
 ) -> APIRouter:
     """Build the router; `server_id` names the server asked for steps where a request names none.
@@ -47,6 +49,7 @@ def create_router(
         traces=traces or TraceReads(spool, settings.baselines_path),
         server_id=server_id,
         num_restarts=num_restarts,
+        energy=energy,
         now_ns=now_ns,
     )
     router = new_router(Keys.of(settings) if keys is None else keys)

@@ -38,4 +38,5 @@ def _status(results: Results, context: RouteContext) -> Status:
         ),
         results=ResultsUse(steps=results.num_steps()),
         analyzer=AnalyzerUse(restarts=context.num_restarts()),
+        energy=context.energy(),
     )

@@ -11,7 +11,7 @@ from statistics import median_low
 from typing import NamedTuple
 
 from taxbreak_vllm.model.step import PHASES, STEP_BUCKETS_NS, GraphMode, Phase, StepHistogram
-from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_generation
+from taxbreak_vllm.serving.steps import GraphModes, ScheduledStep, classify, is_generation, num_sampled
 
 NEVER = 2**62
 
@@ -127,6 +127,7 @@ class StepKinds:
         self._kind_by_label: dict[tuple[Phase, GraphMode, int], StepKind] = {}
         self._decode_by_tokens: dict[int, StepKind] = {}
         self._verify_by_tokens: dict[int, StepKind] = {}
+        self._num_sampled = 0
 
     def __iter__(self) -> Iterator[StepKind]:
         return iter(list(self._kind_by_label.values()))
@@ -143,15 +144,22 @@ class StepKinds:
         """Return the kind of a step from its scheduler output, that of most by one look-up."""
         num_tokens, is_generated = scheduled.total_num_scheduled_tokens, is_generation(scheduled)
         if is_generated:
+            self._num_sampled += num_tokens
             cache = self._verify_by_tokens if scheduled.scheduled_spec_decode_tokens else self._decode_by_tokens
             try:
                 return cache[num_tokens]
             except KeyError:
                 pass
+        else:
+            self._num_sampled += num_sampled(scheduled)
         kind = self.of(classify(scheduled).phase, num_tokens)
         if is_generated and num_tokens < _MAX_CACHED:
             cache[num_tokens] = kind
         return kind
+
+    def num_sampled(self) -> int | None:
+        """Return how many tokens were sampled; None where some were drafts, of which it is not known here."""
+        return None if any(kind.phase is Phase.VERIFY for kind in self) else self._num_sampled
 
     def num_steps(self) -> int:
         """Return how many steps began; for the thread that counts them."""
