@@ -73,11 +73,12 @@ bench-transition: ## the batch from which on the device decides, recorded, besid
 	$(install) cpu,test
 	$(BIN)/python benchmarks/transition.py $(BENCH)
 
-bench-whatif: ## which traces can be asked what if, what a replay gets wrong of each, its speed and cost (BENCH='--traces DIR')
+bench-whatif: ## what if: which traces can be asked, how wrong, how quick; two simulated devices (BENCH='--traces DIR')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif.py $(BENCH)
 	$(BIN)/python benchmarks/foresee_cost.py $(BENCH)
 	$(BIN)/python benchmarks/slider_cost.py $(BENCH)
+	$(BIN)/python benchmarks/whatif_devices.py
 
 bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that server then takes (BENCH=--quick on a busy machine)
 	$(install) cpu,test

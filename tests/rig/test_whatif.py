@@ -1,5 +1,6 @@
 """What a recording predicts of a change, against the rig run again with that change."""
 
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -147,6 +148,22 @@ def test_so_does_each_answer_of_servers_that_ask_for_events_instead_of_waiting_i
 
     assert answers > 0.6 * asked
     assert not wrong
+
+
+def test_the_same_program_on_another_device_takes_what_its_kernels_and_floor_say(record):
+    """Within 6 %, told the true factors of each family of kernels, and T_sys."""
+    errors = []
+    for seed in range(20):
+        random, server = Random(f"devices {seed}"), random_server(seed)
+        factors = {family: 0.4 * 6.0 ** random.random() for family in (Family.ELEMENTWISE, Family.GEMM, Family.OTHER)}
+        floor_ns = server.floor_ns + random.randint(-500, 4_000)
+        other = with_floor(changed(server, kernels=factors), floor_ns)
+        asked = replace(change(kernels=factors), floor_ns=floor_ns)
+        if (window := predict(record(server), asked, named="").window) is not None:
+            errors.append(abs(window.predicted_ns / length_ns(other) - 1))
+
+    assert len(errors) >= 12
+    assert max(errors) <= 0.06
 
 
 @pytest.mark.parametrize("with_syncs", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["", "waits told"])
