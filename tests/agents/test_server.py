@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +15,8 @@ from taxbreak_vllm.agents.questions import Questions
 from taxbreak_vllm.agents.server import create_server
 from taxbreak_vllm.agents.traces import Traces
 from taxbreak_vllm.cli.client import CaptureError
+from taxbreak_vllm.model.step import Phase
+from taxbreak_vllm.model.transition import Sign, SizeBucket, SizeUnit, Transition, Transitions, Turn
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -245,3 +248,26 @@ def test_what_is_no_change_is_refused_in_one_line(call):
     assert "'rust' is none of python" in words(
         call("what_if", trace="traces/h100_hf_bert-small_infer.json.gz", host=["rust=2"])
     )
+
+
+def test_the_transition_of_a_server_is_told_as_the_api_says_it(call):
+    bucket = SizeBucket(least=8, most=8, num_steps=3, window_ns=10**6, hdbi=0.4)
+    told = Transitions(
+        transitions=(
+            Transition(
+                phase=Phase.DECODE,
+                unit=SizeUnit.REQUESTS,
+                buckets=(bucket, replace(bucket, least=16, most=16, hdbi=0.7)),
+                between=(8, 16),
+                by=Sign.HDBI,
+                turns={Sign.HDBI: Turn(between=(8, 16))},
+            ),
+        ),
+        server_id="vllm-a",
+    ).to_json()
+    server = NoServer(transition=json.loads(told))
+
+    found = call("transition", server, phase="decode").structured_content
+
+    assert server.asked == [("transition", {"phase": "decode", "window_s": None, "server_id": None})]
+    assert found == json.loads(told) | {"left_out": []}

@@ -53,7 +53,7 @@ def _table(found: Transition) -> Table:
             Column("HDBI", 7),
             Column("waits for the host", 5),
             Column("hardware limit", 4),
-            Column("", 3, Kind.NAME),
+            Column("decides", 3, Kind.NAME),
         )
     )
     for bucket in found.buckets:
