@@ -5,11 +5,18 @@ from dataclasses import replace
 import pytest
 
 from taxbreak_vllm.model.breakdown import Breakdown, Source
+from taxbreak_vllm.model.ceilings import Ceilings, CeilingSource
 from taxbreak_vllm.model.limit import Bar, Bound, StepLimit
 from tests.output.page.test_page_js import CONTRASTS, UNNAMED, WIDTHS
 
 EXPOSED = {"delta_ft": 20, "delta_ct": 10, "delta_kt": 10, "other": 5, "engine": 5}
 BAR = Bar(window_ns=200, limit_ns=60, above_ns=50, exposed_ns=EXPOSED, other_idle_ns=25, unknown_ns=15)
+
+H100 = Ceilings(
+    device_name="NVIDIA H100 80GB HBM3",
+    sources={"bf16": CeilingSource.TABLE, "bytes": CeilingSource.TABLE},
+    origins={CeilingSource.TABLE: "NVIDIA H100 datasheet (SXM)"},
+)
 
 
 @pytest.fixture
@@ -17,7 +24,7 @@ def limited(filled, results, make_info, make_step, clock, start_sidecar):
     """The address of the sidecar of a server of whose decode steps each part of the bar is seen."""
     limit = StepLimit(
         flops=10, bytes=5, bar=BAR, compute_ns=20, memory_ns=60, floor_ns=(60, 60), bound=Bound.MEMORY,
-        mfu=0.1, mbu=0.3, ceilings="NVIDIA H100 datasheet (SXM)",
+        mfu=0.1, mbu=0.3, ceilings=H100,
     )  # fmt: skip
     breakdown = Breakdown(source=Source(), steps=(replace(make_step(), limit=limit),))
     results.add_step("limited", make_info("limited"), breakdown, now_ns=clock())

@@ -9,6 +9,7 @@ import pytest
 from live_states import ahead, engine_state, frontend_state, waterfall
 
 from taxbreak_vllm.model.breakdown import Breakdown, ExposedTax, Source
+from taxbreak_vllm.model.ceilings import Ceilings, CeilingSource
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.frontend import Stage
 from taxbreak_vllm.model.limit import Bar, Bound, StepLimit
@@ -21,6 +22,11 @@ from taxbreak_vllm.service.processes.analyzer import Analyzer
 SERVER = Server(server_id="vllm-a", engine="0", rank=0, model_name="tiny")
 URL = "http://gpu-7:9797"
 EVIL = '<script>alert("x")</script>'
+H100 = Ceilings(
+    device_name="NVIDIA H100 80GB HBM3",
+    sources={"bf16": CeilingSource.TABLE, "bytes": CeilingSource.TABLE},
+    origins={CeilingSource.TABLE: "H100 datasheet"},
+)
 VOID = {"meta", "link", "input", "br"}
 
 
@@ -85,7 +91,7 @@ def test_the_bar_of_a_phase_is_shown_with_its_shares_ceilings_and_reasons(show, 
     bar = Bar(window_ns=200, limit_ns=60, above_ns=50, exposed_ns={"delta_ft": 50}, other_idle_ns=40)
     limit = StepLimit(
         flops=10**7, bytes=50_000, bar=bar, compute_ns=20, memory_ns=60, floor_ns=(60, 60), bound=Bound.MEMORY,
-        mfu=0.1, mbu=0.3, ceilings="H100 datasheet",
+        mfu=0.1, mbu=0.3, ceilings=H100,
     )  # fmt: skip
     told = dataclasses.replace(make_step(), limit=limit)
     untold = dataclasses.replace(make_step(phase=Phase.PREFILL), limit_reason="its worker says nothing of its model")

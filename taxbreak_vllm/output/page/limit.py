@@ -49,6 +49,13 @@ class LimitsView:
     ceilings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def legend(self) -> tuple[tuple[str, str], ...]:
+        """Return the colours and words of all parts that are seen, in the order of the bar."""
+        seen = {(css, words) for phase in self.phases for css, words, part_ns in phase.parts if part_ns}
+        known = tuple((_COLOURS[part], words) for part, words in BAR_WORDS.items())
+        return tuple(pair for pair in known if pair in seen)
+
 
 def limits_view(phases: Mapping[Phase, PhaseLimit] | Mapping[Phase | None, PhaseLimit]) -> LimitsView:
     """Show the limit of each phase."""
