@@ -51,6 +51,27 @@ BY_HAND = {
         "bf16",
     ),
     "batch": ("aten::bmm", (tensor(5, 2, 3), tensor(5, 3, 4)), 5 * 48, 5 * 52, "bf16"),
+    "four bits on a CPU, 16 outputs a block": (
+        "_C::cpu_gemm_wna16",
+        (tensor(5, 128), tensor(16, 256, type="int"), tensor(5, 256), tensor(4, 256), NONE, NONE, scalar(8)),
+        2 * 5 * 256 * 128,
+        2 * 5 * 128 + 4 * 16 * 256 + 2 * 4 * 256 + 2 * 5 * 256,
+        "bf16",
+    ),
+    "four bits on a CPU with a matrix engine, 8 blocks of 32 outputs": (
+        "_C::int4_scaled_mm_cpu",
+        (tensor(5, 128), tensor(8, 4, 640, type=BYTE), tensor(8, 4, 32, type=BYTE), tensor(8, 4, 32, type=FP32), NONE),
+        2 * 5 * 256 * 128,
+        2 * 5 * 128 + 8 * 4 * (640 + 32 + 4 * 32) + 2 * 5 * 256,
+        "int8",
+    ),
+    "int8 on a CPU with a matrix engine, four bytes more a row": (
+        "_C::int8_scaled_mm_with_quant",
+        (tensor(5, 128), tensor(256, 132, type="signed char"), tensor(256, type=FP32), NONE, scalar(15), scalar(True)),
+        2 * 5 * 256 * 128,
+        2 * 5 * 128 + 256 * 132 + 4 * 256 + 2 * 5 * 256,
+        "int8",
+    ),
     "batch with packed weights, the output first": (
         "_C::bmm_cpu",
         (tensor(5, 2, 4), tensor(5, 2, 3), tensor(5, 4, 3), scalar(True), NONE),

@@ -159,6 +159,28 @@ def _marlin(call: Arguments, _: Around) -> Work:
     return _unpacked(a, call.tensors[1:], n=sizes[2])
 
 
+def _cpu_wna16(call: Arguments, _: Around) -> Work:
+    """vLLM on a CPU: (a, packed weights, out, scales, zero points, …)"""
+    a, out = call.tensor(0), call.tensor(2)
+    others = [call.tensor(1), call.tensor(3), call.optional(4)]
+    return _unpacked(a, tuple(filter(None, others)), n=out.dims[-1])
+
+
+def _cpu_int8(call: Arguments, _: Around) -> Work:
+    """vLLM on a CPU with AMX, activations quantized within: (a, packed weights (n, …), scales, …)"""
+    a, weights = call.tensor(0), call.tensor(1, axes=2)
+    work = _unpacked(a, (weights, call.tensor(2)), n=weights.dims[0])
+    return Work(work.flops, work.bytes, "int8", is_matrix=True)
+
+
+def _cpu_int4(call: Arguments, _: Around) -> Work:
+    """The same with weights of four bits: (a, packed weights, zero points, scales (blocks, groups, outputs), …)"""
+    a, weights, zeros, scales = (call.tensor(place) for place in range(4))
+    n = scales.dims[0] * scales.dims[-1]
+    work = _unpacked(a, (weights, zeros, scales), n=n)
+    return Work(work.flops, work.bytes, "int8", is_matrix=True)
+
+
 def _unpacked(a: Tensor, others: tuple[Tensor, ...], *, n: int) -> Work:
     m, k = prod(a.dims[:-1]), a.dims[-1]
     num_bytes = a.bytes + sum(other.bytes for other in others) + m * n * a.element.size
@@ -201,6 +223,9 @@ RULES: Rules = {
     **rules(_weight_first, "_rocm_C::wvSplitK", "_rocm_C::LLMM1"),
     **rules(_out_linear, "_C::weight_packed_linear"),
     **rules(_packed_linear, "_C::onednn_mm", "_C::onednn_scaled_mm"),
+    **rules(_cpu_wna16, "_C::cpu_gemm_wna16"),
+    **rules(_cpu_int8, "_C::int8_scaled_mm_with_quant"),
+    **rules(_cpu_int4, "_C::int4_scaled_mm_cpu"),
     **rules(_awq, "_C::awq_gemm"),
     **rules(_gptq, "_C::gptq_gemm"),
     **rules(_marlin, "_C::gptq_marlin_gemm", "_C::marlin_gemm"),
