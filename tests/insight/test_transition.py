@@ -1,6 +1,10 @@
 """Over sizes of batches: how steps are put together, which sign turns, and why none does; by hand."""
 
+from itertools import pairwise
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from taxbreak_vllm.insight.transition import transition, transitions
 from taxbreak_vllm.model.step import GraphMode, Phase
@@ -138,3 +142,38 @@ def test_no_step_with_a_size_is_told():
     found = transition([step(None)], Phase.DECODE)
 
     assert (found.between, found.reason, found.buckets) == (None, "no recorded step tells its requests", ())
+
+
+_maybe_ns = st.none() | st.integers(0, 10**9)
+_steps = st.builds(
+    SizedStep,
+    phase=st.none() | st.sampled_from(Phase),
+    graph_mode=st.none() | st.sampled_from(GraphMode),
+    requests=st.none() | st.integers(0, 300),
+    prompt_tokens=st.none() | st.integers(0, 9000),
+    window_ns=st.integers(0, 10**9),
+    device_window_ns=st.integers(0, 10**9),
+    launches=st.none() | st.integers(0, 2000),
+    tklqt_ns=_maybe_ns,
+    floor_ns=_maybe_ns,
+    hdbi=st.none() | st.floats(0, 1),
+    exposed_ns=_maybe_ns,
+    limit_ns=_maybe_ns,
+    dilation=st.none() | st.floats(0.1, 10),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(_steps, max_size=30))
+def test_of_any_steps_there_is_a_turn_between_neighbours_or_a_reason(steps):
+    for found in transitions(steps):
+        assert (found.between is None) == (found.by is None) == (found.reason is not None)
+        assert found.phase is not Phase.IDLE
+        sizes = [(before.most, after.least) for before, after in pairwise(found.buckets)]
+        assert all(most < least for most, least in sizes)
+        if found.between is not None:
+            host, device = found.between
+            assert host in [most for most, _ in sizes]
+            assert device in [least for _, least in sizes]
+            assert host < device
+            assert found.turns[found.by].between == found.between

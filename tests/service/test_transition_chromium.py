@@ -57,6 +57,7 @@ def test_the_batch_is_said_drawn_and_listed(visit, shoot, address, scheme, width
         assert [found for found in page.evaluate(UNNAMED) if not found.startswith("<canvas")] == []  # uPlot's
 
 
+@pytest.mark.nightly
 def test_what_was_recorded_meanwhile_is_drawn_without_a_reload(visit, address, results, make_step, make_info, clock):
     with visit(address) as page:
         page.get_by_text("from 16 requests on the device decides").wait_for()
