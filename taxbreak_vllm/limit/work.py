@@ -8,7 +8,7 @@ one token chooses are read, with uniform choices E(1 − (1 − top_k/E)^Σq), a
 
 from collections.abc import Iterable, Mapping
 
-from taxbreak_vllm.limit.ops.moe import met_on_rank
+from taxbreak_vllm.limit.experts import met_on_rank
 from taxbreak_vllm.model.limit import FamilyWork
 from taxbreak_vllm.model.shape import AttentionShape, ExpertShape, ModelShape, StepWork
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from taxbreak_vllm.limit.experts import experts_met
 from taxbreak_vllm.limit.ops.arguments import ELEMENTS, Around, Convolution
-from taxbreak_vllm.limit.ops.moe import experts_met
 from taxbreak_vllm.limit.ops.table import RULES, work_of
 from taxbreak_vllm.model.limit import StepTokens, Work
 from taxbreak_vllm.trace.calls import Call, Input

@@ -6,19 +6,11 @@ E(1 − (1 − top_k/E)^t) of E experts are met.
 
 import re
 
+from taxbreak_vllm.limit.experts import experts_met, met_on_rank
 from taxbreak_vllm.limit.ops.arguments import Arguments, Around, Rules, Tensor, UnknownWork, rules
 from taxbreak_vllm.model.limit import Work
-from taxbreak_vllm.model.shape import ExpertShape
 
 _IN_NAMES = {"fp8": r"[Ee]4m3|[Ee]5m2", "fp4": r"[Ee]2m1"}  # bmm_MxE4m3_MxE2m1… of TensorRT-LLM
-
-
-def experts_met(experts: int, top_k: int, tokens: int) -> tuple[int, float]:
-    """Return how many experts' weights are read: the least, and what uniform choices make of it."""
-    top_k = min(top_k, experts)
-    if not tokens or not top_k:
-        return 0, 0.0
-    return top_k, experts * (1 - (1 - top_k / experts) ** tokens)
 
 
 def _experts(hidden: Tensor, up: Tensor, down: Tensor, chosen: Tensor, *, others: int = 0) -> Work:
@@ -55,13 +47,6 @@ def _fused_into(call: Arguments, _: Around) -> Work:
     if chosen is None:
         raise UnknownWork(f"{call.op}: which experts were chosen was not recorded")
     return _experts(hidden, up, down, chosen)
-
-
-def met_on_rank(group: ExpertShape, tokens: int) -> tuple[float, float]:
-    """Return how many of a rank's experts are read in a layer, at the least and at the most."""
-    low, high = experts_met(group.experts, group.top_k, tokens)
-    elsewhere = group.experts - group.local_experts
-    return max(0, low - elsewhere), max(0.0, low - elsewhere, high * group.local_experts / group.experts)
 
 
 def _without_weights(call: Arguments, around: Around) -> Work:
