@@ -454,6 +454,8 @@ ROUTES = [
     ("PUT", "control"),
     ("GET", "whatif"),
     ("POST", "whatif"),
+    ("GET", "limit"),
+    ("GET", "transition"),
 ]
 
 
