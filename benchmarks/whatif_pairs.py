@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 from pathlib import Path
 from statistics import median
 
@@ -46,6 +46,7 @@ from taxbreak_vllm.model.whatif import Prediction, WhatIf
 from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.whatif.asked import Asked, asked
+from taxbreak_vllm.whatif.on_host import MISSED
 
 RESULTS = Path(__file__).resolve().parent / "results" / "whatif_pairs.json"
 ALIKE, TRACED, TWO, COMPILED = "alike", "traced", "two threads", "compiled"
@@ -164,6 +165,21 @@ class Pair:
         if self.low is None or self.high is None:
             return None
         return self.low <= self.measured <= self.high
+
+    @property
+    def is_near(self) -> bool | None:
+        """Whether it does, give or take the noise of measuring."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= self.measured * (1 + self.noise) and self.measured * (1 - self.noise) <= self.high
+
+    @property
+    def missed(self) -> float | None:
+        """How far what was measured lies beyond an answer's ranges, as a share of `MISSED`, which widens these."""
+        if self.predicted is None or self.low is None or self.high is None:
+            return None
+        wide = MISSED.ns(1, self.predicted)
+        return max(self.measured - (self.high - wide), self.low + wide - self.measured, 0) / wide
 
     @property
     def has_wrong_sign(self) -> bool:
@@ -365,12 +381,16 @@ def _sum_up(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
     alike = [abs(pair.measured - 1) for pair in pairs if pair.change == ALIKE]
     pairs = [pair for pair in pairs if pair.change != ALIKE]
     errors = [abs(pair.error) for pair in pairs if pair.error is not None]
+    near = [pair.is_near for pair in pairs if pair.is_near is not None]
+    missed = [pair.missed for pair in pairs if pair.missed is not None]
     inside = [pair.is_inside for pair in pairs if pair.is_inside is not None]
     return {
         "num_pairs": len(errors),
         "median_error": median(errors) if errors else None,
         "wrong_signs": sum(pair.has_wrong_sign for pair in pairs),
         "coverage": sum(inside) / len(inside) if inside else None,
+        "coverage_but_for_noise": sum(near) / len(near) if near else None,
+        "missed_by_nine_of_ten": sorted(missed)[max(ceil(0.9 * len(missed)) - 1, 0)] if missed else None,
         "refused": sum(pair.refused is not None for pair in pairs),
         "alike_median": median(alike),
         "alike_most": max(alike),
@@ -399,7 +419,9 @@ def _print(pairs: Sequence[Pair], summed: Mapping[str, float | int | None]) -> N
     if summed["median_error"] is not None:
         console.print(
             f"{summed['num_pairs']} pairs: median error {summed['median_error']:.1%}, {summed['wrong_signs']} wrong"
-            f" signs, intervals hold {summed['coverage']:.0%}; {summed['refused']} refused. Alike: off by"
+            f" signs, {summed['refused']} refused. Intervals hold {summed['coverage']:.0%}, but for the noise of"
+            f" measuring {summed['coverage_but_for_noise']:.0%}; nine of ten answers missed by at most"
+            f" {summed['missed_by_nine_of_ten']:.2f} times what widens them. Alike: off by"
             f" {summed['alike_median']:.1%}, by {summed['alike_most']:.1%} at most"
         )
 
@@ -408,7 +430,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two models, one short round; nothing is written")
     parser.add_argument("--rounds", type=int, help="of each model (2)")
-    parser.add_argument("--seconds", type=float, help="of steps without the change, for each turn (3)")
+    parser.add_argument("--seconds", type=float, help="of plain steps, were all such, for each turn (3)")
     parser.add_argument("--seed", type=int, default=0, help="of sizes and orders")
     parser.add_argument("--only", nargs="+", choices=[model.name for model in MODELS], help="some models")
     parser.add_argument("--folder", type=Path, help="where what is measured is kept, or is from an earlier run")

@@ -7,6 +7,8 @@ import pytest
 from turned import Turn
 from whatif_pairs import ALIKE, Pair, Trial, _sum_up
 
+from taxbreak_vllm.whatif.on_host import MISSED
+
 
 def trial(num, *, seed, ratio=1.0, drift=0.5, spread=0.02):
     """Runs in the order ABBAABBA on a machine whose speed drifts by as much up and down, and that is noisy besides."""
@@ -34,10 +36,10 @@ def test_a_ratio_is_off_by_its_noise_at_most_nine_times_of_ten():
     assert 0.85 <= sum(held) / len(held) <= 0.95
 
 
-def pair(change="linear", *, measured, predicted=None, wide=0.1, refused=None):
+def pair(change="linear", *, measured, predicted=None, wide=0.1, refused=None, noise=0.0):
     low, high = (None, None) if predicted is None else (predicted - wide, predicted + wide)
     said = {"predicted": predicted, "low": low, "high": high, "refused": refused}
-    return Pair(model="m", change=change, asked="", step_ms=1.0, measured=measured, noise=0.0, **said)
+    return Pair(model="m", change=change, asked="", step_ms=1.0, measured=measured, noise=noise, **said)
 
 
 def test_what_is_summed_up_are_changes_that_were_answered():
@@ -63,3 +65,19 @@ def test_a_refusal_is_no_answer():
     found = _sum_up([alike, pair(measured=2.0, refused="calibration")])
 
     assert (found["num_pairs"], found["refused"], found["median_error"], found["coverage"]) == (0, 1, None, None)
+
+
+def test_what_an_answer_missed_by_is_told_in_what_widens_it():
+    wide = MISSED.ns(1, 1.5)
+    found = pair(measured=1.5 + 2 * wide, predicted=1.5, wide=wide)
+
+    assert found.missed == pytest.approx(2)
+    assert not found.is_inside
+    assert pair(measured=1.5, predicted=1.5, wide=wide).missed == 0
+
+
+def test_an_interval_is_missed_for_sure_only_beyond_the_noise_of_measuring():
+    for noise, is_near in (0.0, False), (0.04, False), (0.06, True):
+        found = pair(measured=2.0, predicted=1.8, wide=0.1, noise=noise)
+
+        assert (found.is_inside, found.is_near) == (False, is_near)
