@@ -87,9 +87,7 @@ def _predict(task: Predict) -> Prediction:
 def _one_engine(path: str) -> Recorded:
     engines = read_engines(Path(path))
     if len(engines) != 1:
-        raise WorkloadError(
-            f"{path}: {len(engines)} engines; a prediction is of the traffic of a single one"
-        )
+        raise WorkloadError(f"{path}: {len(engines)} engines; a prediction is of the traffic of a single one")
     return engines[0]
 
 

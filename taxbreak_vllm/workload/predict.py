@@ -29,7 +29,8 @@ from taxbreak_vllm.workload.task import Change
 
 SEEDS = range(5)
 TOLERANCE = {"tokens_per_s": 0.05, "tpot_mean": 0.10, "e2e_mean": 0.10, "ttft_mean": 0.20}
-_SEEN_MARGIN = 1.1
+_MAX_BEYOND_RATIO = 0.01
+_LEAST_BAND_RATIO = 0.01  # either way: runs of one server differ by as much
 _CLOSED_RATIO = 0.9
 
 Traffic = Callable[[Sequence[Request]], list[Request]]
@@ -70,6 +71,11 @@ def predict(recorded: Recorded, apis: Sequence[Recorded], change: Change, traffi
         return replace(answer, reason="vLLM's scheduler does not batch the recorded steps as they were")
     server = _server(recorded, apis)
     check_stalls(server.cost)
+    if _is_closed_loop(server.rows):
+        raise WorkloadError(
+            "the recorded clients wait for an answer before they ask again, and how long they think is not known: what "
+            "they would ask of another server is not either"
+        )
     measured = latencies(measured_rows(server.rows), slo=change.slo)
     answer = replace(answer, measured=measured)
 
@@ -87,14 +93,7 @@ def predict(recorded: Recorded, apis: Sequence[Recorded], change: Change, traffi
     if not passed:
         return replace(answer, reason="what the first half of the recording cost does not tell its second half")
 
-    wanted = traffic(server.requests)
-    if (change.changes_anything or load != "as recorded") and _is_closed_loop(server.rows):
-        return replace(
-            answer,
-            reason="the recorded clients wait for an answer before they ask again, and how long they think is not "
-            "known: other traffic of theirs is not either",
-        )
-    return _answered(answer, server, wanted, change)
+    return _answered(answer, server, traffic(server.requests), change)
 
 
 def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
@@ -109,21 +108,22 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
 
 def _answered(answer: Prediction, server: _Server, requests: Sequence[Request], change: Change) -> Prediction:
     runs = [_served(server, server.cost, requests, change, seed) for seed in SEEDS]
-    most = np.max([run.most for each in runs for run in each], axis=0)
-    for name, value, seen in zip(server.cost.fit.seen, most, server.cost.seen[1], strict=True):
-        if value > seen * _SEEN_MARGIN:
+    all_runs = [run for each in runs for run in each]
+    num_steps = sum(run.num_steps for run in all_runs)
+    beyond = np.sum([run.num_beyond for run in all_runs], axis=0) / max(1, num_steps)
+    for name, share, seen in zip(server.cost.fit.seen, beyond.tolist(), server.cost.seen[1].tolist(), strict=True):
+        if share > _MAX_BEYOND_RATIO:
             return replace(
                 answer,
-                reason=f"steps come to {name.replace('num_', '').replace('_', ' ')} {value:,}, and no more than "
-                f"{seen:,} were recorded: what they cost is not known",
+                reason=f"{share:.1%} of the steps are of more {name.replace('num_', '').replace('_', ' ')} than the "
+                f"{seen:,} at most that were recorded: what they cost is not known",
             )
     found = [_latencies(each, slo=change.slo) for each in runs]
     middle = _middle(found)
-    known = {name: abs(value) for check in answer.checks for name, value in check.error_ratio.items()}
     band = {}
     for name in figures(middle):
         values = [figures(each)[name] for each in found]
-        off = known.get(name, 0.0)
+        off = max(_LEAST_BAND_RATIO, *(abs(check.error_ratio.get(name, 0.0)) for check in answer.checks))
         band[name] = (min(values) / (1 + off), max(values) * (1 + off))
     return replace(answer, predicted=middle, band=band, bounds=_bounds(runs[0]), notes=_notes(server, change))
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GraphModeOf = Callable[[bool, int], str]  # of a step with prompts or without, and so many tokens
 
+_SEEN_MARGIN = 1.1
 _MAX_EMPTY = 1000  # steps of nothing in a row
 
 
@@ -38,7 +39,7 @@ class Served:
     num_steps: int = 0
     num_preemptions: int = 0
     kv_peak_ratio: float = 0.0
-    most: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # of each kind of work in one step
+    num_beyond: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # steps of more of a kind of work than was seen
 
 
 def serve(
@@ -60,6 +61,7 @@ def serve(
     coming: list[tuple[float, int]] = []  # that an API server has sent: when they reach the engine, and which
     result = Served(list(requests), begin_ns=requests[0].at_ns if requests else 0.0)
     under_way: deque[tuple[float, Any, float]] = deque()
+    seen = [most * _SEEN_MARGIN for most in cost.seen[1].tolist()]
     now = device_free = 0.0
     num_empty = 0
     while waiting or coming or scheduler.has_requests or under_way:
@@ -87,7 +89,8 @@ def serve(
                 result.host_ns += before + after
                 result.device_ns += on_device
                 result.num_steps += 1
-                result.most = [max(a, b) for a, b in zip(result.most, work[:4], strict=True)]
+                for place, (most, num) in enumerate(zip(seen, work, strict=False)):
+                    result.num_beyond[place] += num > most
                 result.kv_peak_ratio = max(result.kv_peak_ratio, scheduler.kv_usage)
                 under_way.append((device_free, scheduled, after))
                 num_empty = 0

@@ -1,5 +1,7 @@
 """vLLM's own scheduler, told what a real server's was told, batches every step as it did, however the server is set."""
 
+import json
+
 import pytest
 from rig.knobs import Knobs
 from rig.plugins import python_path
@@ -74,3 +76,17 @@ def test_an_engine_that_schedules_ahead_of_its_device_too(processes, tiny_llama,
 
     assert engine.is_identical, engine
     assert engine.num_hit_tokens > 0
+
+
+def test_a_server_whose_every_instant_is_known_is_predicted_and_what_cannot_be_is_refused(run_offline, tmp_path):
+    run_offline("offline_predict.py", tmp_path, tmp_path / "found.json")
+
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    answered = {name: told for name, told in found.items() if told.get("predicted")}
+    assert answered.keys() == {"1.5 times the rate", "half the rate", "max_num_seqs 4", "a faster device"}
+    for name, told in answered.items():
+        for figure, most in (("tokens_per_s", 0.02), ("tpot_mean", 0.05), ("e2e_mean", 0.05), ("ttft_mean", 0.1)):
+            assert told["predicted"][figure] == pytest.approx(told["measured"][figure], rel=most), (name, figure)
+    assert "does not batch" in found["another prompt"]["reason"]
+    assert "stalls take" in found["stalls"]["reason"]
+    assert "wait for an answer" in found["closed"]["reason"]
