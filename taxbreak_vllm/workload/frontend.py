@@ -14,6 +14,8 @@ from taxbreak_vllm.traffic.rows import Int64, Stamped, unstamped
 from taxbreak_vllm.workload.recording import Recorded
 
 MIN_REQUESTS = 20
+_CLOSED_RATIO = 0.9
+_MANY_CLIENTS = 4
 
 
 def request_rows(apis: Sequence[Recorded]) -> Int64:
@@ -43,6 +45,22 @@ def fit_frontend(rows: Int64) -> FrontendFit | None:
         output_ns=alone(Column.FIRST_TAKEN, Column.FIRST_PUT),
         end_ns=alone(Column.LAST_PUT, Column.END),
     )
+
+
+def is_closed_loop(rows: Int64) -> bool:
+    """Tell clients that ask again as soon as they are answered: nearly all of the time as many requests are under way.
+
+    Of many clients one may be between an answer and its next request.
+    """
+    arrived, ended = rows[:, Column.ARRIVED], rows[:, Column.END]
+    at = np.concatenate([arrived, ended])
+    order = at.argsort(kind="stable")
+    num_open = np.concatenate([np.ones(len(rows), dtype=np.int64), -np.ones(len(rows), dtype=np.int64)])[order].cumsum()
+    lasts = np.diff(np.minimum(at[order], arrived.max()), append=arrived.max())
+    time_at = np.bincount(np.maximum(num_open, 0), weights=lasts)
+    usual = int(time_at.argmax())
+    least = usual - 1 if usual >= _MANY_CLIENTS else usual
+    return usual > 0 and float(time_at[least : usual + 1].sum()) >= _CLOSED_RATIO * float(time_at.sum()) > 0
 
 
 class FrontendQueue:

@@ -18,7 +18,7 @@ from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.rows import Int64
 from taxbreak_vllm.workload.cost import Noise, StepCost, check_stalls, fit_cost
 from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_requests, measured_rows
-from taxbreak_vllm.workload.frontend import FrontendQueue, fit_frontend, request_rows
+from taxbreak_vllm.workload.frontend import FrontendQueue, fit_frontend, is_closed_loop, request_rows
 from taxbreak_vllm.workload.identity import check_identity
 from taxbreak_vllm.workload.recording import Recorded
 from taxbreak_vllm.workload.requests import Request, recorded_requests
@@ -31,7 +31,6 @@ SEEDS = range(5)
 TOLERANCE = {"tokens_per_s": 0.05, "tpot_mean": 0.10, "e2e_mean": 0.10, "ttft_mean": 0.20}
 _MAX_BEYOND_RATIO = 0.01
 _LEAST_BAND_RATIO = 0.01  # either way: runs of one server differ by as much
-_CLOSED_RATIO = 0.9
 
 Traffic = Callable[[Sequence[Request]], list[Request]]
 
@@ -71,7 +70,7 @@ def predict(recorded: Recorded, apis: Sequence[Recorded], change: Change, traffi
         return replace(answer, reason="vLLM's scheduler does not batch the recorded steps as they were")
     server = _server(recorded, apis)
     check_stalls(server.cost)
-    if _is_closed_loop(server.rows):
+    if is_closed_loop(server.rows):
         raise WorkloadError(
             "the recorded clients wait for an answer before they ask again, and how long they think is not known: what "
             "they would ask of another server is not either"
@@ -233,15 +232,6 @@ def _notes(server: _Server, change: Change) -> tuple[str, ...]:
     if change.replicas > 1:
         notes.append("requests go to the replicas in turn")
     return tuple(notes)
-
-
-def _is_closed_loop(rows: Int64) -> bool:
-    """Tell clients of which as many always wait: nearly all requests come when all others but one are under way."""
-    arrived, ended = np.sort(rows[:, Column.ARRIVED]), np.sort(rows[:, Column.END])
-    num_open = np.arange(len(arrived)) - np.searchsorted(ended, arrived)
-    peak = int(num_open.max())
-    settled = num_open[num_open.argmax() :]
-    return peak > 0 and len(settled) > peak and float((settled >= peak - 1).mean()) >= _CLOSED_RATIO
 
 
 def _with(answer: Prediction, check: Validation) -> Prediction:
