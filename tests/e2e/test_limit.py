@@ -32,9 +32,33 @@ MODELS = {
     "mixtral": write_tiny_mixtral,
     "deepseek": write_tiny_deepseek,
 }
+FOUR_BITS = {"bits": 4, "group_size": 32}
+QUANTIZED = {
+    "int8": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+                "input_activations": {
+                    "num_bits": 8,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "token",
+                    "dynamic": True,
+                },
+            }
+        },
+        "ignore": ["lm_head"],
+    },
+    "gptq": FOUR_BITS | {"quant_method": "gptq", "desc_act": False, "sym": True, "lm_head": False},
+    "awq": FOUR_BITS | {"quant_method": "awq", "zero_point": True, "version": "gemm"},
+}
 # A CPU's matrix engine knows no single precision, and vLLM takes it for MLA unless told otherwise.
 MORE = {("deepseek", "float32"): ["attention_backend=CPU_MLA"]}
 PAIRS = [(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")]
+PAIRS += [(name, "bfloat16") for name in QUANTIZED]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +73,10 @@ def steps(request, ceilings, tmp_path_factory, run_offline):
     """Record steps of a model; return for each its phase, itself, what its ops' shapes tell, its model and work."""
     name, dtype = request.param
     folder = tmp_path_factory.mktemp("limit")
-    model = MODELS[name](folder / "model")
+    model = MODELS.get(name, write_tiny_llama)(folder / "model")
+    if name in QUANTIZED:
+        config = json.loads((model / "config.json").read_text()) | {"quantization_config": QUANTIZED[name]}
+        (model / "config.json").write_text(json.dumps(config))
     more = MORE.get((name, dtype), [])
     run_offline("offline_limit.py", folder, model, dtype, folder, *more, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     said = json.loads((folder / "said.json").read_text())
@@ -117,6 +144,12 @@ def test_no_step_is_faster_than_what_was_measured_of_this_machine_and_its_bar_ha
     for _, step, _, model, work in steps:
         limit = limit_of_step(model, work, step, ceilings)
 
+        if model.product_dtype not in ceilings.flops_per_s:
+            assert limit.notes == (
+                f"no ceiling is known for products in {model.product_dtype}, so no least time is told",
+            )
+            assert (limit.floor_ns, limit.mfu) == (None, None)
+            continue
         assert limit.notes == ()
         assert 0 < limit.floor_ns[0] <= SLACK * step.device.active_ns
         assert 0 < limit.mfu < SLACK
