@@ -4,11 +4,10 @@ The same in a server and in a simulation of it, so that the two can be compared 
 0.33; no vLLM is imported).
 """
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
-
-import numpy as np
 
 
 class Batch(NamedTuple):
@@ -21,22 +20,33 @@ class Batch(NamedTuple):
     digest: int
 
 
-def batch_of(scheduled: Any, number_of: Callable[[str], int]) -> Batch:  # noqa: ANN401 - a SchedulerOutput
-    """Add up a step. The digest is of each request's number, tokens and tokens computed before, in order."""
+def batch_of(scheduled: Any, numbers_of: Callable[[Sequence[str]], Iterable[int]]) -> Batch:  # noqa: ANN401
+    """Add up a step, a SchedulerOutput of vLLM's. The digest is of its requests' numbers, tokens and tokens computed
+    before, all in order."""
     tokens_by_id, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
-    computed_by_id = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
-    resumed, decoding, drafts_by_id = cached.resumed_req_ids, set(), scheduled.scheduled_spec_decode_tokens
-    for req_id, computed, num_outputs in zip(
-        cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
-    ):
-        computed_by_id[req_id] = computed
-        num_tokens = tokens_by_id.get(req_id, 0) - (len(drafts_by_id.get(req_id, ())) if drafts_by_id else 0)
-        if num_outputs and num_tokens == 1 and req_id not in resumed:
-            decoding.add(req_id)
-    rows = np.array(
-        [(number_of(req_id), num, computed_by_id[req_id]) for req_id, num in tokens_by_id.items()], dtype="<i8"
-    ).reshape(-1, 3)
-    num_tokens, context = rows[:, 1:].sum(axis=0).tolist()
-    num_prefills = len(rows) - len(decoding)
-    decode_tokens = sum(map(tokens_by_id.__getitem__, decoding))
-    return Batch(num_tokens - decode_tokens, num_prefills, len(decoding), context, crc32(rows.tobytes()))
+    ids, tokens = list(tokens_by_id), list(tokens_by_id.values())
+    num_tokens = sum(tokens)
+    computed: list[int] = cached.num_computed_tokens
+    outputs: list[int] = cached.num_output_tokens
+    if ids != cached.req_ids:  # some are new, or in another order
+        computed_by_id = dict(zip(cached.req_ids, computed, strict=True))
+        computed_by_id.update((new.req_id, new.num_computed_tokens) for new in scheduled.scheduled_new_reqs)
+        outputs_by_id = dict(zip(cached.req_ids, outputs, strict=True))
+        computed, outputs = [computed_by_id[i] for i in ids], [outputs_by_id.get(i, 0) for i in ids]
+    resumed, drafts_by_id = cached.resumed_req_ids, scheduled.scheduled_spec_decode_tokens
+    if num_tokens == len(ids) and all(outputs) and not resumed:
+        num_decodes = decode_tokens = len(ids)
+    else:
+        decoding = [
+            num
+            for req_id, num, num_outputs in zip(ids, tokens, outputs, strict=True)
+            if num_outputs and num - len(drafts_by_id.get(req_id, ())) == 1 and req_id not in resumed
+        ]
+        num_decodes, decode_tokens = len(decoding), sum(decoding)
+    digest = crc32(array("q", [*numbers_of(ids), *tokens, *computed]).tobytes())
+    return Batch(num_tokens - decode_tokens, len(ids) - num_decodes, num_decodes, sum(computed), digest)
+
+
+def numbers_of_names(ids: Sequence[str]) -> Iterable[int]:
+    """Return the numbers of requests that are named by them, as those of a simulation are."""
+    return map(int, ids)

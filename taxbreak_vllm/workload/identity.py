@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.model.workload import Difference, Identity
-from taxbreak_vllm.traffic.batch import Batch, batch_of
+from taxbreak_vllm.traffic.batch import Batch, batch_of, numbers_of_names
 from taxbreak_vllm.traffic.rows import Aborted, Added, Ended, Lost, Reset, Row, Scheduled, Updated
 from taxbreak_vllm.workload.recording import Recorded
 from taxbreak_vllm.workload.requests import Planned
@@ -81,7 +81,7 @@ def _replay(recorded: Recorded, rows: Sequence[Row], num_warming_tokens: int) ->
                 num_hits += row.num_hit_tokens
             case Scheduled():
                 in_flight[row.number] = scheduled = scheduler.schedule(is_throttled=row.is_throttled)
-                here, there = batch_of(scheduled, int), _batch(row)
+                here, there = batch_of(scheduled, numbers_of_names), _batch(row)
                 is_warm = num_tokens >= num_warming_tokens
                 num_tokens += there.prompt_tokens + there.num_decodes
                 if not is_warm:

@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.traffic.batch import batch_of
+from taxbreak_vllm.traffic.batch import batch_of, numbers_of_names
 from taxbreak_vllm.workload.cost import Noise, StepCost
 from taxbreak_vllm.workload.frontend import FrontendQueue
 from taxbreak_vllm.workload.requests import Planned, Request
@@ -75,7 +75,7 @@ def serve(
             continue
         if scheduler.has_requests and len(under_way) < depth:
             scheduled = scheduler.schedule()
-            work = batch_of(scheduled, int)
+            work = batch_of(scheduled, numbers_of_names)
             if work.num_prefills + work.num_decodes:
                 is_prefill = work.num_prefills > 0
                 mode = graph_mode_of(is_prefill, scheduled.total_num_scheduled_tokens)

@@ -20,7 +20,7 @@ from taxbreak_vllm.iterations.rows import Column as Turn
 from taxbreak_vllm.serving.engine.setup import INSTANTS
 from taxbreak_vllm.serving.frontend.kept import INSTANTS as API_INSTANTS
 from taxbreak_vllm.stages.rows import Column
-from taxbreak_vllm.traffic.batch import batch_of
+from taxbreak_vllm.traffic.batch import batch_of, numbers_of_names
 from taxbreak_vllm.traffic.rows import Added, Ended, KvGroup, Scheduled, Setup, Updated, stamped
 from taxbreak_vllm.workload.figures import figures, latencies, measured_rows
 from taxbreak_vllm.workload.frontend import request_rows
@@ -100,7 +100,7 @@ def run(rate, seed, *, seqs=8, slow=1.0, stalls=0.0, is_closed=False):
             scheduler.add(each, Planned(hashes), num_prompt_tokens=prompt, max_tokens=outputs)
         number += 1
         scheduled = scheduler.schedule()
-        batch = batch_of(scheduled, int)
+        batch = batch_of(scheduled, numbers_of_names)
         rows += [_end(int(each), lengths) for each in sorted(scheduled.finished_req_ids, key=int)]
         rows.append(Scheduled(number, *batch[:4], 0, "none", False, batch.digest))
         before, device, after = _took(batch, draw, slow, stalls)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from taxbreak_vllm.traffic.batch import batch_of
+from taxbreak_vllm.traffic.batch import batch_of, numbers_of_names
 
 
 def step(tokens, new=(), cached=(), resumed=(), drafts=None):
@@ -31,13 +31,13 @@ def test_prompts_and_decodes_are_told_apart():
         resumed=["4"],
     )
 
-    batch = batch_of(scheduled, int)
+    batch = batch_of(scheduled, numbers_of_names)
 
     assert batch[:4] == (89, 3, 1, 200)
 
 
 def test_an_empty_step_has_a_batch_too():
-    assert batch_of(step({}), int)[:4] == (0, 0, 0, 0)
+    assert batch_of(step({}), numbers_of_names)[:4] == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_an_empty_step_has_a_batch_too():
     ],
 )
 def test_the_digest_tells_batches_of_like_sums_apart(other):
-    one = batch_of(step({"1": 1, "2": 1}, cached=[("1", 10, 1), ("2", 20, 1)]), int)
+    one = batch_of(step({"1": 1, "2": 1}, cached=[("1", 10, 1), ("2", 20, 1)]), numbers_of_names)
 
-    assert one[:4] == batch_of(other, int)[:4]
-    assert one.digest != batch_of(other, int).digest
+    assert one[:4] == batch_of(other, numbers_of_names)[:4]
+    assert one.digest != batch_of(other, numbers_of_names).digest

@@ -189,7 +189,7 @@ class Lines:
         for new in scheduled.scheduled_new_reqs:
             if new.req_id in self._request_by_id:
                 self._request_by_id[new.req_id] = self._request_by_id[new.req_id][0], new.num_computed_tokens
-        batch = batch_of(scheduled, lambda req_id: self._number_by_id.get(req_id, -1))
+        batch = batch_of(scheduled, self._numbers)
         phase = Phase.MIXED if batch.num_prefills else Phase.DECODE
         modes = self._graph_modes
         yield Scheduled(
@@ -203,6 +203,12 @@ class Lines:
             is_throttled=is_throttled,
             digest=batch.digest,
         )
+
+    def _numbers(self, ids: Sequence[str]) -> list[int]:
+        try:
+            return list(map(self._number_by_id.__getitem__, ids))
+        except KeyError:
+            return [self._number_by_id.get(req_id, -1) for req_id in ids]
 
     def _end(self, req_id: str) -> Ended:
         request, num_hit_tokens = self._request_by_id.pop(req_id)
