@@ -3,8 +3,8 @@
 `ask_all` as a function; `rig.varied_client URL MODEL NUM CONCURRENCY SEED` as a program. Prompts are token ids.
 """
 
-import json
 import random
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ import httpx
 
 _TOKENS = range(5, 261)
 _MEAN_PAUSE_S = 0.02
+_ID = re.compile(r'"id": ?"([^"]+)"')
 
 
 def ask_all(
@@ -69,8 +70,8 @@ def _leave(client: httpx.Client, url: str, asked: dict[str, object], num_lines: 
     name = ""
     with client.stream("POST", f"{url}/v1/completions", json=asked) as answer:
         answer.raise_for_status()
-        for place, line in enumerate(line for line in answer.iter_lines() if line.startswith("data: {")):
-            name = json.loads(line.removeprefix("data: "))["id"]
+        for place, line in enumerate(line for line in answer.iter_lines() if _ID.search(line)):
+            name = _ID.search(line)[1]  # the text may hold what httpx ends a line at
             if place >= num_lines:
                 break
     return name
