@@ -1,6 +1,7 @@
 """The FLOPs that a model's shape tells, beside those of the shapes of the ops that its steps really called."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from taxbreak_vllm.demo.models import (
     write_tiny_qwen3,
 )
 from taxbreak_vllm.limit.ceilings import ceilings_of
+from taxbreak_vllm.limit.config import shape_of_config
 from taxbreak_vllm.limit.live import with_limit
 from taxbreak_vllm.limit.step import limit_of_step
 from taxbreak_vllm.limit.trace import limit_of
@@ -109,6 +111,21 @@ def _masked_flops(model, work):
 def test_flops_of_the_model_are_those_of_its_ops(steps):
     for _, step, of_ops, model, work in steps:
         assert step.limit.flops + _masked_flops(model, work) == pytest.approx(of_ops.flops, rel=0.01)
+
+
+def test_a_config_describes_the_model_that_was_built(steps, request, tmp_path):
+    name, dtype = request.node.callspec.params["steps"]
+    if name in QUANTIZED:
+        pytest.skip("how the layers of such a model are cut is not in its config.json")
+    path = MODELS[name](tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_dtype": dtype}))
+
+    described, built = shape_of_config(path), steps[0][3]
+
+    assert (described.linear, described.lm_head, described.experts) == (built.linear, built.lm_head, built.experts)
+    assert described.attention == tuple(
+        replace(group, absorbed_queries=1 if group.latent else None) for group in built.attention
+    )
 
 
 def test_no_step_has_to_read_more_than_its_ops_do(steps):

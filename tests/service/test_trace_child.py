@@ -162,10 +162,10 @@ def test_the_oldest_recording_is_dropped_first(put, tmp_path, monkeypatch):
 
 
 def test_a_trace_that_is_too_large_is_said_to_be_and_the_next_is_answered(put, tmp_path):
-    """64 MB of names in a process that has some 100 MB more than it needs."""
+    """400 MB of names in a process that has some 200 MB more than it needs."""
     name = "x" * 1_000_000
     events = [
-        {"ph": "X", "cat": "cpu_op", "name": f"{n}{name}", "ts": n, "dur": 1, "pid": 1, "tid": 1} for n in range(200)
+        {"ph": "X", "cat": "cpu_op", "name": f"{n}{name}", "ts": n, "dur": 1, "pid": 1, "tid": 1} for n in range(400)
     ]
     large = put("large", trace=msgspec.json.encode({"traceEvents": events}))
     small, child = put("small", trace=BERT), replayer(tmp_path, most_bytes=300_000_000)
