@@ -4,9 +4,9 @@
 
 Each model runs in one process; the batch is 1, 2, 4 … 64 requests, in an order drawn anew each round. Decode steps are
 timed without a profiler, and some of each batch recorded. What `taxbreak transition` reads from the recordings (on the
-CPU backend HDBI alone) is compared with where compute is half of a plain step or more, as the worker timed those right
-before it recorded one: what else a step takes is the host's, whoever counts it. Beside it stands where the timed step,
-the engine's loop in it, is twice that of one request.
+CPU backend HDBI alone) is compared with the plain steps that the worker timed right before: of one request the host has
+the share 1 - HDBI, and if it takes as long for more, they turn where a plain step is twice that time. Beside it stands
+where the timed step, the engine's loop in it, is twice that of one request.
 
 Prints a table a model and writes all to `benchmarks/results/transition.json`.
 """
@@ -61,15 +61,10 @@ class Point:
     dilation: float | None
     rounds_ns: tuple[int, ...]
 
-    @property
-    def compute_ratio(self) -> float:
-        """The share of the worker's plain step that is compute."""
-        return self.compute_ns / self.plain_ns
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One model: where its recordings, its timed steps and the double of the first say that it turns."""
+    """One model: where its recordings, its plain steps and the double of the first say that it turns."""
 
     model: str
     points: tuple[Point, ...]
@@ -79,7 +74,7 @@ class Found:
 
     @property
     def agrees(self) -> bool:
-        """Whether recordings and timed steps tell the same to within one bucket, or both that it was not crossed."""
+        """Whether recordings and plain steps tell the same to within one bucket, or both that it was not crossed."""
         told = self.transition.between
         if told is None or self.by_times is None:
             return told is None and self.by_times is None
@@ -136,13 +131,13 @@ def _measured(name: str, folder: Path, options: argparse.Namespace) -> Found:
             point, own = _point(size, rounds[size], captures[size])
             points.append(point)
             steps += own
-    shares = [point.compute_ratio for point in points]
+    plain_ns = [point.plain_ns for point in points]
     times_ns = [point.step_ns for point in points]
     return Found(
         model=name,
         points=tuple(points),
         transition=transition(steps, Phase.DECODE),
-        by_times=_crossing(shares, 0.5),
+        by_times=_crossing(plain_ns, 2 * (1 - points[0].hdbi) * plain_ns[0]),
         by_doubling=_crossing(times_ns, 2 * times_ns[0]),
     )
 
@@ -184,7 +179,6 @@ def _print(found: Found) -> None:
         "start to start",
         "worker's step",
         "compute",
-        "of that",
         "orchestration",
         "HDBI",
         "dilation",
@@ -196,7 +190,6 @@ def _print(found: Found) -> None:
             f"{point.step_ns / 1e6:.2f} ms",
             f"{point.plain_ns / 1e6:.2f} ms",
             f"{point.compute_ns / 1e6:.2f} ms",
-            f"{point.compute_ratio:.0%}",
             f"{point.orchestration_ns / 1e6:.2f} ms",
             f"{point.hdbi:.3f}",
             "–" if point.dilation is None else f"{point.dilation:.2f}",
