@@ -5,6 +5,7 @@ how much longer it waits. As long as that is nothing, nothing may be exposed, ho
 """
 
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -57,6 +58,7 @@ ONE_API_SERVER = [name for name in SERVERS if "two" not in name]
 
 NUM_PAIRS, NUM_ROUNDS = 8, 4  # pairs in each round, and rounds at most, until the median is known well enough
 KNOWN = 0.04  # of a delay
+NUM_PROCESSES = 4  # that a server with a worker of its own and its client are
 PART_S, PART_STEPS = 0.25, 32  # at least, in which a delay is there or not
 EDGE_STEPS = 4
 
@@ -239,6 +241,12 @@ def _of_iterations(simulated, speed, place, delay_ns):
     return means
 
 
+def _near(simulated, delay_ns):
+    """Return how far off a part may be: with more processes than cores a delay moves when the others run."""
+    is_crowded = "one process" not in simulated.name and (os.cpu_count() or 1) < NUM_PROCESSES
+    return (0.15 if is_crowded and delay_ns <= 1 * MS else 0.1) * delay_ns
+
+
 def _nearer(found_ns, *of_ns):
     return min(of_ns, key=lambda ns: abs(ns - found_ns))
 
@@ -269,7 +277,8 @@ def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, pl
     record_property("notches", {part: round(ns / delay_ns, 3) for part, ns in notch_ns.items()})
 
     cost_ns, found_ns = grown["period"], grown[part]
-    tolerance_ns, hidden_ns = (max(share * delay_ns, notch_ns[part]) for share in (0.1, 0.05))
+    tolerance_ns = max(_near(simulated, delay_ns), notch_ns[part])
+    hidden_ns = max(0.05 * delay_ns, notch_ns[part])
     if isinstance(part, EnginePart):
         assert grown[f"busy {place}"] == pytest.approx(delay_ns, abs=max(0.1 * delay_ns, notch_ns[f"busy {place}"]))
     wakes_late = delay_ns <= 1 * MS and "one process" not in simulated.name  # and a delay hides behind that
@@ -313,8 +322,9 @@ def test_what_a_delay_costs_a_client_is_found_where_it_is(simulated, place, dela
         assert grown["told"] == pytest.approx(waited_ns, rel=0.1, abs=max(0.1 * delay_ns, notch_ns))
         return
     assert waited_ns >= 0.5 * delay_ns
-    assert max(stages_ns, key=stages_ns.get) == STAGES[place]
-    tolerance_ns = max(0.1 * delay_ns, _notch_ns(growths[STAGES[place]]))
+    if waited_ns < 1.5 * delay_ns:  # else it set off more elsewhere
+        assert max(stages_ns, key=stages_ns.get) == STAGES[place]
+    tolerance_ns = max(_near(simulated, delay_ns), _notch_ns(growths[STAGES[place]]))
     assert stages_ns[STAGES[place]] == pytest.approx(
         _nearer(stages_ns[STAGES[place]], delay_ns, waited_ns), abs=tolerance_ns
     )
