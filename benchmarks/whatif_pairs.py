@@ -390,11 +390,26 @@ def _sum_up(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
         "wrong_signs": sum(pair.has_wrong_sign for pair in pairs),
         "coverage": sum(inside) / len(inside) if inside else None,
         "coverage_but_for_noise": sum(near) / len(near) if near else None,
-        "missed_by_nine_of_ten": sorted(missed)[max(ceil(0.9 * len(missed)) - 1, 0)] if missed else None,
+        "missed_by_nine_of_ten": _of_nine_in_ten(missed) if missed else None,
+        "held_out": _held_out(pairs),
         "refused": sum(pair.refused is not None for pair in pairs),
         "alike_median": median(alike),
         "alike_most": max(alike),
     }
+
+
+def _of_nine_in_ten(missed: Sequence[float]) -> float:
+    return sorted(missed)[max(ceil(0.9 * len(missed)) - 1, 0)]
+
+
+def _held_out(pairs: Sequence[Pair]) -> float | None:
+    """Tell which share of answers missed by no more than nine of ten did of the other models."""
+    missed = [(pair.model, pair.missed) for pair in pairs if pair.missed is not None]
+    found = []
+    for model in {model for model, _ in missed}:
+        if others := [by for of, by in missed if of != model]:
+            found += [by <= _of_nine_in_ten(others) for of, by in missed if of == model]
+    return sum(found) / len(found) if found else None
 
 
 def _print(pairs: Sequence[Pair], summed: Mapping[str, float | int | None]) -> None:
@@ -424,6 +439,8 @@ def _print(pairs: Sequence[Pair], summed: Mapping[str, float | int | None]) -> N
             f" {summed['missed_by_nine_of_ten']:.2f} times what widens them. Alike: off by"
             f" {summed['alike_median']:.1%}, by {summed['alike_most']:.1%} at most"
         )
+    if summed["held_out"] is not None:
+        console.print(f"What nine of ten of the other models' answers missed by would hold {summed['held_out']:.0%}.")
 
 
 def _options() -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """What a change makes of a step is told from runs beside each other, whatever the machine does meanwhile."""
 
 import random
+from dataclasses import replace
 from math import exp, sin
 
 import pytest
@@ -74,6 +75,19 @@ def test_what_an_answer_missed_by_is_told_in_what_widens_it():
     assert found.missed == pytest.approx(2)
     assert not found.is_inside
     assert pair(measured=1.5, predicted=1.5, wide=wide).missed == 0
+
+
+def test_answers_of_a_model_are_held_against_what_those_of_the_others_missed_by():
+    wide = MISSED.ns(1, 1.5)
+    missed = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (0.5, 0.5)}
+    pairs = [
+        replace(pair(measured=1.5 + by * wide, predicted=1.5, wide=wide), model=model)
+        for model, each in missed.items()
+        for by in each
+    ]
+
+    assert _sum_up([*pairs, pair(ALIKE, measured=1.0, predicted=1.0)])["held_out"] == pytest.approx(4 / 6)
+    assert _sum_up([pairs[0], pair(ALIKE, measured=1.0, predicted=1.0)])["held_out"] is None
 
 
 def test_an_interval_is_missed_for_sure_only_beyond_the_noise_of_measuring():
