@@ -56,6 +56,7 @@ class KeptTraffic:
     def add(self, turns: Int64) -> None:
         """Keep what was noted since the last time, and the stamps of these turns."""
         if self.off_reason is not None:
+            self._lines = None  # which holds requests of vLLM's
             return
         try:
             self._add(turns)
@@ -101,7 +102,7 @@ class KeptTraffic:
 
     def _end(self, reason: str, error: Exception) -> None:
         self._fault = reason
-        self._held = []
+        self._lines, self._held = None, []
         if self._hooks.traffic is not None:
             self._hooks.traffic.stop(reason)
         logger.warning("taxbreak: an engine's traffic is no longer kept: %r", error)

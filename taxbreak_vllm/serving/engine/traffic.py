@@ -143,7 +143,14 @@ class Lines:
         if self._traffic.num_lost != self._num_lost:
             lines.append(Lost(self._traffic.num_lost - self._num_lost))
             self._num_lost = self._traffic.num_lost
+            self._let_go()
         return lines
+
+    def _let_go(self) -> None:
+        """Keep no request whose end may be among what was lost."""
+        for req_id, (request, _) in list(self._request_by_id.items()):
+            if request.get_finished_reason() is not None:
+                del self._request_by_id[req_id], self._number_by_id[req_id]
 
     def _rest(self) -> None:
         if time.monotonic_ns() - self._rested_ns >= _WORK_NS:

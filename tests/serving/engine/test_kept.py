@@ -1,5 +1,6 @@
 """An engine's traffic comes into the spool once its server is known; what fails there ends it and nothing else."""
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.traffic.log import read_log
 from taxbreak_vllm.traffic.rows import Stamped, Updated, unstamped
-from tests.serving.engine.test_traffic import Scheduler, step
+from tests.serving.engine.test_traffic import Scheduler, request, step
 
 
 class Config(SimpleNamespace):
@@ -91,6 +92,22 @@ def test_what_cannot_be_read_ends_it(hooks, engine, spool):
     kept.add(turn(1, 10**15))
 
     assert kept.off_reason == "lines"
+
+
+def test_where_nothing_more_is_noted_no_request_is_kept(hooks, engine, spool):
+    kept = keeping(hooks, engine, spool)
+    asked = request("a")
+    is_kept = weakref.ref(asked)
+    engine.scheduler.add_request(asked)
+    del asked
+    kept.add(turn(1, 10**15))
+    assert is_kept() is not None
+
+    hooks.traffic.stop("a fault")
+    kept.add(turn(2, 10**15))
+
+    assert kept.off_reason == "hook"
+    assert is_kept() is None
 
 
 def test_the_setting_keeps_nothing(hooks, engine, spool):

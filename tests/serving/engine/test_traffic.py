@@ -1,5 +1,6 @@
 """What a scheduler is told and chooses is noted in order, without names or content, and never in vLLM's way."""
 
+import weakref
 from enum import IntEnum
 from types import SimpleNamespace
 
@@ -18,6 +19,10 @@ class Reason(IntEnum):
 
     def __str__(self):
         return self.name
+
+
+class Request(SimpleNamespace):
+    """One that a weak reference can be had of."""
 
 
 class Scheduler:
@@ -54,7 +59,7 @@ def request(name="cmpl-secret-0-1a2b3c4d", *, hashes=(b"one", b"two"), **members
         "num_preemptions": 1,
         "get_finished_reason": lambda: Reason.STOP,
     }
-    return SimpleNamespace(**plain | members)
+    return Request(**plain | members)
 
 
 def step(number, tokens=None, *, new=(), finished=()):
@@ -179,6 +184,23 @@ def test_what_comes_too_fast_is_counted_as_lost(scheduler, traffic, monkeypatch)
 
     assert lines.take() == [Updated(0), Updated(1), Lost(3)]
     assert lines.take() == []
+
+
+def test_a_request_whose_end_was_lost_is_not_kept(scheduler, traffic, monkeypatch):
+    lines = lines_of(traffic)
+    ended, running = request("a"), request("b", get_finished_reason=lambda: None)
+    for each in ended, running:
+        scheduler.add_request(each)
+    lines.take()
+    is_kept, is_other_kept = weakref.ref(ended), weakref.ref(running)
+    del ended, running, each
+    monkeypatch.setattr(module, "_MAX_EVENTS", 1)
+    traffic.take_update(step(1))
+    traffic.take_step(step(2, finished=["a"]), False)
+
+    assert lines.take() == [Updated(1), Lost(1)]
+    assert is_kept() is None
+    assert is_other_kept() is not None
 
 
 def test_a_scheduler_of_another_make_is_left_alone():
