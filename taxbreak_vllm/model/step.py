@@ -6,6 +6,7 @@ The JSON of `step.json` in the spool; durations are integer ns, `None` is what c
 from dataclasses import dataclass
 from enum import StrEnum
 
+from taxbreak_vllm.model.host import HostFacts
 from taxbreak_vllm.model.numbers import Int64 as Int64
 from taxbreak_vllm.model.shape import StepWork
 
@@ -105,7 +106,7 @@ class StepInfo:
     `num_bracketed` is how many consecutive steps its recording tells of: itself, the one before it, and the one after,
     of which it is enough to know when it began. `iteration_ns` is the time from its start to that (None: there was
     none, or the server had no work for it), `plain_iteration_ns` the median of plain ones of its kind. `work` is what
-    decides its FLOPs and bytes (None: the worker could not tell).
+    decides its FLOPs and bytes (None: the worker could not tell). `host` is what its host was like just then.
     No prompt, token or request id is ever stored.
     """
 
@@ -127,6 +128,7 @@ class StepInfo:
     iteration_ns: Int64 | None = None
     plain_iteration_ns: Int64 | None = None
     work: StepWork | None = None
+    host: HostFacts | None = None
 
     @property
     def compared_ns(self) -> tuple[int, int | None]:

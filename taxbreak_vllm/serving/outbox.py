@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.model.host import HostFacts
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
 from taxbreak_vllm.serving.drops import Drops, logger
@@ -50,6 +51,7 @@ class Outbox:
         state: Callable[[], WorkerState],
         follow: Callable[[CaptureRequest | None, Control | None], bool],
         max_trace_bytes: int,
+        facts: Callable[[], HostFacts | None] = lambda: None,
         tokens_timeout_s: float = 1.0,
         now_ns: Callable[[], int] = time.monotonic_ns,
         cpu_ns: Callable[[], int] = time.thread_time_ns,
@@ -60,6 +62,7 @@ class Outbox:
         self._state = state
         self._follow = follow
         self._max_trace_bytes = max_trace_bytes
+        self._facts = facts
         self._tokens_timeout_s = tokens_timeout_s
         self._are_tokens_fetched = True
         self._now_ns = now_ns
@@ -161,7 +164,7 @@ class Outbox:
     def _complete(self, recording: RecordedStep) -> StepInfo:
         """Add the tokens once vLLM has fetched them; a rank whose outputs it never fetches is waited for once.
 
-        Add the chosen experts as well, where they were kept.
+        Add the chosen experts as well, where they were kept, and what the host is like.
         """
         is_counted = recording.tokens.wait(self._tokens_timeout_s if self._are_tokens_fetched else 0)
         self._are_tokens_fetched = is_counted
@@ -169,7 +172,8 @@ class Outbox:
         info = recording.info
         if info.work is not None and recording.experts is not None:
             info = replace(info, work=replace(info.work, distinct_experts=recording.experts.count()))
-        return replace(info, batch=replace(info.batch, output_tokens=output_tokens, accepted_tokens=accepted_tokens))
+        batch = replace(info.batch, output_tokens=output_tokens, accepted_tokens=accepted_tokens)
+        return replace(info, batch=batch, host=self._facts())
 
     def _write_trace(self, recording: RecordedStep, path: Path) -> None:
         raw = path.with_name("trace.json")

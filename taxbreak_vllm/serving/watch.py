@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from threading import get_ident, get_native_id
 from typing import Any
 
+from taxbreak_vllm.machine.host import ThisHost
 from taxbreak_vllm.machine.run_queue import RunQueueWait
 from taxbreak_vllm.model import cupti
 from taxbreak_vllm.model.ceilings import DeviceProperties
+from taxbreak_vllm.model.host import HostFacts
 from taxbreak_vllm.model.shape import ModelShape
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.model.worker import CaptureRequest, Control, WorkerState
@@ -89,6 +91,7 @@ class Watch:
             state=self.state,
             follow=self._follow,
             max_trace_bytes=settings.max_trace_bytes,
+            facts=self._facts,
             now_ns=now_ns,
             cpu_ns=cpu_ns,
         )
@@ -107,6 +110,7 @@ class Watch:
         self._started_unix_ns = unix_ns()
         self._armed_ns: int | None = None
         self._run_queue: RunQueueWait | None = None
+        self._host = ThisHost()
         self._cost_before_ns = 0
         self._num_settled = 0
         self._is_broken = False
@@ -257,6 +261,9 @@ class Watch:
             device=self._device,
             notes=recorder.notes(self._server.device_type) if self._records else (),
         )
+
+    def _facts(self) -> HostFacts:
+        return self._host.facts(runqueue_wait_ratio=None if self._run_queue is None else self._run_queue.ratio())
 
     def _look(self, worker: Any, scheduled: ScheduledStep | None, kind: StepKind) -> bool:  # noqa: ANN401 - a vLLM worker
         """Do what the beginning of few steps needs; False for one that another rank may record."""

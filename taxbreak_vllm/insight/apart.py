@@ -1,0 +1,93 @@
+"""Which of several like hosts is apart from the others, by how much, and what else is different about it.
+
+In: one level per host, and facts about the hosts. Out: those beyond what hosts that are alike reach once in a
+thousand, with the facts in which they differ. The spread is a median absolute deviation, so that those apart do not
+widen it; of fewer hosts than `MIN_LIKE` it tells too little.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taxbreak_vllm.insight.shifts import MAX_P, Float
+from taxbreak_vllm.model.fleet import Difference
+
+MIN_LIKE = 8  # hosts
+MIN_APART = 0.03  # less than 3 % is nothing to look for on a host
+
+_SIGMA = 1.4826  # of a normal distribution, in median absolute deviations
+_LEAST_SPREAD = 0.003  # three thousandths: hosts that are alike are no nearer than that
+_MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
+_MAX_TABLED = 64
+_NUM_DRAWN = 1_000_000
+
+
+def scores(level: Float, error: Float | None = None) -> Float:
+    """Return how far each level (a logarithm) is from the median of all, in robust standard deviations.
+
+    `error` is the standard error of each, None where all are known alike: one that is worth less than most is believed
+    less. NaN where a level is not known, or of fewer than `MIN_LIKE`.
+    """
+    known = np.isfinite(level)
+    found = np.full(len(level), np.nan)
+    if known.sum() < MIN_LIKE:
+        return found
+    off = level[known] - np.median(level[known])
+    spread = max(_LEAST_SPREAD, _SIGMA * float(np.median(np.abs(off))))
+    own = np.zeros(int(known.sum())) if error is None else error[known] ** 2
+    extra = np.maximum(0.0, own - np.median(own))
+    found[known] = off / np.sqrt(spread**2 + extra)
+    return found
+
+
+def is_apart(level: Float, error: Float | None = None) -> NDArray[np.bool_]:
+    """Tell the hosts that are apart: beyond chance, and by `MIN_APART` at least."""
+    score = scores(level, error)
+    known = np.isfinite(score)
+    if not known.any():
+        return known
+    off = np.abs(np.expm1(level - np.median(level[np.isfinite(level)])))
+    found: NDArray[np.bool_] = known & (np.abs(np.nan_to_num(score)) > threshold(int(known.sum()))) & (off >= MIN_APART)
+    return found
+
+
+@lru_cache(maxsize=_MAX_TABLED)
+def _threshold(num: int) -> float:
+    draw = np.random.default_rng(num)
+    levels = draw.standard_normal((_NUM_DRAWN // num, num))
+    off = np.abs(levels - np.median(levels, axis=1, keepdims=True))
+    score = off / (_SIGMA * np.median(off, axis=1, keepdims=True))
+    return float(np.quantile(score, 1 - MAX_P))
+
+
+def threshold(num: int) -> float:
+    """Return the score that one of `num` normal levels exceeds once in a thousand, as drawn: the fewer, the higher."""
+    return _threshold(min(num, _MAX_TABLED))
+
+
+def differences(
+    facts: Mapping[str, Sequence[str | None]], numbers: Mapping[str, Sequence[float | None]], own: int
+) -> Iterator[Difference]:
+    """Yield what is different about one of several like hosts.
+
+    Of `facts` (words) a value that is not the one that four of five others have; of `numbers` one that is above all
+    but one in twenty of the others and twice their median, or below and half of it.
+    """
+    for name, values in facts.items():
+        others = [value for place, value in enumerate(values) if place != own and value]
+        if not others or not values[own]:
+            continue
+        usual, count = Counter(others).most_common(1)[0]
+        if values[own] != usual and count >= _MOST_TOLD * len(others):
+            yield Difference(fact=name, own=str(values[own]), others=usual, num_others=count)
+    for name, column in numbers.items():
+        mine = column[own]
+        rest = np.array([value for place, value in enumerate(column) if place != own and value is not None])
+        if mine is None or len(rest) < MIN_LIKE - 1:
+            continue
+        low, middle, high = np.quantile(rest, [0.05, 0.5, 0.95]).tolist()
+        if (mine > high and mine > 2 * middle + 0.01) or (mine < low and mine < middle / 2 - 0.01):
+            yield Difference(fact=name, own=f"{mine:.3g}", others=f"{middle:.3g}", num_others=len(rest))
