@@ -16,11 +16,10 @@ from typing import Self
 import msgspec
 
 from taxbreak_vllm.baselines.database import Schema, StoreError, open_database, transaction
+from taxbreak_vllm.baselines.records import Records, parse_records
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floors, Outcome
 from taxbreak_vllm.model.ceilings import MeasuredCeilings
 from taxbreak_vllm.model.errors import BaselineError
-
-EXPORT_SCHEMA = "taxbreak.baselines/1"
 
 _WAIT_S = 30.0
 
@@ -139,8 +138,29 @@ class Baselines:
             for (body,) in self._db.execute(query, (_text(environment),)):
                 yield msgspec.json.decode(body, type=Baseline)
 
+    def records(self, environment: Environment) -> Records:
+        """Return all that was measured in an environment."""
+        return Records(
+            environment=environment,
+            floors=self.floors(environment),
+            ceilings=self.ceilings(environment),
+            entries={entry.signature: entry for entry in self.entries(environment)},
+        )
+
+    def merge(self, records: Records) -> int:
+        """Take in what is better than what is here, or not here at all; return how many entries that were."""
+        own = self.records(records.environment)
+        fresh = records.beyond(own)
+        if fresh.entries:
+            self.put(fresh.environment, fresh.entries.values())
+        if fresh.floors is not None:
+            self.put_floors(fresh.environment, fresh.floors)
+        if fresh.ceilings is not None:
+            self.raise_ceilings(fresh.environment, fresh.ceilings)
+        return len(fresh.entries)
+
     def export(self, path: Path) -> int:
-        """Write everything as JSON lines, one head a environment before its entries; return how many entries.
+        """Write everything as JSON lines, one head an environment before its entries; return how many entries.
 
         Raises BaselineError where the disk refuses, or a database, such as this one, would be replaced.
         """
@@ -150,13 +170,9 @@ class Baselines:
             if _is_database(path):
                 raise BaselineError(f"{path}: a database, which an export does not replace; name another file")
             with open(temporary, "wb") as file:
-                for environment in self.environments():
-                    own = self.floors(environment), self.ceilings(environment)
-                    head = _Head(environment=environment, floors=own[0], ceilings=own[1])
-                    file.write(msgspec.json.encode(head) + b"\n")
-                    for entry in self.entries(environment):
-                        file.write(msgspec.json.encode(entry) + b"\n")
-                        count += 1
+                for records in map(self.records, self.environments()):
+                    file.writelines(line + b"\n" for line in records.lines())
+                    count += len(records.entries)
             temporary.rename(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -164,26 +180,15 @@ class Baselines:
         return count
 
     def take(self, path: Path) -> int:
-        """Add all entries of an export, the later measurement of a signature winning; return how many were read."""
+        """Add all entries of an export, the better measurement of a signature winning; return how many were read."""
         try:
             lines = path.read_bytes().splitlines()
-            parts = list(_parse(lines))
         except OSError as error:
             raise BaselineError(f"{path}: {error.strerror or error}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, StopIteration) as error:
-            raise BaselineError(f"{path}: not an export of baselines: {error}") from error
-        for head, entries in parts:
-            own = self.get(head.environment, [entry.signature for entry in entries])
-            newer = [
-                e for e in entries if e.signature not in own or own[e.signature].measured_unix_ns < e.measured_unix_ns
-            ]
-            self.put(head.environment, newer)
-            own_floors = self.floors(head.environment)
-            if head.floors and (own_floors is None or own_floors.measured_unix_ns < head.floors.measured_unix_ns):
-                self.put_floors(head.environment, head.floors)
-            if head.ceilings:
-                self.raise_ceilings(head.environment, head.ceilings)
-        return sum(len(entries) for _, entries in parts)
+        parts = parse_records(lines, where=str(path))
+        for records in parts:
+            self.merge(records)
+        return sum(len(records.entries) for records in parts)
 
     def _id(self, environment: Environment) -> int:
         body = _text(environment)
@@ -210,32 +215,6 @@ class View:
     def get(self, signatures: Sequence[str]) -> dict[str, Baseline]:
         """Return the entries of these signatures that there are."""
         return self.store.get(self.environment, signatures)
-
-
-class _Head(msgspec.Struct, frozen=True, kw_only=True):
-    schema: str = EXPORT_SCHEMA
-    environment: Environment
-    floors: Floors | None = None
-    ceilings: MeasuredCeilings | None = None
-
-
-def _parse(lines: Sequence[bytes]) -> Iterator[tuple[_Head, list[Baseline]]]:
-    head: _Head | None = None
-    entries: list[Baseline] = []
-    for line in lines:
-        if b'"schema":' in line[:12]:
-            if head is not None:
-                yield head, entries
-            head, entries = msgspec.json.decode(line, type=_Head), []
-            if head.schema != EXPORT_SCHEMA:
-                raise msgspec.ValidationError(f"schema {head.schema!r}, not {EXPORT_SCHEMA!r}")
-        elif head is None:
-            raise msgspec.ValidationError("no head line")
-        else:
-            entries.append(msgspec.json.decode(line, type=Baseline))
-    if head is None:
-        raise msgspec.ValidationError("no head line")
-    yield head, entries
 
 
 def _is_database(path: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from taxbreak_vllm.cli.printing import say
 from taxbreak_vllm.model.errors import (
     BaselineError,
+    Refused,
     SettingsError,
     SpoolError,
     TaxbreakError,
@@ -20,7 +21,7 @@ from taxbreak_vllm.model.errors import (
     WorkloadError,
 )
 
-_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError, WorkloadError)
+_BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError, WorkloadError, Refused)
 _EXPORTS = ("--html", "--speedscope", "--pprof", "--parquet")
 
 

@@ -102,31 +102,46 @@ def replay(
 
 
 def baselines(
-    action: Annotated[Literal["list", "export", "import"], typer.Argument(help="what to do with the store")],
-    file: Annotated[Path | None, typer.Argument(help="the file to write or read: JSON lines, one an entry")] = None,
+    action: Annotated[Literal["list", "export", "import", "sync"], typer.Argument(help="what to do with the store")],
+    target: Annotated[
+        str | None,
+        typer.Argument(help="the file to write or read: JSON lines, one an entry; of sync the archive's URL"),
+    ] = None,
     *,
     store: Annotated[Path, typer.Option("--baselines", help="the SQLite file")] = Path("baselines.sqlite3"),
     json: Json = False,
 ) -> None:
-    """List what a store holds, write it to a file or take such a file in, so that a fleet measures once."""
+    """List what a store holds, write it to a file, take one in, or share it by an archive: a fleet measures once."""
     from taxbreak_vllm.baselines.store import Baselines
     from taxbreak_vllm.output.text.replay import environment_table, summaries
 
-    if (action == "list") != (file is None):
-        raise BaselineError(f"baselines {action} takes {'no file' if action == 'list' else 'a file'}")
-    if action != "import" and not store.is_file():
+    if (action == "list") != (target is None):
+        takes = {"list": "no file", "sync": "the URL of an archive"}.get(action, "a file")
+        raise BaselineError(f"baselines {action} takes {takes}")
+    if action in ("list", "export") and not store.is_file():
         raise BaselineError(f"{store}: no such file")
+    synced = None
     with Baselines(store) as opened:
-        if action == "export" and file:
-            count = opened.export(file)
-        elif action == "import" and file:
-            count = opened.take(file)
+        if action == "export" and target:
+            count = opened.export(Path(target))
+        elif action == "import" and target:
+            count = opened.take(Path(target))
+        elif action == "sync" and target:
+            from taxbreak_vllm.archive.baselines import sync
+            from taxbreak_vllm.archive.store import Store
+
+            synced = sync(opened, Store(target))
+            count = synced.taken + synced.given
         else:
             count = sum(summary.entries for summary in summaries(opened))
         found = summaries(opened)
     if json:
         from msgspec.json import encode
 
-        print_json(encode({"action": action, "entries": count, "environments": found}))
+        about = {} if synced is None else {"taken": synced.taken, "given": synced.given, "damaged": synced.damaged}
+        print_json(encode({"action": action, "entries": count, "environments": found} | about))
         return
-    print_text(f"{count} entries", environment_table(found))
+    if synced is None:
+        print_text(f"{count} entries", environment_table(found))
+    else:
+        print_text(f"{synced.taken} entries taken, {synced.given} given", *synced.damaged, environment_table(found))

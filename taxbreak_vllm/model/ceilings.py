@@ -71,12 +71,18 @@ class MeasuredCeilings:
     measured_unix_ns: Int64 = 0
 
     def raised(self, earlier: "MeasuredCeilings | None") -> "MeasuredCeilings":
-        """Return the better of two measurements, figure by figure: what was reached once can be reached."""
+        """Return the better of two measurements, figure by figure: what was reached once can be reached.
+
+        Whichever of the two is asked about the other, the same comes of it.
+        """
         if earlier is None:
             return self
         flops = _best(earlier.flops_per_s, self.flops_per_s)
         kernels = [ns for ns in (self.shortest_kernel_ns, earlier.shortest_kernel_ns) if ns is not None]
-        missing = {**earlier.missing, **self.missing}
+        missing = {
+            dtype: max(earlier.missing.get(dtype, ""), self.missing.get(dtype, ""))
+            for dtype in sorted({*earlier.missing, *self.missing})
+        }
         return MeasuredCeilings(
             flops_per_s=flops,
             bytes_per_s=dict(sorted(_best(earlier.bytes_per_s, self.bytes_per_s).items())),
@@ -89,7 +95,7 @@ class MeasuredCeilings:
 def _best(first: Mapping[Key, Rate], second: Mapping[Key, Rate]) -> dict[Key, Rate]:
     found = dict(first)
     for key, rate in second.items():
-        if key not in found or rate.per_s > found[key].per_s:
+        if key not in found or (rate.per_s, rate.by) > (found[key].per_s, found[key].by):
             found[key] = rate
     return found
 

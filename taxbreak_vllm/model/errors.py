@@ -6,6 +6,9 @@ TaxbreakError
 ├── BaselineError      a file of baselines that cannot be read or written
 ├── ReplayError        a replay that could not be run
 ├── WorkloadError      a server's traffic that cannot be simulated
+├── ArchiveError       an object of an archive that is not there or damaged, or no name of one
+│   ├── Away           an archive that cannot be reached now
+│   └── Refused        an archive that does not take what it is given
 └── SettingsError      a setting with a wrong value
 """
 
@@ -32,6 +35,18 @@ class ReplayError(TaxbreakError):
 
 class WorkloadError(TaxbreakError):
     """A server's traffic cannot be simulated."""
+
+
+class ArchiveError(TaxbreakError):
+    """An object of an archive is not there, damaged, or has no name of one."""
+
+
+class Away(ArchiveError):
+    """An archive cannot be reached, or answers that it cannot now: the same may go well later."""
+
+
+class Refused(ArchiveError):
+    """An archive takes nothing from us: credentials, no such bucket, full, or no archive at all."""
 
 
 class SettingsError(TaxbreakError):

@@ -1,0 +1,1 @@
+"""What a fleet has recorded, in an object store or a shared folder."""
