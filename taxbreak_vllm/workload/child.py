@@ -18,7 +18,7 @@ from taxbreak_vllm.model.errors import TaxbreakError, WorkloadError
 from taxbreak_vllm.model.workload import Fits, Identities, Prediction
 from taxbreak_vllm.workload.loads import read_load
 from taxbreak_vllm.workload.recording import Recorded, read_apis, read_engines
-from taxbreak_vllm.workload.requests import Request, faster, gamma_arrivals
+from taxbreak_vllm.workload.requests import Requests, faster, gamma_arrivals
 from taxbreak_vllm.workload.task import Check, Failure, Fit, Predict, Task
 
 
@@ -67,14 +67,14 @@ def _check(engines: Sequence[Recorded]) -> Identities:
 def _predict(task: Predict) -> Prediction:
     recorded, apis = _one_engine(task.path), read_apis(Path(task.path))
     setup = recorded.setup
-    given: list[Request] = []
+    given: Requests | None = None
     if task.file is not None:
         length = int(setup.config["model_config"]["max_model_len"] or 0)
         given = read_load(Path(task.file), hash_block_size=setup.hash_block_size, max_model_len=length)
 
     from taxbreak_vllm.workload.predict import predict
 
-    def traffic(requests: Sequence[Request]) -> list[Request]:
+    def traffic(requests: Requests) -> Requests:
         wanted = faster(given or requests, task.load)
         return wanted if task.arrivals is None else gamma_arrivals(wanted, task.arrivals)
 

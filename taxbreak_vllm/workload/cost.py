@@ -6,7 +6,7 @@ is noise, drawn in runs of neighbouring steps as it comes in runs, and there are
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ def _nonnegative(x: Float64, y: Float64) -> Float64:
 class StepCost:
     """A model of one engine's steps: `beta_ns` by graph mode, (3, 5) each; `seen` are bounds of the work, (2, 4)."""
 
-    beta_ns: dict[str, Float64]
+    beta_ns: Mapping[str, Sequence[Sequence[float]]]
     seen: npt.NDArray[np.int64]
     noise: dict[bool, Sequence[float]]
     stalls: Sequence[tuple[float, float]]  # ns of busy time before each, and how long it was, ns
@@ -72,9 +72,7 @@ class StepCost:
         beta = self.beta_ns.get(mode)
         if beta is None:
             beta = next(iter(self.beta_ns.values()))
-        return [
-            float(b[0] + b[1] * prompt_tokens + b[2] * num_prefills + b[3] * num_decodes + b[4] * context) for b in beta
-        ]
+        return [b[0] + b[1] * prompt_tokens + b[2] * num_prefills + b[3] * num_decodes + b[4] * context for b in beta]
 
 
 def fit_cost(steps: Steps) -> StepCost:
@@ -83,13 +81,14 @@ def fit_cost(steps: Steps) -> StepCost:
         raise WorkloadError(f"{len(steps)} recorded steps are too few to tell what one costs; {MIN_STEPS} are needed")
     x = np.column_stack([np.ones(len(steps)), steps.work]).astype(np.float64)
     modes = np.array(steps.graph_mode)
-    beta_ns, expected = {}, np.zeros_like(steps.parts_ns, dtype=np.float64)
+    beta_ns: dict[str, Sequence[Sequence[float]]] = {}
+    expected = np.zeros_like(steps.parts_ns, dtype=np.float64)
     for mode in sorted(set(steps.graph_mode)):
         of = modes == mode
         if of.sum() < MIN_STEPS // 10:
             continue
         beta = np.stack([least_absolute_deviations(x[of], steps.parts_ns[of, place]) for place in range(len(PARTS))])
-        beta_ns[mode], expected[of] = beta, x[of] @ beta.T
+        beta_ns[mode], expected[of] = beta.tolist(), x[of] @ beta.T
     is_fitted = expected.sum(axis=1) > 0
     whole, took = expected.sum(axis=1)[is_fitted], steps.total_ns[is_fitted].astype(np.float64)
     excess = took - whole
@@ -105,7 +104,7 @@ def fit_cost(steps: Steps) -> StepCost:
     fit = Fit(
         num_steps=len(steps),
         terms=tuple(
-            CostTerm(part=part, graph_mode=mode, coefficients_ns=dict(zip(("step", *WORK), row.tolist(), strict=True)))
+            CostTerm(part=part, graph_mode=mode, coefficients_ns=dict(zip(("step", *WORK), row, strict=True)))
             for mode, beta in beta_ns.items()
             for part, row in zip(PARTS, beta, strict=True)
         ),

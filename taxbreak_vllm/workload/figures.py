@@ -8,7 +8,7 @@ import numpy.typing as npt
 from taxbreak_vllm.model.workload import Latencies
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.rows import Int64
-from taxbreak_vllm.workload.requests import Request
+from taxbreak_vllm.workload.simulate import COLUMNS, Served
 
 Columns = Mapping[str, npt.NDArray[np.float64]]
 
@@ -29,10 +29,10 @@ def measured_rows(rows: Int64) -> Columns:
     return {name: values.astype(np.float64) for name, values in found.items()}
 
 
-def measured_requests(requests: Sequence[Request]) -> Columns:
-    """Return the same of simulated ones."""
-    table = np.array([(r.at_ns, r.first_ns, r.last_ns, r.sent_ns, r.num_done) for r in requests], dtype=np.float64)
-    return dict(zip(("at", "first", "last", "sent", "tokens"), table.reshape(-1, 5).T, strict=True))
+def simulated_rows(runs: Sequence[Served], *, since_ns: float = 0) -> Columns:
+    """Return the same of simulated ones, of those that came since then."""
+    table = np.concatenate([run.table for run in runs])
+    return dict(zip(COLUMNS, table[table[:, 0] >= since_ns].T, strict=True))
 
 
 def latencies(found: Columns, *, slo: Mapping[str, float] | None = None) -> Latencies:

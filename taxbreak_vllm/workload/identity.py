@@ -66,19 +66,6 @@ def _replay(recorded: Recorded, rows: Sequence[Row], num_warming_tokens: int) ->
     stopped: str | None = None
     for row in rows:
         match row:
-            case Added():
-                num_prompts += 1
-                add(scheduler, row, planned[row.number])
-            case Aborted():
-                scheduler.abort([number for number in row.numbers if number in known])
-            case Reset(what="reset_prefix_cache"):
-                scheduler.reset_prefix_cache()
-            case Reset():
-                stopped = f"the engine was told to {row.what}, which is not simulated"
-            case Lost():
-                stopped = f"{row.num} events of the engine were lost"
-            case Ended():
-                num_hits += row.num_hit_tokens
             case Scheduled():
                 in_flight[row.number] = scheduled = scheduler.schedule(is_throttled=row.is_throttled)
                 here, there = batch_of(scheduled, numbers_of_names), _batch(row)
@@ -93,6 +80,19 @@ def _replay(recorded: Recorded, rows: Sequence[Row], num_warming_tokens: int) ->
                     first = Difference(step=row.number, recorded=there._asdict(), simulated=here._asdict())
             case Updated() if row.number in in_flight:
                 scheduler.update(in_flight.pop(row.number))
+            case Added():
+                num_prompts += 1
+                add(scheduler, row, planned[row.number])
+            case Ended():
+                num_hits += row.num_hit_tokens
+            case Aborted():
+                scheduler.abort([number for number in row.numbers if number in known])
+            case Reset(what="reset_prefix_cache"):
+                scheduler.reset_prefix_cache()
+            case Reset():
+                stopped = f"the engine was told to {row.what}, which is not simulated"
+            case Lost():
+                stopped = f"{row.num} events of the engine were lost"
         if stopped or first:
             break
     return Identity(

@@ -9,20 +9,21 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.workload.requests import Request
+from taxbreak_vllm.workload.requests import Request, Requests
 
 MOONCAKE_BLOCK = 512  # tokens that one of its hash ids stands for
 
 Line = tuple[float, int, int, Sequence[int]]  # arrival in s, prompt tokens, tokens answered, hash ids
 
 
-def read_load(path: Path, *, hash_block_size: int, max_model_len: int) -> list[Request]:
+def read_load(path: Path, *, hash_block_size: int, max_model_len: int) -> Requests:
     """Read a file, ordered by arrival; a request that this model has no room for is left out.
 
     Raises WorkloadError for a file that is none of these or holds no request.
@@ -33,16 +34,18 @@ def read_load(path: Path, *, hash_block_size: int, max_model_len: int) -> list[R
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise WorkloadError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        lines = sorted(_reader(text)(text), key=lambda line: line[0])
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+        fitting = [
+            line for line in _reader(text)(text) if line[1] > 0 and line[2] > 0 and line[1] + line[2] <= max_model_len
+        ]
+    except (KeyError, ValueError, TypeError, IndexError, csv.Error) as error:
         raise WorkloadError(
             f"{path}: none of Azure's, Mooncake's or BurstGPT's traces, nor vllm bench serve --save-detailed: {error!r}"
         ) from error
-    fitting = [line for line in lines if line[1] > 0 and line[2] > 0 and line[1] + line[2] <= max_model_len]
     if not fitting:
         raise WorkloadError(f"{path}: holds no request that {max_model_len:,} tokens have room for")
+    fitting.sort(key=itemgetter(0))
     begin_s = fitting[0][0]
-    return [_request(number, line, begin_s, hash_block_size) for number, line in enumerate(fitting)]
+    return Requests.of(_request(number, line, begin_s, hash_block_size) for number, line in enumerate(fitting))
 
 
 def _request(number: int, line: Line, begin_s: float, hash_block_size: int) -> Request:
@@ -60,18 +63,18 @@ def _request(number: int, line: Line, begin_s: float, hash_block_size: int) -> R
     )
 
 
-def _reader(text: str) -> Callable[[str], list[Line]]:
+def _reader(text: str) -> Callable[[str], Iterator[Line]]:
     first = text.lstrip().partition("\n")[0]
     if first.startswith("{"):
         return _mooncake if '"hash_ids"' in first or '"timestamp"' in first else _bench_serve
     return _csv
 
 
-def _csv(text: str) -> list[Line]:
-    rows: list[Mapping[str, str]] = list(csv.DictReader(io.StringIO(text)))
-    if "ContextTokens" in rows[0]:
-        return [(_seconds(r["TIMESTAMP"]), int(r["ContextTokens"]), int(r["GeneratedTokens"]), ()) for r in rows]
-    return [(float(r["Timestamp"]), int(r["Request tokens"]), int(r["Response tokens"]), ()) for r in rows]
+def _csv(text: str) -> Iterator[Line]:
+    rows = csv.DictReader(io.StringIO(text))
+    if "ContextTokens" in (rows.fieldnames or ()):
+        return ((_seconds(r["TIMESTAMP"]), int(r["ContextTokens"]), int(r["GeneratedTokens"]), ()) for r in rows)
+    return ((float(r["Timestamp"]), int(r["Request tokens"]), int(r["Response tokens"]), ()) for r in rows)
 
 
 def _seconds(text: str) -> float:
@@ -79,17 +82,14 @@ def _seconds(text: str) -> float:
     return datetime.fromisoformat(whole).timestamp() + float(f"0.{fraction.rstrip('Z+:0') or 0}")
 
 
-def _mooncake(text: str) -> list[Line]:
-    rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return [
-        (r["timestamp"] / 1e3, int(r["input_length"]), int(r["output_length"]), r.get("hash_ids", ())) for r in rows
-    ]
+def _mooncake(text: str) -> Iterator[Line]:
+    for line in filter(str.strip, text.splitlines()):
+        r: dict[str, Any] = json.loads(line)
+        yield r["timestamp"] / 1e3, int(r["input_length"]), int(r["output_length"]), r.get("hash_ids", ())
 
 
-def _bench_serve(text: str) -> list[Line]:
+def _bench_serve(text: str) -> Iterator[Line]:
     found = json.loads(text)
     starts = found["start_times"]
-    return [
-        (float(at_s), int(prompt), int(answer), ())
-        for at_s, prompt, answer in zip(starts, found["input_lens"], found["output_lens"], strict=True)
-    ]
+    for at_s, prompt, answer in zip(starts, found["input_lens"], found["output_lens"], strict=True):
+        yield float(at_s), int(prompt), int(answer), ()

@@ -17,11 +17,11 @@ from taxbreak_vllm.model.workload import Bounds, Fits, Latencies, Prediction, Va
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.rows import Int64
 from taxbreak_vllm.workload.cost import Noise, StepCost, check_stalls, fit_cost
-from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_requests, measured_rows
+from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_rows, simulated_rows
 from taxbreak_vllm.workload.frontend import FrontendQueue, fit_frontend, is_closed_loop, request_rows
 from taxbreak_vllm.workload.identity import check_identity
 from taxbreak_vllm.workload.recording import Recorded
-from taxbreak_vllm.workload.requests import Request, recorded_requests
+from taxbreak_vllm.workload.requests import Requests, recorded_requests
 from taxbreak_vllm.workload.scheduler import VllmScheduler
 from taxbreak_vllm.workload.simulate import Served, serve
 from taxbreak_vllm.workload.steps import Steps, steps_of
@@ -32,7 +32,7 @@ TOLERANCE = {"tokens_per_s": 0.05, "tpot_mean": 0.10, "e2e_mean": 0.10, "ttft_me
 _MAX_BEYOND_RATIO = 0.01
 _LEAST_BAND_RATIO = 0.01  # either way: runs of one server differ by as much
 
-Traffic = Callable[[Sequence[Request]], list[Request]]
+Traffic = Callable[[Requests], Requests]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Server:
     cost: StepCost
     rows: Int64
     num_apis: int
-    requests: Sequence[Request]
+    requests: Requests
 
 
 def fit(recorded: Recorded, apis: Sequence[Recorded]) -> Fits:
@@ -105,7 +105,7 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
     return _Server(recorded, steps, fit_cost(steps), rows, len(apis), recorded_requests(recorded.rows))
 
 
-def _answered(answer: Prediction, server: _Server, requests: Sequence[Request], change: Change) -> Prediction:
+def _answered(answer: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
     runs = [_served(server, server.cost, requests, change, seed) for seed in SEEDS]
     all_runs = [run for each in runs for run in each]
     num_steps = sum(run.num_steps for run in all_runs)
@@ -127,7 +127,7 @@ def _answered(answer: Prediction, server: _Server, requests: Sequence[Request], 
     return replace(answer, predicted=middle, band=band, bounds=_bounds(runs[0]), notes=_notes(server, change))
 
 
-def _served(server: _Server, cost: StepCost, requests: Sequence[Request], change: Change, seed: int) -> list[Served]:
+def _served(server: _Server, cost: StepCost, requests: Requests, change: Change, seed: int) -> list[Served]:
     """Serve requests on each replica; they take turns."""
     setup = server.recorded.setup
     if change.num_blocks is not None:
@@ -136,12 +136,11 @@ def _served(server: _Server, cost: StepCost, requests: Sequence[Request], change
     frontend = fit_frontend(server.rows)
     runs = []
     for replica in range(change.replicas):
-        ours = [request.fresh() for request in requests[replica :: change.replicas]]
         noise = Noise(cost, seed * change.replicas + replica)
         queues = [FrontendQueue(frontend, factor=change.host) for _ in range(server.num_apis)]
         runs.append(
             serve(
-                ours,
+                requests[replica :: change.replicas],
                 VllmScheduler(setup, changes=dict(change.settings)),
                 cost,
                 noise,
@@ -177,8 +176,7 @@ def _judged(
 
 
 def _latencies(runs: Sequence[Served], *, since_ns: float = 0, slo: Mapping[str, float] | None = None) -> Latencies:
-    requests = [r for run in runs for r in run.requests if r.at_ns >= since_ns and r.sent_ns]
-    return latencies(measured_requests(requests), slo=slo)
+    return latencies(simulated_rows(runs, since_ns=since_ns), slo=slo)
 
 
 def _middle(found: Sequence[Latencies]) -> Latencies:
@@ -206,8 +204,7 @@ def _bounds(runs: Sequence[Served]) -> Bounds:
     )
     kv = max(run.kv_peak_ratio for run in runs)
     preempted = sum(run.num_preemptions for run in runs)
-    waits = [r.first_ns - r.at_ns for run in runs for r in run.requests]
-    whole = [r.sent_ns - r.at_ns for run in runs for r in run.requests]
+    times = simulated_rows(runs)
     shares = {"frontend": frontend, "host": host, "device": device}
     bound = "KV cache" if preempted else max(shares, key=lambda name: shares[name])
     if not preempted and host + device < 0.5 and frontend < 0.5:
@@ -218,7 +215,7 @@ def _bounds(runs: Sequence[Served]) -> Bounds:
         device_ratio=device,
         kv_peak_ratio=kv,
         num_preemptions=preempted,
-        queue_ratio=sum(waits) / max(1.0, sum(whole)),
+        queue_ratio=float((times["first"] - times["at"]).sum() / max(1.0, (times["sent"] - times["at"]).sum())),
         bound=bound,
     )
 

@@ -9,9 +9,8 @@ import copy
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable
-from functools import cache
-from itertools import count
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,9 @@ from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.traffic.rows import KvGroup, Scalar, Setup
 from taxbreak_vllm.workload.requests import Planned
 
-_TOKEN, _STOP = 7, 8
+_STOP = 8
+_NOTHING: list[int] = []  # what requests sample in a step; vLLM changes none of them
+_TOKENS, _LAST_TOKENS = [7], [_STOP]
 _SCHEDULERS = {cls.__name__: cls for cls in (Scheduler, AsyncScheduler)}
 # A model that nobody runs: a scheduler asks its configuration for lengths and kinds alone.
 _MODEL = {
@@ -49,6 +50,15 @@ _MODEL = {
 }
 
 
+class _Request(Request):  # type: ignore[misc] # vLLM is not typed
+    """A request that knows how it goes, and counts when it stops."""
+
+    def __init__(self, plan: Planned, **members: Any) -> None:  # noqa: ANN401 - vLLM's
+        self.plan = plan
+        self.stops_at = plan.num_outputs - 1 if plan.stops else None
+        super().__init__(**members)
+
+
 class VllmScheduler:
     """One engine's scheduler; raises WorkloadError where the engine is not one that can be simulated."""
 
@@ -57,9 +67,10 @@ class VllmScheduler:
         check_can_simulate(setup)
         self._hash_block_size = setup.hash_block_size
         self._scheduler = _build(setup, changes or {})
+        self._pool = self._scheduler.kv_cache_manager.block_pool
+        self._least_free: int = self._pool.get_num_free_blocks()
         self._is_caching = bool(setup.config["cache_config"].get("enable_prefix_caching"))
-        self._plans: dict[str, Planned] = {}
-        self._unknown = count(1)
+        self._num_unknown = 0
         self.num_preempted = 0
 
     @property
@@ -68,9 +79,9 @@ class VllmScheduler:
         return bool(self._scheduler.has_requests())
 
     @property
-    def kv_usage(self) -> float:
-        """The share of blocks that requests hold."""
-        return float(self._scheduler.kv_cache_manager.usage)
+    def kv_peak_ratio(self) -> float:
+        """The share of blocks that requests held at most."""
+        return 1 - self._least_free / max(1, int(self._pool.num_gpu_blocks) - 1)  # one is vLLM's, for what is nowhere
 
     def add(
         self,
@@ -85,16 +96,12 @@ class VllmScheduler:
         reads_cache: bool = True,
     ) -> None:
         """Hand it a request."""
-        name = str(number)
-        self._plans[name] = plan
-        sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=[_STOP], ignore_eos=True, detokenize=False)
-        if not reads_cache:
-            sampling.skip_reading_prefix_cache = True
         self._scheduler.add_request(
-            Request(
-                request_id=name,
-                prompt_token_ids=[_TOKEN] * num_prompt_tokens,
-                sampling_params=sampling,
+            _Request(
+                plan,
+                request_id=str(number),
+                prompt_token_ids=bytearray(num_prompt_tokens),  # a list's length and copies, in an eighth of its bytes
+                sampling_params=_sampling(max_tokens, reads_cache),
                 pooling_params=None,
                 arrival_time=arrived_ns / 1e9,
                 lora_request=LoRARequest(name=f"{lora}", lora_int_id=lora, lora_path="none") if lora else None,
@@ -115,46 +122,53 @@ class VllmScheduler:
         """Choose a step."""
         scheduled = self._scheduler.schedule(True) if is_throttled else self._scheduler.schedule()
         requests = self._scheduler.requests
+        # A step ahead of the one whose output is taken in changes what a request is at.
         scheduled.taxbreak_samples = [
-            not requests[req_id].is_prefill_chunk for req_id in scheduled.num_scheduled_tokens
+            None if (request := requests[req_id]).is_prefill_chunk else request
+            for req_id in scheduled.num_scheduled_tokens
         ]
         self.num_preempted += len(getattr(scheduled, "preempted_req_ids", None) or ())
+        self._least_free = min(self._least_free, self._pool.get_num_free_blocks())
         return scheduled
 
     def update(self, scheduled: Any) -> list[tuple[int, bool]]:  # noqa: ANN401 - a SchedulerOutput
         """Take in the output of a step; return the requests that have a token of it, and whether they are done."""
-        ids = list(scheduled.num_scheduled_tokens)
+        ids = [*scheduled.num_scheduled_tokens]
         output = ModelRunnerOutput(
             req_ids=ids,
-            req_id_to_index={req_id: place for place, req_id in enumerate(ids)},
+            req_id_to_index=dict(zip(ids, range(len(ids)), strict=True)),
             sampled_token_ids=[
-                [self._token(req_id)] if samples else []
-                for req_id, samples in zip(ids, scheduled.taxbreak_samples, strict=True)
+                _NOTHING
+                if request is None
+                else _TOKENS
+                if request.stops_at is None or request.num_output_tokens < request.stops_at
+                else _LAST_TOKENS
+                for request in scheduled.taxbreak_samples
             ],
         )
-        found: list[tuple[int, bool]] = []
-        for outputs in self._scheduler.update_from_output(scheduled, output).values():
-            for each in outputs.outputs:
-                is_done = each.finish_reason is not None
-                if is_done:
-                    self._plans.pop(each.request_id, None)
-                if each.new_token_ids:
-                    found.append((int(each.request_id), is_done))
-        return found
-
-    def _token(self, req_id: str) -> int:
-        plan, request = self._plans.get(req_id), self._scheduler.requests.get(req_id)
-        if plan is None or request is None or not plan.stops:
-            return _TOKEN
-        return _STOP if request.num_output_tokens >= plan.num_outputs - 1 else _TOKEN
-
-    def _hash(self, request: Request) -> list[bytes]:
-        known, begin = self._plans[request.request_id].hashes, len(request.block_hashes)
-        end = request.num_tokens // self._hash_block_size
         return [
-            known[place].to_bytes(8, "little") if place < len(known) else next(self._unknown).to_bytes(9, "little")
-            for place in range(begin, end)
+            (int(each.request_id), each.finish_reason is not None)
+            for outputs in self._scheduler.update_from_output(scheduled, output).values()
+            for each in outputs.outputs
+            if each.new_token_ids
         ]
+
+    def _hash(self, request: _Request) -> Sequence[bytes]:
+        begin, end = len(request.block_hashes), request.num_tokens // self._hash_block_size
+        if begin == end:
+            return ()
+        found = [each.to_bytes(8, "little") for each in request.plan.hashes[begin:end]]
+        unknown = range(self._num_unknown, self._num_unknown + end - begin - len(found))
+        self._num_unknown = unknown.stop
+        return [*found, *(each.to_bytes(9, "little") for each in unknown)]
+
+
+@lru_cache(4096)
+def _sampling(max_tokens: int, reads_cache: bool) -> SamplingParams:
+    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=[_STOP], ignore_eos=True, detokenize=False)
+    if not reads_cache:
+        sampling.skip_reading_prefix_cache = True
+    return sampling
 
 
 def check_can_simulate(setup: Setup) -> None:

@@ -5,22 +5,27 @@ oldest output: at once where it works step by step, else once as many are under 
 scheduling ahead hides comes of itself. Its requests and outputs pass an API server's queue.
 """
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.traffic.batch import batch_of, numbers_of_names
+from taxbreak_vllm.traffic.batch import work_of
 from taxbreak_vllm.workload.cost import Noise, StepCost
 from taxbreak_vllm.workload.frontend import FrontendQueue
-from taxbreak_vllm.workload.requests import Planned, Request
+from taxbreak_vllm.workload.requests import Request
 
 if TYPE_CHECKING:
     from taxbreak_vllm.workload.scheduler import VllmScheduler
 
 GraphModeOf = Callable[[bool, int], str]  # of a step with prompts or without, and so many tokens
+COLUMNS = ("at", "first", "last", "sent", "tokens")
 
 _SEEN_MARGIN = 1.1
 _MAX_EMPTY = 1000  # steps of nothing in a row
@@ -28,9 +33,12 @@ _MAX_EMPTY = 1000  # steps of nothing in a row
 
 @dataclass(slots=True)
 class Served:
-    """A simulated run: requests with what came of them, and what the server was busy with; ns."""
+    """A simulated run: what came of each request, and what the server was busy with; ns.
 
-    requests: list[Request]
+    `rows` are five numbers of each request in the order in which they were done, `COLUMNS`.
+    """
+
+    rows: "array[float]" = field(default_factory=lambda: array("d"))
     begin_ns: float = 0.0
     end_ns: float = 0.0
     host_ns: float = 0.0
@@ -41,9 +49,24 @@ class Served:
     kv_peak_ratio: float = 0.0
     num_beyond: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # steps of more of a kind of work than was seen
 
+    @property
+    def table(self) -> npt.NDArray[np.float64]:
+        """The requests (requests, `COLUMNS`): when each came, had its first and last token and was answered, tokens."""
+        return np.array(self.rows).reshape(-1, len(COLUMNS))
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that has not been answered."""
+
+    request: Request
+    frontend: FrontendQueue
+    first_ns: float = 0.0
+    num_done: int = 0
+
 
 def serve(
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     scheduler: "VllmScheduler",
     cost: StepCost,
     noise: Noise | None,
@@ -55,31 +78,41 @@ def serve(
     device: float = 1.0,
 ) -> Served:
     """Serve requests, ordered by arrival; `host` and `device` are what their parts take times."""
-    by_number = {request.number: request for request in requests}
-    frontend_of = {request.number: frontends[place % len(frontends)] for place, request in enumerate(requests)}
-    waiting = deque(requests)
+    result = Served()
+    arriving = enumerate(requests)
+    place, following = next(arriving, (0, None))
     coming: list[tuple[float, int]] = []  # that an API server has sent: when they reach the engine, and which
-    result = Served(list(requests), begin_ns=requests[0].at_ns if requests else 0.0)
+    open_requests: dict[int, _Open] = {}
     under_way: deque[tuple[float, Any, float]] = deque()
     seen = [most * _SEEN_MARGIN for most in cost.seen[1].tolist()]
     now = device_free = 0.0
     num_empty = 0
-    while waiting or coming or scheduler.has_requests or under_way:
-        while waiting and waiting[0].at_ns <= now:
-            request = waiting.popleft()
-            heappush(coming, (frontend_of[request.number].take_request(request.at_ns), request.number))
+    if following is not None:
+        result.begin_ns = following.at_ns
+    while True:
+        while following is not None and following.at_ns <= now:
+            frontend = frontends[place % len(frontends)]
+            open_requests[following.number] = _Open(following, frontend)
+            heappush(coming, (frontend.take_request(following.at_ns), following.number))
+            place, following = next(arriving, (0, None))
         while coming and coming[0][0] <= now:
-            _add(scheduler, by_number[heappop(coming)[1]])
-        if not scheduler.has_requests and not under_way:
-            now = max(now, coming[0][0] if coming else waiting[0].at_ns)
+            _add(scheduler, open_requests[heappop(coming)[1]].request)
+        has_requests = scheduler.has_requests
+        if not has_requests and not under_way:
+            if coming:
+                now = max(now, coming[0][0])
+            elif following is not None:
+                now = max(now, following.at_ns)
+            else:
+                break
             continue
-        if scheduler.has_requests and len(under_way) < depth:
+        if has_requests and len(under_way) < depth:
             scheduled = scheduler.schedule()
-            work = batch_of(scheduled, numbers_of_names)
+            work = work_of(scheduled)
             if work.num_prefills + work.num_decodes:
                 is_prefill = work.num_prefills > 0
                 mode = graph_mode_of(is_prefill, scheduled.total_num_scheduled_tokens)
-                before, on_device, after = cost.parts_ns(mode, *work[:4])
+                before, on_device, after = cost.parts_ns(mode, *work)
                 factor = noise.factor(is_prefill) if noise else 1.0
                 before, after = before * factor * host, after * factor * host
                 on_device *= factor * device
@@ -89,9 +122,9 @@ def serve(
                 result.host_ns += before + after
                 result.device_ns += on_device
                 result.num_steps += 1
-                for place, (most, num) in enumerate(zip(seen, work, strict=False)):
-                    result.num_beyond[place] += num > most
-                result.kv_peak_ratio = max(result.kv_peak_ratio, scheduler.kv_usage)
+                for kind, num in enumerate(work):
+                    if num > seen[kind]:
+                        result.num_beyond[kind] += 1
                 under_way.append((device_free, scheduled, after))
                 num_empty = 0
             else:
@@ -106,21 +139,25 @@ def serve(
         outputs = scheduler.update(scheduled)
         now += after
         for number, is_done in outputs:
-            request = by_number[number]
-            put_ns, sent_ns = frontend_of[number].take_output(now, is_last=is_done)
+            request = open_requests[number]
+            put_ns, sent_ns = request.frontend.take_output(now, is_last=is_done)
             request.first_ns = request.first_ns or put_ns
-            request.last_ns, request.sent_ns = put_ns, sent_ns
             request.num_done += 1
-    result.end_ns = max((request.sent_ns for request in requests), default=0.0)
+            if is_done:
+                at_ns = request.request.at_ns
+                result.rows.extend((at_ns, request.first_ns, put_ns, sent_ns, request.num_done))
+                result.end_ns = max(result.end_ns, sent_ns)
+                del open_requests[number]
     result.frontend_ns = sum(frontend.busy_ns for frontend in frontends) / max(1, len(frontends))
     result.num_preemptions = scheduler.num_preempted
+    result.kv_peak_ratio = scheduler.kv_peak_ratio
     return result
 
 
 def _add(scheduler: "VllmScheduler", request: Request) -> None:
     scheduler.add(
         request.number,
-        Planned(request.hashes, num_outputs=request.num_outputs, stops=request.stops),
+        request.plan,
         num_prompt_tokens=request.num_prompt_tokens,
         max_tokens=request.max_tokens,
         arrived_ns=int(request.at_ns),

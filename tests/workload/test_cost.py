@@ -32,7 +32,7 @@ def made_up(num=4000, *, stalls=0, stall_ms=40, noise=0.0, modes=("none",)):
 def test_coefficients_are_found_and_stalls_do_not_bend_them():
     cost = fit_cost(made_up(stalls=60, noise=0.02))
 
-    found = cost.beta_ns["none"]
+    found = np.array(cost.beta_ns["none"])
     expected = np.array([BEFORE, DEVICE, AFTER])
     for work in ([0, 0, 8, 4000], [400, 4, 2, 100], [0, 0, 1, 0]):
         row = np.array([1, *work])

@@ -1,6 +1,8 @@
 """An engine in virtual time, by a scheduler that takes whoever comes: every instant can be told by hand."""
 
+import weakref
 from collections import deque
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,16 +13,17 @@ from taxbreak_vllm.model.workload import Fit, FrontendFit, Stalls
 from taxbreak_vllm.workload.cost import StepCost
 from taxbreak_vllm.workload.frontend import FrontendQueue
 from taxbreak_vllm.workload.requests import Request
-from taxbreak_vllm.workload.simulate import serve
+from taxbreak_vllm.workload.simulate import COLUMNS, serve
 
 MS = 1e6
+FIRST, LAST, SENT = (COLUMNS.index(name) for name in ("first", "last", "sent"))
 
 
 class Scheduler:
     """Takes all requests there are; one gets a token of each step. With `ahead`, of each that is under way too."""
 
     num_preempted = 0
-    kv_usage = 0.5
+    kv_peak_ratio = 0.5
 
     def __init__(self, *, refuses=False):
         self.left = {}
@@ -45,7 +48,7 @@ class Scheduler:
             resumed_req_ids=set(),
         )
         return SimpleNamespace(
-            ids=ids,
+            outputs=[(number, self.left[number] == 0) for number in ids],
             num_scheduled_tokens={str(number): 1 for number in ids},
             total_num_scheduled_tokens=len(ids),
             scheduled_new_reqs=[],
@@ -54,11 +57,16 @@ class Scheduler:
         )
 
     def update(self, scheduled):
-        return [(number, self.left[number] == 0) for number in scheduled.ids]
+        return scheduled.outputs
+
+
+@dataclass(frozen=True)
+class Watched(Request):
+    """One whose end is seen."""
 
 
 def cost(before, device, after, *, per_request=0.0):
-    beta = np.array([[before, 0, 0, 0, 0], [device, 0, 0, per_request, 0], [after, 0, 0, 0, 0]])
+    beta = [[before, 0, 0, 0, 0], [device, 0, 0, per_request, 0], [after, 0, 0, 0, 0]]
     fit = Fit(
         num_steps=0, terms=(), seen={}, median_error_ratio=0, stalls=Stalls(num=0, time_ratio=0, median_ns=0, max_ns=0)
     )
@@ -71,6 +79,10 @@ def served(requests, costs, *, frontend=None, **options):
                  graph_mode_of=lambda is_prefill, size: "none", **options)  # fmt: skip
 
 
+def period_ns(run, num_steps):
+    return (run.table[0, LAST] - run.table[0, FIRST]) / (num_steps - 1)
+
+
 def request(number, at_ms, num_outputs):
     return Request(number, at_ms * MS, num_prompt_tokens=1, num_outputs=num_outputs, max_tokens=num_outputs)
 
@@ -78,18 +90,16 @@ def request(number, at_ms, num_outputs):
 def test_a_request_alone_takes_its_steps_one_after_another():
     run = served([request(0, 10, 3)], cost(1 * MS, 5 * MS, 2 * MS))
 
-    (found,) = run.requests
-    assert (found.first_ns, found.last_ns, found.num_done) == (18 * MS, 34 * MS, 3)
+    assert run.table.tolist() == [[10 * MS, 18 * MS, 34 * MS, 34 * MS, 3]]
     assert (run.host_ns, run.device_ns, run.num_steps) == (9 * MS, 15 * MS, 3)
 
 
 def test_one_that_comes_in_the_middle_of_a_step_waits_for_its_end_and_makes_the_next_longer():
     run = served([request(0, 0, 3), request(1, 2, 1)], cost(1 * MS, 5 * MS, 0, per_request=1 * MS))
 
-    first, second = run.requests
-    assert first.first_ns == 7 * MS
-    assert second.first_ns == 15 * MS
-    assert first.last_ns == 22 * MS
+    second, first = run.table.tolist()  # as they were done
+    assert first[:3] == [0, 7 * MS, 22 * MS]
+    assert second[:3] == [2 * MS, 15 * MS, 15 * MS]
 
 
 @pytest.mark.parametrize(("host", "device", "period"), [(2, 5, 5), (6, 5, 6)])
@@ -97,30 +107,46 @@ def test_what_is_scheduled_ahead_hides_the_shorter_of_host_and_device(host, devi
     steps = 50
     run = served([request(0, 0, steps)], cost(host / 2 * MS, device * MS, host / 2 * MS), depth=2)
 
-    (found,) = run.requests
-    assert (found.last_ns - found.first_ns) / (steps - 1) == pytest.approx(period * MS, rel=0.05)
+    assert period_ns(run, steps) == pytest.approx(period * MS, rel=0.05)
     behind = served([request(0, 0, steps)], cost(host / 2 * MS, device * MS, host / 2 * MS))
-    (alone,) = behind.requests
-    assert (alone.last_ns - alone.first_ns) / (steps - 1) == (host + device) * MS
+    assert period_ns(behind, steps) == (host + device) * MS
 
 
 def test_parts_that_take_other_times_are_scaled_apart():
     run = served([request(0, 0, 1)], cost(1 * MS, 5 * MS, 1 * MS), host=3, device=0.2)
 
-    assert run.requests[0].first_ns == (3 + 1 + 3) * MS
+    assert run.table[0, FIRST] == (3 + 1 + 3) * MS
 
 
 def test_an_api_server_does_one_thing_after_another():
     frontend = FrontendFit(num_requests=0, request_ns=int(4 * MS), output_ns=int(1 * MS), end_ns=int(2 * MS))
     run = served([request(0, 0, 1), request(1, 0, 1)], cost(0, 3 * MS, 0), frontend=frontend)
 
-    first, second = run.requests
+    first, second = run.table[:, [FIRST, SENT]].tolist()
     # in at 4 and 8, a step from 4 to 7; the first output waits until 8 for the second request's way in
-    assert (first.first_ns, first.sent_ns) == (9 * MS, 11 * MS)
-    assert (second.first_ns, second.sent_ns) == (12 * MS, 14 * MS)
+    assert first == [9 * MS, 11 * MS]
+    assert second == [12 * MS, 14 * MS]
     assert run.frontend_ns == 14 * MS
 
 
 def test_a_request_that_nothing_has_room_for_ends_it():
     with pytest.raises(WorkloadError, match="waits for ever"):
         served([request(0, 0, 1)], cost(1, 1, 1), scheduler=Scheduler(refuses=True))
+
+
+def test_requests_are_looked_at_as_they_come_and_what_is_left_of_them_is_five_numbers_each():
+    alive = weakref.WeakSet()
+    most = 0
+
+    def coming():
+        nonlocal most
+        for number in range(500):
+            made = Watched(number, number * 10 * MS, num_prompt_tokens=1, num_outputs=2, max_tokens=2)
+            alive.add(made)
+            most = max(most, len(alive))
+            yield made
+
+    run = served(coming(), cost(1 * MS, 1 * MS, 1 * MS))
+
+    assert len(run.table) == 500
+    assert most < 10
