@@ -38,7 +38,7 @@ from taxbreak_vllm.taxes.terms import Terms
 
 RESULTS = Path(__file__).resolve().parent / "results" / "transition.json"
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-RECORDINGS = 6  # of each batch
+RECORDINGS = 2  # of each batch in a round, for the machine is not the same in all of them
 PAIRS = 3  # of runs in a round
 MODELS: Mapping[str, Mapping[str, int]] = {
     "4 layers of 128": {},
@@ -112,7 +112,7 @@ def _measured(name: str, folder: Path, options: argparse.Namespace) -> Found:
     config = json.loads((path / "config.json").read_text()) | MODELS[name]
     (path / "config.json").write_text(json.dumps(config))
     rounds: dict[int, list[int]] = {size: [] for size in SIZES}
-    captures: dict[int, list[Path]] = {}
+    captures: dict[int, list[Path]] = {size: [] for size in SIZES}
     draw = random.Random(0)
     with Child(path, folder / "run", requests=max(SIZES)) as child:
         for size in SIZES:  # the first steps of a batch are slow
@@ -123,8 +123,7 @@ def _measured(name: str, folder: Path, options: argparse.Namespace) -> Found:
                 rounds[size] += [
                     ns for before, after, _ in child.alternate(turn, turn, PAIRS) for ns in (before, after)
                 ]
-        for size in draw.sample(SIZES, len(SIZES)):
-            captures[size] = child.record(Turn(requests=size), RECORDINGS)
+                captures[size] += child.record(turn, RECORDINGS)
         steps: list[SizedStep] = []
         points = []
         for size in SIZES:

@@ -5,6 +5,8 @@ In: what the scheduler hands to the worker, which holds every request's tokens o
 for recorded steps alone, before the profiler starts, and never raises.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from taxbreak_vllm.model.shape import ModelShape, StepWork, UnpackedWork, WindowWork
@@ -22,27 +24,29 @@ def work_of(scheduled: ScheduledStep, model: ModelShape | None, graph_mode: Grap
 
 def _work(scheduled: ScheduledStep, model: ModelShape | None, graph_mode: GraphMode) -> StepWork | None:
     tokens_by_id, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
-    computed_by_id = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
-    computed_by_id.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-    q = np.fromiter(tokens_by_id.values(), dtype=np.int64, count=len(tokens_by_id))
-    before = np.fromiter(map(computed_by_id.__getitem__, tokens_by_id), dtype=np.int64, count=len(q))
-    k = before + q
+    new = scheduled.scheduled_new_reqs
+    ids = [*cached.req_ids, *(each.req_id for each in new)]
+    if len(ids) != len(tokens_by_id):
+        return None
+    computed = [*cached.num_computed_tokens, *(each.num_computed_tokens for each in new)]
+    q = np.fromiter(map(tokens_by_id.__getitem__, ids), dtype=np.int64, count=len(ids))
+    before = np.fromiter(computed, dtype=np.int64, count=len(ids))  # np.array takes longer
     queries = _add(q)
     drafts_by_id = scheduled.scheduled_spec_decode_tokens
     return StepWork(
         queries=queries,
-        keys=_add(k),
-        pairs=_pairs(q, k),
+        keys=queries + _add(before),
+        pairs=_pairs(q, before),
         logits_rows=len(q) + (sum(map(len, drafts_by_id.values())) if drafts_by_id else 0),
         padded_tokens=_padded(queries, model, graph_mode),
-        windows=tuple(_windowed(window, q, before) for window in model.windows) if model else (),
+        windows=_windowed(model.windows, q, before) if model and model.windows else (),
         unpacked=_unpacked(model, q, before),
     )
 
 
-def _pairs(q: np.ndarray, k: np.ndarray) -> int:
-    """Σ[qk − q(q−1)/2]"""
-    return int(q @ k) - (int(q @ q) - _add(q)) // 2
+def _pairs(q: np.ndarray, before: np.ndarray) -> int:
+    """Σ[qk − q(q−1)/2], with k = before + q"""
+    return int(q @ before) + (int(q @ q) + _add(q)) // 2
 
 
 def _unpacked(model: ModelShape | None, q: np.ndarray, before: np.ndarray) -> UnpackedWork | None:
@@ -53,21 +57,20 @@ def _unpacked(model: ModelShape | None, q: np.ndarray, before: np.ndarray) -> Un
         return None
     is_unpacked = q > model.absorbed_queries
     q, before = q[is_unpacked], before[is_unpacked]
-    return UnpackedWork(queries=_add(q), context=_add(before), pairs=_pairs(q, before + q))
+    return UnpackedWork(queries=_add(q), context=_add(before), pairs=_pairs(q, before))
 
 
-def _windowed(window: int, q: np.ndarray, before: np.ndarray) -> WindowWork:
-    """A query sees itself and the `window` − 1 tokens before it."""
-    k = before + q
-    keys = _add(np.minimum(k, q + (window - 1)))
-    return WindowWork(window=window, keys=keys, pairs=_seen(k, window) - _seen(before, window))
+def _windowed(sizes: Sequence[int], q: np.ndarray, before: np.ndarray) -> tuple[WindowWork, ...]:
+    """A query sees itself and the size − 1 tokens before it.
 
-
-def _seen(lengths: np.ndarray, window: int) -> int:
-    """Return the pairs of the first so many tokens of each request: 1 + 2 + … up to the window, then all of it each."""
-    short = np.minimum(lengths, window)
-    num_short = _add(short)
-    return (int(short @ short) + num_short) // 2 + window * (_add(lengths) - num_short)
+    So of q queries `short` see all before them, and the others `size` tokens.
+    """
+    size = np.array(sizes)[:, None]
+    short = np.minimum(np.maximum(size - before, 0), q)  # [windows, requests]
+    pairs = short * (before - size) + (short * (short + 1) >> 1) + q * size
+    keys = np.minimum(before, size - 1) + q
+    sums = zip(sizes, np.add.reduce(keys, axis=1).tolist(), np.add.reduce(pairs, axis=1).tolist(), strict=True)
+    return tuple(WindowWork(window=window, keys=keys, pairs=pairs) for window, keys, pairs in sums)
 
 
 def _add(numbers: np.ndarray) -> int:
