@@ -5,6 +5,7 @@ SettingsError with one line; inside a vLLM server the caller catches it, logs on
 """
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -35,6 +36,13 @@ def checked_key(key: str, name: str = "api_key") -> str:
 
 def _checked_secret(key: SecretStr, info: ValidationInfo) -> SecretStr:
     return SecretStr(checked_key(key.get_secret_value(), str(info.field_name)))
+
+
+def checked_archive(url: str) -> str:
+    """Raise SettingsError for what names no archive; it may hold a key, and is not shown."""
+    if not re.fullmatch(defaults.ARCHIVE_URL, url):
+        raise SettingsError(f"{PREFIX}ARCHIVE: {defaults.ARCHIVE_URL_WORDS}")
+    return url
 
 
 # What a request may change or choose is bounded as the setting is.
@@ -125,6 +133,24 @@ class Settings(BaseSettings):
         default=None,
         pattern=r"^https?://[^/\s]+",
         description="address of an OpenTelemetry collector that takes OTLP over HTTP, such as http://collector:4318",
+    )
+    archive: Annotated[str, AfterValidator(checked_archive)] | None = Field(
+        default=None,
+        description="object store or folder that the sidecar copies captures and tables to: s3://, gs://, az:// or file://",
+    )
+    archive_bytes_per_second: int = Field(
+        default=4 * 2**20,
+        ge=2**12,
+        description="most that is sent to the archive, an object at a time (bytes a second)",
+    )
+    archive_bytes_per_day: int = Field(
+        default=8 * 2**30, ge=2**24, description="most that is sent to the archive from 0 to 24 h UTC (bytes)"
+    )
+    archive_batch_s: int = Field(
+        default=300,
+        ge=1,
+        le=86400,
+        description="how often rows of tables, a window of each engine and the newest requests are archived (seconds)",
     )
     captures_per_minute: int = Field(
         default=20, ge=1, le=10_000, description="requests for steps that are taken a minute, in all; others get a 429"

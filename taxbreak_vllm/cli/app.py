@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli import agents, doctor, measuring, servers, traces, transition, whatif, workload
+from taxbreak_vllm.cli import agents, archive, doctor, measuring, servers, traces, transition, whatif, workload
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.output.text.printed import print_text
 
@@ -41,6 +41,7 @@ for command in (
     measuring.replay,
     measuring.baselines,
     servers.serve,
+    archive.archive,
     servers.capture,
     servers.advice,
     servers.control,

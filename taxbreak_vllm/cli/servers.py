@@ -28,6 +28,7 @@ def serve(
     replay_device: Annotated[str | None, typer.Option(help="device to replay on; a GPU only when named here")] = None,
     captures_per_minute: Annotated[int | None, typer.Option(help="requests for steps taken a minute")] = None,
     otlp: Annotated[str | None, typer.Option(help="OpenTelemetry collector (OTLP over HTTP) to export to")] = None,
+    archive: Annotated[str | None, typer.Option(help="object store or folder to copy captures and tables to")] = None,
 ) -> None:
     """Run the sidecar: analyze the spool, serve /metrics, the API and the page."""
     from taxbreak_vllm.service.app import serve as run
@@ -36,7 +37,7 @@ def serve(
     limits = {"retention_s": retention_s, "window_s": window_s, "captures_per_minute": captures_per_minute}
     replays = {"replay": replay, "replay_core_ratio": replay_core_ratio, "replay_device": replay_device}
     files = {"spool": spool, "results": results, "baselines": baselines}
-    run(load_settings(host=host, port=port, otlp=otlp, **files, **limits, **replays))
+    run(load_settings(host=host, port=port, otlp=otlp, archive=archive, **files, **limits, **replays))
 
 
 def capture(

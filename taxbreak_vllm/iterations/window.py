@@ -89,14 +89,20 @@ def read_window(path: Path) -> Window:
     """Read a window's file; raises SpoolError for one that is missing, damaged or something else."""
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise SpoolError(f"{path}: {error.strerror or error}") from error
+    return decode_window(data, path)
+
+
+def decode_window(data: bytes, path: Path) -> Window:
+    """Read the content of a window's file; raises SpoolError for one that is damaged or something else."""
+    try:
         if data[:2] == b"\x1f\x8b":
             decompressor = zlib.decompressobj(wbits=31)
             data = decompressor.decompress(data, _MAX_BYTES)
             if not decompressor.eof:
                 raise SpoolError(f"{path}: truncated, or larger than any window")
         stored = msgspec.json.decode(data, type=_File)
-    except OSError as error:
-        raise SpoolError(f"{path}: {error.strerror or error}") from error
     except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SpoolError(f"{path}: not a window of an engine's iterations: {error}") from error
     if stored.schema != SCHEMA:

@@ -100,7 +100,7 @@ def step_columns(breakdown: Breakdown) -> Columns:
     """Return a row for each step with all its figures; nested names are joined by dots, `name` is `step`."""
     columns = {
         "step" if name == "name" else name: Column.of(kind, [read(step) for step in breakdown.steps])
-        for name, kind, read in _figures(StepBreakdown)
+        for name, kind, read in figures(StepBreakdown)
     }
     return columns | {"notes": Column.of("string", ["; ".join(step.notes) for step in breakdown.steps])}
 
@@ -111,10 +111,10 @@ def row_columns(breakdown: Breakdown) -> Columns:
     return {
         "step": Column.of("string", [step.name for step, _ in rows]),
         "phase": Column.of("string", [step.phase for step, _ in rows]),
-    } | {name: Column.of(kind, [read(row) for _, row in rows]) for name, kind, read in _figures(TopRow)}
+    } | {name: Column.of(kind, [read(row) for _, row in rows]) for name, kind, read in figures(TopRow)}
 
 
-def _figures(cls: type, prefix: str = "") -> Iterable[tuple[str, Kind, Callable[[Any], Any]]]:
+def figures(cls: type, prefix: str = "") -> Iterable[tuple[str, Kind, Callable[[Any], Any]]]:
     """Yield each figure of a dataclass of `model`: its name, the kind of its column, and what reads it.
 
     The type says what a column holds, as its values may all be missing; of a part that is None all figures are.
@@ -125,7 +125,7 @@ def _figures(cls: type, prefix: str = "") -> Iterable[tuple[str, Kind, Callable[
         if not isinstance(kind, type):
             continue  # families, top and notes are collections
         if dataclasses.is_dataclass(kind):
-            yield from _figures(kind, f"{prefix}{name}.")
+            yield from figures(kind, f"{prefix}{name}.")
         else:
             yield (
                 prefix + name,

@@ -48,7 +48,9 @@ class ParquetTables:
             "dispatches": dispatch_columns(recording.measured, recording.windows),
         }
         for name, columns in tables.items():
-            self._parts[name].append(_arrow_table(columns, breakdown.source.path))
+            length = len(next(iter(columns.values())).values)
+            source = {"source": Column.of("string", [breakdown.source.path] * length)}
+            self._parts[name].append(arrow_table({**source, **columns}))
 
     def write(self, target: str | Path) -> None:
         """Write the files into a folder, made if it is missing; raises TaxbreakError where the disk refuses."""
@@ -80,12 +82,10 @@ def write_parquet(breakdowns: Sequence[Breakdown], folder: str | Path, *, floor_
     tables.write(folder)
 
 
-def _arrow_table(columns: Columns, source: str) -> "pa.Table":
-    """Make a table of columns and of the file that they come from; its schema tells pandas which may be missing."""
+def arrow_table(columns: Columns, **about_table: str) -> "pa.Table":
+    """Make a table of columns; its schema tells pandas which may be missing, and whatever else is said of the table."""
     import pyarrow as pa
 
-    length = len(next(iter(columns.values())).values)
-    columns = {"source": Column.of("string", [source] * length), **columns}
     types = [
         {
             "name": name,
@@ -98,7 +98,8 @@ def _arrow_table(columns: Columns, source: str) -> "pa.Table":
     ]
     about = {"index_columns": [], "column_indexes": [], "columns": types, "pandas_version": "2.2.0"}
     return pa.table(
-        {name: _arrow_array(column) for name, column in columns.items()}, metadata={"pandas": json.dumps(about)}
+        {name: _arrow_array(column) for name, column in columns.items()},
+        metadata={"pandas": json.dumps(about), **about_table},
     )
 
 

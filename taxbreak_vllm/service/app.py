@@ -1,4 +1,4 @@
-"""The sidecar: the API, the metrics and the page on one port; analyzer and replayer in processes of their own."""
+"""The sidecar: the API, the metrics and the page on one port; others in their own processes."""
 
 import asyncio
 import logging
@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from taxbreak_vllm.archive.store import check
 from taxbreak_vllm.model.errors import SettingsError, SpoolError, TaxbreakError
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.service.http.compression import Compressed
@@ -29,11 +30,12 @@ from taxbreak_vllm.service.http.problems import problem_response
 from taxbreak_vllm.service.http.routes import create_router
 from taxbreak_vllm.service.http.sessions import Sessions
 from taxbreak_vllm.service.http.trace_reads import TraceReads
+from taxbreak_vllm.service.metrics.archive import ArchiveCollector
 from taxbreak_vllm.service.metrics.collector import TaxbreakCollector
 from taxbreak_vllm.service.metrics.energy import EnergyCollector
 from taxbreak_vllm.service.metrics.exposition import OPENMETRICS, Exposition
 from taxbreak_vllm.service.processes.energy import EnergyMeter
-from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, replayer_command
+from taxbreak_vllm.service.processes.supervisor import Supervisor, analyzer_command, archiver_command, replayer_command
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
 from taxbreak_vllm.spool.spool import Spool
@@ -55,16 +57,19 @@ def create_app(
     """Build the sidecar's app; the analyzer lives as long as the app's lifespan."""
     analyzer = supervisor or Supervisor(analyzer_command(settings))
     replayer = Supervisor(replayer_command(settings)) if settings.replay and supervisor is None else None
+    archiver = Supervisor(archiver_command(settings)) if settings.archive and supervisor is None else None
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
     collector = TaxbreakCollector.of(settings, spool, now_ns=now_ns)
     exporter = _otlp_exporter(settings, collector, spool)
     meter = EnergyMeter(spool, now_ns=now_ns)
-    exposition = Exposition(collector, EnergyCollector(meter.joules), *([exporter] if exporter else []))
+    archived = ArchiveCollector.of(settings, now_ns=now_ns)
+    others = [other for other in (exporter, archived) if other is not None]
+    exposition = Exposition(collector, EnergyCollector(meter.joules), *others)
     traces = TraceReads(spool, settings.baselines_path)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        processes = [process for process in (analyzer, replayer, exporter, meter) if process is not None]
+        processes = [process for process in (analyzer, replayer, archiver, exporter, meter) if process is not None]
         for process in processes:
             process.start()
         try:
@@ -117,6 +122,8 @@ def serve(settings: Settings) -> None:
     cannot be written SpoolError or SettingsError.
     """
     _check_spool(settings)
+    if settings.archive:
+        check(settings.archive)
     with Results(settings.results_path):
         pass
     listener = listen(settings.host, settings.port)

@@ -37,7 +37,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 logger = logging.getLogger("taxbreak.spool")
 
 _LOST_AND_FOUND = "lost+found"  # in the root of a volume
-_DATABASES = r"(results|baselines)\.sqlite3(-wal|-shm|-journal)?"
+_DATABASES = r"(results|baselines|archive-[0-9a-f]{8})\.sqlite3(-wal|-shm|-journal)?"
 _LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(tmp|gone)")  # of a capture, or of a file that was being written
 
 _SPILLED = re.compile(rf"{re.escape(SPILL)}\w+\.tmp")

@@ -1,4 +1,4 @@
-"""Keeps one process of ours, the analyzer or the replayer, running beside a server, and ends it with the server.
+"""Keeps one process of ours, such as the analyzer, running beside a server, and ends it with the server.
 
 Its standard input is a pipe of ours: closing it, or dying in any way, is what tells it to leave.
 """
@@ -32,6 +32,18 @@ def replayer_command(settings: Settings) -> list[str]:
     """Return the command line of the replayer of these settings."""
     options = {"--core-ratio": settings.replay_core_ratio, "--device": settings.replay_device}
     return _command("replayer", settings, options)
+
+
+def archiver_command(settings: Settings) -> list[str]:
+    """Return the command line of the archiver of these settings, which name an archive."""
+    options = {
+        "--results": settings.results_path,
+        "--archive": settings.archive,
+        "--bytes-per-second": settings.archive_bytes_per_second,
+        "--bytes-per-day": settings.archive_bytes_per_day,
+        "--batch-s": settings.archive_batch_s,
+    }
+    return _command("archiver", settings, options)
 
 
 def _command(module: str, settings: Settings, options: Mapping[str, object]) -> list[str]:
