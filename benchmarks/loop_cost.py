@@ -26,7 +26,7 @@ from taxbreak_vllm.iterations.window import Window
 from taxbreak_vllm.serving.engine.hooks import LoopHooks
 from taxbreak_vllm.serving.engine.ring import Ring
 from taxbreak_vllm.serving.engine.setup import INSTANTS
-from taxbreak_vllm.serving.engine.traffic import Lines, Traffic
+from taxbreak_vllm.serving.engine.traffic import STEP, UPDATE, Lines, Traffic
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, StepTimes
 from taxbreak_vllm.traffic.log import Log
 from taxbreak_vllm.traffic.rows import Setup, stamped
@@ -147,8 +147,8 @@ def time_lines() -> int:
             total_num_scheduled_tokens=NUM_REQUESTS,
             **{NUMBER: number},
         )
-        traffic.take_step(scheduled, False)
-        traffic.take_update(scheduled)
+        traffic.note(STEP, scheduled, False)
+        traffic.note(UPDATE, scheduled, 0)
     lines = Lines(traffic, hash_block_size=16, keeps_hashes=True)
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder), Setup(server_id="server", source="engine-0"), max_bytes=2**20)

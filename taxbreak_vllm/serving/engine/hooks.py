@@ -13,7 +13,7 @@ from typing import Any
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
 from taxbreak_vllm.serving.drops import logger
 from taxbreak_vllm.serving.engine.queueing import QueueWaits
-from taxbreak_vllm.serving.engine.traffic import Traffic
+from taxbreak_vllm.serving.engine.traffic import STEP, UPDATE, Traffic
 from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, when_fetched
 
 _ZEROS = [0] * NUM_COLUMNS
@@ -57,7 +57,7 @@ class LoopHooks:
         scheduler.get_grammar_bitmask = self._timed(scheduler.get_grammar_bitmask, Column.GRAMMAR0, Column.GRAMMAR1)
         scheduler.update_from_output = self._joining(scheduler.update_from_output)
         executor.execute_model = self._timed(executor.execute_model, Column.EXECUTE0, Column.EXECUTE1)
-        executor.sample_tokens = self._following(self._timed(executor.sample_tokens, Column.SAMPLE0, Column.SAMPLE1))
+        executor.sample_tokens = self._following(executor.sample_tokens)
         self._attach_queues(executor)
         engine.step_fn = self._ending(engine.step_fn)
         engine._process_engine_step = self._finishing(engine._process_engine_step)
@@ -89,58 +89,77 @@ class LoopHooks:
 
     def _numbering(self, call: Callable[..., Any]) -> Callable[..., Any]:
         row, number, waits, traffic = self._row, int(Column.SCHEDULED), self.waits, self.traffic
-        numbers, timed = count(1), self._timed(call, Column.SCHEDULE0, Column.SCHEDULE1)
+        first, last, numbers = int(Column.SCHEDULE0), int(Column.SCHEDULE1), count(1)
 
         def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             if waits is not None and waits.fault is None:
                 waits.begin_schedule()
-            scheduled = timed(*args, **kwargs)
-            if waits is not None and waits.fault is None:
-                waits.end_schedule(scheduled)
             try:
-                row[number] = number_of_step = next(numbers)
-                setattr(scheduled, NUMBER, number_of_step)
+                row[first] = monotonic_ns()
             except Exception as error:
                 self._fail(error)
+            scheduled = call(*args, **kwargs)
+            try:
+                ended_ns = monotonic_ns()
+                row[number] = number_of_step = next(numbers)
+                setattr(scheduled, NUMBER, number_of_step)
+                row[last] = ended_ns
+            except Exception as error:
+                self._fail(error)
+            if waits is not None and waits.fault is None:
+                waits.end_schedule(scheduled)
             if traffic is not None:
-                traffic.take_step(scheduled, bool(args and args[0]) or bool(kwargs))
+                traffic.note(STEP, scheduled, bool(kwargs or (args and args[0])))
             return scheduled
 
         return schedule
 
     def _joining(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, updated, timed = self._row, int(Column.UPDATED), self._timed(call, Column.UPDATE0, Column.UPDATE1)
-        first, behind = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1
-        waits, traffic = self.waits, self.traffic
+        row, updated, waits, traffic = self._row, int(Column.UPDATED), self.waits, self.traffic
+        first, last = int(Column.UPDATE0), int(Column.UPDATE1)
+        worker, behind = int(Column.WORKER_EXECUTE0), int(Column.DEVICE_IDLE_SAMPLE) + 1
 
         def update_from_output(scheduled: Any, output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            result = timed(scheduled, output, *args, **kwargs)
-            if waits is not None and waits.fault is None:
-                waits.take_output(output)
             try:
+                row[first] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            result = call(scheduled, output, *args, **kwargs)
+            try:
+                row[last] = monotonic_ns()
                 row[updated] = number = getattr(scheduled, NUMBER, 0)
                 times = getattr(output, TIMES, None)
                 if times is not None and times[1] == number:
                     self.server_id = times[0]
-                    row[first:behind] = times[2:]
+                    row[worker:behind] = times[2:]
                 elif getattr(output, "req_ids", None):
-                    row[first] = UNKNOWN
+                    row[worker] = UNKNOWN
             except Exception as error:
                 self._fail(error)
+            if waits is not None and waits.fault is None:
+                waits.take_output(output)
             if traffic is not None:
-                traffic.take_update(scheduled)
+                traffic.note(UPDATE, scheduled, 0)
             return result
 
         return update_from_output
 
     def _following(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        row, first, last = self._row, int(Column.SAMPLE0), int(Column.SAMPLE1)
+        fetched = self._timed(lambda fetch: fetch(), Column.WAIT0, Column.WAIT1)
+
         def sample_tokens(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
+            try:
+                row[first] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
             future = call(*args, **kwargs)
             try:
+                row[last] = monotonic_ns()
                 # a worker in this process: its tokens are waited for in the future's own result
                 output = getattr(future, "async_output", None)
                 if output is not None:
-                    when_fetched(output, self._timed(lambda fetch: fetch(), Column.WAIT0, Column.WAIT1))
+                    when_fetched(output, fetched)
             except Exception as error:
                 self._fail(error)
             return future
@@ -148,14 +167,20 @@ class LoopHooks:
         return sample_tokens
 
     def _beginning(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        row, timed = self._row, self._timed(call, Column.INPUT0, Column.INPUT1)
+        row, first, last = self._row, int(Column.INPUT0), int(Column.INPUT1)
 
         def process_input_queue(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             try:
                 row[:] = _ZEROS
+                row[first] = monotonic_ns()
             except Exception as error:
                 self._fail(error)
-            return timed(*args, **kwargs)
+            result = call(*args, **kwargs)
+            try:
+                row[last] = monotonic_ns()
+            except Exception as error:
+                self._fail(error)
+            return result
 
         return process_input_queue
 

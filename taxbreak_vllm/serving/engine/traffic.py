@@ -22,11 +22,11 @@ from taxbreak_vllm.traffic.batch import batch_of
 from taxbreak_vllm.traffic.rows import Aborted, Added, Ended, Lost, Reset, Row, Scheduled, Updated
 
 _MAX_EVENTS = 65_536
-_ADD, _ABORT, _RESET, _STEP, _UPDATE = range(5)
+ADD, ABORT, RESET, STEP, UPDATE = range(5)
 _RESETS = ("reset_prefix_cache", "set_pause_state")
 _WORK_NS, _REST_S = 200_000, 0.0002  # a thread that works in Python holds up the engine's by as long as that
 
-Event = tuple[int, int, Any]
+Event = tuple[int, Any, int]  # of a kind: what it is about, and when it was or whether it was throttled
 
 
 class Traffic:
@@ -52,13 +52,18 @@ class Traffic:
         for name, hook in hooks.items():
             setattr(scheduler, name, hook)
 
-    def take_step(self, scheduled: Any, is_throttled: bool) -> None:  # noqa: ANN401 - a SchedulerOutput
-        """Note a step that was chosen."""
-        self._note(_STEP, (scheduled, is_throttled))
-
-    def take_update(self, scheduled: Any) -> None:  # noqa: ANN401 - a SchedulerOutput
-        """Note that a step's output was taken in."""
-        self._note(_UPDATE, scheduled)
+    def note(self, kind: int, what: object, detail: int | None = None) -> None:
+        """Note an event; `detail` is by its kind, the time where none is given."""
+        try:
+            if self.fault is not None:
+                return
+            if len(self._events) < _MAX_EVENTS:
+                self._put((kind, what, self._now() if detail is None else detail))
+            else:
+                self.num_lost += 1
+        except Exception as error:
+            self.stop(repr(error))
+            logger.warning("taxbreak: an engine's traffic is no longer kept: %r", error)
 
     def take(self) -> Iterator[Event]:
         """Yield what was noted so far, oldest first; for one other thread."""
@@ -74,21 +79,9 @@ class Traffic:
         self.fault = why
         self._events.clear()
 
-    def _note(self, kind: int, what: object) -> None:
-        if self.fault is not None:
-            return
-        try:
-            if len(self._events) >= _MAX_EVENTS:
-                self.num_lost += 1
-                return
-            self._put((kind, self._now() if kind < _STEP else 0, what))
-        except Exception as error:
-            self.stop(repr(error))
-            logger.warning("taxbreak: an engine's traffic is no longer kept: %r", error)
-
     def _adding(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def add_request(request: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
-            self._note(_ADD, request)
+            self.note(ADD, request)
             return call(request, *args, **kwargs)
 
         return add_request
@@ -102,15 +95,15 @@ class Traffic:
 
     def _note_abort(self, request_ids: Any) -> None:  # noqa: ANN401 - as vLLM calls it
         if request_ids is None or isinstance(request_ids, str):
-            self._note(_ABORT, request_ids and (request_ids,))
+            self.note(ABORT, request_ids and (request_ids,))
         elif isinstance(request_ids, (list, tuple, set, frozenset)):
-            self._note(_ABORT, tuple(request_ids))
+            self.note(ABORT, tuple(request_ids))
         else:  # may be read once, and not by us
-            self._note(_RESET, "finish_requests")
+            self.note(RESET, "finish_requests")
 
     def _resetting(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def reset(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
-            self._note(_RESET, name)
+            self.note(RESET, name)
             return call(*args, **kwargs)
 
         return reset
@@ -137,8 +130,8 @@ class Lines:
         """Return what happened since the last time."""
         lines: list[Row] = []
         self._rested_ns = time.monotonic_ns()
-        for kind, at_ns, what in self._traffic.take():
-            lines.extend(self._lines(kind, at_ns, what))
+        for event in self._traffic.take():
+            lines.extend(self._lines(*event))
             self._rest()
         if self._traffic.num_lost != self._num_lost:
             lines.append(Lost(self._traffic.num_lost - self._num_lost))
@@ -157,16 +150,16 @@ class Lines:
             time.sleep(_REST_S)
             self._rested_ns = time.monotonic_ns()
 
-    def _lines(self, kind: int, at_ns: int, what: Any) -> Iterator[Row]:  # noqa: ANN401 - as noted
-        if kind == _ADD:
-            yield self._add(at_ns, what)
-        elif kind == _ABORT:
+    def _lines(self, kind: int, what: Any, detail: int) -> Iterator[Row]:  # noqa: ANN401 - as noted
+        if kind == ADD:
+            yield self._add(detail, what)
+        elif kind == ABORT:
             numbers = self._number_by_id
-            yield Aborted(at_ns, [*numbers.values()] if what is None else [numbers[i] for i in what if i in numbers])
-        elif kind == _RESET:
-            yield Reset(at_ns, what)
-        elif kind == _STEP:
-            yield from self._step(*what)
+            yield Aborted(detail, [*numbers.values()] if what is None else [numbers[i] for i in what if i in numbers])
+        elif kind == RESET:
+            yield Reset(detail, what)
+        elif kind == STEP:
+            yield from self._step(what, bool(detail))
         else:
             yield Updated(getattr(what, NUMBER, 0))
 

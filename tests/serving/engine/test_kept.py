@@ -9,7 +9,7 @@ import pytest
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
 from taxbreak_vllm.serving.engine.kept import KeptTraffic
 from taxbreak_vllm.serving.engine.setup import INSTANTS
-from taxbreak_vllm.serving.engine.traffic import Traffic
+from taxbreak_vllm.serving.engine.traffic import UPDATE, Traffic
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 from taxbreak_vllm.traffic.log import read_log
@@ -57,10 +57,10 @@ def turn(number, at_ns):
 def test_lines_wait_for_the_name_of_the_server_and_turns_come_with_them(hooks, engine, spool):
     kept = keeping(hooks, engine, spool)
     hooks.server_id = ""
-    hooks.traffic.take_update(step(1))
+    hooks.traffic.note(UPDATE, step(1), 0)
     kept.add(turn(1, 10**15))
     hooks.server_id = "server"
-    hooks.traffic.take_update(step(2))
+    hooks.traffic.note(UPDATE, step(2), 0)
     kept.add(turn(2, 10**15 + 50))
 
     setup, rows = read_log(spool.root / "server" / "traffic", "engine-0")
@@ -75,7 +75,7 @@ def test_lines_wait_for_the_name_of_the_server_and_turns_come_with_them(hooks, e
 def test_a_disk_that_refuses_ends_it(hooks, engine, spool, tmp_path):
     (tmp_path / "spool").write_text("no folder")
     kept = keeping(hooks, engine, spool)
-    hooks.traffic.take_update(step(1))
+    hooks.traffic.note(UPDATE, step(1), 0)
 
     kept.add(turn(1, 10**15))
 
@@ -112,7 +112,7 @@ def test_where_nothing_more_is_noted_no_request_is_kept(hooks, engine, spool):
 
 def test_the_setting_keeps_nothing(hooks, engine, spool):
     kept = keeping(hooks, engine, spool, traffic_max_bytes=0)
-    hooks.traffic.take_update(step(1))
+    hooks.traffic.note(UPDATE, step(1), 0)
 
     kept.add(turn(1, 10**15))
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from taxbreak_vllm.serving.engine import traffic as module
-from taxbreak_vllm.serving.engine.traffic import Lines, Traffic
+from taxbreak_vllm.serving.engine.traffic import STEP, UPDATE, Lines, Traffic
 from taxbreak_vllm.serving.worker_times import NUMBER
 from taxbreak_vllm.traffic.rows import Aborted, Added, Ended, Lost, Reset, Scheduled, Updated
 
@@ -98,11 +98,11 @@ def test_events_are_told_in_order_and_by_number(scheduler, traffic):
     one, two = request("cmpl-one"), request("cmpl-two", priority=3)
     scheduler.add_request(one)
     scheduler.add_request(two)
-    traffic.take_step(first := step(1, {"cmpl-one": 4, "cmpl-two": 8}, new=[("cmpl-one", 4), ("cmpl-two", 0)]), False)
+    traffic.note(STEP, first := step(1, {"cmpl-one": 4, "cmpl-two": 8}, new=[("cmpl-one", 4), ("cmpl-two", 0)]), False)
     scheduler.finish_requests(["cmpl-two", "cmpl-unheard-of"], "aborted")
-    traffic.take_update(first)
+    traffic.note(UPDATE, first, 0)
     scheduler.reset_prefix_cache()
-    traffic.take_step(step(2, finished=["cmpl-one", "cmpl-two"]), True)
+    traffic.note(STEP, step(2, finished=["cmpl-one", "cmpl-two"]), True)
 
     lines = lines_of(traffic).take()
 
@@ -172,14 +172,14 @@ def test_a_fault_ends_the_noting_and_nothing_else(scheduler):
 
     assert scheduler.add_request(request("cmpl-one")) == "added"
     assert "ours" in traffic.fault
-    traffic.take_step(step(1), False)
+    traffic.note(STEP, step(1), False)
     assert list(traffic.take()) == []
 
 
 def test_what_comes_too_fast_is_counted_as_lost(scheduler, traffic, monkeypatch):
     monkeypatch.setattr(module, "_MAX_EVENTS", 2)
     for number in range(5):
-        traffic.take_update(step(number))
+        traffic.note(UPDATE, step(number), 0)
     lines = lines_of(traffic)
 
     assert lines.take() == [Updated(0), Updated(1), Lost(3)]
@@ -195,8 +195,8 @@ def test_a_request_whose_end_was_lost_is_not_kept(scheduler, traffic, monkeypatc
     is_kept, is_other_kept = weakref.ref(ended), weakref.ref(running)
     del ended, running, each
     monkeypatch.setattr(module, "_MAX_EVENTS", 1)
-    traffic.take_update(step(1))
-    traffic.take_step(step(2, finished=["a"]), False)
+    traffic.note(UPDATE, step(1), 0)
+    traffic.note(STEP, step(2, finished=["a"]), False)
 
     assert lines.take() == [Updated(1), Lost(1)]
     assert is_kept() is None
