@@ -37,6 +37,7 @@ GET = {"type": "http", "method": "GET", "path": "/health"}
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 PART = {"type": "http.response.body", "body": b"data", "more_body": True}
 LAST = {"type": "http.response.body", "body": b"", "more_body": False}
+MORE, LAST_OUTPUT = SimpleNamespace(finished=False), SimpleNamespace(finished=True)
 
 
 class Collector:
@@ -80,8 +81,8 @@ class Client:
         self.output_processor.add_request(self.request)
         await self.engine_core.add_request_async(self.request)
         await send(START)
-        for _ in range(self.num_outputs):
-            collector.put(None)
+        for output in [MORE] * (self.num_outputs - 1) + [LAST_OUTPUT]:
+            collector.put(output)
             await send(PART)
         await send(LAST)
 

@@ -98,18 +98,20 @@ class RequestHooks:
             record.collectors.append((collector, put))
 
     def _putting(self, record: Record, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Stamp the first output and the last, whatever ends a request, and each one of a followed request."""
         row, message, now, is_followed = record.row, self._message, self._now, record.is_followed
         last_put, last_taken, first_put = int(Column.LAST_PUT), int(Column.LAST_TAKEN), int(Column.FIRST_PUT)
 
         def put(output: Any) -> Any:  # noqa: ANN401 - a RequestOutput, or an exception
             try:
-                row[last_taken] = message[1]
-                row[last_put] = now()
-                if not row[first_put]:
-                    row[first_put] = row[last_put]
-                    row[Column.FIRST_TAKEN] = message[1]
-                if is_followed and not record.waiting:
-                    record.waiting = [*message, row[last_put]]
+                if is_followed or not row[first_put] or getattr(output, "finished", True):
+                    row[last_taken] = message[1]
+                    row[last_put] = now()
+                    if not row[first_put]:
+                        row[first_put] = row[last_put]
+                        row[Column.FIRST_TAKEN] = message[1]
+                    if is_followed and not record.waiting:
+                        record.waiting = [*message, row[last_put]]
             except Exception as error:
                 self._in_flight.fail(error)
             return call(output)

@@ -108,6 +108,14 @@ class Clock:
         self.now_ns += 500_000_000 if place == self.place else 0
 
 
+class TickingClock(Clock):
+    """One whose every reading is another."""
+
+    def __call__(self):
+        self.now_ns += 1
+        return self.now_ns
+
+
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("place", Stage)
 def test_time_is_found_in_the_stage_in_which_it_is_spent(serve, place, is_streamed):
@@ -218,6 +226,27 @@ def test_one_request_in_64_has_the_way_of_each_output_followed(serve):
     rows = in_flight.requests.take()
     assert rows[:, Column.IS_FOLLOWED].nonzero()[0].tolist() == [0, 64]
     assert (rows[rows[:, Column.IS_FOLLOWED] == 0, Column.NUMBER] == 0).all()
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("place", DELIVERY)
+def test_a_request_that_is_not_followed_has_the_stages_of_one_that_is(serve, place, is_streamed):
+    clock = TickingClock(place)
+
+    async def use(server):
+        in_flight = watch(server, now=clock)
+        server.app.add_middleware(SlowClient, pause=clock.pause)
+        server.engine.now_ns, server.engine.pause = clock, clock.pause
+        for _ in range(2):
+            await server.post(stream=is_streamed)
+        return in_flight
+
+    found = account(serve(use).requests.take())
+
+    assert found.rows[:, Column.IS_FOLLOWED].tolist() == [1, 0]
+    assert found.stages_ns[place][1] >= 500_000_000
+    for spans in found.stages_ns.values():
+        assert abs(spans[0] - spans[1]) < 1000
 
 
 def test_what_does_not_go_to_the_engine_is_not_counted(serve):
