@@ -1,13 +1,15 @@
 """What a step costs: recorded steps in, a model of each part of their time out, with the noise about it.
 
 Each part is linear in a step's work (one, prompt tokens, requests in their prompt, requests that generate, Σ context)
-by least absolute deviations, no coefficient below 0, apart for each graph mode: stalls do not bend it. About it there
-is noise, drawn in runs of neighbouring steps as it comes in runs, and there are stalls, a process in time of their own.
+by least absolute deviations, no coefficient below 0, apart for each graph mode: stalls do not bend it. In prompt tokens
+and in requests that generate the line may turn where quarters of the steps end, so that what grows slower or faster
+than these is followed. About it there is noise, drawn in runs of neighbouring steps as it comes in runs, and there are
+stalls, a process in time of their own.
 """
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ Float64 = npt.NDArray[np.float64]
 
 WORK = ("prompt_tokens", "num_prefills", "num_decodes", "context")
 MIN_STEPS = 200
+_TURNS = {0: (0.25, 0.5, 0.75, 0.95), 2: (0.25, 0.5, 0.75, 0.95)}  # by place in WORK, shares of the steps that have any
+_MIN_BETWEEN = 40  # steps between two turns of a line
 MAX_STALL_RATIO = 0.05
 _ROUNDS = 60
 _LEAST_NS = 1e3
@@ -34,10 +38,10 @@ def least_absolute_deviations(x: Float64, y: Float64) -> Float64:
     """
     scale = np.maximum(np.abs(x).max(axis=0), 1e-12)
     x = x / scale
-    beta = _nonnegative(x, y)
+    beta = _nonnegative(x.T @ x, x.T @ y)
     for _ in range(_ROUNDS):
-        weight = 1 / np.sqrt(np.maximum(np.abs(y - x @ beta), _LEAST_NS))
-        new = _nonnegative(x * weight[:, None], y * weight)
+        weighted = x / np.maximum(np.abs(y - x @ beta), _LEAST_NS)[:, None]
+        new = _nonnegative(weighted.T @ x, weighted.T @ y)
         if np.abs(new - beta).max() <= 1e-6 * max(1.0, np.abs(beta).max()):
             break
         beta = new
@@ -45,11 +49,12 @@ def least_absolute_deviations(x: Float64, y: Float64) -> Float64:
     return found
 
 
-def _nonnegative(x: Float64, y: Float64) -> Float64:
-    kept = list(range(x.shape[1]))
-    beta = np.zeros(x.shape[1])
+def _nonnegative(products: Float64, with_y: Float64) -> Float64:
+    """Solve the normal equations, without columns whose coefficient would be below 0."""
+    kept = list(range(len(with_y)))
+    beta = np.zeros(len(with_y))
     while kept:
-        solved = np.linalg.lstsq(x[:, kept], y, rcond=None)[0]
+        solved = np.linalg.lstsq(products[np.ix_(kept, kept)], with_y[kept], rcond=None)[0]
         if solved.min() >= 0:
             beta[kept] = solved
             return beta
@@ -59,27 +64,48 @@ def _nonnegative(x: Float64, y: Float64) -> Float64:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """A model of one engine's steps: `beta_ns` by graph mode, (3, 5) each; `seen` are bounds of the work, (2, 4)."""
+    """A model of one engine's steps.
+
+    `beta_ns` by graph mode, (3, columns) each: of a step, then of each kind of work one for each stretch between its
+    `knots`, ns for one more there. `seen` are bounds of the work, (2, 4).
+    """
 
     beta_ns: Mapping[str, Sequence[Sequence[float]]]
     seen: npt.NDArray[np.int64]
     noise: dict[bool, Sequence[float]]
     stalls: Sequence[tuple[float, float]]  # ns of busy time before each, and how long it was, ns
     fit: Fit
+    knots: Sequence[Sequence[int]] = ((), (), (), ())
+    _decodes: dict[tuple[str, int], list[float]] = field(default_factory=dict)  # what was asked before, but for context
 
     def parts_ns(self, mode: str, prompt_tokens: int, num_prefills: int, num_decodes: int, context: int) -> list[float]:
         """Return what the parts of a step take, noise aside."""
-        beta = self.beta_ns.get(mode)
-        if beta is None:
-            beta = next(iter(self.beta_ns.values()))
-        return [b[0] + b[1] * prompt_tokens + b[2] * num_prefills + b[3] * num_decodes + b[4] * context for b in beta]
+        if mode not in self.beta_ns:
+            mode = next(iter(self.beta_ns))
+        if num_prefills:
+            parts = self._without_context(mode, (prompt_tokens, num_prefills, num_decodes))
+        else:
+            known = self._decodes.get((mode, num_decodes))
+            if known is None:
+                known = self._decodes[mode, num_decodes] = self._without_context(mode, (0, 0, num_decodes))
+            parts = known
+        return [part + row[-1] * context for part, row in zip(parts, self.beta_ns[mode], strict=True)]
+
+    def _without_context(self, mode: str, work: Sequence[int]) -> list[float]:
+        x = [1.0]
+        for value, knots in zip(work, self.knots, strict=False):
+            x += [max(0, min(value, high) - low) for low, high in zip((0, *knots), (*knots, value), strict=True)]
+        return [sum(b * of for b, of in zip(row, x, strict=False)) for row in self.beta_ns[mode]]
 
 
 def fit_cost(steps: Steps) -> StepCost:
     """Fit a model; raises WorkloadError for too few steps, or where stalls take too much of the time."""
     if len(steps) < MIN_STEPS:
         raise WorkloadError(f"{len(steps)} recorded steps are too few to tell what one costs; {MIN_STEPS} are needed")
-    x = np.column_stack([np.ones(len(steps)), steps.work]).astype(np.float64)
+    knots = [_knots(steps.work[:, place], _TURNS.get(place, ())) for place in range(len(WORK))]
+    names = ["step", *(name for place, name in enumerate(WORK) for name in _named(name, knots[place]))]
+    ramps = [_ramps(steps.work[:, place], knots[place]) for place in range(len(WORK))]
+    x = np.column_stack([np.ones(len(steps)), *ramps]).astype(np.float64)
     modes = np.array(steps.graph_mode)
     beta_ns: dict[str, Sequence[Sequence[float]]] = {}
     expected = np.zeros_like(steps.parts_ns, dtype=np.float64)
@@ -104,7 +130,7 @@ def fit_cost(steps: Steps) -> StepCost:
     fit = Fit(
         num_steps=len(steps),
         terms=tuple(
-            CostTerm(part=part, graph_mode=mode, coefficients_ns=dict(zip(("step", *WORK), row, strict=True)))
+            CostTerm(part=part, graph_mode=mode, coefficients_ns=dict(zip(names, row, strict=True)))
             for mode, beta in beta_ns.items()
             for part, row in zip(PARTS, beta, strict=True)
         ),
@@ -119,6 +145,7 @@ def fit_cost(steps: Steps) -> StepCost:
     )
     return StepCost(
         beta_ns=beta_ns,
+        knots=knots,
         seen=np.stack(_bounds(steps)),
         noise=plain,
         stalls=list(zip(gaps.tolist(), excess[is_stall].tolist(), strict=True)),
@@ -179,3 +206,28 @@ class Noise:
 
 def _bounds(steps: Steps) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     return steps.work.min(axis=0), steps.work.max(axis=0)
+
+
+def _knots(values: npt.NDArray[np.int64], shares: Sequence[float]) -> list[int]:
+    """Return where a line may turn: at these shares of the steps that have any, but never with few steps between."""
+    values = np.sort(values[values > 0])
+    found: list[int] = []
+    begin = 0
+    for share in shares if len(values) else ():
+        knot = int(np.quantile(values, share))
+        end = int(np.searchsorted(values, knot, side="right"))
+        if end - begin >= _MIN_BETWEEN and len(values) - end >= _MIN_BETWEEN:
+            found.append(knot)
+            begin = end
+    return found
+
+
+def _ramps(values: npt.NDArray[np.int64], knots: Sequence[int]) -> Float64:
+    """Return how far values go within each stretch between knots (values, stretches)."""
+    edges = np.array([0, *knots])
+    lengths = np.diff(edges, append=np.iinfo(np.int64).max)
+    return np.clip(values[:, None] - edges, 0, lengths).astype(np.float64)
+
+
+def _named(name: str, knots: Sequence[int]) -> list[str]:
+    return [name, *(f"{name}>{knot}" for knot in knots)]

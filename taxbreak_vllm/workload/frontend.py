@@ -1,16 +1,21 @@
 """An API server as a queue: the stamps of its requests in, what each costs it out, and when it gets to what.
 
-Its event loop does one thing at a time: a request's way in, each output it hands on, a request's end. What each takes
-by itself is the lower quartile of what was measured: the rest of that is waiting for the others, which is simulated.
+Its event loop does one thing at a time: a request's way in; an engine's message, whose outputs it takes apart one by
+one and then sends on one by one; a request's end. What each takes by itself is told from requests that found it at
+leisure or, where a message had more outputs than one, from how much more each of them took; the rest of what was
+measured is waiting, which is simulated. On its way to and from the engine nothing waits for the loop.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from taxbreak_vllm.iterations.rows import Column as Turn
 from taxbreak_vllm.model.workload import FrontendFit
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.rows import Int64, Stamped, unstamped
+from taxbreak_vllm.workload.cost import least_absolute_deviations
 from taxbreak_vllm.workload.recording import Recorded
 
 MIN_REQUESTS = 20
@@ -29,22 +34,73 @@ def request_rows(apis: Sequence[Recorded]) -> Int64:
     return ordered
 
 
-def fit_frontend(rows: Int64) -> FrontendFit | None:
-    """Fit what things cost; None for too few requests."""
+def fit_frontend(rows: Int64, turns: Int64) -> FrontendFit | None:
+    """Fit what things cost, from requests (requests, columns of `stages.rows.Column`) and the turns of their engine's
+    loop (turns, columns of `iterations.rows.Column`); None for too few requests."""
     if len(rows) < MIN_REQUESTS:
         return None
-
-    def alone(begin: Column, end: Column) -> int:
-        took = rows[:, end] - rows[:, begin]
-        took = took[(rows[:, begin] > 0) & (rows[:, end] > 0) & (took >= 0)]
-        return int(np.quantile(took, 0.25)) if len(took) else 0
-
+    num_open = _num_open(rows)
+    taken, put, sent = (rows[:, column] for column in (Column.FIRST_TAKEN, Column.FIRST_PUT, Column.FIRST_SEND1))
+    is_streamed = (rows[:, Column.IS_STREAMED] > 0) & (sent > 0)
+    send_ns = _each(sent - put, num_open, is_streamed & (sent >= put))
+    end_ns = _quartile(rows[:, Column.END] - np.maximum(rows[:, Column.LAST_SEND0], rows[:, Column.LAST_PUT]))
     return FrontendFit(
         num_requests=len(rows),
-        request_ns=alone(Column.ARRIVED, Column.SENT),
-        output_ns=alone(Column.FIRST_TAKEN, Column.FIRST_PUT),
-        end_ns=alone(Column.LAST_PUT, Column.END),
+        request_ns=_quartile(rows[:, Column.SENT] - rows[:, Column.ARRIVED]),
+        to_engine_ns=_to_engine_ns(rows, turns),
+        from_engine_ns=_from_engine_ns(rows, turns),
+        output_ns=_each(put - taken, num_open, (taken > 0) & (put >= taken)),
+        send_ns=round(send_ns * float(is_streamed.mean())),
+        end_ns=max(0, end_ns - send_ns),
     )
+
+
+def _num_open(rows: Int64) -> Int64:
+    """Return for each request how many had an output in the message with its first one, itself among them.
+
+    Nearly: all that had their first token by then and not yet their last.
+    """
+    first, last = np.sort(rows[:, Column.FIRST_TOKEN]), np.sort(rows[:, Column.LAST_TOKEN])
+    at = rows[:, Column.FIRST_TOKEN]
+    found: Int64 = np.searchsorted(first, at, side="right") - np.searchsorted(last, at, side="left")
+    return np.maximum(found, 1)
+
+
+def _each(took: Int64, num: Int64, is_known: npt.NDArray[np.bool_]) -> int:
+    """Return what one of `num` alike took, if something else took the rest."""
+    took, num = took[is_known], num[is_known]
+    if not len(took):
+        return 0
+    x = np.column_stack([np.ones(len(num)), num]).astype(np.float64)
+    beta = least_absolute_deviations(x, took.astype(np.float64))
+    return int(beta[1]) or int(np.quantile(took / num, 0.25))
+
+
+def _to_engine_ns(rows: Int64, turns: Int64) -> int:
+    """Return what a request takes to an engine that waits for one: there it is not the engine that it waits for."""
+    idle = turns[(turns[:, Turn.IDLE0] > 0) & (turns[:, Turn.IDLE1] > 0)]
+    if not len(idle):
+        return 0
+    sent, queued = rows[:, Column.SENT], rows[:, Column.QUEUED]
+    of = np.searchsorted(idle[:, Turn.IDLE0], sent, side="right") - 1
+    is_awaited = (of >= 0) & (sent < idle[of, Turn.IDLE1]) & (queued >= idle[of, Turn.IDLE1])
+    took = (idle[of, Turn.IDLE1] - sent)[is_awaited]
+    return int(np.median(took)) if len(took) else 0
+
+
+def _from_engine_ns(rows: Int64, turns: Int64) -> int:
+    """Return what a message takes from the end of its turn; below 0 where it is taken up before that."""
+    turns = turns[(turns[:, Turn.UPDATED] > 0) & (turns[:, Turn.UPDATE0] > 0)]
+    if not len(turns):
+        return 0
+    of = np.searchsorted(turns[:, Turn.UPDATE0], rows[:, Column.FIRST_TOKEN], side="right") - 1
+    took = rows[:, Column.FIRST_TAKEN] - turns[of, Turn.END]
+    return int(np.quantile(took[(of >= 0) & (rows[:, Column.FIRST_TAKEN] > 0)], 0.25))
+
+
+def _quartile(took: Int64) -> int:
+    took = took[took >= 0]
+    return int(np.quantile(took, 0.25)) if len(took) else 0
 
 
 def is_closed_loop(rows: Int64) -> bool:
@@ -68,20 +124,24 @@ class FrontendQueue:
 
     def __init__(self, fit: FrontendFit | None, *, factor: float = 1.0) -> None:
         self._free_ns = self.busy_ns = 0.0
-        self._request_ns = factor * fit.request_ns if fit else 0.0
-        self._output_ns = factor * fit.output_ns if fit else 0.0
-        self._end_ns = factor * fit.end_ns if fit else 0.0
+        self._fit = fit or FrontendFit(num_requests=0)
+        self._factor = factor
 
     def take_request(self, at_ns: float) -> float:
         """Return when a request that arrives then reaches the engine."""
-        return self._do(at_ns, self._request_ns)
+        return self._do(at_ns, self._fit.request_ns) + self._factor * self._fit.to_engine_ns
 
-    def take_output(self, at_ns: float, *, is_last: bool) -> tuple[float, float]:
-        """Return when an output of that time was handed on, and when its answer's end was sent if it is the last."""
-        put_ns = self._do(at_ns, self._output_ns)
-        return put_ns, self._do(put_ns, self._end_ns) if is_last else put_ns
+    def take_outputs(self, at_ns: float, are_last: Sequence[bool]) -> list[tuple[float, float]]:
+        """Return of each output of a message that the engine sends then when it was handed on, and when it was sent.
+
+        With it goes the end of its answer if it is the last.
+        """
+        begin_ns = at_ns + self._factor * self._fit.from_engine_ns
+        put = [self._do(begin_ns, self._fit.output_ns) for _ in are_last]
+        costs = (self._fit.send_ns + (self._fit.end_ns if is_last else 0) for is_last in are_last)
+        return [(put_ns, self._do(put_ns, cost_ns)) for put_ns, cost_ns in zip(put, costs, strict=True)]
 
     def _do(self, at_ns: float, cost_ns: float) -> float:
-        self._free_ns = max(self._free_ns, at_ns) + cost_ns
-        self.busy_ns += cost_ns
+        self._free_ns = max(self._free_ns, at_ns) + self._factor * cost_ns
+        self.busy_ns += self._factor * cost_ns
         return self._free_ns

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.model.workload import Bounds, Fits, Latencies, Prediction, Validation
+from taxbreak_vllm.model.workload import Bounds, Fits, FrontendFit, Latencies, Prediction, Validation
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.rows import Int64
 from taxbreak_vllm.workload.cost import Noise, StepCost, check_stalls, fit_cost
@@ -43,6 +43,7 @@ class _Server:
     steps: Steps
     cost: StepCost
     rows: Int64
+    frontend: FrontendFit | None
     num_apis: int
     requests: Requests
 
@@ -53,7 +54,7 @@ def fit(recorded: Recorded, apis: Sequence[Recorded]) -> Fits:
         engine=recorded.setup.source,
         vllm=recorded.setup.vllm,
         steps=fit_cost(steps_of(recorded)).fit,
-        frontend=fit_frontend(request_rows(apis)),
+        frontend=fit_frontend(request_rows(apis), recorded.turns),
     )
 
 
@@ -102,7 +103,15 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
             "what requests took in the API servers was not recorded: run vLLM with VLLM_PLUGINS=taxbreak, and ask it"
         )
     steps = steps_of(recorded)
-    return _Server(recorded, steps, fit_cost(steps), rows, len(apis), recorded_requests(recorded.rows))
+    return _Server(
+        recorded,
+        steps,
+        fit_cost(steps),
+        rows,
+        fit_frontend(rows, recorded.turns),
+        len(apis),
+        recorded_requests(recorded.rows),
+    )
 
 
 def _answered(answer: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
@@ -133,11 +142,10 @@ def _served(server: _Server, cost: StepCost, requests: Requests, change: Change,
     if change.num_blocks is not None:
         setup = msgspec.structs.replace(setup, num_blocks=change.num_blocks)
     depth = 2 if setup.scheduler.startswith("Async") else 1
-    frontend = fit_frontend(server.rows)
     runs = []
     for replica in range(change.replicas):
         noise = Noise(cost, seed * change.replicas + replica)
-        queues = [FrontendQueue(frontend, factor=change.host) for _ in range(server.num_apis)]
+        queues = [FrontendQueue(server.frontend, factor=change.host) for _ in range(server.num_apis)]
         runs.append(
             serve(
                 requests[replica :: change.replicas],

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.spool.layout import API, ENGINE, TRAFFIC
 from taxbreak_vllm.traffic.log import read_log, sources
-from taxbreak_vllm.traffic.rows import Added, Row, Scheduled, Setup
+from taxbreak_vllm.traffic.rows import Added, Int64, Row, Scheduled, Setup, Stamped, unstamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,12 @@ class Recorded:
 
     setup: Setup
     rows: Sequence[Row]
+
+    @property
+    def turns(self) -> Int64:
+        """The turns of an engine's loop (turns, columns of `iterations.rows.Column`), in order."""
+        names = [column.name.lower() for column in Column]
+        return unstamped([row for row in self.rows if isinstance(row, Stamped)], self.setup, names)
 
     @property
     def is_whole(self) -> bool:

@@ -89,12 +89,18 @@ def serve(
     num_empty = 0
     if following is not None:
         result.begin_ns = following.at_ns
-    while True:
+
+    def arrive() -> None:
+        """Let those that came by now go in."""
+        nonlocal place, following
         while following is not None and following.at_ns <= now:
             frontend = frontends[place % len(frontends)]
             open_requests[following.number] = _Open(following, frontend)
             heappush(coming, (frontend.take_request(following.at_ns), following.number))
             place, following = next(arriving, (0, None))
+
+    while True:
+        arrive()
         while coming and coming[0][0] <= now:
             _add(scheduler, open_requests[heappop(coming)[1]].request)
         has_requests = scheduler.has_requests
@@ -138,16 +144,20 @@ def serve(
         now = max(now, done)
         outputs = scheduler.update(scheduled)
         now += after
+        arrive()  # what came before the outputs goes in before them
+        messages: dict[FrontendQueue, list[tuple[_Open, bool]]] = {}
         for number, is_done in outputs:
-            request = open_requests[number]
-            put_ns, sent_ns = request.frontend.take_output(now, is_last=is_done)
-            request.first_ns = request.first_ns or put_ns
-            request.num_done += 1
-            if is_done:
-                at_ns = request.request.at_ns
-                result.rows.extend((at_ns, request.first_ns, put_ns, sent_ns, request.num_done))
-                result.end_ns = max(result.end_ns, sent_ns)
-                del open_requests[number]
+            request = open_requests.pop(number) if is_done else open_requests[number]
+            messages.setdefault(request.frontend, []).append((request, is_done))
+        for frontend, message in messages.items():
+            told = frontend.take_outputs(now, [is_done for _, is_done in message])
+            for (request, is_done), (put_ns, sent_ns) in zip(message, told, strict=True):
+                request.first_ns = request.first_ns or put_ns
+                request.num_done += 1
+                if is_done:
+                    at_ns = request.request.at_ns
+                    result.rows.extend((at_ns, request.first_ns, put_ns, sent_ns, request.num_done))
+                    result.end_ns = max(result.end_ns, sent_ns)
     result.frontend_ns = sum(frontend.busy_ns for frontend in frontends) / max(1, len(frontends))
     result.num_preemptions = scheduler.num_preempted
     result.kv_peak_ratio = scheduler.kv_peak_ratio

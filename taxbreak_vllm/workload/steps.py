@@ -13,10 +13,9 @@ import numpy as np
 
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.traffic.rows import Int64, Scheduled, Stamped, unstamped
+from taxbreak_vllm.traffic.rows import Int64, Scheduled
 from taxbreak_vllm.workload.recording import Recorded
 
-_COLUMNS = tuple(column.name.lower() for column in Column)
 PARTS = ("before", "device", "after")
 
 
@@ -56,7 +55,7 @@ class Steps:
 def steps_of(recorded: Recorded) -> Steps:
     """Join what was chosen with what it took; raises WorkloadError where too few steps have all stamps."""
     chosen = {row.number: row for row in recorded.rows if isinstance(row, Scheduled)}
-    turns = unstamped([row for row in recorded.rows if isinstance(row, Stamped)], recorded.setup, _COLUMNS)
+    turns = recorded.turns
     is_ahead = recorded.setup.scheduler.startswith("Async")
     found = _ahead(turns) if is_ahead else _one_by_one(turns)
     numbers, parts_ns, begin_ns, end_ns = found

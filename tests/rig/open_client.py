@@ -1,46 +1,63 @@
-"""Requests that come when they come, answered or not: `rig.open_client URL MODEL RATE SECONDS SHAPE SEED`.
+"""Requests that come when they come, answered or not: `draw` makes a plan of them, `play` asks servers in turn.
 
-Gaps are drawn from a gamma distribution (shape 1 is Poisson, less is bursty), prompts are token ids, answers are
-streamed. It prints nothing: what requests took is what their server tells.
+Gaps are drawn from a gamma distribution (shape 1 is Poisson, less is bursty). Prompts are token ids, drawn anew each
+time a plan is played, so that no prefix cache knows them; answers are streamed. What requests took is what their server
+tells.
 """
 
 import asyncio
 import random
-import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import aiohttp  # vLLM has it
 
+_TOKENS = range(5, 261)
 
-async def ask_openly(
-    url: str,
-    model: str,
+
+class Asked(NamedTuple):
+    """A request: when it comes, from the first one on, and how many tokens it and its answer have."""
+
+    at_s: float
+    num_prompt_tokens: int
+    num_outputs: int
+
+
+def draw(
     *,
-    rate: float,
     seconds: float,
+    rate: float | Callable[[float], float],
     shape: float = 1.0,
     seed: int = 1,
     prompts: tuple[int, int] = (8, 240),
     outputs: tuple[int, int] = (4, 60),
-) -> int:
-    """Ask at so many requests a second for so long; return how many. Raises what aiohttp raises."""
-    draw, at, pending = random.Random(seed), 0.0, []
+) -> list[Asked]:
+    """Plan requests of so many seconds; `rate` is how many come in one, or tells it of an instant."""
+    source, at_s, plan = random.Random(seed), 0.0, []
+    while at_s < seconds:
+        plan.append(Asked(at_s, source.randint(*prompts), source.randint(*outputs)))
+        at_s += source.gammavariate(shape, 1 / (rate(at_s) if callable(rate) else rate) / shape)
+    return plan
+
+
+async def play(urls: Sequence[str], model: str, plan: Sequence[Asked], *, seed: int) -> None:
+    """Ask what was planned, servers in turn; return once all is answered. Raises what aiohttp raises."""
+    source, pending = random.Random(seed), []
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         begin = asyncio.get_running_loop().time()
-        while at < seconds:
-            await asyncio.sleep(max(0.0, begin + at - asyncio.get_running_loop().time()))
+        for number, request in enumerate(plan):
             asked = {
                 "model": model,
-                "prompt": draw.choices(range(5, 261), k=draw.randint(*prompts)),
-                "max_tokens": draw.randint(*outputs),
+                "prompt": source.choices(_TOKENS, k=request.num_prompt_tokens),
+                "max_tokens": request.num_outputs,
                 "temperature": 0,
                 "ignore_eos": True,
                 "stream": True,
             }
-            pending.append(asyncio.create_task(_ask(session, url, asked)))
-            at += draw.gammavariate(shape, 1 / rate / shape)
+            await asyncio.sleep(max(0.0, begin + request.at_s - asyncio.get_running_loop().time()))
+            pending.append(asyncio.create_task(_ask(session, urls[number % len(urls)], asked)))
         await asyncio.gather(*pending)
-    return len(pending)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, asked: dict[str, object]) -> None:
@@ -48,9 +65,3 @@ async def _ask(session: aiohttp.ClientSession, url: str, asked: dict[str, object
         answer.raise_for_status()
         async for _ in answer.content.iter_any():
             pass
-
-
-if __name__ == "__main__":
-    url, model, *numbers = sys.argv[1:]
-    rate, seconds, shape, seed = map(float, numbers)
-    asyncio.run(ask_openly(url, model, rate=rate, seconds=seconds, shape=shape, seed=int(seed)))

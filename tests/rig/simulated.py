@@ -108,11 +108,16 @@ class Worker(CPUWorker):
         self._truth = (folder / logs.TRUTH).open("ab", buffering=0)
         self._left: dict[str, int] = {}  # tokens of each prompt that are still to be computed
 
+    def work_ns(self, scheduled: Any) -> int:
+        """Return what the device takes for a step."""
+        return self._knobs[Knob.DEVICE]
+
     def execute_model(self, scheduled: Any) -> ModelRunnerOutput | None:
         for request in scheduled.finished_req_ids:
             self._left.pop(request, None)
         if not scheduled.total_num_scheduled_tokens:
             return EMPTY_MODEL_RUNNER_OUTPUT
+        self._work_ns = self.work_ns(scheduled)
         self._step = getattr(scheduled, NUMBER, 0), *self._call(0.9, Knob.WORKER)
         for request in scheduled.scheduled_new_reqs:
             self._left[request.req_id] = len(request.prompt_token_ids) - request.num_computed_tokens
@@ -137,5 +142,5 @@ class Worker(CPUWorker):
         begun_ns, done_ns = monotonic_ns(), self._clock.done_ns
         for knob in (Knob.LAUNCH, *delays):
             self._knobs.spend(knob)
-        self._clock.launch(int(self._knobs[Knob.DEVICE] * share))
+        self._clock.launch(int(self._work_ns * share))
         return begun_ns, max(0, begun_ns - done_ns)

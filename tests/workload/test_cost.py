@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.workload.cost import MIN_STEPS, Noise, check_stalls, fit_cost, least_absolute_deviations
+from taxbreak_vllm.workload.cost import MIN_STEPS, WORK, Noise, check_stalls, fit_cost, least_absolute_deviations
 from taxbreak_vllm.workload.steps import Steps
 
 BEFORE, DEVICE, AFTER = [50e3, 0, 900, 40, 0], [2e6, 3000, 50e3, 20e3, 15], [80e3, 10, 0, 700, 0]
@@ -32,11 +32,9 @@ def made_up(num=4000, *, stalls=0, stall_ms=40, noise=0.0, modes=("none",)):
 def test_coefficients_are_found_and_stalls_do_not_bend_them():
     cost = fit_cost(made_up(stalls=60, noise=0.02))
 
-    found = np.array(cost.beta_ns["none"])
     expected = np.array([BEFORE, DEVICE, AFTER])
     for work in ([0, 0, 8, 4000], [400, 4, 2, 100], [0, 0, 1, 0]):
-        row = np.array([1, *work])
-        assert found @ row == pytest.approx(expected @ row, rel=0.03)
+        assert cost.parts_ns("none", *work) == pytest.approx(expected @ np.array([1, *work]), rel=0.03)
     assert cost.fit.stalls.num == pytest.approx(60, abs=3)
     assert cost.fit.stalls.median_ns == pytest.approx(40 * MS, rel=0.05)
     assert cost.fit.median_error_ratio < 0.03
@@ -46,6 +44,20 @@ def test_nothing_costs_less_the_more_of_it_there_is():
     x = np.column_stack([np.ones(300), np.arange(300.0)])
 
     assert least_absolute_deviations(x, 1e6 - 1000 * np.arange(300.0)) == pytest.approx([850_500, 0], rel=0.01)
+
+
+def test_what_grows_slower_or_faster_than_its_number_is_followed():
+    steps = made_up(noise=0.02)
+    decodes, prompts = steps.work[:, 2], steps.work[:, 0]
+    took = 1e6 + 2e6 * decodes**0.6 + 9_000 * prompts**1.2
+    steps.parts_ns[:, 1] = took * (1 + 0.02 * np.random.default_rng(2).standard_normal(len(steps)))
+
+    cost = fit_cost(steps)
+
+    for work in ([0, 0, 1, 0], [0, 0, 3, 0], [0, 0, 8, 0], [60, 1, 1, 0], [500, 3, 5, 0]):
+        device = 1e6 + 2e6 * work[2] ** 0.6 + 9_000 * work[0] ** 1.2
+        assert cost.parts_ns("none", *work)[1] == pytest.approx(device, rel=0.05), work
+    assert {name.partition(">")[0] for name in cost.fit.terms[0].coefficients_ns} == {"step", *WORK}
 
 
 def test_each_graph_mode_has_its_own():

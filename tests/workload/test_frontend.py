@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from taxbreak_vllm.iterations.rows import NUM_COLUMNS
+from taxbreak_vllm.iterations.rows import Column as Turn
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.workload.frontend import MIN_REQUESTS, fit_frontend, is_closed_loop
 
@@ -48,14 +50,59 @@ def test_requests_that_come_by_themselves_are_no_such_clients(rate):
     assert not is_closed_loop(closed(8, think_ms=300))
 
 
-def test_costs_are_the_lower_quartile_and_few_requests_tell_none():
-    rows = table(np.arange(40) * 100 * MS + 10**12, np.arange(40) * 100 * MS + 10**12 + 50 * MS)
-    rows[:, Column.SENT] = rows[:, Column.ARRIVED] + np.where(np.arange(40) % 2, 9, 2) * MS
-    rows[:, Column.FIRST_TAKEN] = rows[:, Column.ARRIVED] + 20 * MS
-    rows[:, Column.FIRST_PUT] = rows[:, Column.ARRIVED] + 21 * MS
-    rows[:, Column.LAST_PUT] = rows[:, Column.END] - 3 * MS
+NO_TURNS = np.zeros((0, NUM_COLUMNS), dtype=np.int64)
 
-    fit = fit_frontend(rows)
 
-    assert (fit.request_ns, fit.output_ns, fit.end_ns) == (2 * MS, 1 * MS, 3 * MS)
-    assert fit_frontend(rows[: MIN_REQUESTS - 1]) is None
+def served(num=400, *, request=2.0, output=0.25, send=0.5, end=3.0, seed=5):
+    """Requests of a server without an engine's turns: messages of so many outputs, each with one first output in it."""
+    draw = np.random.default_rng(seed)
+    at = 10**12 + np.arange(num) * 100 * MS
+    rows = np.zeros((num, len(Column)), dtype=np.int64)
+    num_open = np.arange(num) % 6 + 1  # six after one another end together
+    rows[:, Column.ARRIVED], rows[:, Column.SENT] = at, at + int(request * MS)
+    rows[:, Column.SENT] += np.where(draw.random(num) < 0.3, draw.integers(1, 9, num) * MS, 0)  # waited for others
+    rows[:, Column.QUEUED] = rows[:, Column.SENT] + MS
+    first = at + 20 * MS
+    rows[:, Column.FIRST_TOKEN], rows[:, Column.FIRST_TAKEN] = first, first + MS
+    rows[:, Column.FIRST_PUT] = rows[:, Column.FIRST_TAKEN] + (output * num_open * MS).astype(np.int64)
+    rows[:, Column.FIRST_SEND1] = rows[:, Column.FIRST_PUT] + (send * num_open * MS).astype(np.int64)
+    last = first[np.minimum(np.arange(num) // 6 * 6 + 5, num - 1)] + 10 * MS
+    rows[:, Column.LAST_TOKEN] = last
+    rows[:, Column.LAST_PUT] = rows[:, Column.LAST_SEND0] = last + 2 * MS
+    rows[:, Column.END] = rows[:, Column.LAST_SEND0] + int((send + end) * MS)
+    rows[:, Column.IS_STREAMED] = 1
+    return rows
+
+
+def test_costs_of_one_are_told_from_messages_of_many_and_waiting_is_none_of_them():
+    rows = served()
+
+    fit = fit_frontend(rows, NO_TURNS)
+
+    assert fit.request_ns == 2 * MS
+    assert (fit.output_ns, fit.send_ns, fit.end_ns) == pytest.approx((0.25 * MS, 0.5 * MS, 3 * MS), rel=0.01)
+    assert (fit.to_engine_ns, fit.from_engine_ns) == (0, 0)
+    assert fit_frontend(rows[: MIN_REQUESTS - 1], NO_TURNS) is None
+
+
+def test_ways_are_told_where_the_engine_waits_and_from_the_end_of_its_turn():
+    rows = served()
+    turns = np.zeros((len(rows), NUM_COLUMNS), dtype=np.int64)
+    sent = rows[:, Column.SENT]
+    turns[:, Turn.IDLE0] = np.where(np.arange(len(rows)) % 2, sent - 5 * MS, sent + MS // 10)
+    turns[:, Turn.IDLE1] = sent + MS // 2
+    rows[:, Column.QUEUED] = sent + MS
+    turns[:, Turn.UPDATED] = np.arange(len(rows)) + 1
+    turns[:, Turn.UPDATE0] = rows[:, Column.FIRST_TOKEN] - MS // 100
+    turns[:, Turn.END] = rows[:, Column.FIRST_TOKEN] + MS // 5
+
+    fit = fit_frontend(rows, turns)
+
+    assert (fit.to_engine_ns, fit.from_engine_ns) == (MS // 2, MS - MS // 5)
+
+
+def test_what_is_not_streamed_is_not_sent_piece_by_piece():
+    rows = served()
+    rows[::2, Column.IS_STREAMED] = 0
+
+    assert fit_frontend(rows, NO_TURNS).send_ns == pytest.approx(0.25 * MS, rel=0.02)

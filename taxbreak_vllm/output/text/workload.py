@@ -54,23 +54,25 @@ def fit_lines(found: Fits) -> Iterator[str]:
     else:
         yield (
             f"  an API server takes {frontend.request_ns / 1e6:.2f} ms a request, {frontend.output_ns / 1e6:.3f} ms an "
-            f"output and {frontend.end_ns / 1e6:.2f} ms an end ({frontend.num_requests:,} requests)"
+            f"output, {frontend.send_ns / 1e6:.3f} ms to send it and {frontend.end_ns / 1e6:.2f} ms an end; to the "
+            f"engine it is {frontend.to_engine_ns / 1e6:.2f} ms, back {frontend.from_engine_ns / 1e6:.2f} ms "
+            f"({frontend.num_requests:,} requests)"
         )
 
 
 def fit_table(found: Fits) -> Table:
-    """Return the terms, in µs."""
-    names = list(found.steps.terms[0].coefficients_ns)
+    """Return what one more of each costs, in µs, by part and graph mode."""
+    terms = found.steps.terms
     table = Table(
         (
-            Column("part", 3, Kind.NAME),
-            Column("graphs", 2, Kind.NAME),
-            *(Column(f"µs a {_ONE.get(name, name)}", 1) for name in names),
+            Column("µs for one", 3, Kind.NAME),
+            *(Column(f"{term.part}, {term.graph_mode}" if term.graph_mode else term.part, 1) for term in terms),
         )
     )
-    for term in found.steps.terms:
-        values = (f"{term.coefficients_ns[name] / 1e3:.3f}" for name in names)
-        table.add(term.part, term.graph_mode or "none", *values)
+    for name in terms[0].coefficients_ns:
+        what, _, above = name.partition(">")
+        said = f"{_ONE.get(what, what)}{f' above {above}' if above else ''}"
+        table.add(said, *(f"{term.coefficients_ns[name] / 1e3:.3f}" for term in terms))
     return table
 
 
