@@ -70,7 +70,7 @@ class Device:
 
 
 DEVICES = {
-    "timed": Device(8.0, TIMED, "taxbreak,simulated"),
+    "timed": Device(8.0, (*TIMED, "--no-async-scheduling"), "taxbreak,simulated"),
     "ahead": Device(8.0, (*TIMED, "--async-scheduling"), "taxbreak,simulated"),
     "cpu": Device(5.0, shares_cores=True),
 }
@@ -184,7 +184,7 @@ class Bench:
         with ExitStack() as stack:
             servers = self._start(stack, "delayed" if is_delayed else "recorded", (), 1, is_delayed)
             seconds = NUM_CYCLES * self._seconds
-            self._serve(servers, self._draw(Load(), seconds, seed=1), seed=1)
+            self._serve(servers, self._draw(Load(), seconds, seed=1), seed="recorded")
             part = kept.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(servers[0][1], part)
@@ -206,7 +206,7 @@ class Bench:
         found: dict[str, list[dict[str, float]]] = {pair.name: [] for pair in pairs}
         for round_ in range(self._num_rounds):
             for pair in pairs:
-                found[pair.name].append(self._serve(servers, self._plan(pair), seed=100 + round_))
+                found[pair.name].append(self._serve(servers, self._plan(pair), seed=f"{pair.name} {round_}"))
                 _say(f"{pair.name}, round {round_ + 1}: {found[pair.name][-1]['tokens_per_s']:.0f} tok/s")
         for pair in pairs:
             self._kept(pair).write_text(json.dumps(found[pair.name], indent=1))
@@ -240,7 +240,7 @@ class Bench:
         return started
 
     def _serve(
-        self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: int
+        self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: str
     ) -> dict[str, float]:
         """Ask what was planned, and return what the API servers measured of it."""
         begin_ns = time.monotonic_ns()

@@ -19,6 +19,7 @@ from taxbreak_vllm.model.workload import CostTerm, Fit, Stalls
 from taxbreak_vllm.workload.steps import PARTS, Steps
 
 Float64 = npt.NDArray[np.float64]
+Parts = Sequence[float]  # before, device, after
 
 WORK = ("prompt_tokens", "num_prefills", "num_decodes", "context")
 MIN_STEPS = 200
@@ -72,8 +73,8 @@ class StepCost:
 
     beta_ns: Mapping[str, Sequence[Sequence[float]]]
     seen: npt.NDArray[np.int64]
-    noise: dict[bool, Sequence[float]]
-    stalls: Sequence[tuple[float, float]]  # ns of busy time before each, and how long it was, ns
+    noise: Mapping[bool, Sequence[Parts]]  # of steps with prompts or without: how many times as long each part took
+    stalls: Sequence[tuple[float, Parts]]  # ns of busy time before each, and by how much longer each part took, ns
     fit: Fit
     knots: Sequence[Sequence[int]] = ((), (), (), ())
     _decodes: dict[tuple[str, int], list[float]] = field(default_factory=dict)  # what was asked before, but for context
@@ -116,10 +117,11 @@ def fit_cost(steps: Steps) -> StepCost:
         beta = np.stack([least_absolute_deviations(x[of], steps.parts_ns[of, place]) for place in range(len(PARTS))])
         beta_ns[mode], expected[of] = beta.tolist(), x[of] @ beta.T
     is_fitted = expected.sum(axis=1) > 0
-    whole, took = expected.sum(axis=1)[is_fitted], steps.total_ns[is_fitted].astype(np.float64)
+    expected, parts = expected[is_fitted], steps.parts_ns[is_fitted].astype(np.float64)
+    whole, took = expected.sum(axis=1), parts.sum(axis=1)
     excess = took - whole
     is_stall = excess > whole + _STALL_NS
-    ratio = took / whole
+    ratio = np.divide(parts, expected, out=np.ones_like(parts), where=expected > 0)
     is_prefill = steps.work[is_fitted, 1] > 0
     plain = {kind: ratio[(is_prefill == kind) & ~is_stall].tolist() for kind in (False, True)}
     plain = {kind: values or plain[not kind] for kind, values in plain.items()}
@@ -148,7 +150,7 @@ def fit_cost(steps: Steps) -> StepCost:
         knots=knots,
         seen=np.stack(_bounds(steps)),
         noise=plain,
-        stalls=list(zip(gaps.tolist(), excess[is_stall].tolist(), strict=True)),
+        stalls=list(zip(gaps.tolist(), np.maximum(parts - expected, 0)[is_stall].tolist(), strict=True)),
         fit=fit,
     )
 
@@ -164,33 +166,39 @@ def check_stalls(cost: StepCost) -> None:
         )
 
 
+_AS_TOLD, _NONE = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+
+
 class Noise:
     """Draws what steps take, about what the model says."""
 
     def __init__(self, cost: StepCost, seed: int) -> None:
         self._cost = cost
         self._draw = random.Random(seed)
-        self._runs: dict[bool, list[float]] = {False: [], True: []}
-        self._stalls: list[tuple[float, float]] = []
+        self._runs: dict[bool, list[Parts]] = {False: [], True: []}
+        self._stalls: list[tuple[float, Parts]] = []
+        self._size: Parts = _NONE
         self._to_stall_ns = self._next_gap()
 
-    def factor(self, is_prefill: bool) -> float:
-        """Return how many times as long as the model says the next step takes."""
+    def factors(self, is_prefill: bool) -> Parts:
+        """Return how many times as long as the model says each part of the next step takes."""
         run = self._runs[is_prefill]
         if not run:
             values = self._cost.noise[is_prefill]
             if not values:
-                return 1.0
+                return _AS_TOLD
             begin = self._draw.randrange(max(1, len(values) - _RUN + 1))
             run.extend(values[begin : begin + _RUN])
         return run.pop()
 
-    def stall_ns(self, busy_ns: float) -> float:
-        """Return how long the engine stalls within so much work."""
+    def stall_ns(self, busy_ns: float) -> Parts:
+        """Return by how much longer each part takes where the engine stalls within so much work."""
         self._to_stall_ns -= busy_ns
-        stalled = 0.0
-        while self._to_stall_ns <= 0 and self._cost.stalls:
-            stalled += self._size
+        if self._to_stall_ns > 0 or not self._cost.stalls:
+            return _NONE
+        stalled = [0.0, 0.0, 0.0]
+        while self._to_stall_ns <= 0:
+            stalled = [ns + more for ns, more in zip(stalled, self._size, strict=True)]
             self._to_stall_ns += max(1.0, self._next_gap())
         return stalled
 
@@ -226,7 +234,8 @@ def _ramps(values: npt.NDArray[np.int64], knots: Sequence[int]) -> Float64:
     """Return how far values go within each stretch between knots (values, stretches)."""
     edges = np.array([0, *knots])
     lengths = np.diff(edges, append=np.iinfo(np.int64).max)
-    return np.clip(values[:, None] - edges, 0, lengths).astype(np.float64)
+    found: Float64 = np.clip(values[:, None] - edges, 0, lengths).astype(np.float64)
+    return found
 
 
 def _named(name: str, knots: Sequence[int]) -> list[str]:

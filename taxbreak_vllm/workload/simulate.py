@@ -118,13 +118,14 @@ def serve(
             if work.num_prefills + work.num_decodes:
                 is_prefill = work.num_prefills > 0
                 mode = graph_mode_of(is_prefill, scheduled.total_num_scheduled_tokens)
-                before, on_device, after = cost.parts_ns(mode, *work)
-                factor = noise.factor(is_prefill) if noise else 1.0
-                before, after = before * factor * host, after * factor * host
-                on_device *= factor * device
-                stalled = noise.stall_ns(before + on_device + after) if noise else 0.0
+                parts = cost.parts_ns(mode, *work)
+                if noise:
+                    stalled = noise.stall_ns(sum(parts))
+                    drawn = zip(parts, noise.factors(is_prefill), stalled, strict=True)
+                    parts = [part * factor + more for part, factor, more in drawn]
+                before, on_device, after = parts[0] * host, parts[1] * device, parts[2] * host
                 now += before
-                device_free = max(now, device_free) + on_device + stalled
+                device_free = max(now, device_free) + on_device
                 result.host_ns += before + after
                 result.device_ns += on_device
                 result.num_steps += 1

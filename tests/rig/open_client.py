@@ -40,7 +40,7 @@ def draw(
     return plan
 
 
-async def play(urls: Sequence[str], model: str, plan: Sequence[Asked], *, seed: int) -> None:
+async def play(urls: Sequence[str], model: str, plan: Sequence[Asked], *, seed: str) -> None:
     """Ask what was planned, servers in turn; return once all is answered. Raises what aiohttp raises."""
     source, pending = random.Random(seed), []
     timeout = aiohttp.ClientTimeout(total=600)

@@ -133,10 +133,8 @@ def test_a_request_in_the_middle_of_a_step_goes_in_before_the_outputs_at_its_end
     frontend = FrontendFit(num_requests=0, request_ns=int(1 * MS), output_ns=int(2 * MS))
     run = served([request(0, 0, 2), request(1, 3, 1)], cost(0, 5 * MS, 0), frontend=frontend)
 
-    first, second = run.requests
     # steps from 1 to 6 and on to 11: the second request is sent at 4 and makes the step at 6, not the one at 11
-    assert (first.first_ns, first.last_ns) == (8 * MS, 13 * MS)
-    assert second.first_ns == 15 * MS
+    assert run.table[:, [FIRST, LAST]].tolist() == [[8 * MS, 13 * MS], [15 * MS, 15 * MS]]
 
 
 def test_a_message_is_taken_apart_before_its_outputs_are_sent_and_its_way_holds_up_no_other():
@@ -146,7 +144,7 @@ def test_a_message_is_taken_apart_before_its_outputs_are_sent_and_its_way_holds_
     run = served([request(0, 0, 1), request(1, 0, 1)], cost(0, 6 * MS, 0), frontend=frontend)
 
     # both at the engine at 4, their step until 10, their message there at 13
-    assert [(each.first_ns, each.sent_ns) for each in run.requests] == [(14 * MS, 17 * MS), (15 * MS, 19 * MS)]
+    assert run.table[:, [FIRST, SENT]].tolist() == [[14 * MS, 17 * MS], [15 * MS, 19 * MS]]
 
 
 def test_a_request_that_nothing_has_room_for_ends_it():
