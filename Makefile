@@ -10,10 +10,10 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs bench-workload soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
+.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs bench-workload bench-workload-pairs soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
@@ -84,9 +84,13 @@ bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that 
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif_pairs.py $(BENCH)
 
-bench-workload: ## a server's steps scheduled again, 10,000 of each setting; with BENCH='--pairs' what is predicted and what comes
+bench-workload: ## a server's steps scheduled again, 10,000 of each setting
 	$(install) cpu,test
 	$(BIN)/python benchmarks/workload.py $(BENCH)
+
+bench-workload-pairs: ## what workload predicts of other traffic and settings, and what servers then make of them (BENCH='--device cpu')
+	$(install) cpu,test
+	$(BIN)/python benchmarks/workload_pairs.py $(BENCH)
 
 check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what they say
 	$(install) cpu,test
