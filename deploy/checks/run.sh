@@ -60,8 +60,14 @@ render sidecar-service --set podMonitor.enabled=false --set serviceMonitor.enabl
 render sidecar-flag $nonroot --set-json 'vllm.plugins=[]' --set 'imagePullSecrets[0].name=registry' --set apiKey.existingSecret=taxbreak --set podMonitor.labels.release=prom
 render deployment $nonroot --set mode=deployment --set apiKey.existingSecret=taxbreak --set apiKey.readKey=read
 render deployment-claim $nonroot --set results.existingClaim=results --set mode=deployment --set spool.existingClaim=spool --set networkPolicy.enabled=false
+archive="--set archive.url=s3://fleet/a --set archive.existingSecret=s3 --set archive.env.AWS_REGION=eu-west-1 --set archive.report.enabled=true"
+render sidecar-archive $nonroot $archive
+render sidecar-share $nonroot --set archive.url=file:///archive --set archive.existingClaim=share --set archive.report.enabled=true
+render sidecar-1000 $nonroot -f "$chart/values-1000.yaml" --set archive.url=s3://fleet/a --set archive.serviceAccount.annotations.role=r
+render deployment-archive $nonroot $archive --set mode=deployment --set archive.serviceAccount.create=true
 for wrong in mode=daemonset settings.sampleEvery=1 settings.overheadBudgetRatio=2 port=80 spool.size=big apiKey.key= \
-    grafanaUrl=grafana serviceMonitor.enabled=true no.such.value=1; do
+    grafanaUrl=grafana serviceMonitor.enabled=true no.such.value=1 archive.url=http://store archive.url=s3://key:secret@bucket \
+    archive.url=file:///archive archive.bytesPerDay=1; do
     ! "$bin/helm" template t "$chart" --set "$wrong" >/dev/null 2>&1 || die "helm takes $wrong"
 done
 

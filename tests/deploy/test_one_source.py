@@ -99,6 +99,9 @@ def test_the_chart_s_port_is_the_sidecar_s_own_and_its_bounds_are_the_settings_d
     assert values["results"]["maxBytes"] == settings.results_max_bytes
     assert values["settings"]["overheadBudgetRatio"] == settings.overhead_budget_ratio
     assert values["settings"]["sampleEvery"] == settings.sample_every
+    assert values["archive"]["bytesPerSecond"] == settings.archive_bytes_per_second
+    assert values["archive"]["bytesPerDay"] == settings.archive_bytes_per_day
+    assert values["archive"]["batchSeconds"] == settings.archive_batch_s
 
 
 def test_spool_and_results_fit_the_volume_that_a_pod_is_evicted_for_exceeding():

@@ -50,6 +50,29 @@ capabilities: {drop: [ALL]}
 - {name: TAXBREAK_SPOOL_MAX_BYTES, value: {{ .Values.spool.maxBytes | int64 | quote }}}
 {{- end }}
 
+{{- /* What tells the sidecar, and the report, of the archive, with the credentials of its store. */ -}}
+{{- define "taxbreak.archiveEnv" -}}
+{{- range $name, $value := .Values.archive.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+
+{{- define "taxbreak.archiveFrom" -}}
+{{- with .Values.archive.existingSecret }}
+envFrom:
+  - secretRef: {name: {{ . }}}
+{{- end }}
+{{- end }}
+
+{{- define "taxbreak.archiveVolume" -}}
+- name: taxbreak-archive
+  persistentVolumeClaim: {claimName: {{ .Values.archive.existingClaim }}}
+{{- end }}
+
+{{- define "taxbreak.serviceAccount" -}}
+{{ .Values.archive.serviceAccount.name | default .Release.Name }}
+{{- end }}
+
 {{- define "taxbreak.container" -}}
 name: taxbreak
 image: {{ include "taxbreak.image" . }}
@@ -64,6 +87,15 @@ env:
   {{- if eq .Values.mode "deployment" }}
   - {name: TAXBREAK_RESULTS, value: /results/results.sqlite3} # SQLite and network volumes do not go together
   {{- end }}
+  {{- with .Values.archive }}
+  {{- if .url }}
+  - {name: TAXBREAK_ARCHIVE, value: {{ .url | quote }}}
+  - {name: TAXBREAK_ARCHIVE_BYTES_PER_SECOND, value: {{ .bytesPerSecond | int64 | quote }}}
+  - {name: TAXBREAK_ARCHIVE_BYTES_PER_DAY, value: {{ .bytesPerDay | int64 | quote }}}
+  - {name: TAXBREAK_ARCHIVE_BATCH_S, value: {{ .batchSeconds | int64 | quote }}}
+  {{- include "taxbreak.archiveEnv" $ | nindent 2 }}
+  {{- end }}
+  {{- end }}
   {{- with .Values.apiKey }}
   {{- if and .existingSecret .key }}
   - name: TAXBREAK_API_KEY
@@ -76,6 +108,9 @@ env:
       secretKeyRef: {name: {{ .existingSecret }}, key: {{ .readKey }}}
   {{- end }}
   {{- end }}
+{{- if .Values.archive.url }}
+{{- include "taxbreak.archiveFrom" . | nindent 0 }}
+{{- end }}
 ports:
   - {name: taxbreak, containerPort: {{ .Values.port }}}
 securityContext:
@@ -85,6 +120,9 @@ resources:
 volumeMounts:
   - {name: taxbreak-spool, mountPath: /taxbreak}
   - {name: taxbreak-tmp, mountPath: /tmp}
+  {{- if .Values.archive.existingClaim }}
+  - {name: taxbreak-archive, mountPath: /archive}
+  {{- end }}
   {{- if eq .Values.mode "deployment" }}
   - {name: taxbreak-results, mountPath: /results}
   {{- end }}
