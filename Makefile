@@ -10,7 +10,7 @@ install = @sh scripts/install.sh
 # two processes, a module to one of them; longest first, as tests/conftest.py sorts them
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs bench-workload bench-workload-pairs soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
+.PHONY: help demo demo-fleet test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs bench-workload bench-workload-pairs soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ help: ## list the targets
 demo: ## a real vLLM with tiny models, real load, the breakdown and the page (ONCE=1 ends after the table)
 	$(install) cpu
 	@exec $(BIN)/python -m taxbreak_vllm.cli demo $(if $(filter-out 0,$(ONCE)),--once)
+
+demo-fleet: ## two such servers, an archive of what they recorded, and the report of both as one page, fleet.html
+	$(install) cpu,archive
+	@exec $(BIN)/python -m taxbreak_vllm.cli demo --once --fleet fleet.html
 
 test: ## the tests of every change, those on a real vLLM server included (ARGS='-m "not e2e"' for the quick ones)
 	$(install) cpu,test
@@ -91,6 +95,12 @@ bench-workload: ## a server's steps scheduled again, 10,000 of each setting
 bench-workload-pairs: ## what workload predicts of other traffic and settings, and what servers then make of them (BENCH='--device cpu')
 	$(install) cpu,test
 	$(BIN)/python benchmarks/workload_pairs.py $(BENCH)
+
+.PHONY: bench-fleet
+bench-fleet: ## what a fleet's report finds of planted changes and slow hosts; 20,000 captures here and on Ray (some 30 min)
+	$(install) cpu,archive,test
+	$(BIN)/python benchmarks/fleet_changes.py $(BENCH)
+	$(BIN)/python benchmarks/fleet_speed.py
 
 check-api: ## schemathesis, promtool and Prometheus on a real sidecar, with what they say
 	$(install) cpu,test

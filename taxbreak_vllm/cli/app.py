@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli import agents, archive, doctor, measuring, servers, traces, transition, whatif, workload
+from taxbreak_vllm.cli import agents, archive, doctor, fleet, measuring, servers, traces, transition, whatif, workload
 from taxbreak_vllm.model.version import package_version
 from taxbreak_vllm.output.text.printed import print_text
 
@@ -52,3 +52,4 @@ for command in (
     app.command()(command)
 
 app.add_typer(workload.workload)
+app.add_typer(fleet.fleet)

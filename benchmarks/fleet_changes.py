@@ -1,0 +1,210 @@
+"""What a fleet's report finds of what was planted, and what it finds where nothing was: ROC, intervals.
+
+Noise is drawn from what real servers showed (`--measure N` starts as many, one after the other, and keeps the spread in
+the results): how far captures of one start lie from its middle, and how far starts lie from one another. Hosts besides
+differ by `--between`. In: nothing. Out: `results/fleet_changes.json`.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from machine import ROOT, describe_machine
+
+from taxbreak_vllm.insight.apart import MIN_APART, is_apart, scores
+from taxbreak_vllm.insight.changes import Observations, medians, move_over_time, moves_at_deploys
+from taxbreak_vllm.insight.shifts import MAX_P, is_change
+
+RESULTS = ROOT / "benchmarks" / "results" / "fleet_changes.json"
+SIZES = (0.0, 0.03, 0.05, 0.10)
+FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+WEEK_NS = 7 * 86_400 * 10**9
+_QUANTILES = np.linspace(0.005, 0.995, 100)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", type=int, default=0, metavar="N", help="start N real servers for the spread")
+    parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces")
+    parser.add_argument("--comparisons", type=int, default=20_000, help="of no change, and a twentieth of each size")
+    parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--captures", type=int, default=60, help="a host")
+    parser.add_argument("--between", type=float, default=0.05, help="spread of hosts (of logarithms)")
+    options = parser.parse_args()
+    told = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    spread = measured(options.measure) if options.measure else told["spread"]
+    figures = spread["delta_ft_ns"]
+    deploys = {str(size): deploy(size, figures, options) for size in SIZES}
+    hosts = {str(size): slow_host(size, figures, options) for size in SIZES}
+    result = {
+        "machine": describe_machine("numpy"),
+        "spread": spread,
+        "spread_of_traces": of_traces(options.traces) or told.get("spread_of_traces"),
+        "hosts": options.hosts,
+        "captures_a_host": options.captures,
+        "comparisons": options.comparisons,
+        "between": options.between,
+        "deploy": told_of(deploys, "p"),
+        "slow_host": told_of(hosts, "score"),
+        "time": over_time(figures, options),
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    for name in ("deploy", "slow_host", "time"):
+        print(name, json.dumps(result[name]))
+
+
+def fleet(size: float, spread: dict, options: argparse.Namespace, draw: np.random.Generator) -> Observations:
+    """Draw a week of captures of hosts that all go to another version about half-way."""
+    num, each = options.hosts, options.captures
+    host = np.repeat(np.arange(num), each)
+    when = np.sort(draw.uniform(0, 1, (num, each)), axis=1).ravel()
+    version = (when >= np.repeat(draw.uniform(0.4, 0.6, num), each)).astype(np.int64)
+    level = options.between * draw.standard_normal(num)
+    start = np.interp(draw.uniform(0, 1, (num, 2)), _QUANTILES, spread["starts"])
+    noise = np.interp(draw.uniform(0, 1, len(host)), _QUANTILES, spread["captures"])
+    tokens = draw.uniform(2, 3, len(host))
+    value = level[host] + start[host, version] + np.log1p(size) * version + noise
+    return Observations(host, host, version, (when * WEEK_NS).astype(np.int64), tokens, value)
+
+
+def deploy(size: float, spread: dict, options: argparse.Namespace) -> dict:
+    """Return, of many fleets, the p of the change at the deploy, whether it is called one, and its interval."""
+    draw, found = np.random.default_rng(round(1000 * size)), []
+    for _ in range(options.comparisons if size == 0 else options.comparisons // 20):
+        (move,) = moves_at_deploys(fleet(size, spread, options, draw))
+        found.append(move.shift)
+    return {
+        "p": [shift.p_value for shift in found],
+        "found": sum(map(is_change, found)) / len(found),
+        "held": sum(shift.low <= size <= shift.high for shift in found) / len(found),
+        "half_width": float(np.median([(shift.high - shift.low) / 2 for shift in found])),
+    }
+
+
+def slow_host(size: float, spread: dict, options: argparse.Namespace) -> dict:
+    """Return, of many fleets, the score of a host that takes so much longer, and whether it is called apart.
+
+    Hosts that are alike differ by what starts differ by, as like hosts do that take part in no other comparison.
+    """
+    draw, score, found = np.random.default_rng(7 + round(1000 * size)), [], []
+    num = options.hosts
+    for _ in range((options.comparisons if size == 0 else options.comparisons // 2) // num + 1):
+        start = np.interp(draw.uniform(0, 1, num), _QUANTILES, spread["starts"])
+        noise = np.interp(draw.uniform(0, 1, (num, options.captures)), _QUANTILES, spread["captures"])
+        level = start + np.median(noise, axis=1)
+        slow = range(num) if size == 0 else [int(draw.integers(num))]
+        if size:
+            level[slow[0]] += np.log1p(size)
+        apart, own = is_apart(level), scores(level)
+        score += [float(abs(own[at])) for at in slow]
+        found += [bool(apart[at]) for at in slow]
+    return {"score": score, "found": sum(found) / len(found), "num": len(found)}
+
+
+def over_time(spread: dict, options: argparse.Namespace) -> dict:
+    """Return how often a change at a time that no version explains is found: of 5 %, and of none."""
+    draw, result = np.random.default_rng(3), {}
+    for size in (0.0, 0.05):
+        found = []
+        for _ in range(options.comparisons // (20 if size == 0 else 200)):
+            seen = fleet(0.0, spread, options, draw)
+            own = np.zeros_like(seen.version)
+            later = np.log1p(size) * (seen.at_ns > WEEK_NS * 0.6)
+            restart = np.zeros(len(own))
+            move = move_over_time(
+                Observations(seen.host, seen.place, own, seen.at_ns, seen.size, seen.value + later + restart)
+            )
+            found.append(move is not None and is_change(move.shift))
+        result[str(size)] = {"found": sum(found) / len(found), "num": len(found)}
+    return result
+
+
+def told_of(sizes: dict[str, dict], by: str) -> dict:
+    """Return the ROC: how much of each size is found where so much of nothing is."""
+    drawn = {size: np.array(one.pop(by)) * (-1 if by == "p" else 1) for size, one in sizes.items()}
+    none = np.sort(drawn["0.0"])
+    cuts = {str(rate): float(none[-max(1, int(rate * len(none)))]) for rate in FALSE_RATES}
+    roc = {size: {rate: float((own >= cut).mean()) for rate, cut in cuts.items()} for size, own in drawn.items()}
+    least = MAX_P if by == "p" else MIN_APART
+    return {"called_from": least, "sizes": sizes, "found_at_false_rate": roc}
+
+
+def measured(num_starts: int) -> dict:
+    """Start a real server so often, record its decode steps, and tell how captures and starts of it spread."""
+    from taxbreak_vllm.demo.load import send
+    from taxbreak_vllm.demo.models import write_tiny_llama
+    from taxbreak_vllm.demo.processes import Processes
+    from taxbreak_vllm.demo.servers import start_vllm
+    from taxbreak_vllm.fleet.rows import analyzed, row_of
+    from taxbreak_vllm.spool.spool import Spool
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="taxbreak-fleet-") as name, Processes(Path(name)) as processes:
+        model = write_tiny_llama(Path(name) / "tiny-llama")
+        for start in range(num_starts):
+            spool = Spool(Path(name) / f"spool-{start}", max_bytes=2**30, max_captures=10_000)
+            env = {
+                "TAXBREAK_SPOOL": str(spool.root),
+                "TAXBREAK_SAMPLE_EVERY": "8",
+                "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
+                "TAXBREAK_MAX_STALL_MS": "1000",
+            }
+            server = start_vllm(processes, model, env=env, name=f"vllm-{start}").wait()
+            for seed in count(1):
+                send(server.url, "tiny-llama", seed=seed)
+                if len(spool.captures()) >= 80:
+                    break
+            server.process.stop()
+            for capture in spool.captures():
+                row = row_of(capture.step_id, *analyzed(capture.path))
+                if row.phase == "decode":
+                    rows.append((start, row))
+            print(f"start {start}: {len(rows)} decode steps in all", flush=True)
+    return {name: _spread(rows, name) for name in ("delta_ft_ns", "plain_ns", "active_ns")} | {
+        "num_starts": num_starts,
+        "num_captures": len(rows),
+        "at_unix_s": round(time.time()),
+    }
+
+
+def _spread(rows: Sequence, name: str) -> dict:
+    """Return quantiles of captures about the middle of their start, and of these middles (of logarithms)."""
+    start = np.array([at for at, _ in rows])
+    value = np.log(np.array([getattr(row, name) or np.nan for _, row in rows], dtype=float))
+    tokens = np.array([row.tokens or 0 for _, row in rows])
+    kept = np.isfinite(value) & (tokens == np.bincount(tokens).argmax())
+    start, value = start[kept], value[kept]
+    middle, _ = medians(start, value, int(start.max()) + 1)
+    middle = middle[np.isfinite(middle)]
+    left = value - medians(start, value, int(start.max()) + 1)[0][start]
+    return {
+        "captures": np.quantile(left, _QUANTILES).round(5).tolist(),
+        "starts": np.quantile(middle - np.median(middle), _QUANTILES).round(5).tolist(),
+        "num": len(value),
+    }
+
+
+def of_traces(folder: Path) -> dict | None:
+    """Return the spread of ΔFT over the steps of each given trace that has several alike."""
+    from taxbreak_vllm import analyze
+
+    found = {}
+    for path in sorted(folder.glob("*.json.gz")):
+        steps = [step for step in analyze(path).steps if step.taxes.delta_ft_ns]
+        if len(steps) >= 5:
+            value = np.log([step.taxes.delta_ft_ns or 1 for step in steps])
+            found[path.name] = {
+                "num": len(steps),
+                "spread": float(1.4826 * np.median(np.abs(value - np.median(value)))),
+            }
+    return found or None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""How fast a fleet's captures are analyzed: here, on Ray with a worker killed, and one `taxbreak analyze` at a time.
+
+In: nothing. Captures are made of recorded ones (`tests/rig/fleet.py`) with other times, hosts and known effects; the
+store is a folder. Out: `results/fleet_speed.json`: captures a second beside a loop of processes on one core, time and
+memory for a quarter and for all of them, whether the rows of Ray's tasks are those of this machine's processes, and
+what a thousand hosts with a capture a minute each take by that.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from machine import ROOT, describe_machine
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from rig.fleet import Fleet, RayKiller, fill
+
+from taxbreak_vllm.archive.bundle import unpack
+from taxbreak_vllm.archive.layout import Key
+from taxbreak_vllm.archive.store import Store
+from taxbreak_vllm.fleet.analyze import analyze, plan
+from taxbreak_vllm.fleet.batch import ANALYSES
+from taxbreak_vllm.fleet.report import report
+from taxbreak_vllm.fleet.steps import read_steps
+from taxbreak_vllm.model.version import package_version
+
+RESULTS = ROOT / "benchmarks" / "results" / "fleet_speed.json"
+MINUTES_A_DAY = 24 * 60
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--captures", type=int, default=20_000)
+    parser.add_argument("--loop", type=int, default=30, help="captures for the loop of processes")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-ray", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="taxbreak-fleet-", dir="/var/tmp") as name:
+        result = measure(Path(name), options)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Do all of it."""
+    made = Fleet(num_hosts=100, num_captures=options.captures // 100, days=7, change=1.05, slow={3: 1.1})
+    whole, keys = filled(folder / "whole", made.captures())
+    quarter = Fleet(num_hosts=100, num_captures=options.captures // 400, days=7)
+    small, _ = filled(folder / "quarter", quarter.captures())
+    loop = loop_of_processes(whole, keys[:: max(1, len(keys) // options.loop)], folder)
+    few, many = local(small, options.jobs), local(whole, options.jobs)
+    begun_s = time.monotonic()
+    steps = read_steps(whole, package_version())
+    found = report(steps, archive=whole.url, version=package_version())
+    told_s = time.monotonic() - begun_s
+    result: dict[str, object] = {
+        "machine": describe_machine("numpy", "pyarrow", "obstore", "ray"),
+        "captures": len(keys),
+        "capture_bytes": sum(len(whole.get(key)) for key in keys[:50]) // 50,
+        "jobs": options.jobs,
+        "loop": loop,
+        "quarter": few,
+        "whole": many,
+        "times_the_loop": many["per_s"] / loop["per_s"],
+        "growth": many["elapsed_s"] / few["elapsed_s"] / (len(keys) / few["captures"]),
+        "report_s": told_s,
+        "report": {
+            "found": sorted({(one.figure, round(one.shift.change, 4)) for one in found.changes if one.is_found}),
+            "apart": sorted({one.host for one in found.outliers}),
+        },
+        "rows_bytes": sum(len(whole.get(key)) for key in whole.list(ANALYSES.format(package_version()))),
+    }
+    if not options.no_ray:
+        other, _ = filled(folder / "ray", made.captures())
+        result["ray"] = on_ray(other, whole)
+    result["thousand_hosts"] = on_paper(result)
+    return result
+
+
+def filled(folder: Path, captures: Iterator[tuple[Key, bytes]]) -> tuple[Store, list[Key]]:
+    """Make an archive of captures."""
+    folder.mkdir()
+    store = Store(f"file://{folder}")
+    return store, fill(store, captures)
+
+
+def loop_of_processes(store: Store, keys: list[Key], folder: Path) -> dict[str, float]:
+    """Analyze captures by a process each, one after the other."""
+    paths = [unpack(store.get(key), folder / "loop" / key.digest).path for key in keys]
+    begun_s = time.monotonic()
+    for path in paths:
+        command = [sys.executable, "-m", "taxbreak_vllm.cli", "analyze", "--json", str(path)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    elapsed_s = time.monotonic() - begun_s
+    return {"captures": len(keys), "elapsed_s": elapsed_s, "per_s": len(keys) / elapsed_s}
+
+
+def local(store: Store, jobs: int) -> dict[str, float]:
+    """Analyze an archive on this machine's processes, and tell the largest of them."""
+    begun_s = time.monotonic()
+    found = plan(store, package_version())
+    count, broken = analyze(found, jobs=jobs)
+    elapsed_s = time.monotonic() - begun_s
+    assert not broken
+    return {
+        "captures": count.num_analyzed,
+        "elapsed_s": elapsed_s,
+        "per_s": count.num_analyzed / elapsed_s,
+        "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "own_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def on_ray(store: Store, like: Store) -> dict[str, object]:
+    """Analyze it on a Ray of two workers, kill one of them in the middle, and compare the objects."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    killer = RayKiller(lambda count: count.num_analyzed > count.num_found // 3)
+    begun_s = time.monotonic()
+    count, broken = analyze(plan(store, package_version()), jobs=1, ray="local", progress=killer)
+    elapsed_s = time.monotonic() - begun_s
+    paths = [sorted(key.path for key in one.list(ANALYSES.format(package_version()))) for one in (store, like)]
+    return {
+        "captures": count.num_analyzed,
+        "broken": len(broken),
+        "elapsed_s": elapsed_s,
+        "per_s": count.num_analyzed / elapsed_s,
+        "killed": len(killer.killed),
+        "same_objects": paths[0] == paths[1],
+    }
+
+
+def on_paper(result: dict) -> dict[str, float]:
+    """Return what a thousand hosts take that keep a capture a minute each, by what was measured."""
+    a_day = 1000 * MINUTES_A_DAY
+    return {
+        "captures_a_day": a_day,
+        "archive_gb_a_day": a_day * result["capture_bytes"] / 1e9,
+        "archive_mbit_per_s": a_day * result["capture_bytes"] * 8 / 86_400 / 1e6,
+        "core_hours_a_day": a_day / (result["whole"]["per_s"] / result["jobs"]) / 3600,
+        "rows_gb_a_day": a_day * result["rows_bytes"] / result["captures"] / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    main()
