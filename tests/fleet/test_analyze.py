@@ -14,6 +14,7 @@ from taxbreak_vllm.fleet.analyze import analyze, known_captures, plan
 from taxbreak_vllm.fleet.batch import ANALYSES, BROKEN, Batch, analyze_batch
 from taxbreak_vllm.fleet.pool import outcomes
 from taxbreak_vllm.fleet.steps import read_steps
+from taxbreak_vllm.fleet.table import schema
 from taxbreak_vllm.model.errors import Away
 
 SMALL = Fleet(num_hosts=2, num_captures=6)
@@ -202,3 +203,14 @@ def test_more_rows_than_fit_are_thinned_by_chance_and_that_is_said(store):
 
     assert steps.every > 1
     assert len(steps) <= 5
+
+
+def test_every_column_of_the_table_is_documented_with_its_type():
+    page = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+    listed = {
+        line.split("|")[1].strip().strip("`"): line.split("|")[2].strip()
+        for line in page.splitlines()
+        if line.startswith("| `")
+    }
+
+    assert {field.name: str(field.type) for field in schema() if field.name != "predicted"}.items() <= listed.items()
