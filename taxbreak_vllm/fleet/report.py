@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taxbreak_vllm.fleet.steps import Int, Steps
+from taxbreak_vllm.fleet.steps import Bool, Int, Steps
 from taxbreak_vllm.insight.apart import MIN_LIKE, differences, is_apart, scores
 from taxbreak_vllm.insight.changes import (
     Move,
@@ -325,7 +325,7 @@ def _most_common(code: Int, group: Int, num: int) -> list[int | None]:
 
 def _wins(steps: Steps) -> list[FleetWin]:
     """Return what each change would bring, the most first, then those of which that is not known."""
-    chosen = ~steps.is_asked
+    chosen = ~steps.is_asked & _is_newest_server(steps)
     time_ns = np.where(np.isfinite(steps.numbers["plain_ns"]), steps.numbers["plain_ns"], steps.numbers["step_ns"])
     code, names = steps.codes("model", "gpu", "server", "phase")
     spent: defaultdict[tuple[str, str], dict[str, dict[str, _Phase]]] = defaultdict(dict)
@@ -336,6 +336,16 @@ def _wins(steps: Steps) -> list[FleetWin]:
             place.add(float(time_ns[at]), steps.predicted[at])
     wins = [_win(change, model, gpu, servers) for (model, gpu), servers in spent.items() for change in _asked(servers)]
     return sorted(wins, key=lambda win: (win.servers is None, -(win.servers or 0.0)))
+
+
+def _is_newest_server(steps: Steps) -> Bool:
+    """Tell the steps of the server that each place ran last: earlier ones are gone, and are no servers to win from."""
+    place, server = steps.words["place"].code, steps.words["server"].code
+    newest = np.full(len(steps.words["place"].texts), -1, dtype=np.int64)
+    order = np.argsort(steps.started_unix_ns, kind="stable")
+    newest[place[order]] = server[order]  # of several the last stays
+    found: Bool = newest[place] == server
+    return found
 
 
 class _Phase:
