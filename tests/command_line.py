@@ -1,7 +1,8 @@
 """`taxbreak` loaded once: each command of the tests is a fork of one process, in a twentieth of the time of its own.
 
-As a module, `CommandLine` runs commands; as a program it takes one a line, as JSON, and answers with its exit status.
-What a fork does not show, that a command comes up by itself, those tests show that start one as a user would.
+As a module, `CommandLine` runs commands; as a program it reads requests, a line of JSON each: a command to begin, which
+it answers with the number of its process, or such a number, which it answers with the exit status. What it began ends
+with it. What a fork does not show, that a command comes up by itself, those tests show that start one as a user would.
 """
 
 import contextlib
@@ -9,9 +10,14 @@ import gc
 import importlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 _LOADED = (
@@ -29,7 +35,40 @@ _LOADED = (
     "rich.progress",
     "typer._adapters",
     "typer.rich_utils",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
 )
+
+
+class Command:
+    """A command that was begun."""
+
+    def __init__(self, words: list[str], pid: int, out: IO[bytes], err: IO[bytes], end: Callable[[int], int]) -> None:
+        self._words, self._pid, self._out, self._err, self._end = words, pid, out, err, end
+        self._pidfd = os.pidfd_open(pid)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return not select.select([self._pidfd], [], [], 0)[0]
+
+    @property
+    def stderr(self) -> str:
+        """What it has printed on standard error so far."""
+        return Path(self._err.name).read_text()
+
+    def kill(self) -> None:
+        """End it at once."""
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end, once; what it printed is read and removed."""
+        select.select([self._pidfd], [], [])
+        os.close(self._pidfd)
+        status = self._end(self._pid)
+        with self._out as out, self._err as err:
+            return subprocess.CompletedProcess(self._words, status, out.read().decode(), err.read().decode())
 
 
 class CommandLine:
@@ -39,19 +78,28 @@ class CommandLine:
         self._forking = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        self._lock = threading.Lock()  # tests run commands in threads
 
     def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run `taxbreak ARGUMENTS` here, in this environment, to its end."""
-        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            words = ["taxbreak", *map(str, arguments)]
-            request = {"words": words, "env": dict(os.environ), "cwd": os.getcwd(), "out": out.name, "err": err.name}
-            self._pipe(self._forking.stdin).write(json.dumps(request) + "\n")
-            status = int(self._pipe(self._forking.stdout).readline())
-            return subprocess.CompletedProcess(words, status, out.read().decode(), err.read().decode())
+        return self.start(*arguments).wait()
+
+    def start(self, *arguments: object, **settings: object) -> Command:
+        """Begin `taxbreak ARGUMENTS` here, in this environment and with these settings as variables of it."""
+        words = ["taxbreak", *map(str, arguments)]
+        env = dict(os.environ) | {f"TAXBREAK_{name.upper()}": str(value) for name, value in settings.items()}
+        out, err = tempfile.NamedTemporaryFile(), tempfile.NamedTemporaryFile()  # noqa: SIM115 - until it has ended
+        pid = self._ask({"words": words, "env": env, "cwd": os.getcwd(), "out": out.name, "err": err.name})
+        return Command(words, pid, out, err, lambda pid: self._ask({"ended": pid}))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and with it what it began."""
         self._forking.communicate()
+
+    def _ask(self, request: dict) -> int:
+        with self._lock:
+            self._pipe(self._forking.stdin).write(json.dumps(request) + "\n")
+            return int(self._pipe(self._forking.stdout).readline())
 
     @staticmethod
     def _pipe(pipe: IO[str] | None) -> IO[str]:
@@ -60,17 +108,26 @@ class CommandLine:
 
 
 def _serve() -> None:
-    """Fork for each line; only in a fork does this return, with the command still to be run."""
+    """Answer each line; only in a fork does this return, with the command still to be run."""
     for name in _LOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()  # else each fork looks through all of that at its end
+    running = set()
     for line in sys.stdin:
-        if (pid := os.fork()) == 0:
-            _become(json.loads(line))
+        request = json.loads(line)
+        if pid := request.get("ended"):
+            answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            running.remove(pid)
+        elif (answer := os.fork()) == 0:
+            _become(request)
             return
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        else:
+            running.add(answer)
+        sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
     os._exit(0)
 
 

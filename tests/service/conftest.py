@@ -1,16 +1,16 @@
 """A spool, results and captures whose trace is the step it stands for, so that a fake analysis only has to read it."""
 
 import gzip
-import json
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from itertools import count
 
 import msgspec
 import pytest
+from fastapi import routing
 
 from taxbreak_vllm.model.breakdown import (
     Breakdown,
@@ -52,6 +52,14 @@ class Clock:
 
     def sleep_s(self, seconds):
         self.ns += int(seconds * 10**9)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_of_answers():
+    """Let all apps of the tests share FastAPI's models of answers: to build them takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routing, "create_model_field", cache(routing.create_model_field))
+        yield
 
 
 @pytest.fixture
@@ -251,24 +259,21 @@ def make_state(clock):
 
 
 @pytest.fixture
-def start_sidecar(settings):
-    """Run `serve` as a process of its own, with other settings; gives its address."""
-    script = (
-        "import json, sys; from taxbreak_vllm.service.app import serve; from taxbreak_vllm.settings import Settings\n"
-        "serve(Settings(port=0, **json.loads(sys.argv[1])))"
-    )
+def start_sidecar(taxbreak, settings, until):
+    """Run `taxbreak serve` with other settings; gives its address. It replays nothing unless told to."""
     started = []
 
     def start(**options):
-        given = json.dumps({"spool": str(settings.spool)} | options)
-        started.append(subprocess.Popen([sys.executable, "-c", script, given], stderr=subprocess.PIPE, text=True))
-        (url,) = re.findall(r"http://[\d.:]+", started[-1].stderr.readline())
+        sidecar = taxbreak.start("serve", "--spool", settings.spool, "--port", 0, **{"replay": False} | options)
+        started.append(sidecar)
+        until(lambda: "\n" in sidecar.stderr or not sidecar.is_alive, timeout_s=60)
+        (url,) = re.findall(r"http://[\d.:]+", sidecar.stderr)
         return url
 
     yield start
-    for process in started:
-        with process:
-            process.kill()
+    for sidecar in started:
+        sidecar.kill()
+        sidecar.wait()
 
 
 @pytest.fixture
@@ -299,7 +304,7 @@ def analyze(capture):
     while data == b"hang":
         pass
     if data == b"slow":
-        time.sleep(60)
+        time.sleep(600)
     try:
         step = msgspec.json.decode(data, type=StepBreakdown)
     except msgspec.MsgspecError as error:
@@ -334,7 +339,7 @@ def begun(tmp_path):
 def until():
     """Wait for a condition, and fail where it does not come true in time."""
 
-    def until(condition, *, timeout_s=30):
+    def until(condition, *, timeout_s=90):
         deadline_s = time.monotonic() + timeout_s
         while not (found := condition()):
             assert time.monotonic() < deadline_s, "not true in time"
