@@ -29,7 +29,7 @@ def test_a_port_that_is_free_is_taken(processes, somebody, tmp_path):
     sidecar = start_sidecar(processes, tmp_path / "spool", port=port).wait()
 
     assert sidecar.url == f"http://{HOST}:{port}"
-    assert httpx.get(sidecar.url + "/healthz").is_success
+    assert httpx.get(sidecar.url + "/healthz", timeout=60).is_success
 
 
 def test_beside_somebody_who_has_the_port_another_is_taken(processes, somebody, tmp_path):
@@ -38,4 +38,4 @@ def test_beside_somebody_who_has_the_port_another_is_taken(processes, somebody, 
     sidecar = start_sidecar(processes, tmp_path / "spool", port=port).wait()
 
     assert sidecar.url != f"http://{HOST}:{port}"
-    assert httpx.get(sidecar.url + "/healthz").is_success
+    assert httpx.get(sidecar.url + "/healthz", timeout=60).is_success

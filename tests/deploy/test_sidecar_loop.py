@@ -51,5 +51,5 @@ def test_it_starts_again_after_a_crash_and_ends_with_the_pod(loop):
 
     process.terminate()
 
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     until(lambda: not is_running(started()[1]))

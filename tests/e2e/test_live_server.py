@@ -249,7 +249,8 @@ def test_a_capture_asked_for_returns_within_seconds(live, requests_under_way):
     assert [step.phase for step in Breakdown.from_json(done.stdout).steps] == ["decode"] * 4
     assert json.loads(done.stdout)["advice"]["verdict"] in {"act", "conditional", "no action", "withheld"}
     (request,) = live.get("/v1/taxbreak/captures").json()["captures"]
-    assert done_unix_ns - request["created_unix_ns"] < 15 * 10**9  # without the start of the command itself
+    # without the start of the command itself; seconds on a quiet machine
+    assert done_unix_ns - request["created_unix_ns"] < 60 * 10**9
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not there: apt-get install prometheus")

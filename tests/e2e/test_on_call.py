@@ -71,19 +71,19 @@ class Watch:
 
     def _is_up(self):
         try:
-            return httpx.get(f"{self.url}/-/ready").is_success
+            return httpx.get(f"{self.url}/-/ready", timeout=60).is_success
         except httpx.TransportError:
             return False
 
     def alert(self):
         """The alert of the phase, firing; None where it is not."""
-        found = httpx.get(f"{self.url}/api/v1/alerts").raise_for_status().json()["data"]["alerts"]
+        found = httpx.get(f"{self.url}/api/v1/alerts", timeout=60).raise_for_status().json()["data"]["alerts"]
         mine = [one for one in found if (one["labels"]["alertname"], one["labels"].get("phase")) == (ALERT, PHASE)]
         return next((one for one in mine if one["state"] == "firing"), None)
 
     def query(self, query):
         """The value of a query with one series, now; None where there is none."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}).raise_for_status()
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=60).raise_for_status()
         found = answer.json()["data"]["result"]
         return float(found[0]["value"][1]) if found else None
 

@@ -147,12 +147,12 @@ def test_metrics_over_results_that_broke_are_a_problem(open_app, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_sidecar_and_analyzer_in_order(sidecar, spool, until, number):
     process, url = sidecar
-    assert httpx.get(f"{url}/healthz").text == "ok\n"
+    assert httpx.get(f"{url}/healthz", timeout=60).text == "ok\n"
     until(lambda: not is_claim_free(spool))
 
     os.kill(process.pid, number)
 
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert is_claim_free(spool)
     assert process.stderr.read() == ""
 
@@ -164,7 +164,7 @@ def test_killed_it_takes_its_analyzer_along(sidecar, spool, until):
     process.kill()
     process.wait()
 
-    until(lambda: is_claim_free(spool), timeout_s=10)
+    until(lambda: is_claim_free(spool))
 
 
 def test_a_port_in_use_is_said_in_one_line(settings):

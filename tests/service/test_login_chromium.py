@@ -84,7 +84,7 @@ def test_a_page_whose_session_has_ended_becomes_the_login_by_itself(visit, sidec
         page.get_by_role("heading", name="Newest steps").wait_for()
         page.context.clear_cookies()
 
-        page.get_by_role("button", name="Log in").wait_for(timeout=20_000)
+        page.get_by_role("button", name="Log in").wait_for()
 
 
 @pytest.mark.parametrize(("scheme", "width"), LOOKS)

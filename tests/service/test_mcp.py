@@ -57,7 +57,7 @@ def serve_http(command):
     for process in started:
         with process:
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
 
 
 @asynccontextmanager
@@ -218,7 +218,9 @@ def test_over_http_the_key_lets_in_and_goes_on_to_the_server(serve_http, filled)
 
     assert len(asyncio.run(slow())["phases"]) == 6
     for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": KEY}):
-        refused = httpx2.post(url, headers=headers, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+        refused = httpx2.post(
+            url, headers=headers, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, timeout=60
+        )
         assert refused.status_code == 401
         assert refused.headers["content-type"] == "application/problem+json"
 
@@ -226,7 +228,7 @@ def test_over_http_the_key_lets_in_and_goes_on_to_the_server(serve_http, filled)
 def test_http_is_bound_to_this_machine_and_refuses_another_name_for_it(serve_http, filled):
     url = serve_http()
 
-    answer = httpx2.post(url, headers={"Authorization": f"Bearer {KEY}", "Host": "evil.example"}, json={})
+    answer = httpx2.post(url, headers={"Authorization": f"Bearer {KEY}", "Host": "evil.example"}, json={}, timeout=60)
 
     assert url.startswith("http://127.0.0.1:")
     assert answer.status_code == 421

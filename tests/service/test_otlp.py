@@ -135,7 +135,7 @@ def test_a_sidecar_exports_the_families_of_its_page_with_the_same_values(
 
     page = {
         (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in parse(httpx.get(f"{url}/metrics").text)
+        for family in parse(httpx.get(f"{url}/metrics", timeout=60).text)
         for sample in family.samples
     }
     exported = {}
@@ -311,7 +311,7 @@ def test_a_sidecar_whose_collector_hangs_answers_and_ends(start_sidecar, receive
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "10")
     url = start_sidecar(otlp=receiver.url)
 
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", timeout=60).text
 
     assert 'taxbreak_otlp_failures_total{signal="traces"}' in text
 

@@ -63,7 +63,7 @@ def test_it_refreshes_and_says_what_is_true_then(visit, slow_tokenizer, spool, c
         spool.put_waterfalls("vllm-a", "0", [])
         spool.put_frontend_state(replace(frontend_state(), updated_unix_ns=clock() + LATER_NS))  # begins anew
 
-        page.get_by_text("No request has ended yet.").wait_for(timeout=20_000)
+        page.get_by_text("No request has ended yet.").wait_for()
 
 
 def test_a_card_holds_its_longest_word(visit, filled, spool, clock, start_sidecar):

@@ -162,7 +162,7 @@ def test_record_leads_to_the_steps_that_it_recorded(visit, run, put_trace, start
             put_trace(name, capture_id=request.capture_id)
         run(TINY, capture_id=request.capture_id, capture_recorded=2)
 
-        page.get_by_text("done: 2 of 2 steps recorded and analyzed").wait_for(timeout=60_000)
+        page.get_by_text("done: 2 of 2 steps recorded and analyzed").wait_for()
         assert sorted(page.locator("#capture-status a").all_inner_texts()) == ["first", "second"]
         page.locator("#capture-status a").first.click()
         page.locator("h1", has_text="decode step").wait_for()
@@ -182,13 +182,13 @@ def test_an_empty_page_tells_the_commands_until_there_is_something_to_show(
         assert not page.get_by_text("nothing yet").first.is_visible()
 
         run(TINY)
-        page.get_by_role("heading", name="No step was recorded in the last 15 min").wait_for(timeout=20_000)
+        page.get_by_role("heading", name="No step was recorded in the last 15 min").wait_for()
         assert page.locator(".empty code:visible").all_inner_texts() == [record]
         assert page.locator("h1").inner_text() == "taxbreak tiny"
         assert page.locator("#capture [name=server_id]").input_value() == "vllm-a"
 
         put_trace("first")
-        page.locator("#a0-steps a").wait_for(timeout=60_000)
+        page.locator("#a0-steps a").wait_for()
         assert not page.locator(".empty").is_visible()
         assert page.get_by_role("heading", name="Is it the host?").is_visible()
 

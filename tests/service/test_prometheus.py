@@ -43,7 +43,7 @@ def prometheus(tmp_path):
 
 @_needs("promtool")
 def test_promtool_has_nothing_to_say(filled, start_sidecar):
-    text = httpx.get(f"{start_sidecar()}/metrics").content
+    text = httpx.get(f"{start_sidecar()}/metrics", timeout=60).content
 
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
 
@@ -58,7 +58,7 @@ def test_prometheus_reads_every_series_and_the_exemplars(filled, start_sidecar, 
 
     def ask(path, **query):
         try:
-            return httpx.get(f"{server}/api/v1/{path}", params=query).raise_for_status().json()["data"]
+            return httpx.get(f"{server}/api/v1/{path}", params=query, timeout=60).raise_for_status().json()["data"]
         except (httpx.TransportError, httpx.HTTPStatusError):
             return None
 
@@ -68,11 +68,13 @@ def test_prometheus_reads_every_series_and_the_exemplars(filled, start_sidecar, 
     now_s = time.time()
     exemplars = ask("query_exemplars", query='{__name__=~"taxbreak_.+"}', start=now_s - 600, end=now_s + 600)
 
-    text = httpx.get(f"{url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}).text
+    text = httpx.get(
+        f"{url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}, timeout=60
+    ).text
     assert target["lastError"] == ""
     assert num_series == sum(not line.startswith("#") for line in text.splitlines())
     names = {found["seriesLabels"]["__name__"] for found in exemplars}
     assert names == {"taxbreak_sampled_steps_total", "taxbreak_step_seconds_bucket"}
     ids = {exemplar["labels"]["step_id"] for found in exemplars for exemplar in found["exemplars"]}
     assert "step-decode" in ids
-    assert httpx.get(f"{url}/v1/taxbreak/steps/step-decode").is_success
+    assert httpx.get(f"{url}/v1/taxbreak/steps/step-decode", timeout=60).is_success

@@ -75,7 +75,7 @@ def test_the_command_is_one_that_the_analyzer_understands(settings, spool, until
     with process:
         until(lambda: settings.results_path.exists())
         process.stdin.close()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_the_analyzer_dies_with_a_killed_server(analyzer_command, spool, until):
@@ -89,4 +89,4 @@ def test_the_analyzer_dies_with_a_killed_server(analyzer_command, spool, until):
     parent.kill()
     parent.wait()
 
-    until(lambda: is_claim_free(spool), timeout_s=10)
+    until(lambda: is_claim_free(spool))

@@ -65,4 +65,4 @@ def test_what_was_recorded_meanwhile_is_drawn_without_a_reload(visit, address, r
         found = Breakdown(source=Source(model_name="tiny"), steps=(step,))
         results.add_step("of-64", replace(make_info("of-64"), batch=step.batch), found, now_ns=clock())
 
-        page.locator("[data-chart=transition][aria-label*='over 7 sizes']").wait_for(timeout=20_000)
+        page.locator("[data-chart=transition][aria-label*='over 7 sizes']").wait_for()
