@@ -1,5 +1,6 @@
 """What several test modules share: they are no package, so it comes as fixtures."""
 
+import gc
 import importlib.util
 import shutil
 import signal
@@ -27,6 +28,9 @@ from taxbreak_vllm.trace.read.kineto import read_events
 TRACE_FOLDERS = (Path(__file__).parents[2] / "shared" / "traces", Path(__file__).parent / "data" / "traces")
 REAL_TRACES = {path.name: path for folder in TRACE_FOLDERS for path in sorted(folder.glob("*.json.gz"))}
 
+# Folders with files that take many seconds, as they start processes or try much.
+LONG = tuple(f"tests/{folder}/" for folder in ("replay", "service", "doctor", "rig", "taxes", "deploy", "cases"))
+
 # A shell that runs us in the background has Ctrl-C ignored, and what we start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,8 +43,30 @@ with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pa
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what needs a vLLM, which takes longest, so that two processes end at the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    """Begin with what needs a vLLM, then with the longest files, so that two processes end at the same time."""
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not item.nodeid.startswith(LONG)))
+
+
+def pytest_collection_finish():
+    """Keep what was imported, torch among it, out of each later search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give a worker whole files, and one of them all files on live servers, so that vLLM is imported once.
+
+    At night, when most files are such, they are dealt out like any other.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "e2e" if file.startswith("tests/e2e/") and config.option.markexpr == "not nightly" else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -156,6 +182,7 @@ def visit(chromium):
     @contextmanager
     def visit(url, *, scheme="light", width=1280, height=900, expected_log=(), **context):
         page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, **context)
+        page.set_default_timeout(90_000)  # of a busy machine
         said, hosts = [], set()
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
