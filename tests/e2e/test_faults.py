@@ -181,6 +181,7 @@ def test_a_spool_that_is_deleted_comes_back(victim, answers, plain_answers):
     assert victim.root.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.nightly
 def test_garbage_in_the_spool_is_set_aside_and_counted_or_left_alone(victim, answers, plain_answers, tmp_path):
     victim.goes_on()
     source = victim.watched.spool.captures()[-1]

@@ -11,17 +11,19 @@ import pytest
 
 KEY = "secret"
 TRACE = Path(__file__).parents[1] / "data" / "serving.json"
-MAX_EXAMPLES = 6
 
 
 @pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed: pip install '.[test]'")
-@pytest.mark.timeout(300)
-def test_schemathesis_finds_nothing(filled, spool, start_sidecar, tmp_path):
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "how", [("--phases", "coverage"), pytest.param(("--max-examples", "20"), marks=pytest.mark.nightly)], ids=" ".join
+)
+def test_schemathesis_finds_nothing(filled, spool, start_sidecar, tmp_path, how):
     for capture in spool.captures():  # so that there is something to take apart
         capture.trace_path.write_bytes(gzip.compress(TRACE.read_bytes()))
     url = start_sidecar(api_key=KEY, captures_per_minute=10_000)
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", "all"]
-    command += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(MAX_EXAMPLES), "--seed", "1"]
+    command += ["--header", f"Authorization: Bearer {KEY}", "--seed", "1", *how]
 
     done = subprocess.run(
         [*command, "--no-color"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
