@@ -1,11 +1,14 @@
 """Speak to a running server over HTTP: ask it for steps and wait for their breakdown, change how it records."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -19,7 +22,8 @@ from taxbreak_vllm.model.transition import Transitions
 from taxbreak_vllm.model.worker import ControlState
 from taxbreak_vllm.settings import checked_key
 
-_POLL_S, _WAIT_S = 0.1, 10.0
+_POLL_S, _WAIT_S, _FETCH_S = 0.1, 10.0, 60.0
+_TRAFFIC_NAME = re.compile(r"[a-z]+-[0-9]{1,9}-[0-9]{8}\.jsonl\.gz")
 
 T = TypeVar("T")
 Params = Mapping[str, str | int | float | bool | Sequence[str]]
@@ -69,6 +73,15 @@ class _Outcome(msgspec.Struct):
         if self.status != "done":
             return f"{self.analyzed} of {self.steps} steps came in time ({self.status}){why}"
         return f"{self.failed} of {self.steps} steps could not be analyzed{why}" if self.failed else ""
+
+
+class _TrafficFile(msgspec.Struct):
+    name: str
+
+
+class _TrafficFiles(msgspec.Struct):
+    server_id: str
+    files: list[_TrafficFile]
 
 
 class _Fault(msgspec.Struct):
@@ -197,6 +210,28 @@ def read_transitions(
     params = {name: value for name, value in wanted.items() if value is not None}
     with _connected(url, api_key) as client:
         return _ask(client, Transitions, "GET", "transition", params=params)
+
+
+def fetch_traffic(url: str, folder: Path, *, server_id: str | None = None, api_key: str | None = None) -> None:
+    """Copy what a server has kept of its requests and steps into a folder; a file deleted meanwhile is left out.
+
+    Raises CaptureError where it cannot be reached, refuses, or keeps none.
+    """
+    which = {} if server_id is None else {"server_id": server_id}
+    with _connected(url, api_key, wait_s=_FETCH_S) as client:
+        found = _ask(client, _TrafficFiles, "GET", "traffic", params=which)
+        for file in found.files:
+            if not _TRAFFIC_NAME.fullmatch(file.name):
+                raise CaptureError(f"{url}: no answer of this version of taxbreak (a file named {file.name[:80]!r})")
+            with client.stream("GET", f"traffic/{quote(found.server_id, safe='')}/{file.name}") as response:
+                if response.status_code == HTTPStatus.NOT_FOUND:
+                    continue
+                if not response.is_success:
+                    response.read()
+                    raise _refusal(response)
+                with (folder / file.name).open("wb") as target:
+                    for piece in response.iter_raw():
+                        target.write(piece)
 
 
 def _advice(client: httpx.Client, capture_id: str) -> AdviceReport | None:

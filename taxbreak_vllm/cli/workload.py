@@ -1,12 +1,15 @@
 """The commands that ask what a server would make of other traffic, or of other settings."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taxbreak_vllm.cli.options import Json
+from taxbreak_vllm.cli.options import Json, ReadKey
 from taxbreak_vllm.cli.printing import print_json
+from taxbreak_vllm.cli.traffic import traffic_at
+from taxbreak_vllm.model.sweep import Aim
 from taxbreak_vllm.output.text.printed import print_text
 
 workload = typer.Typer(
@@ -16,10 +19,18 @@ workload = typer.Typer(
 Recorded = Annotated[
     Path, typer.Argument(help="a spool, SPOOL/SERVER of one server, or its traffic folder; of several the newest")
 ]
+Asked = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPOOL|URL",
+        help="a spool, SPOOL/SERVER, or the URL of a sidecar or a vLLM with our routes; of several servers the newest",
+    ),
+]
+ServerId = Annotated[str | None, typer.Option(help="which server, of a URL with several")]
 
 
 @workload.command()
-def check(path: Recorded, *, json: Json = False) -> None:
+def check(source: Asked, *, server_id: ServerId = None, api_key: ReadKey = None, json: Json = False) -> None:
     """Schedule recorded requests again, in virtual time: are all steps batched as they were?"""
     import msgspec
 
@@ -28,7 +39,8 @@ def check(path: Recorded, *, json: Json = False) -> None:
     from taxbreak_vllm.workload.process import ask
     from taxbreak_vllm.workload.task import Check
 
-    answer = ask(Check(str(path)))
+    with traffic_at(source, server_id=server_id, api_key=api_key) as path:
+        answer = ask(Check(str(path)))
     found = msgspec.json.decode(answer, type=Identities)
     if json:
         print_json(answer)
@@ -39,7 +51,7 @@ def check(path: Recorded, *, json: Json = False) -> None:
 
 
 @workload.command()
-def fit(path: Recorded, *, json: Json = False) -> None:
+def fit(source: Asked, *, server_id: ServerId = None, api_key: ReadKey = None, json: Json = False) -> None:
     """Tell what recorded steps and requests cost, by what they work on, and where the server stalled."""
     import msgspec
 
@@ -48,7 +60,8 @@ def fit(path: Recorded, *, json: Json = False) -> None:
     from taxbreak_vllm.workload.process import ask
     from taxbreak_vllm.workload.task import Fit
 
-    answer = ask(Fit(str(path)))
+    with traffic_at(source, server_id=server_id, api_key=api_key) as path:
+        answer = ask(Fit(str(path)))
     if json:
         print_json(answer)
         return
@@ -58,7 +71,7 @@ def fit(path: Recorded, *, json: Json = False) -> None:
 
 @workload.command()
 def predict(
-    path: Recorded,
+    source: Asked,
     *,
     load: Annotated[
         str, typer.Option(help="2x: requests come twice as fast; or a file of Azure, Mooncake, BurstGPT or vllm bench")
@@ -74,6 +87,8 @@ def predict(
     host: Annotated[float, typer.Option(min=0.01, max=100, help="times that the host's part takes")] = 1.0,
     device: Annotated[float, typer.Option(min=0.01, max=100, help="times that the device's part takes")] = 1.0,
     slo: Annotated[str, typer.Option(help="ttft=500ms,tpot=50ms,e2e=10s: the share of requests that keep to it")] = "",
+    server_id: ServerId = None,
+    api_key: ReadKey = None,
     json: Json = False,
 ) -> None:
     """Predict TTFT, TPOT and throughput under other traffic or settings, after checks that end it where they fail."""
@@ -85,7 +100,7 @@ def predict(
     from taxbreak_vllm.workload.process import ask
 
     task = predict_task(
-        path,
+        source,
         load=load,
         arrivals=arrivals,
         settings=settings or (),
@@ -94,7 +109,8 @@ def predict(
         device=device,
         slo=slo,
     )
-    answer = ask(task)
+    with traffic_at(source, server_id=server_id, api_key=api_key) as path:
+        answer = ask(msgspec.structs.replace(task, path=str(path)))
     found = msgspec.json.decode(answer, type=Prediction)
     if json:
         print_json(answer)
@@ -103,6 +119,74 @@ def predict(
         if found.predicted is not None:
             print_text(prediction_table(found))
     if found.predicted is None:
+        raise typer.Exit(1)
+
+
+@workload.command()
+def sweep(
+    source: Asked,
+    *,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="max_num_seqs=8,16,32: values in vLLM's scheduler_config, or of num_gpu_blocks"),
+    ] = None,
+    load: Annotated[
+        str | None, typer.Option(help="0.5x,1x,2x, or a file as predict takes it; with --for throughput the two ends")
+    ] = None,
+    arrivals: Annotated[
+        str | None, typer.Option(help="gamma:0.3: at the same rate, gaps of that shape (1 is Poisson, less is bursty)")
+    ] = None,
+    replicas: Annotated[str | None, typer.Option(help="1,2,4 such servers; with --for replicas the two ends")] = None,
+    host: Annotated[str, typer.Option(help="1,1.3: times that the host's part takes")] = "1",
+    device: Annotated[str, typer.Option(help="1,0.7: times that the device's part takes")] = "1",
+    slo: Annotated[str, typer.Option(help="ttft=500ms,tpot=50ms,e2e=10s: what requests are to keep to")] = "",
+    attainment: Annotated[
+        float, typer.Option(min=0.01, max=1, help="the share of requests that must keep to the SLO")
+    ] = 0.9,
+    aim: Annotated[
+        Aim | None,
+        typer.Option("--for", help="of each setting the greatest load, or the fewest replicas, that keep the SLO"),
+    ] = None,
+    max_points: Annotated[int, typer.Option(min=1, max=100_000, help="most points that may be asked for")] = 256,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="processes; as many as there are cores by default")
+    ] = None,
+    ray: Annotated[str | None, typer.Option(help="on Ray: auto, an address, or local")] = None,
+    server_id: ServerId = None,
+    api_key: ReadKey = None,
+    json: Json = False,
+) -> None:
+    """Predict every combination of settings and loads, or search in each under an SLO, on all cores or on Ray."""
+    import msgspec
+
+    from taxbreak_vllm.model.sweep import Swept
+    from taxbreak_vllm.output.text.sweep import progress_bar, sweep_lines, sweep_table
+    from taxbreak_vllm.workload.asked import sweep_task
+    from taxbreak_vllm.workload.process import ask
+
+    task = sweep_task(
+        source,
+        load=load,
+        arrivals=arrivals,
+        settings=settings or (),
+        replicas=replicas,
+        host=host,
+        device=device,
+        slo=slo,
+        aim=aim,
+        attainment=attainment,
+        max_points=max_points,
+        num_workers=workers or len(os.sched_getaffinity(0)),
+        ray=ray,
+    )
+    with progress_bar() as report, traffic_at(source, server_id=server_id, api_key=api_key) as path:
+        answer = ask(msgspec.structs.replace(task, path=str(path)), lambda at: report(at.done, at.total, at.doing))
+    found = msgspec.json.decode(answer, type=Swept)
+    if json:
+        print_json(answer)
+    else:
+        print_text(*sweep_lines(found), *([sweep_table(found)] if found.points else []))
+    if all(point.predicted is None for point in found.points):
         raise typer.Exit(1)
 
 

@@ -144,14 +144,18 @@ class Validation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What the predicted server is busy with: shares of the time of each, and what is therefore in the way."""
+    """What a simulated server is busy with, and what its requests' time goes to, of which the most is the bound.
+
+    `frontend_ratio`, `host_ratio` and `device_ratio` are shares of the wall time of the busiest replica, `e2e_ratio`
+    those of the mean E2E, which add up to 1: frontend, queue, kv, host, device.
+    """
 
     frontend_ratio: float
     host_ratio: float
     device_ratio: float
     kv_peak_ratio: float
     num_preemptions: Int64
-    queue_ratio: float
+    e2e_ratio: Mapping[str, float]
     bound: str
 
 

@@ -58,6 +58,11 @@ class Log:
         return self._folder / f"{self._setup.source}-{self._number:08d}{SUFFIX}"
 
 
+def all_files(folder: Path) -> list[Path]:
+    """List the files of a folder, of each source the oldest first."""
+    return [path for source in sources(folder) for path in _files(folder, source)]
+
+
 def sources(folder: Path) -> list[str]:
     """List the engines and API servers that have files there, by their folders' names."""
     return sorted({path.name.removesuffix(SUFFIX).rpartition("-")[0] for path in folder.glob(f"*{SUFFIX}")})

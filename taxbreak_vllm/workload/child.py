@@ -1,29 +1,39 @@
 """The process that imports vLLM: one task as JSON on standard input, its answer as JSON on standard output.
 
-Nothing else is written there: what vLLM prints goes to standard error.
+Nothing else is written there but, in lines before it, how far a long task is: what vLLM prints goes to standard error.
 """
 
 import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from taxbreak_vllm.machine.parent import die_with_parent
 from taxbreak_vllm.model.errors import TaxbreakError, WorkloadError
+from taxbreak_vllm.model.sweep import SweepPoint, Swept
 from taxbreak_vllm.model.workload import Fits, Identities, Prediction
+from taxbreak_vllm.traffic.rows import Setup
+from taxbreak_vllm.workload.changes import check_settings
 from taxbreak_vllm.workload.loads import read_load
 from taxbreak_vllm.workload.recording import Recorded, read_apis, read_engines
-from taxbreak_vllm.workload.requests import Requests, faster, gamma_arrivals
-from taxbreak_vllm.workload.task import Check, Failure, Fit, Predict, Task
+from taxbreak_vllm.workload.requests import Requests, arriving
+from taxbreak_vllm.workload.task import Check, Failure, Fit, Predict, Progress, Sweep, Task, load_words
+
+if TYPE_CHECKING:  # it imports vLLM
+    from taxbreak_vllm.workload.sweep import Asked
 
 
-def answer(task: Task) -> Identities | Fits | Prediction:
-    """Do a task; raises TaxbreakError where it cannot be done."""
+def answer(
+    task: Task, report: Callable[[Progress], None] = lambda progress: None
+) -> Identities | Fits | Prediction | Swept:
+    """Do a task; raises TaxbreakError where it cannot be done. `report` is told how far it is."""
     match task:
         case Check():
             return _check(read_engines(Path(task.path)))
@@ -34,6 +44,8 @@ def answer(task: Task) -> Identities | Fits | Prediction:
             return fit(recorded, apis)
         case Predict():
             return _predict(task)
+        case Sweep():
+            return _sweep(task, report)
 
 
 def main() -> None:
@@ -42,8 +54,13 @@ def main() -> None:
     gc.disable()  # no cycles are made that matter, and looking for them takes a tenth of the time
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+
+    def report(progress: Progress) -> None:
+        answers.write(msgspec.json.encode(progress) + b"\n")
+        answers.flush()
+
     try:
-        found = msgspec.json.encode(answer(msgspec.json.decode(sys.stdin.buffer.read(), type=Task)))
+        found = msgspec.json.encode(answer(msgspec.json.decode(sys.stdin.buffer.read(), type=Task), report))
         code = 0
     except TaxbreakError as error:
         found, code = msgspec.json.encode(Failure(str(error))), 3
@@ -66,22 +83,67 @@ def _check(engines: Sequence[Recorded]) -> Identities:
 
 def _predict(task: Predict) -> Prediction:
     recorded, apis = _one_engine(task.path), read_apis(Path(task.path))
-    setup = recorded.setup
-    given: Requests | None = None
-    if task.file is not None:
-        length = int(setup.config["model_config"]["max_model_len"] or 0)
-        given = read_load(Path(task.file), hash_block_size=setup.hash_block_size, max_model_len=length)
+    check_settings(recorded.setup, task.change.settings)
+    given = None if task.file is None else _read_load(task.file, recorded.setup)
 
-    from taxbreak_vllm.workload.predict import predict
+    from taxbreak_vllm.workload import predict
 
-    def traffic(requests: Requests) -> Requests:
-        wanted = faster(given or requests, task.load)
-        return wanted if task.arrivals is None else gamma_arrivals(wanted, task.arrivals)
+    checked = predict.check(recorded, apis)
+    requests = arriving(given or checked.requests, load=task.load, arrivals=task.arrivals)
+    return predict.answer(checked, task.change, requests, load=load_words(task.load, task.arrivals, task.file))
 
-    said = [] if task.file is None else [Path(task.file).name]
-    said += [] if task.load == 1 else [f"{task.load:g} times as fast"]
-    said += [] if task.arrivals is None else [f"gaps of a gamma distribution of shape {task.arrivals:g}"]
-    return predict(recorded, apis, task.change, traffic, load=", ".join(said) or "as recorded")
+
+def _sweep(task: Sweep, report: Callable[[Progress], None]) -> Swept:
+    report(Progress(0, len(task.cells), "checking the recording"))
+    recorded, apis = _one_engine(task.path), read_apis(Path(task.path))
+    for cell in task.cells:
+        check_settings(recorded.setup, cell.change.settings)
+    given = None if task.file is None else _read_load(task.file, recorded.setup)
+
+    from taxbreak_vllm.workload import predict
+    from taxbreak_vllm.workload.front import with_front
+    from taxbreak_vllm.workload.sweep import Asked
+
+    checked = predict.check(recorded, apis)
+    found = Swept(
+        engine=checked.engine,
+        vllm=checked.vllm,
+        load=load_words(1.0, task.arrivals, task.file),
+        slo=task.slo,
+        attainment=task.attainment,
+        checks=checked.checks,
+        aim=None if task.search is None else task.search.aim,
+        measured=predict.measured(checked, task.slo),
+        reason=checked.reason,
+    )
+    if checked.server is None or checked.reason is not None:
+        return found
+    asked = Asked(checked, given or checked.requests, task.attainment, task.search, task.arrivals)
+    points: dict[int, SweepPoint] = {}
+    report(Progress(0, len(task.cells), "simulating"))
+    for place, point in _spread(asked, task):
+        points[place] = point
+        report(Progress(len(points), len(task.cells), "simulating"))
+    ordered = with_front([points[place] for place in range(len(task.cells))], task.slo or ("ttft", "tpot"))
+    notes = dict.fromkeys(note for cell in task.cells for note in predict.notes(checked.server, cell.change))
+    return replace(found, points=ordered, notes=tuple(notes))
+
+
+def _spread(asked: "Asked", task: Sweep) -> Iterator[tuple[int, SweepPoint]]:
+    from taxbreak_vllm.workload.sweep import lost, point_of
+
+    if task.ray is not None:
+        from taxbreak_vllm.workload.ray_tasks import on_ray
+
+        return on_ray(point_of, asked, task.cells, lost, address=task.ray, num_workers=task.num_workers)
+    from taxbreak_vllm.workload.cores import on_cores
+
+    return on_cores(partial(point_of, asked), task.cells, lost, num_workers=task.num_workers)
+
+
+def _read_load(file: str, setup: Setup) -> Requests:
+    length = int(setup.config["model_config"]["max_model_len"] or 0)
+    return read_load(Path(file), hash_block_size=setup.hash_block_size, max_model_len=length)
 
 
 def _one_engine(path: str) -> Recorded:

@@ -1,12 +1,12 @@
-"""What a server would make of other traffic or settings: its recording in, the answer out, or why there is none.
+"""What a server would make of other traffic or settings: its recording in, answers out, or why there are none.
 
-In order, and ended by the first that fails: every recorded step is batched alike; the recorded traffic, served again
-with noise that is drawn, comes out as it was measured; so does its second half with what the first half cost. Then the
-answer, as wide as its draws are apart and as the second half was off.
+A recording is checked once, in this order and up to what fails: every recorded step is batched alike; the recorded
+traffic, served again with noise that is drawn, comes out as it was measured; so does its second half with what the
+first half cost. Then the answers, each as wide as its draws are apart and as the second half was off.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -15,7 +15,8 @@ import numpy as np
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.model.workload import Bounds, Fits, FrontendFit, Latencies, Prediction, Validation
 from taxbreak_vllm.stages.rows import Column
-from taxbreak_vllm.traffic.rows import Int64
+from taxbreak_vllm.traffic.rows import Int64, Setup
+from taxbreak_vllm.workload.changes import check_together
 from taxbreak_vllm.workload.cost import Noise, StepCost, check_stalls, fit_cost
 from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_rows, simulated_rows
 from taxbreak_vllm.workload.frontend import FrontendQueue, fit_frontend, is_closed_loop, request_rows
@@ -32,20 +33,37 @@ TOLERANCE = {"tokens_per_s": 0.05, "tpot_mean": 0.10, "e2e_mean": 0.10, "ttft_me
 _MAX_BEYOND_RATIO = 0.01
 _LEAST_BAND_RATIO = 0.01  # either way: runs of one server differ by as much
 
-Traffic = Callable[[Requests], Requests]
-
 
 @dataclass(frozen=True, slots=True)
 class _Server:
     """What a recording holds of one engine, and what its steps and API servers cost."""
 
-    recorded: Recorded
+    setup: Setup
     steps: Steps
     cost: StepCost
     rows: Int64
     frontend: FrontendFit | None
     num_apis: int
     requests: Requests
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A recording and what was checked of it: any number of answers are made from it, in any process.
+
+    `reason` says why there are none; `server` is None where its steps are not batched alike.
+    """
+
+    engine: str
+    vllm: str
+    checks: tuple[Validation, ...]
+    server: _Server | None = None
+    reason: str | None = None
+
+    @property
+    def requests(self) -> Requests:
+        """The recorded requests."""
+        return Requests.of(()) if self.server is None else self.server.requests
 
 
 def fit(recorded: Recorded, apis: Sequence[Recorded]) -> Fits:
@@ -58,17 +76,14 @@ def fit(recorded: Recorded, apis: Sequence[Recorded]) -> Fits:
     )
 
 
-def predict(recorded: Recorded, apis: Sequence[Recorded], change: Change, traffic: Traffic, *, load: str) -> Prediction:
-    """Answer; raises WorkloadError where a recording cannot be simulated at all."""
-    answer = Prediction(
-        engine=recorded.setup.source, vllm=recorded.setup.vllm, load=load, changes=change.said(), checks=()
-    )
+def check(recorded: Recorded, apis: Sequence[Recorded]) -> Checked:
+    """Check a recording, up to what fails; raises WorkloadError where it cannot be simulated at all."""
     identity = check_identity(recorded)
-    passed = identity.is_identical
     said = f"{identity.num_same:,} of {identity.num_steps:,} recorded steps are batched alike"
-    answer = _with(answer, Validation(name="identity", passed=passed, said=said))
-    if not passed:
-        return replace(answer, reason="vLLM's scheduler does not batch the recorded steps as they were")
+    alike = Validation(name="identity", passed=identity.is_identical, said=said)
+    checked = Checked(recorded.setup.source, recorded.setup.vllm, (alike,))
+    if not alike.passed:
+        return replace(checked, reason="vLLM's scheduler does not batch the recorded steps as they were")
     server = _server(recorded, apis)
     check_stalls(server.cost)
     if is_closed_loop(server.rows):
@@ -76,24 +91,44 @@ def predict(recorded: Recorded, apis: Sequence[Recorded], change: Change, traffi
             "the recorded clients wait for an answer before they ask again, and how long they think is not known: what "
             "they would ask of another server is not either"
         )
-    measured = latencies(measured_rows(server.rows), slo=change.slo)
-    answer = replace(answer, measured=measured)
-
-    again = [_served(server, server.cost, server.requests, Change(), seed) for seed in SEEDS]
-    answer, passed = _judged(answer, "reproduced", again, measured_rows(server.rows), since_ns=0)
-    if not passed:
-        return replace(answer, reason="the recorded traffic does not come out as it was measured")
+    again = _drawn(server, server.cost, server.requests, Change())
+    reproduced = _judged("reproduced", again, measured_rows(server.rows), since_ns=0)
+    checked = replace(checked, server=server, checks=(*checked.checks, reproduced))
+    if not reproduced.passed:
+        return replace(checked, reason="the recorded traffic does not come out as it was measured")
 
     half = len(server.steps) // 2
     split_ns = float(server.steps.begin_ns[half])
-    first = fit_cost(server.steps.between(0, half))
-    later = [_served(server, first, server.requests, Change(), seed) for seed in SEEDS]
+    later = _drawn(server, fit_cost(server.steps.between(0, half)), server.requests, Change())
     rows = server.rows[server.rows[:, Column.ARRIVED] >= split_ns]
-    answer, passed = _judged(answer, "half predicts half", later, measured_rows(rows), since_ns=split_ns)
-    if not passed:
-        return replace(answer, reason="what the first half of the recording cost does not tell its second half")
+    predicted = _judged("half predicts half", later, measured_rows(rows), since_ns=split_ns)
+    checked = replace(checked, checks=(*checked.checks, predicted))
+    if not predicted.passed:
+        return replace(checked, reason="what the first half of the recording cost does not tell its second half")
+    return checked
 
-    return _answered(answer, server, traffic(server.requests), change)
+
+def answer(checked: Checked, change: Change, requests: Requests, *, load: str) -> Prediction:
+    """Predict what becomes of requests, which `load` names, under a change.
+
+    Raises WorkloadError where that cannot be simulated.
+    """
+    server = checked.server
+    found = Prediction(
+        engine=checked.engine,
+        vllm=checked.vllm,
+        load=load,
+        changes=change.said(),
+        checks=checked.checks,
+        measured=measured(checked, change.slo),
+        reason=checked.reason,
+    )
+    return found if server is None or checked.reason is not None else _answered(found, server, requests, change)
+
+
+def measured(checked: Checked, slo: Mapping[str, float]) -> Latencies | None:
+    """Return what the recorded requests saw."""
+    return None if checked.server is None else latencies(measured_rows(checked.server.rows), slo=slo)
 
 
 def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
@@ -104,7 +139,7 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
         )
     steps = steps_of(recorded)
     return _Server(
-        recorded,
+        recorded.setup,
         steps,
         fit_cost(steps),
         rows,
@@ -114,31 +149,37 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
     )
 
 
-def _answered(answer: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
-    runs = [_served(server, server.cost, requests, change, seed) for seed in SEEDS]
+def _answered(found: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
+    check_together(server.setup, change.settings)
+    runs = list(_drawn(server, server.cost, requests, change))
     all_runs = [run for each in runs for run in each]
     num_steps = sum(run.num_steps for run in all_runs)
     beyond = np.sum([run.num_beyond for run in all_runs], axis=0) / max(1, num_steps)
     for name, share, seen in zip(server.cost.fit.seen, beyond.tolist(), server.cost.seen[1].tolist(), strict=True):
         if share > _MAX_BEYOND_RATIO:
             return replace(
-                answer,
+                found,
                 reason=f"{share:.1%} of the steps are of more {name.replace('num_', '').replace('_', ' ')} than the "
                 f"{seen:,} at most that were recorded: what they cost is not known",
             )
-    found = [_latencies(each, slo=change.slo) for each in runs]
-    middle = _middle(found)
+    draws = [_latencies(each, slo=change.slo) for each in runs]
+    middle = _middle(draws)
     band = {}
     for name in figures(middle):
-        values = [figures(each)[name] for each in found]
-        off = max(_LEAST_BAND_RATIO, *(abs(check.error_ratio.get(name, 0.0)) for check in answer.checks))
+        values = [figures(each)[name] for each in draws]
+        off = max(_LEAST_BAND_RATIO, *(abs(each.error_ratio.get(name, 0.0)) for each in found.checks))
         band[name] = (min(values) / (1 + off), max(values) * (1 + off))
-    return replace(answer, predicted=middle, band=band, bounds=_bounds(runs[0]), notes=_notes(server, change))
+    return replace(found, predicted=middle, band=band, bounds=_bounds(runs), notes=notes(server, change))
+
+
+def _drawn(server: _Server, cost: StepCost, requests: Requests, change: Change) -> Iterator[list[Served]]:
+    """Serve requests with each seed."""
+    return (_served(server, cost, requests, change, seed) for seed in SEEDS)
 
 
 def _served(server: _Server, cost: StepCost, requests: Requests, change: Change, seed: int) -> list[Served]:
     """Serve requests on each replica; they take turns."""
-    setup = server.recorded.setup
+    setup = server.setup
     if change.num_blocks is not None:
         setup = msgspec.structs.replace(setup, num_blocks=change.num_blocks)
     depth = 2 if setup.scheduler.startswith("Async") else 1
@@ -174,13 +215,13 @@ def _graph_modes(steps: Steps) -> Callable[[bool, int], str]:
 
 
 def _judged(
-    answer: Prediction, name: str, runs: Sequence[list[Served]], measured: Mapping[str, np.ndarray], *, since_ns: float
-) -> tuple[Prediction, bool]:
+    name: str, runs: Iterable[list[Served]], measured: Mapping[str, np.ndarray], *, since_ns: float
+) -> Validation:
     told = _middle([_latencies(run, since_ns=since_ns) for run in runs])
     off = errors_of(told, latencies(measured))
-    wrong = {figure: off[figure] for figure, most in TOLERANCE.items() if figure in off and abs(off[figure]) > most}
+    wrong = [figure for figure, most in TOLERANCE.items() if figure in off and abs(off[figure]) > most]
     said = ", ".join(f"{figure.replace('_', ' ')} {off[figure]:+.1%}" for figure in TOLERANCE if figure in off)
-    return _with(answer, Validation(name=name, passed=not wrong, said=said, error_ratio=off)), not wrong
+    return Validation(name=name, passed=not wrong, said=said, error_ratio=off)
 
 
 def _latencies(runs: Sequence[Served], *, since_ns: float = 0, slo: Mapping[str, float] | None = None) -> Latencies:
@@ -205,39 +246,42 @@ def _middle(found: Sequence[Latencies]) -> Latencies:
     )
 
 
-def _bounds(runs: Sequence[Served]) -> Bounds:
+def _bounds(draws: Sequence[Sequence[Served]]) -> Bounds:
+    """Return what the first draw's server is busy with, and what requests' time goes to in all of them."""
+    runs = draws[0]
     wall = max(1.0, max(run.end_ns for run in runs) - min(run.begin_ns for run in runs))
-    frontend, host, device = (
-        max(getattr(run, name) for run in runs) / wall for name in ("frontend_ns", "host_ns", "device_ns")
-    )
-    kv = max(run.kv_peak_ratio for run in runs)
-    preempted = sum(run.num_preemptions for run in runs)
-    times = simulated_rows(runs)
-    shares = {"frontend": frontend, "host": host, "device": device}
-    bound = "KV cache" if preempted else max(shares, key=lambda name: shares[name])
-    if not preempted and host + device < 0.5 and frontend < 0.5:
-        bound = "nothing: the server waits for requests"
+    busy = {name: max(getattr(run, name) for run in runs) / wall for name in ("frontend_ns", "host_ns", "device_ns")}
+    shares = _e2e_shares([run for each in draws for run in each])
     return Bounds(
-        frontend_ratio=frontend,
-        host_ratio=host,
-        device_ratio=device,
-        kv_peak_ratio=kv,
-        num_preemptions=preempted,
-        queue_ratio=float((times["first"] - times["at"]).sum() / max(1.0, (times["sent"] - times["at"]).sum())),
-        bound=bound,
+        frontend_ratio=busy["frontend_ns"],
+        host_ratio=busy["host_ns"],
+        device_ratio=busy["device_ns"],
+        kv_peak_ratio=max(run.kv_peak_ratio for run in runs),
+        num_preemptions=sum(run.num_preemptions for run in runs),
+        e2e_ratio=shares,
+        bound=max(shares, key=lambda name: shares[name]),
     )
 
 
-def _notes(server: _Server, change: Change) -> tuple[str, ...]:
-    notes = [f"steps of {len(server.steps):,} and {len(server.rows):,} requests were recorded"]
+def _e2e_shares(runs: Sequence[Served]) -> dict[str, float]:
+    """Return what of the mean E2E goes to what; in sum 1, or all 0 without a request."""
+    spent = {
+        name: sum(getattr(run.spent, f"{name}_ns") for run in runs) for name in ("frontend", "kv", "host", "device")
+    }
+    times = simulated_rows(runs)
+    whole = float((times["sent"] - times["at"]).sum())
+    spent["queue"] = max(0.0, whole - sum(spent.values()))
+    whole = max(1.0, sum(spent.values()))
+    return {name: spent[name] / whole for name in ("frontend", "queue", "kv", "host", "device")}
+
+
+def notes(server: _Server, change: Change) -> tuple[str, ...]:
+    """Say what an answer stands on, and what it takes for granted."""
+    found = [f"steps of {len(server.steps):,} and {len(server.rows):,} requests were recorded"]
     if change.host != 1.0:
-        notes.append(
+        found.append(
             "--host is the engine's loop and the API servers; the host's part of a worker's step is in the device's"
         )
     if change.replicas > 1:
-        notes.append("requests go to the replicas in turn")
-    return tuple(notes)
-
-
-def _with(answer: Prediction, check: Validation) -> Prediction:
-    return replace(answer, checks=(*answer.checks, check))
+        found.append("requests go to the replicas in turn")
+    return tuple(found)

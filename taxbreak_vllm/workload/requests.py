@@ -140,3 +140,9 @@ def gamma_arrivals(requests: Requests, shape: float, *, seed: int = 0) -> Reques
     mean = float(requests.at_ns[-1] - requests.at_ns[0]) / (len(requests) - 1)
     gaps = [draw.gammavariate(shape, mean / shape) for _ in range(len(requests) - 1)]
     return requests.coming_at(requests.at_ns[0] + np.concatenate([[0.0], np.cumsum(gaps)]))
+
+
+def arriving(requests: Requests, *, load: float = 1.0, arrivals: float | None = None) -> Requests:
+    """Return requests that come `load` times as fast, with gaps of that shape where one is named."""
+    wanted = faster(requests, load)
+    return wanted if arrivals is None else gamma_arrivals(wanted, arrivals)

@@ -9,7 +9,7 @@ import copy
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,9 @@ class VllmScheduler:
         self._scheduler = _build(setup, changes or {})
         self._pool = self._scheduler.kv_cache_manager.block_pool
         self._least_free: int = self._pool.get_num_free_blocks()
+        self.is_short_of_blocks = False
+        blocks = self._scheduler.kv_cache_manager
+        blocks.allocate_slots = self._noticing(blocks.allocate_slots)
         self._is_caching = bool(setup.config["cache_config"].get("enable_prefix_caching"))
         self._num_unknown = 0
         self.num_preempted = 0
@@ -82,6 +85,11 @@ class VllmScheduler:
     def kv_peak_ratio(self) -> float:
         """The share of blocks that requests held at most."""
         return 1 - self._least_free / max(1, int(self._pool.num_gpu_blocks) - 1)  # one is vLLM's, for what is nowhere
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many requests run, and how many wait to."""
+        return len(self._scheduler.running), len(self._scheduler.waiting)
 
     def add(
         self,
@@ -120,6 +128,7 @@ class VllmScheduler:
 
     def schedule(self, *, is_throttled: bool = False) -> Any:  # noqa: ANN401 - a SchedulerOutput
         """Choose a step."""
+        self.is_short_of_blocks = False
         scheduled = self._scheduler.schedule(True) if is_throttled else self._scheduler.schedule()
         requests = self._scheduler.requests
         # A step ahead of the one whose output is taken in changes what a request is at.
@@ -152,6 +161,15 @@ class VllmScheduler:
             for each in outputs.outputs
             if each.new_token_ids
         ]
+
+    def _noticing(self, allocate: Callable[..., Any]) -> Callable[..., Any]:
+        def noticed(*args: Any, **members: Any) -> Any:  # noqa: ANN401 - vLLM's own
+            blocks = allocate(*args, **members)
+            if blocks is None:
+                self.is_short_of_blocks = True
+            return blocks
+
+        return noticed
 
     def _hash(self, request: _Request) -> Sequence[bytes]:
         begin, end = len(request.block_hashes), request.num_tokens // self._hash_block_size

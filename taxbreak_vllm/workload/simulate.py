@@ -32,6 +32,16 @@ _MAX_EMPTY = 1000  # steps of nothing in a row
 
 
 @dataclass(slots=True)
+class Spent:
+    """What requests' time went to, summed over them; ns. The rest they waited for a seat or the step under way."""
+
+    frontend_ns: float = 0.0
+    kv_ns: float = 0.0
+    host_ns: float = 0.0
+    device_ns: float = 0.0
+
+
+@dataclass(slots=True)
 class Served:
     """A simulated run: what came of each request, and what the server was busy with; ns.
 
@@ -47,6 +57,7 @@ class Served:
     num_steps: int = 0
     num_preemptions: int = 0
     kv_peak_ratio: float = 0.0
+    spent: Spent = field(default_factory=Spent)
     num_beyond: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # steps of more of a kind of work than was seen
 
     @property
@@ -83,9 +94,10 @@ def serve(
     place, following = next(arriving, (0, None))
     coming: list[tuple[float, int]] = []  # that an API server has sent: when they reach the engine, and which
     open_requests: dict[int, _Open] = {}
-    under_way: deque[tuple[float, Any, float]] = deque()
+    under_way: deque[tuple[float, Any, float, float]] = deque()
     seen = [most * _SEEN_MARGIN for most in cost.seen[1].tolist()]
-    now = device_free = 0.0
+    now = device_free = since = 0.0
+    spent = result.spent
     num_empty = 0
     if following is not None:
         result.begin_ns = following.at_ns
@@ -95,8 +107,10 @@ def serve(
         nonlocal place, following
         while following is not None and following.at_ns <= now:
             frontend = frontends[place % len(frontends)]
+            reaches_ns = frontend.take_request(following.at_ns)
+            spent.frontend_ns += reaches_ns - following.at_ns
             open_requests[following.number] = _Open(following, frontend)
-            heappush(coming, (frontend.take_request(following.at_ns), following.number))
+            heappush(coming, (reaches_ns, following.number))
             place, following = next(arriving, (0, None))
 
     while True:
@@ -106,9 +120,9 @@ def serve(
         has_requests = scheduler.has_requests
         if not has_requests and not under_way:
             if coming:
-                now = max(now, coming[0][0])
+                now = since = max(now, coming[0][0])
             elif following is not None:
-                now = max(now, following.at_ns)
+                now = since = max(now, following.at_ns)
             else:
                 break
             continue
@@ -132,19 +146,25 @@ def serve(
                 for kind, num in enumerate(work):
                     if num > seen[kind]:
                         result.num_beyond[kind] += 1
-                under_way.append((device_free, scheduled, after))
+                under_way.append((device_free, scheduled, after, on_device))
                 num_empty = 0
             else:
-                under_way.append((max(now, device_free), scheduled, 0.0))
+                under_way.append((max(now, device_free), scheduled, 0.0, 0.0))
                 num_empty += 1
                 if num_empty > _MAX_EMPTY:
                     raise WorkloadError("a request waits for ever: the KV cache has no room for it")
             if len(under_way) < depth and scheduler.has_requests:
                 continue
-        done, scheduled, after = under_way.popleft()
-        now = max(now, done)
+        done, scheduled, after, on_device = under_way.popleft()
+        now = max(now, done) + after
+        num_running, num_waiting = scheduler.counts
+        on_device = min(on_device, now - since)
+        spent.device_ns += num_running * on_device
+        spent.host_ns += num_running * (now - since - on_device)
+        if scheduler.is_short_of_blocks:
+            spent.kv_ns += num_waiting * (now - since)
+        since = now
         outputs = scheduler.update(scheduled)
-        now += after
         arrive()  # what came before the outputs goes in before them
         messages: dict[FrontendQueue, list[tuple[_Open, bool]]] = {}
         for number, is_done in outputs:
@@ -159,6 +179,7 @@ def serve(
                     at_ns = request.request.at_ns
                     result.rows.extend((at_ns, request.first_ns, put_ns, sent_ns, request.num_done))
                     result.end_ns = max(result.end_ns, sent_ns)
+                    spent.frontend_ns += sent_ns - now
     result.frontend_ns = sum(frontend.busy_ns for frontend in frontends) / max(1, len(frontends))
     result.num_preemptions = scheduler.num_preempted
     result.kv_peak_ratio = scheduler.kv_peak_ratio

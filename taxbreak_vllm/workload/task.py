@@ -1,9 +1,11 @@
 """What a simulating process is asked, and how it says no."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
+from taxbreak_vllm.model.sweep import Aim
 from taxbreak_vllm.traffic.rows import Scalar
 
 
@@ -53,10 +55,55 @@ class Predict(msgspec.Struct, frozen=True, tag="predict", kw_only=True):
     arrivals: float | None = None
 
 
+class Cell(msgspec.Struct, frozen=True):
+    """One point of a sweep: a server, and how many times as fast requests come."""
+
+    change: Change
+    load: float = 1.0
+
+
+class Search(msgspec.Struct, frozen=True):
+    """For each cell the greatest load that keeps the SLO, or the fewest replicas, between two ends."""
+
+    aim: Aim
+    least: float
+    most: float
+
+
+class Sweep(msgspec.Struct, frozen=True, tag="sweep", kw_only=True):
+    """Predict each cell, or search in each; on so many processes of this machine, or on Ray at an address."""
+
+    path: str
+    cells: tuple[Cell, ...]
+    slo: Mapping[str, float]
+    attainment: float
+    search: Search | None = None
+    file: str | None = None
+    arrivals: float | None = None
+    num_workers: int = 1
+    ray: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far a task is."""
+
+    done: int
+    total: int
+    doing: str = ""
+
+
 class Failure(msgspec.Struct, frozen=True):
     """Why a task was not done."""
 
     reason: str
 
 
-Task = Check | Fit | Predict
+Task = Check | Fit | Predict | Sweep
+
+
+def load_words(load: float, arrivals: float | None = None, file: str | None = None) -> str:
+    """Say which requests are served."""
+    said = [] if file is None else [Path(file).name]
+    said += [] if load == 1 else [f"{load:g} times as fast"]
+    said += [] if arrivals is None else [f"gaps of a gamma distribution of shape {arrivals:g}"]
+    return ", ".join(said) or "as recorded"

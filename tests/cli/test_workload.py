@@ -25,17 +25,19 @@ def spool(tmp_path):
     return tmp_path / "spool"
 
 
-@pytest.mark.parametrize("command", ["check", "fit", "predict"])
+@pytest.mark.parametrize("command", ["check", "fit", "predict", "sweep"])
 def test_a_folder_without_traffic_is_refused_in_a_line(taxbreak, tmp_path, command):
-    done = taxbreak("workload", command, tmp_path)
+    options = ("--load", "1x,2x") if command == "sweep" else ()
+    done = taxbreak("workload", command, tmp_path, *options)
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert f"{tmp_path}: holds no traffic of an engine" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["predict", "sweep"])
 @pytest.mark.parametrize("options", [("--load", "0x"), ("--set", "x"), ("--slo", "y=1"), ("--arrivals", "z")])
-def test_an_option_that_is_none_is_refused_in_a_line(taxbreak, spool, options):
-    done = taxbreak("workload", "predict", spool, *options)
+def test_an_option_that_is_none_is_refused_in_a_line(taxbreak, spool, command, options):
+    done = taxbreak("workload", command, spool, *options)
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert " ".join(options) in done.stderr
@@ -52,3 +54,14 @@ def test_requests_and_steps_come_out_as_parquet(taxbreak, spool, tmp_path):
     ]
     (step,) = pq.read_table(tmp_path / "out" / "steps.parquet").to_pylist()
     assert (step["number"], step["prompt_tokens"], step["schedule0"], step["end"]) == (1, 100, 1001, 1021)
+
+
+MORE = {"predict": (), "sweep": ("--replicas", "1,2")}
+
+
+@pytest.mark.parametrize("command", ["predict", "sweep"])
+def test_a_setting_that_the_recorded_scheduler_does_not_have_is_refused_in_a_line(taxbreak, spool, command):
+    done = taxbreak("workload", command, spool, "--set", "max_num_sequences=2", "--load", "2x", *MORE[command])
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "--set max_num_sequences: no field of vLLM" in done.stderr

@@ -24,7 +24,7 @@ from taxbreak_vllm.traffic.batch import batch_of, numbers_of_names
 from taxbreak_vllm.traffic.rows import Added, Ended, KvGroup, Scheduled, Setup, Updated, stamped
 from taxbreak_vllm.workload.figures import figures, latencies, measured_rows
 from taxbreak_vllm.workload.frontend import request_rows
-from taxbreak_vllm.workload.predict import predict
+from taxbreak_vllm.workload.predict import answer, check
 from taxbreak_vllm.workload.recording import Recorded
 from taxbreak_vllm.workload.requests import Planned, faster
 from taxbreak_vllm.workload.scheduler import VllmScheduler
@@ -153,13 +153,13 @@ def main(out):
         "max_num_seqs 4": (Change(settings={"max_num_seqs": 4}), 1.0, {"seqs": 4}),
         "a faster device": (Change(device=0.7), 1.0, {"slow": 0.7}),
     }
-    found = {}
+    checked, found = check(engine, apis), {}
     for name, (change, factor, members) in asked.items():
-        answer = predict(engine, apis, change, lambda of, factor=factor: faster(of, factor), load=f"{factor:g}")
+        said = answer(checked, change, faster(checked.requests, factor), load=f"{factor:g}")
         truth = run(rate * factor, 1, **members)
         measured = figures(latencies(measured_rows(request_rows(truth[1]))))
-        told = answer.predicted and figures(answer.predicted)
-        found[name] = {"measured": measured, "predicted": told, "band": answer.band, "reason": answer.reason}
+        told = said.predicted and figures(said.predicted)
+        found[name] = {"measured": measured, "predicted": told, "band": said.band, "reason": said.reason}
     changed = [replace_added(row) if isinstance(row, Added) and row.number == 300 else row for row in engine.rows]
     refused = {
         "another prompt": (Recorded(SETUP, changed), apis),
@@ -168,8 +168,8 @@ def main(out):
     }
     for name, (recorded, api) in refused.items():
         try:
-            answer = predict(recorded, api, Change(), lambda of: faster(of, 2), load="2x")
-            found[name] = {"reason": answer.reason, "checks": [asdict(check) for check in answer.checks]}
+            refusal = check(recorded, api)
+            found[name] = {"reason": refusal.reason, "checks": [asdict(each) for each in refusal.checks]}
         except Exception as error:
             found[name] = {"reason": str(error)}
     Path(out).write_text(json.dumps(found, indent=1))

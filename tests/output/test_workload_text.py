@@ -33,7 +33,7 @@ ANSWER = Prediction(
         device_ratio=0.6,
         kv_peak_ratio=0.5,
         num_preemptions=0,
-        queue_ratio=0.3,
+        e2e_ratio={"frontend": 0.05, "queue": 0.3, "kv": 0.0, "host": 0.15, "device": 0.5},
         bound="device",
     ),
 )
@@ -62,7 +62,14 @@ def test_the_first_difference_is_named():
 def test_an_answer_has_its_checks_its_bound_and_its_band():
     text = "\n".join([*prediction_lines(ANSWER), *prediction_table(ANSWER).lines(None)])
 
-    for words in ("max_num_seqs=32", "identity: passed", "in the way: device", "190.0", "180.0 to 200.0", "50.0%"):
+    for words in (
+        "max_num_seqs=32",
+        "identity: passed",
+        "most of the mean E2E is device: frontend 5%, queue 30%",
+        "190.0",
+        "180.0 to 200.0",
+        "50.0%",
+    ):
         assert words in text
 
 
@@ -70,4 +77,4 @@ def test_what_has_no_answer_says_why():
     text = "\n".join(prediction_lines(replace(ANSWER, predicted=None, reason="stalls")))
 
     assert "no answer: stalls" in text
-    assert "in the way" not in text
+    assert "mean E2E" not in text

@@ -456,6 +456,8 @@ ROUTES = [
     ("POST", "whatif"),
     ("GET", "limit"),
     ("GET", "transition"),
+    ("GET", "traffic"),
+    ("GET", "traffic/a/engine-0-00000000.jsonl.gz"),
 ]
 
 

@@ -13,6 +13,8 @@ from live_states import engine_state, frontend_state, waterfall
 from taxbreak_vllm.model.worker import Control
 from taxbreak_vllm.service.app import create_app
 from taxbreak_vllm.service.processes.supervisor import Supervisor
+from taxbreak_vllm.traffic.log import Log
+from taxbreak_vllm.traffic.rows import Setup
 
 STEP = "step-decode"
 TRACE = Path(__file__).parents[1] / "data" / "serving.json"
@@ -33,6 +35,7 @@ GETS = {
     "/v1/taxbreak/limit": ("", "?phase=encode"),
     "/v1/taxbreak/advice": ("", "?capture_id={capture_id}"),
     "/v1/taxbreak/transition": ("", "?phase=decode"),
+    "/v1/taxbreak/traffic": ("", "?server_id=vllm-a"),
 }
 
 
@@ -44,6 +47,7 @@ def client(settings, filled, spool, clock, analyzer_command):
     spool.put_engine_state(replace(engine_state(), updated_unix_ns=later_ns))
     spool.put_frontend_state(frontend_state(*requests, updated_unix_ns=later_ns))
     spool.put_waterfalls("vllm-a", "0", requests)
+    Log(spool.make_traffic_dir("vllm-a"), Setup(server_id="vllm-a", source="engine-0"), max_bytes=2**20).append([])
     spool.put_control("vllm-a", Control(control_id="c", sample_every=100))
     spool.find(STEP).trace_path.write_bytes(gzip.compress(TRACE.read_bytes()))
     return TestClient(create_app(settings, supervisor=Supervisor(analyzer_command), now_ns=clock))

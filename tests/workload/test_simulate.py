@@ -16,7 +16,7 @@ from taxbreak_vllm.workload.requests import Request
 from taxbreak_vllm.workload.simulate import COLUMNS, serve
 
 MS = 1e6
-FIRST, LAST, SENT = (COLUMNS.index(name) for name in ("first", "last", "sent"))
+AT, FIRST, LAST, SENT = (COLUMNS.index(name) for name in ("at", "first", "last", "sent"))
 
 
 class Scheduler:
@@ -24,6 +24,8 @@ class Scheduler:
 
     num_preempted = 0
     kv_peak_ratio = 0.5
+    counts = (0, 0)
+    is_short_of_blocks = False
 
     def __init__(self, *, refuses=False):
         self.left = {}
@@ -41,6 +43,7 @@ class Scheduler:
         ids = [] if self.refuses else [number for number, left in self.left.items() if left > 0]
         for number in ids:
             self.left[number] -= 1
+        self.counts = (len(ids), 0)
         cached = SimpleNamespace(
             req_ids=[str(number) for number in ids],
             num_computed_tokens=[0] * len(ids),
@@ -168,3 +171,29 @@ def test_requests_are_looked_at_as_they_come_and_what_is_left_of_them_is_five_nu
 
     assert len(run.table) == 500
     assert most < 10
+
+
+def test_what_requests_time_goes_to_adds_up_to_all_of_it():
+    frontend = FrontendFit(num_requests=0, request_ns=int(1 * MS), output_ns=0, end_ns=int(2 * MS))
+    run = served([request(0, 0, 2), request(1, 3, 1)], cost(1 * MS, 5 * MS, 2 * MS), frontend=frontend)
+
+    # the first: 1 ms in, two steps of 3 + 5 ms, 2 ms out; the second comes during the first step and waits 5 ms for its
+    # end, is in the second step, and goes out behind the first
+    spent = run.spent
+    assert (spent.host_ns, spent.device_ns, spent.kv_ns) == (9 * MS, 15 * MS, 0)
+    assert spent.frontend_ns == (1 + 2 + 1 + 4) * MS
+    assert (run.table[:, SENT] - run.table[:, AT]).sum() - spent.frontend_ns - 24 * MS == 5 * MS
+
+
+def test_those_that_wait_while_blocks_are_short_wait_for_the_kv_cache():
+    class Short(Scheduler):
+        is_short_of_blocks = True
+
+        def schedule(self):
+            scheduled = super().schedule()
+            self.counts = (1, 3)
+            return scheduled
+
+    run = served([request(0, 0, 1)], cost(1 * MS, 5 * MS, 0), scheduler=Short())
+
+    assert (run.spent.kv_ns, run.spent.host_ns, run.spent.device_ns) == (18 * MS, 1 * MS, 5 * MS)

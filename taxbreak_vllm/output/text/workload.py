@@ -6,6 +6,7 @@ from taxbreak_vllm.model.workload import Fits, Identities, Identity, Latencies, 
 from taxbreak_vllm.output.text.table import Column, Kind, Table
 
 _ONE = {"prompt_tokens": "prompt token", "num_prefills": "prompt", "num_decodes": "decode", "context": "context token"}
+E2E_WORDS = {"frontend": "frontend", "queue": "queue", "kv": "KV cache", "host": "host", "device": "device"}
 
 
 def identity_lines(found: Identities) -> Iterator[str]:
@@ -87,10 +88,12 @@ def prediction_lines(found: Prediction) -> Iterator[str]:
         return
     bounds = found.bounds
     if bounds is not None:
+        shares = ", ".join(f"{E2E_WORDS[name]} {share:.0%}" for name, share in bounds.e2e_ratio.items())
+        yield f"  most of the mean E2E is {E2E_WORDS[bounds.bound]}: {shares}"
         yield (
-            f"  in the way: {bounds.bound} (busy: frontend {bounds.frontend_ratio:.0%}, host {bounds.host_ratio:.0%}, "
+            f"  busy: frontend {bounds.frontend_ratio:.0%}, host {bounds.host_ratio:.0%}, "
             f"device {bounds.device_ratio:.0%}; KV cache {bounds.kv_peak_ratio:.0%} at most, "
-            f"{bounds.num_preemptions:,} preemptions; {bounds.queue_ratio:.0%} of requests' time is before a token)"
+            f"{bounds.num_preemptions:,} preemptions"
         )
     for note in found.notes:
         yield f"  {note}"

@@ -26,8 +26,15 @@ class Compressed:
             await self._app(scope, receive, send)
             return
         messages: list[Message] = []
+        is_packed = False
 
         async def hold(message: Message) -> None:
+            nonlocal is_packed
+            if message["type"] == "http.response.start":
+                is_packed = _media_type(Headers(raw=list(message["headers"]))) in _PACKED
+            if is_packed:  # it leaves as it comes, for it may be long
+                await send(message)
+                return
             messages.append(message)
             if not message.get("more_body", False) and message["type"] == "http.response.body":
                 await self._send(messages, send, takes_gzip=_takes_gzip(Headers(scope=scope)))
@@ -38,8 +45,7 @@ class Compressed:
         start, *bodies = messages
         body = b"".join(message.get("body", b"") for message in bodies)
         headers = MutableHeaders(raw=list(start["headers"]))
-        media_type = headers.get("Content-Type", "").partition(";")[0]
-        if len(body) >= MIN_BYTES and media_type not in _PACKED and "Content-Encoding" not in headers:
+        if len(body) >= MIN_BYTES and "Content-Encoding" not in headers:
             headers.add_vary_header("Accept-Encoding")
             if takes_gzip:
                 body = await anyio.to_thread.run_sync(gzip.compress, body, _LEVEL)
@@ -47,6 +53,10 @@ class Compressed:
                 headers["Content-Length"] = str(len(body))
         await send({**start, "headers": headers.raw})
         await send({"type": "http.response.body", "body": body})
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("Content-Type", "").partition(";")[0]
 
 
 def _takes_gzip(headers: Headers) -> bool:

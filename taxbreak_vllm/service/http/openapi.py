@@ -49,6 +49,8 @@ from taxbreak_vllm.service.http.responses import (
     Status,
     StepsPage,
     StepWhatIf,
+    TrafficFile,
+    TrafficFiles,
     WhatIfs,
     Worker,
 )
@@ -423,6 +425,9 @@ EXAMPLES: dict[type, Any] = {  # FastAPI leaves nulls out, so there is none in w
     AdviceReport: msgspec.to_builtins(_ADVICE),
     LimitReport: msgspec.to_builtins(_LIMIT),
     Transitions: _TRANSITIONS.to_builtins(),
+    TrafficFiles: msgspec.to_builtins(
+        TrafficFiles(server_id="vllm-a", files=[TrafficFile(name="engine-0-00000000.jsonl.gz", bytes=48_213)])
+    ),
     StepsPage: msgspec.to_builtins(StepsPage(steps=[_ROW], next=_ROW.step_id)),
     CaptureView: msgspec.to_builtins(_CAPTURE),
     CaptureOutcome: msgspec.to_builtins(_CAPTURE),

@@ -194,3 +194,19 @@ class WhatIfs:
     """What recorded steps say of a change, each by itself."""
 
     answers: list[StepWhatIf]
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficFile:
+    """One file of what an engine or an API server keeps, and how large it is."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficFiles:
+    """What one server keeps of its requests and steps."""
+
+    server_id: str
+    files: list[TrafficFile]

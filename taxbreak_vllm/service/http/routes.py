@@ -1,6 +1,7 @@
 """The routes under /v1/taxbreak, the same on the sidecar and on vLLM's own server: JSON out of the results.
 
-They read SQLite in the thread pool and never analyze, but that `timelines` and `whatif` have a child read traces.
+They read SQLite, `traffic` files, in the thread pool and never analyze, but that `timelines` and `whatif` have a child
+read traces.
 Bodies leave as bytes that msgspec wrote, described by `openapi`.
 """
 
@@ -21,6 +22,7 @@ from taxbreak_vllm.service.http.status import add_status_route
 from taxbreak_vllm.service.http.steps import add_step_routes
 from taxbreak_vllm.service.http.timelines import add_timeline_routes
 from taxbreak_vllm.service.http.trace_reads import TraceReads
+from taxbreak_vllm.service.http.traffic import add_traffic_routes
 from taxbreak_vllm.service.http.transition import add_transition_route
 from taxbreak_vllm.service.http.waterfalls import add_request_routes
 from taxbreak_vllm.service.http.whatif import add_whatif_routes
@@ -56,7 +58,7 @@ def create_router(
     for add in (
         *(add_status_route, add_step_routes, add_timeline_routes, add_iteration_routes, add_request_routes),
         *(add_capture_routes, add_control_routes, add_advice_route, add_limit_route, add_whatif_routes),
-        add_transition_route,
+        *(add_transition_route, add_traffic_routes),
     ):
         add(router, context)
     return router
