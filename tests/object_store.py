@@ -104,6 +104,7 @@ class FaultProxy:
     endpoint: Endpoint
     bytes_per_second: int = 50_000
     asked: Counter[str] = field(default_factory=Counter)
+    met: Counter[str] = field(default_factory=Counter)  # requests by the mode at that time
     cut: Counter[str] = field(default_factory=Counter)  # uploads by path
 
     def __enter__(self) -> "FaultProxy":
@@ -166,6 +167,7 @@ class FaultProxy:
         length = int(found[1]) if (found := re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)) else 0
         self.asked[method] += 1
         mode = self._mode
+        self.met[mode] += 1
         is_upload = method in ("PUT", "POST")
         if b"100-continue" in head.lower():
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")

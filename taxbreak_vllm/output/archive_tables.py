@@ -17,6 +17,7 @@ from taxbreak_vllm.model.breakdown import Breakdown, StepBreakdown
 from taxbreak_vllm.model.engine import Between, EnginePart
 from taxbreak_vllm.model.errors import TaxbreakError
 from taxbreak_vllm.model.frontend import DELIVERY, Stage, Waterfall
+from taxbreak_vllm.model.host import HostFacts
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.output.columns import Column, Kind, figures
 from taxbreak_vllm.output.parquet import arrow_table
@@ -39,6 +40,7 @@ _SERVER: dict[str, Kind] = {
     **dict.fromkeys(("device_type", "device_name", "device_uuid", "dtype"), "string"),
 }
 _STEP = {name: (kind, read) for name, kind, read in figures(StepBreakdown) if name not in ("name", "number")}
+_HOST = {name: (kind, read) for name, kind, read in figures(HostFacts)}
 _PARTS = (*EnginePart, *Between)
 _FIGURES: tuple[tuple[str, Kind], ...] = (("median_ns", "Int64"), ("share", "Float64"))
 
@@ -53,6 +55,7 @@ COLUMNS: Mapping[Table, Mapping[str, Kind]] = {
         "plain_window_ns": "Int64",
         "num_plain": "Int64",
         "overhead_ns": "Int64",
+        **{name: kind for name, (kind, _) in _HOST.items()},
         "attribution": "string",
         "calibration": "string",
         "dilation": "Float64",
@@ -119,6 +122,7 @@ def breakdown_row(info: StepInfo, breakdown: Breakdown) -> Row:
         "plain_window_ns": info.plain_window_ns,
         "num_plain": info.num_plain,
         "overhead_ns": info.overhead_ns,
+        **{name: read(info.host) for name, (_, read) in _HOST.items()},
         "attribution": breakdown.attribution,
         "calibration": calibration.state,
         "dilation": calibration.dilation,

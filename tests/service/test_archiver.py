@@ -2,30 +2,49 @@
 
 import io
 import logging
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import httpx
+import msgspec
 import pyarrow.parquet as pq
 import pytest
-from object_store import AWAY, FORBIDDEN, FULL, HANGING, KEY, LOST, PASS, SECRET, UNAVAILABLE, FaultProxy, s3_server
+from object_store import (
+    AWAY,
+    FORBIDDEN,
+    FULL,
+    HANGING,
+    KEY,
+    LOST,
+    PASS,
+    SECRET,
+    SLOW,
+    UNAVAILABLE,
+    FaultProxy,
+    s3_server,
+)
 
 from taxbreak_vllm.archive.bundle import info_of
 from taxbreak_vllm.archive.layout import CAPTURES, TABLES
 from taxbreak_vllm.archive.store import Store
 from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
+from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.output.archive_tables import COLUMNS, Table
 from taxbreak_vllm.service.metrics.archive import ArchiveCollector
 from taxbreak_vllm.service.processes.analyzer import Analyzer
 from taxbreak_vllm.service.processes.archiver import Archiver, Bounds
 from taxbreak_vllm.service.results.archive import Ledger, ledger_path
 
+STEP = Path(__file__).parents[1] / "data" / "cpu_decode"
 BOUNDS = Bounds(bytes_per_second=10**9, bytes_per_day=10**12, batch_s=300)
 
 
@@ -414,3 +433,62 @@ def test_serving_with_what_is_no_archive_ends_in_one_line_that_does_not_show_it(
     assert done.returncode == 2
     assert done.stderr.startswith("taxbreak: TAXBREAK_ARCHIVE: an archive is s3://BUCKET/PATH")
     assert "canary" not in done.stderr
+
+
+def archiver_pids(sidecar):
+    """The archivers that a sidecar has started and that have not ended."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = path.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == sidecar.pid and b"processes.archiver" in path.joinpath("cmdline").read_bytes():
+                yield int(path.name)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_every_fault_with_archivers_that_are_killed_in_it_loses_nothing_and_puts_nothing_twice(
+    s3, spool, settings, monkeypatch, tmp_path
+):
+    """Real processes, and recordings that the analyzer makes rows of."""
+    trace = STEP.joinpath("trace.json.gz").read_bytes()
+    template = msgspec.json.decode(STEP.joinpath("step.json").read_bytes(), type=StepInfo)
+    names = []
+
+    def record(num):
+        for _ in range(num):
+            names.append(f"step-{len(names):03d}")
+            info = replace(template, step_id=names[-1], started_unix_ns=time.time_ns())
+            spool.put(info, lambda path: path.write_bytes(trace))
+
+    def told(what):
+        found = re.findall(rf"^taxbreak_archive_{what}.* (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+        return sum(map(float, found))
+
+    monkeypatch.setenv("TAXBREAK_ARCHIVE_BATCH_S", "1")
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    endpoint = replace(s3, path=f"{s3.path}/faults")
+    store = Store(endpoint.url)
+    assert list(store.list(CAPTURES)) == []
+    with FaultProxy(endpoint) as proxy:
+        for name, value in proxy.environment.items():
+            monkeypatch.setenv(name, value)
+        with sidecar_of(settings, tmp_path / "log", "--archive", endpoint.url) as (url, sidecar):
+            for number, mode in enumerate([AWAY, LOST, UNAVAILABLE, FULL, HANGING, FORBIDDEN, SLOW, LOST]):
+                failures, met = told("failures_total"), proxy.met[mode]
+                proxy.mode = mode
+                record(3)
+                wait_for(lambda: proxy.met[mode] > met or told("failures_total") > failures)  # noqa: B023
+                if number % 3 == 1:
+                    for pid in archiver_pids(sidecar):
+                        os.kill(pid, signal.SIGKILL)
+                record(2)
+                proxy.mode = PASS
+                wait_for(lambda: len(list(store.list(CAPTURES))) == len(names))
+            wait_for(lambda: len(row_ids(store)) >= len(names), patience_s=240)
+            num_lost, num_objects = told("lost_total"), told('objects_total{kind="captures"}')
+
+    assert archived_steps(store) == row_ids(store) == names
+    assert (num_lost, num_objects) == (0, len(names))
+    assert proxy.cut
+    assert set(proxy.met) == {PASS, LOST, UNAVAILABLE, FULL, HANGING, FORBIDDEN, SLOW}

@@ -85,7 +85,8 @@ class Archiver:
         self._bounds = bounds
         self._sleep = sleep
         self._now_ns = now_ns
-        self._again_ns = self._free_ns = self._looked_ns = 0
+        self._again_ns = self._free_ns = 0
+        self._looking = threading.Lock()
         self._num_failures = 0
         self._batch_due_ns = now_ns() + bounds.batch_s * _NS_PER_S
 
@@ -109,19 +110,30 @@ class Archiver:
         else:
             self._num_failures = 0
 
-    def look(self) -> list[Capture]:
-        """Take over what there is in the spool; return the captures that are not stored, oldest first."""
-        self._looked_ns = self._now_ns()
-        captures = {_name(capture): capture for capture in self._spool.captures()}
-        known = self._ledger.things(CAPTURES)
-        waiting = [capture for name, capture in captures.items() if not known.get(name)]
-        oldest_unix_ns = next(map(_modified_ns, waiting), None)
-        lost = self._ledger.look(CAPTURES, captures, now_ns=self._looked_ns, oldest_unix_ns=oldest_unix_ns)
-        for name in lost[:_MAX_NAMED]:
+    def look(self, ledger: Ledger | None = None) -> list[Capture]:
+        """Take over what there is in the spool; return the captures that are not stored, oldest first.
+
+        A thread of its own does it with a `ledger` of its own.
+        """
+        with self._looking:  # or an older list would undo what a newer one has shown
+            captures = {_name(capture): capture for capture in self._spool.captures()}
+            times = {name: modified_ns for name in captures if (modified_ns := _modified_ns(captures[name]))}
+            found = (ledger or self._ledger).look(CAPTURES, times, now_ns=self._now_ns())
+        for name in found.lost[:_MAX_NAMED]:
             logger.warning("%s is lost to the archive: it left the spool before it could be copied", name)
-        if len(lost) > _MAX_NAMED:
-            logger.warning("and so are %d more", len(lost) - _MAX_NAMED)
-        return waiting
+        if len(found.lost) > _MAX_NAMED:
+            logger.warning("and so are %d more", len(found.lost) - _MAX_NAMED)
+        return [captures[name] for name in found.waiting]
+
+    def watch(self, path: Path, stop: StopEvent) -> None:
+        """Look every now and then, with the ledger of this file, while the store takes its time; for a thread."""
+        while not stop.wait(_POLL_S):
+            try:
+                with Ledger(path) as ledger:
+                    while not stop.wait(_POLL_S):
+                        self.look(ledger)
+            except sqlite3.OperationalError as error:
+                logger.warning("%s; looking again", error)
 
     def deliver(self, *, flush: bool = False) -> Iterator[int]:
         """Store what waits and yield the bytes of each object; with `flush` rows too, early or not.
@@ -129,14 +141,12 @@ class Archiver:
         Raises Away or Refused, with the rest left for later.
         """
         yield from self._deliver_batches()
-        waiting = self.look()
-        for capture in waiting:
+        for capture in self.look():
             size = self._deliver(capture)
             if size is None:
                 return
             yield size
-            if capture is waiting[-1] or self._now_ns() - self._looked_ns > _POLL_S * _NS_PER_S:
-                self.look()
+        self.look()
         if flush or self._now_ns() >= self._batch_due_ns:
             self._batch_due_ns = self._now_ns() + self._bounds.batch_s * _NS_PER_S
             yield from self._deliver_rows()
@@ -267,8 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bytes_per_second=options.bytes_per_second, bytes_per_day=options.bytes_per_day, batch_s=options.batch_s
     )
     try:
-        with claimed(spool, stop, role="archiver"), Ledger(ledger_path(options.results, options.archive)) as ledger:
-            run_on(Archiver(spool, options.results, ledger, Store(options.archive), bounds, sleep=stop.wait), stop)
+        path = ledger_path(options.results, options.archive)
+        with claimed(spool, stop, role="archiver"), Ledger(path) as ledger:
+            archiver = Archiver(spool, options.results, ledger, Store(options.archive), bounds, sleep=stop.wait)
+            threading.Thread(target=archiver.watch, args=(path, stop), daemon=True).start()
+            run_on(archiver, stop)
     except (TaxbreakError, sqlite3.DatabaseError) as error:
         logger.error("%s", error)
         return 1

@@ -41,6 +41,13 @@ class Batch(NamedTuple):
     data: bytes
 
 
+class Look(NamedTuple):
+    """What a look at a spool shows: the names of what is not stored, oldest first, and of what went before it was."""
+
+    waiting: list[str]
+    lost: list[str]
+
+
 class Standing(NamedTuple):
     """How an archive stands: counters by name and label, the Unix times in ns of the last look and of what waits."""
 
@@ -71,22 +78,23 @@ class Ledger:
         rows = self._db.execute("SELECT name, is_stored FROM things WHERE kind = ?", (kind,))
         return {name: bool(is_stored) for name, is_stored in rows}
 
-    def look(self, kind: str, names: Iterable[str], *, now_ns: int, oldest_unix_ns: int | None = None) -> list[str]:
-        """Take over which things of a kind there are now; return those that went before they were stored, counted.
-
-        `oldest_unix_ns` is since when the oldest waits that is not stored."""
-        here, known = set(names), self.things(kind)
-        gone = known.keys() - here
-        lost = sorted(name for name in gone if not known[name])
+    def look(self, kind: str, seen: Mapping[str, int], *, now_ns: int) -> Look:
+        """Take over which things of a kind there are now, by name the Unix time of each in ns; count what is lost."""
         with transaction(self._db):
-            self._db.executemany("DELETE FROM things WHERE kind = ? AND name = ?", [(kind, name) for name in gone])
-            self._db.executemany(
-                "INSERT INTO things (kind, name) VALUES (?, ?)", [(kind, name) for name in here - known.keys()]
+            known = self.things(kind)
+            gone = known.keys() - seen.keys()
+            fresh = seen.keys() - known.keys()
+            found = Look(
+                waiting=sorted((name for name in seen if not known.get(name)), key=lambda name: (seen[name], name)),
+                lost=sorted(name for name in gone if not known[name]),
             )
-            self._add("lost", kind, len(lost))
+            self._db.executemany("DELETE FROM things WHERE kind = ? AND name = ?", [(kind, name) for name in gone])
+            self._db.executemany("INSERT INTO things (kind, name) VALUES (?, ?)", [(kind, name) for name in fresh])
+            if found.lost:
+                self._add("lost", kind, len(found.lost))
             self._put_fact("looked", str(now_ns))
-            self._put_fact("oldest", None if oldest_unix_ns is None else str(oldest_unix_ns))
-        return lost
+            self._put_fact("oldest", str(seen[found.waiting[0]]) if found.waiting else None)
+        return found
 
     def store(
         self, kind: str, name: str, *, num_bytes: int, now_ns: int, step: tuple[str, bytes] | None = None
