@@ -92,14 +92,15 @@ class FrontendFit:
     """What an API server takes, apart from waiting for others; ns.
 
     A request takes `request_ns`, and `to_engine_ns` on its way. A message takes `from_engine_ns` on its way back
-    (below 0 where it leaves before the engine's turn has ended), then `output_ns` for each output to be taken apart,
-    `send_ns` to be sent, and `end_ns` more for the end of an answer.
+    (below 0 where it leaves before the engine's turn has ended), then `message_ns` and `output_ns` for each output to
+    be taken apart, `send_ns` for each to be sent, and `end_ns` more for the end of an answer.
     """
 
     num_requests: Int64
     request_ns: Int64 = 0
     to_engine_ns: Int64 = 0
     from_engine_ns: Int64 = 0
+    message_ns: Int64 = 0
     output_ns: Int64 = 0
     send_ns: Int64 = 0
     end_ns: Int64 = 0

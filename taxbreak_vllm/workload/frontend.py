@@ -1,9 +1,9 @@
 """An API server as a queue: the stamps of its requests in, what each costs it out, and when it gets to what.
 
 Its event loop does one thing at a time: a request's way in; an engine's message, whose outputs it takes apart one by
-one and then sends on one by one; a request's end. What each takes by itself is told from requests that found it at
-leisure or, where a message had more outputs than one, from how much more each of them took; the rest of what was
-measured is waiting, which is simulated. On its way to and from the engine nothing waits for the loop.
+one and then sends on one by one; a request's end. What a request takes is told by those that came alone, what an output
+takes by how much longer messages of more outputs take; the rest of what was measured is waiting, which is simulated. On
+its way to and from the engine nothing waits for the loop.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from taxbreak_vllm.workload.recording import Recorded
 MIN_REQUESTS = 20
 _CLOSED_RATIO = 0.9
 _MANY_CLIENTS = 4
+_SHARE = 0.95  # of times, the shorter ones
 
 
 def request_rows(apis: Sequence[Recorded]) -> Int64:
@@ -42,17 +43,28 @@ def fit_frontend(rows: Int64, turns: Int64) -> FrontendFit | None:
     num_open = _num_open(rows)
     taken, put, sent = (rows[:, column] for column in (Column.FIRST_TAKEN, Column.FIRST_PUT, Column.FIRST_SEND1))
     is_streamed = (rows[:, Column.IS_STREAMED] > 0) & (sent > 0)
-    send_ns = _each(sent - put, num_open, is_streamed & (sent >= put))
-    end_ns = _quartile(rows[:, Column.END] - np.maximum(rows[:, Column.LAST_SEND0], rows[:, Column.LAST_PUT]))
+    message_ns, output_ns = _each(put - taken, num_open, (taken > 0) & (put >= taken))
+    _, send_ns = _each(sent - put, num_open, is_streamed & (sent >= put))
+    end_ns = _mean(rows[:, Column.END] - np.maximum(rows[:, Column.LAST_SEND0], rows[:, Column.LAST_PUT]))
     return FrontendFit(
         num_requests=len(rows),
-        request_ns=_quartile(rows[:, Column.SENT] - rows[:, Column.ARRIVED]),
+        request_ns=_request_ns(rows),
         to_engine_ns=_to_engine_ns(rows, turns),
         from_engine_ns=_from_engine_ns(rows, turns),
-        output_ns=_each(put - taken, num_open, (taken > 0) & (put >= taken)),
+        message_ns=message_ns,
+        output_ns=output_ns,
         send_ns=round(send_ns * float(is_streamed.mean())),
         end_ns=max(0, end_ns - send_ns),
     )
+
+
+def _request_ns(rows: Int64) -> int:
+    """Return what a request takes that came when no other was on its way in."""
+    arrived, sent = rows[:, Column.ARRIVED], rows[:, Column.SENT]
+    sent_before = np.concatenate([[0], np.maximum.accumulate(sent)[:-1]])
+    is_alone = (sent_before <= arrived) & (np.append(arrived[1:], sent.max() + 1) >= sent)
+    took = (sent - arrived)[is_alone]
+    return _mean(took) if len(took) >= MIN_REQUESTS else int(np.quantile(sent - arrived, 0.25))
 
 
 def _num_open(rows: Int64) -> Int64:
@@ -66,14 +78,14 @@ def _num_open(rows: Int64) -> Int64:
     return np.maximum(found, 1)
 
 
-def _each(took: Int64, num: Int64, is_known: npt.NDArray[np.bool_]) -> int:
-    """Return what one of `num` alike took, if something else took the rest."""
+def _each(took: Int64, num: Int64, is_known: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Return what each time took, however many there were, and what each of `num` alike took."""
     took, num = took[is_known], num[is_known]
     if not len(took):
-        return 0
+        return 0, 0
     x = np.column_stack([np.ones(len(num)), num]).astype(np.float64)
-    beta = least_absolute_deviations(x, took.astype(np.float64))
-    return int(beta[1]) or int(np.quantile(took / num, 0.25))
+    always, each = least_absolute_deviations(x, took.astype(np.float64)).tolist()
+    return int(always), int(each)
 
 
 def _to_engine_ns(rows: Int64, turns: Int64) -> int:
@@ -95,12 +107,13 @@ def _from_engine_ns(rows: Int64, turns: Int64) -> int:
         return 0
     of = np.searchsorted(turns[:, Turn.UPDATE0], rows[:, Column.FIRST_TOKEN], side="right") - 1
     took = rows[:, Column.FIRST_TAKEN] - turns[of, Turn.END]
-    return int(np.quantile(took[(of >= 0) & (rows[:, Column.FIRST_TAKEN] > 0)], 0.25))
+    return int(np.median(took[(of >= 0) & (rows[:, Column.FIRST_TAKEN] > 0)]))
 
 
-def _quartile(took: Int64) -> int:
-    took = took[took >= 0]
-    return int(np.quantile(took, 0.25)) if len(took) else 0
+def _mean(took: Int64) -> int:
+    """Return the mean of all but the longest, which something else has held up."""
+    took = took[(took >= 0) & (took <= np.quantile(took, _SHARE))]
+    return int(took.mean()) if len(took) else 0
 
 
 def is_closed_loop(rows: Int64) -> bool:
@@ -136,7 +149,9 @@ class FrontendQueue:
 
         With it goes the end of its answer if it is the last.
         """
-        begin_ns = at_ns + self._factor * self._fit.from_engine_ns
+        if not are_last:
+            return []
+        begin_ns = self._do(at_ns + self._factor * self._fit.from_engine_ns, self._fit.message_ns)
         put = [self._do(begin_ns, self._fit.output_ns) for _ in are_last]
         costs = (self._fit.send_ns + (self._fit.end_ns if is_last else 0) for is_last in are_last)
         return [(put_ns, self._do(put_ns, cost_ns)) for put_ns, cost_ns in zip(put, costs, strict=True)]

@@ -54,9 +54,10 @@ def fit_lines(found: Fits) -> Iterator[str]:
         yield "  too few requests were followed in the API servers (VLLM_PLUGINS=taxbreak) to tell what one costs there"
     else:
         yield (
-            f"  an API server takes {frontend.request_ns / 1e6:.2f} ms a request, {frontend.output_ns / 1e6:.3f} ms an "
-            f"output, {frontend.send_ns / 1e6:.3f} ms to send it and {frontend.end_ns / 1e6:.2f} ms an end; to the "
-            f"engine it is {frontend.to_engine_ns / 1e6:.2f} ms, back {frontend.from_engine_ns / 1e6:.2f} ms "
+            f"  an API server takes {frontend.request_ns / 1e6:.2f} ms a request, {frontend.message_ns / 1e6:.3f} ms a "
+            f"message, {frontend.output_ns / 1e6:.3f} ms an output in it, {frontend.send_ns / 1e6:.3f} ms to send that "
+            f"and {frontend.end_ns / 1e6:.2f} ms an end; to the engine it is {frontend.to_engine_ns / 1e6:.2f} ms, "
+            f"back {frontend.from_engine_ns / 1e6:.2f} ms "
             f"({frontend.num_requests:,} requests)"
         )
 
