@@ -84,7 +84,12 @@ def predict(
         typer.Option("--set", help="max_num_seqs=32: another value in vLLM's scheduler_config, or num_gpu_blocks"),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, max=1024, help="as many such servers, requests in turn")] = 1,
-    host: Annotated[float, typer.Option(min=0.01, max=100, help="times that the host's part takes")] = 1.0,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="1.3: times that the host's part takes; -1ms: off each step of the engine's loop, or +1ms on it"
+        ),
+    ] = "1",
     device: Annotated[float, typer.Option(min=0.01, max=100, help="times that the device's part takes")] = 1.0,
     slo: Annotated[str, typer.Option(help="ttft=500ms,tpot=50ms,e2e=10s: the share of requests that keep to it")] = "",
     server_id: ServerId = None,
@@ -137,7 +142,7 @@ def sweep(
         str | None, typer.Option(help="gamma:0.3: at the same rate, gaps of that shape (1 is Poisson, less is bursty)")
     ] = None,
     replicas: Annotated[str | None, typer.Option(help="1,2,4 such servers; with --for replicas the two ends")] = None,
-    host: Annotated[str, typer.Option(help="1,1.3: times that the host's part takes")] = "1",
+    host: Annotated[str, typer.Option(help="1,1.3,-1ms: what the host's part takes, as predict takes it")] = "1",
     device: Annotated[str, typer.Option(help="1,0.7: times that the device's part takes")] = "1",
     slo: Annotated[str, typer.Option(help="ttft=500ms,tpot=50ms,e2e=10s: what requests are to keep to")] = "",
     attainment: Annotated[

@@ -24,7 +24,7 @@ def predict_task(
     arrivals: str | None = None,
     settings: Iterable[str] = (),
     replicas: int = 1,
-    host: float = 1.0,
+    host: str = "1",
     device: float = 1.0,
     slo: str = "",
 ) -> Predict:
@@ -37,13 +37,15 @@ def predict_task(
     loads, file = _loads(load)
     if len(loads) > 1:
         raise WorkloadError(f"--load {load}: one load is expected; `workload sweep` takes several")
+    times, added_ns = _host(host)
     return Predict(
         path=str(path),
         change=Change(
             settings=change.settings,
             num_blocks=change.num_blocks,
             replicas=replicas,
-            host=host,
+            host=times,
+            host_added_ns=added_ns,
             device=device,
             slo=_slo(slo),
         ),
@@ -73,7 +75,8 @@ def sweep_task(
     lists, bounds, shape = _settings(settings), _slo(slo), None if arrivals is None else _shape(arrivals)
     loads, file = ((1.0,), None) if load is None else _loads(load)
     counts = tuple(map(int, _numbers("--replicas", replicas or "1", 1, MAX_REPLICAS, r"\d+")))
-    hosts, devices = _numbers("--host", host, 0.01, 100), _numbers("--device", device, 0.01, 100)
+    hosts = tuple(dict.fromkeys(map(_host, host.split(","))))
+    devices = _numbers("--device", device, 0.01, 100)
     search = None
     if aim is not None:
         if not bounds:
@@ -90,13 +93,14 @@ def sweep_task(
     if num > max_points:
         raise WorkloadError(f"{num:,} points are more than {max_points:,}: name fewer values, or raise --max-points")
     cells = []
-    for values, count, host_times, device_times in product(product(*lists.values()), counts, hosts, devices):
+    for values, count, (times, added_ns), device_times in product(product(*lists.values()), counts, hosts, devices):
         found = _change(dict(zip(lists, values, strict=True)))
         change = Change(
             settings=found.settings,
             num_blocks=found.num_blocks,
             replicas=count,
-            host=host_times,
+            host=times,
+            host_added_ns=added_ns,
             device=device_times,
             slo=bounds,
         )
@@ -172,6 +176,16 @@ def _numbers(option: str, words: str, least: float, most: float, form: str = _NU
         kind = "numbers" if form == _NUMBER else "whole numbers"
         raise WorkloadError(f"{option} {words}: {kind} of {least:g} to {most:g} are expected, as 1,2")
     return tuple(dict.fromkeys(values))
+
+
+def _host(word: str) -> tuple[float, float]:
+    """Return what the host's part takes times, and what the engine's loop takes longer for each step, ns."""
+    added = re.fullmatch(rf"([+-])({_NUMBER})(us|ms|s)", word)
+    if added:
+        return 1.0, float(added[1] + added[2]) * _UNITS_S[added[3]] * 1e9
+    if not re.fullmatch(_NUMBER, word) or not 0.01 <= float(word) <= 100:
+        raise WorkloadError(f"--host {word}: a factor of 0.01 to 100 or a time is expected, as 1.3 or -1ms")
+    return float(word), 0.0
 
 
 def _shape(word: str) -> float:

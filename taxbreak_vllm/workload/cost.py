@@ -20,6 +20,7 @@ from taxbreak_vllm.workload.steps import PARTS, Steps
 
 Float64 = npt.NDArray[np.float64]
 Parts = Sequence[float]  # before, device, after
+_AS_TOLD, _NONE = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 
 WORK = ("prompt_tokens", "num_prefills", "num_decodes", "context")
 MIN_STEPS = 200
@@ -166,7 +167,15 @@ def check_stalls(cost: StepCost) -> None:
         )
 
 
-_AS_TOLD, _NONE = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+def check_delay(cost: StepCost, added_ns: float, *, times: float = 1.0) -> None:
+    """Raise WorkloadError where more is to be taken off the engine's loop than it takes."""
+    before, _, after = cost.parts_ns(next(iter(cost.beta_ns)), 0, 0, 1, 0)
+    loop_ns = times * (before + after)
+    if -added_ns > loop_ns:
+        raise WorkloadError(
+            f"--host={added_ns / 1e6:+g}ms: of a step of one request the engine's loop takes {loop_ns / 1e6:.3f} ms, "
+            "more cannot be taken off"
+        )
 
 
 class Noise:

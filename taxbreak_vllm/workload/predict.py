@@ -16,8 +16,9 @@ from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.model.workload import Bounds, Fits, FrontendFit, Latencies, Prediction, Validation
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.rows import Int64, Setup
+from taxbreak_vllm.workload.bands import band_of, of_steps, spread_of_steps
 from taxbreak_vllm.workload.changes import check_together
-from taxbreak_vllm.workload.cost import Noise, StepCost, check_stalls, fit_cost
+from taxbreak_vllm.workload.cost import Noise, StepCost, check_delay, check_stalls, fit_cost
 from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_rows, simulated_rows
 from taxbreak_vllm.workload.frontend import FrontendQueue, fit_frontend, is_closed_loop, request_rows
 from taxbreak_vllm.workload.identity import check_identity
@@ -31,7 +32,6 @@ from taxbreak_vllm.workload.task import Change
 SEEDS = range(5)
 TOLERANCE = {"tokens_per_s": 0.05, "tpot_mean": 0.10, "e2e_mean": 0.10, "ttft_mean": 0.20}
 _MAX_BEYOND_RATIO = 0.01
-_LEAST_BAND_RATIO = 0.01  # either way: runs of one server differ by as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,11 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
 
 def _answered(found: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
     check_together(server.setup, change.settings)
-    runs = list(_drawn(server, server.cost, requests, change))
+    check_delay(server.cost, change.host_added_ns, times=change.host)
+    spread = spread_of_steps(found.checks)
+    runs = [
+        _served(server, server.cost, requests, change, seed, times=of_steps(seed, len(SEEDS), spread)) for seed in SEEDS
+    ]
     all_runs = [run for each in runs for run in each]
     num_steps = sum(run.num_steps for run in all_runs)
     beyond = np.sum([run.num_beyond for run in all_runs], axis=0) / max(1, num_steps)
@@ -164,11 +168,8 @@ def _answered(found: Prediction, server: _Server, requests: Requests, change: Ch
             )
     draws = [_latencies(each, slo=change.slo) for each in runs]
     middle = _middle(draws)
-    band = {}
-    for name in figures(middle):
-        values = [figures(each)[name] for each in draws]
-        off = max(_LEAST_BAND_RATIO, *(abs(each.error_ratio.get(name, 0.0)) for each in found.checks))
-        band[name] = (min(values) / (1 + off), max(values) * (1 + off))
+    flat = [figures(each) for each in draws]
+    band = {name: band_of(name, [each[name] for each in flat], found.checks) for name in flat[0]}
     return replace(found, predicted=middle, band=band, bounds=_bounds(runs), notes=notes(server, change))
 
 
@@ -177,8 +178,10 @@ def _drawn(server: _Server, cost: StepCost, requests: Requests, change: Change) 
     return (_served(server, cost, requests, change, seed) for seed in SEEDS)
 
 
-def _served(server: _Server, cost: StepCost, requests: Requests, change: Change, seed: int) -> list[Served]:
-    """Serve requests on each replica; they take turns."""
+def _served(
+    server: _Server, cost: StepCost, requests: Requests, change: Change, seed: int, *, times: float = 1.0
+) -> list[Served]:
+    """Serve requests on each replica, which take turns; `times` is what all steps take besides."""
     setup = server.setup
     if change.num_blocks is not None:
         setup = msgspec.structs.replace(setup, num_blocks=change.num_blocks)
@@ -196,8 +199,9 @@ def _served(server: _Server, cost: StepCost, requests: Requests, change: Change,
                 queues,
                 graph_mode_of=_graph_modes(server.steps),
                 depth=depth,
-                host=change.host,
-                device=change.device,
+                host=change.host * times,
+                host_added_ns=change.host_added_ns,
+                device=change.device * times,
             )
         )
     return runs
@@ -278,6 +282,8 @@ def _e2e_shares(runs: Sequence[Served]) -> dict[str, float]:
 def notes(server: _Server, change: Change) -> tuple[str, ...]:
     """Say what an answer stands on, and what it takes for granted."""
     found = [f"steps of {len(server.steps):,} and {len(server.rows):,} requests were recorded"]
+    if change.host_added_ns:
+        found.append("what is added to the host, or taken off, is of the engine's loop, once a step")
     if change.host != 1.0:
         found.append(
             "--host is the engine's loop and the API servers; the host's part of a worker's step is in the device's"

@@ -86,9 +86,13 @@ def serve(
     graph_mode_of: GraphModeOf,
     depth: int = 1,
     host: float = 1.0,
+    host_added_ns: float = 0.0,
     device: float = 1.0,
 ) -> Served:
-    """Serve requests, ordered by arrival; `host` and `device` are what their parts take times."""
+    """Serve requests, ordered by arrival; `host` and `device` are what their parts take times.
+
+    `host_added_ns` is what the engine's loop takes longer for each step, or shorter, down to nothing.
+    """
     result = Served()
     arriving = enumerate(requests)
     place, following = next(arriving, (0, None))
@@ -137,7 +141,9 @@ def serve(
                     stalled = noise.stall_ns(sum(parts))
                     drawn = zip(parts, noise.factors(is_prefill), stalled, strict=True)
                     parts = [part * factor + more for part, factor, more in drawn]
-                before, on_device, after = parts[0] * host, parts[1] * device, parts[2] * host
+                before, on_device, after = parts[0] * host + host_added_ns, parts[1] * device, parts[2] * host
+                if before < 0:
+                    before, after = 0.0, max(0.0, after + before)
                 now += before
                 device_free = max(now, device_free) + on_device
                 result.host_ns += before + after

@@ -10,12 +10,16 @@ from taxbreak_vllm.traffic.rows import Scalar
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What is other than recorded: fields of vLLM's scheduler_config, blocks, replicas, what parts take times."""
+    """What is other than recorded: fields of vLLM's scheduler_config, blocks, replicas, what parts take times.
+
+    `host_added_ns` is what the engine's loop takes longer for each step, or shorter.
+    """
 
     settings: Mapping[str, Scalar] = {}
     num_blocks: int | None = None
     replicas: int = 1
     host: float = 1.0
+    host_added_ns: float = 0.0
     device: float = 1.0
     slo: Mapping[str, float] = {}
 
@@ -30,7 +34,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         if self.num_blocks is not None:
             said["num_gpu_blocks"] = str(self.num_blocks)
         parts = {"replicas": self.replicas, "host": self.host, "device": self.device}
-        return said | {name: f"{value:g}" for name, value in parts.items() if value != 1}
+        said |= {name: f"{value:g}" for name, value in parts.items() if value != 1}
+        return said | ({"host": f"{self.host_added_ns / 1e6:+g} ms a step"} if self.host_added_ns else {})
 
 
 class Check(msgspec.Struct, frozen=True, tag="check"):

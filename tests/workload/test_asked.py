@@ -92,7 +92,7 @@ SEVERAL = {"settings": ["max_num_seqs=8,16"]}
         ({"load": "1x,0x"}, "--load 1x,0x: nothing would come"),
         ({"replicas": "1,2.5"}, "--replicas 1,2.5: whole numbers of 1 to 1024"),
         ({"replicas": "0,1"}, "--replicas 0,1"),
-        ({"host": "1,-2"}, "--host 1,-2: numbers of 0.01 to 100"),
+        ({"host": "1,-2"}, "--host -2: a factor of 0.01 to 100 or a time"),
         ({"device": "1,1e9"}, "--device 1,1e9"),
         (SEVERAL | {"slo": "ttft=1s,ttft=2s"}, "ttft is given twice"),
         (SEVERAL | {"slo": "ttft=0s"}, "--slo ttft=0s"),
@@ -105,3 +105,19 @@ SEVERAL = {"settings": ["max_num_seqs=8,16"]}
 def test_what_is_no_sweep_is_named(options, says):
     with pytest.raises(WorkloadError, match=says):
         sweep_task(Path("spool"), **options)
+
+
+@pytest.mark.parametrize(
+    ("word", "host"), [("1.3", (1.3, 0.0)), ("-1ms", (1.0, -1e6)), ("+250us", (1.0, 250e3)), ("0.5", (0.5, 0.0))]
+)
+def test_a_host_takes_times_as_long_or_so_much_longer(word, host):
+    change = predict_task("spool", host=word).change
+
+    assert (change.host, change.host_added_ns) == pytest.approx(host)
+    assert "host" in change.said()
+
+
+@pytest.mark.parametrize("word", ["1ms", "-1", "0", "101", "-ms", "fast"])
+def test_a_host_that_is_neither_is_refused(word):
+    with pytest.raises(WorkloadError, match="--host"):
+        predict_task("spool", host=word)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from taxbreak_vllm.model.errors import WorkloadError
-from taxbreak_vllm.workload.cost import MIN_STEPS, WORK, Noise, check_stalls, fit_cost, least_absolute_deviations
+from taxbreak_vllm.workload.cost import (
+    MIN_STEPS,
+    WORK,
+    Noise,
+    check_delay,
+    check_stalls,
+    fit_cost,
+    least_absolute_deviations,
+)
 from taxbreak_vllm.workload.steps import Steps
 
 BEFORE, DEVICE, AFTER = [50e3, 0, 900, 40, 0], [2e6, 3000, 50e3, 20e3, 15], [80e3, 10, 0, 700, 0]
@@ -111,3 +119,13 @@ def test_too_few_steps_and_too_many_stalls_are_refused():
     check_stalls(fit_cost(made_up(stalls=5)))
     with pytest.raises(WorkloadError, match="stalls take"):
         check_stalls(fit_cost(made_up(stalls=200)))
+
+
+def test_no_more_is_taken_off_the_loop_than_it_takes():
+    cost = fit_cost(made_up())  # 50 + 80 + 0.7 µs
+
+    check_delay(cost, -130e3)
+    check_delay(cost, +9 * MS)
+    with pytest.raises(WorkloadError, match=r"loop takes 0\.131 ms"):
+        check_delay(cost, -132e3)
+    check_delay(cost, -132e3, times=1.1)

@@ -121,6 +121,13 @@ def test_parts_that_take_other_times_are_scaled_apart():
     assert run.table[0, FIRST] == (3 + 1 + 3) * MS
 
 
+@pytest.mark.parametrize(("added_ms", "first_ms"), [(2, 9), (-0.5, 6.5), (-1.5, 5.5), (-9, 5)])
+def test_what_is_taken_off_the_host_is_at_most_all_of_it(added_ms, first_ms):
+    run = served([request(0, 0, 1)], cost(1 * MS, 5 * MS, 1 * MS), host_added_ns=added_ms * MS)
+
+    assert run.table[0, FIRST] == first_ms * MS
+
+
 def test_an_api_server_does_one_thing_after_another():
     frontend = FrontendFit(num_requests=0, request_ns=int(4 * MS), output_ns=int(1 * MS), end_ns=int(2 * MS))
     run = served([request(0, 0, 1), request(1, 0, 1)], cost(0, 3 * MS, 0), frontend=frontend)
