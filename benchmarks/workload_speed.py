@@ -89,6 +89,7 @@ def _ours(num: int) -> float:
 
 def _bare(num: int) -> float:
     scheduler = VllmScheduler(_setup(NUM_SEQS, 2048, 4096, "Scheduler"))._scheduler
+    del scheduler.kv_cache_manager.allocate_slots  # ours, about vLLM's
     sampling, num_hashed = SamplingParams(max_tokens=NUM_OUTPUTS, ignore_eos=True, detokenize=False), 0
 
     def hashes(request: VllmRequest) -> list[bytes]:

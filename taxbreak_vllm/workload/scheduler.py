@@ -29,6 +29,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.traffic.rows import KvGroup, Scalar, Setup
+from taxbreak_vllm.workload.repeats import Again, Repeats
 from taxbreak_vllm.workload.requests import Planned
 
 _STOP = 8
@@ -73,7 +74,8 @@ class VllmScheduler:
         blocks = self._scheduler.kv_cache_manager
         blocks.allocate_slots = self._noticing(blocks.allocate_slots)
         self._is_caching = bool(setup.config["cache_config"].get("enable_prefix_caching"))
-        self._num_unknown = 0
+        self._num_unknown = self._num_under_way = 0
+        self._repeats = Repeats(self._scheduler, *_TOKENS)
         self.num_preempted = 0
 
     @property
@@ -104,6 +106,7 @@ class VllmScheduler:
         reads_cache: bool = True,
     ) -> None:
         """Hand it a request."""
+        self._repeats.end()
         self._scheduler.add_request(
             _Request(
                 plan,
@@ -120,28 +123,39 @@ class VllmScheduler:
 
     def abort(self, numbers: Iterable[int]) -> None:
         """Drop requests."""
+        self._repeats.end()
         self._scheduler.finish_requests(list(map(str, numbers)), RequestStatus.FINISHED_ABORTED)
 
     def reset_prefix_cache(self) -> None:
         """Forget what is cached."""
+        self._repeats.end()
         self._scheduler.reset_prefix_cache()
 
     def schedule(self, *, is_throttled: bool = False) -> Any:  # noqa: ANN401 - a SchedulerOutput
         """Choose a step."""
         self.is_short_of_blocks = False
+        again = None if is_throttled else self._repeats.schedule()
+        if again is not None:
+            self._took(again)
+            return again
         scheduled = self._scheduler.schedule(True) if is_throttled else self._scheduler.schedule()
         requests = self._scheduler.requests
         # A step ahead of the one whose output is taken in changes what a request is at.
-        scheduled.taxbreak_samples = [
+        scheduled.taxbreak_samples = samples = [
             None if (request := requests[req_id]).is_prefill_chunk else request
             for req_id in scheduled.num_scheduled_tokens
         ]
+        self._repeats.begin(scheduled, samples, self._num_under_way)
         self.num_preempted += len(getattr(scheduled, "preempted_req_ids", None) or ())
-        self._least_free = min(self._least_free, self._pool.get_num_free_blocks())
+        self._took(scheduled)
         return scheduled
 
     def update(self, scheduled: Any) -> list[tuple[int, bool]]:  # noqa: ANN401 - a SchedulerOutput
         """Take in the output of a step; return the requests that have a token of it, and whether they are done."""
+        self._num_under_way -= scheduled.total_num_scheduled_tokens > 0
+        told = self._repeats.update(scheduled) if isinstance(scheduled, Again) else None
+        if told is not None:
+            return told
         ids = [*scheduled.num_scheduled_tokens]
         output = ModelRunnerOutput(
             req_ids=ids,
@@ -170,6 +184,10 @@ class VllmScheduler:
             return blocks
 
         return noticed
+
+    def _took(self, scheduled: Any) -> None:  # noqa: ANN401 - a SchedulerOutput, or what stands for one
+        self._num_under_way += scheduled.total_num_scheduled_tokens > 0
+        self._least_free = min(self._least_free, self._pool.get_num_free_blocks())
 
     def _hash(self, request: _Request) -> Sequence[bytes]:
         begin, end = len(request.block_hashes), request.num_tokens // self._hash_block_size

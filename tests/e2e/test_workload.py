@@ -90,3 +90,13 @@ def test_a_server_whose_every_instant_is_known_is_predicted_and_what_cannot_be_i
     assert "does not batch" in found["another prompt"]["reason"]
     assert "stalls take" in found["stalls"]["reason"]
     assert "wait for an answer" in found["closed"]["reason"]
+
+
+def test_a_step_that_is_repeated_is_the_one_that_vllm_would_have_chosen(run_offline, tmp_path):
+    run_offline("offline_repeats.py", tmp_path, tmp_path / "found.json")
+
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert {name: told["first difference"] for name, told in found.items()} == dict.fromkeys(found)
+    is_short = {name: told["preempted"] > 0 for name, told in found.items()}
+    assert [name for name in found if is_short[name]] == ["few blocks", "few blocks, ahead", "priorities"]
+    assert all(told["repeated"] > (0 if is_short[name] else told["steps"] / 4) for name, told in found.items()), found
