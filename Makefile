@@ -88,9 +88,10 @@ bench-whatif-pairs: ## what whatif predicts of a vLLM on the CPU, and what that 
 	$(install) cpu,test
 	$(BIN)/python benchmarks/whatif_pairs.py $(BENCH)
 
-bench-workload: ## a server's steps scheduled again, 10,000 of each setting
+bench-workload: ## a server's steps scheduled again, 10,000 of each setting, and how fast
 	$(install) cpu,test
 	$(BIN)/python benchmarks/workload.py $(BENCH)
+	VLLM_PLUGINS= VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1 $(BIN)/python benchmarks/workload_speed.py
 
 bench-workload-pairs: ## what workload predicts of other traffic and settings, and what servers then make of them (BENCH='--device cpu')
 	$(install) cpu,test
