@@ -3,9 +3,11 @@
     python benchmarks/loop_cost.py
 
 Rounds of bare and hooked turns take turns in one run; a round's cost is the mean CPU time of its turns. Reported are
-the median round and the best, which is held to the limit: what else the machine does only adds. Beside it what a worker
-takes to time a step's calls for its engine, and what another thread takes to count a second's rows, to keep a window
-of them and to keep what the scheduler chose, at 500 turns a second.
+the median round, and the best hooked one over the best bare one, which is held to the limit: what else the machine does
+only adds. Where a call through an empty hook takes longer in the same run than where the limits were set, they are as
+much higher (`yardstick.py`). Beside it what a worker takes to time a step's calls for its engine, and what another
+thread takes to count a second's rows, to keep a window of them and to keep what the scheduler chose, at 500 turns a
+second.
 """
 
 import queue
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from yardstick import USUAL_NS, allowed_ns, empty_hook_ns
 
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, Column
@@ -31,8 +34,8 @@ from taxbreak_vllm.serving.worker_times import NUMBER, TIMES, StepTimes
 from taxbreak_vllm.traffic.log import Log
 from taxbreak_vllm.traffic.rows import Setup, stamped
 
-NUM_ROUNDS = 41
-NUM_TURNS = 2000
+NUM_ROUNDS = 101
+NUM_TURNS = 500  # as many as another thread takes at once
 LIMIT_NS = 6000
 WORKER_LIMIT_NS = 2000
 ROWS_PER_S = 500
@@ -45,7 +48,7 @@ class Engine:
     def __init__(self) -> None:
         self.input_queue: queue.Queue[object] = queue.Queue()
         self.scheduled = SimpleNamespace(scheduled_new_reqs=[], preempted_req_ids=None)
-        self.output = SimpleNamespace(req_ids=["a"])
+        self.output = SimpleNamespace(req_ids=["a"], kv_connector_output=None)
         self.future: Future[None] = Future()
         self.future.set_result(None)
         self.scheduler = SimpleNamespace(
@@ -164,12 +167,13 @@ def main() -> int:
     hooks.attach()
     setattr(hooked.scheduled, NUMBER, 0)
     scheduled, steps = SimpleNamespace(num_scheduled_tokens={"a": 1}, **{NUMBER: 1}), []
-    rounds = []
+    without, rounds, empty = [], [], []
     for _ in range(NUM_ROUNDS):
+        empty.append(empty_hook_ns())
         steps.append(time_steps(StepTimes(None), scheduled, SimpleNamespace(req_ids=["a"])))
-        without = time_turns(bare)
+        without.append(time_turns(bare))
         setattr(hooked.output, TIMES, ("server", 0, 1, 2, 3, 4, 1, -1, -1))
-        rounds.append(time_turns(hooked) - without)
+        rounds.append(time_turns(hooked))
         ring.take()
         num_events = len(list(hooks.traffic.take()))
     if hooks.fault or hooks.queue_off_reason or hooks.traffic.fault or num_events != 2 * NUM_TURNS:
@@ -188,16 +192,20 @@ def main() -> int:
     num_bytes = len(window.encode())
     window_ns = time.thread_time_ns() - begun_ns
     lines_ns = time_lines()
-    for what, costs, limit_ns in (
-        ("a turn of the engine's loop", rounds, LIMIT_NS),
-        ("a worker's step", steps, WORKER_LIMIT_NS),
+    median = statistics.median(with_hooks - bare_ns for with_hooks, bare_ns in zip(rounds, without, strict=True))
+    is_dear = False
+    for what, median_ns, best_ns, limit_ns in (
+        ("a turn of the engine's loop", median, min(rounds) - min(without), LIMIT_NS),
+        ("a worker's step", statistics.median(steps), min(steps), WORKER_LIMIT_NS),
     ):
-        median, best = statistics.median(costs), min(costs)
-        print(f"{what}: {median:,.0f} ns (best round {best:,.0f} ns); at most {limit_ns:,} ns")
+        most_ns = allowed_ns(limit_ns, min(empty))
+        is_dear |= best_ns > most_ns
+        print(f"{what}: {median_ns:,.0f} ns (best {best_ns:,.0f} ns); at most {limit_ns:,} ns, here {most_ns:,.0f} ns")
+    print(f"a call through an empty hook: best {min(empty):,.0f} ns, {USUAL_NS} ns where the limits were set")
     print(f"counting {ROWS_PER_S} turns, on another thread: {statistics.median(counting) / 1e6:.2f} ms")
     print(f"a window of {NUM_WINDOW} turns, on that thread too: {window_ns / 1e6:.2f} ms, {num_bytes:,} bytes")
     print(f"lines of {ROWS_PER_S} steps of {NUM_REQUESTS} requests, on that thread too: {lines_ns / 1e6:.1f} ms")
-    return int(min(rounds) > LIMIT_NS or min(steps) > WORKER_LIMIT_NS)
+    return int(is_dear)
 
 
 if __name__ == "__main__":

@@ -84,10 +84,9 @@ class QueueWaits:
         for owner, name, hook in hooks:
             setattr(owner, name, hook)
 
-    def begin_schedule(self) -> None:
-        """Say that the scheduler is about to choose."""
+    def begin_schedule(self, now_ns: int) -> None:
+        """Say that the scheduler begins to choose now."""
         try:
-            now_ns = self._now()
             if self._compiled or self._refusal is not None:
                 self._settle(now_ns)
             self._begun_ns = now_ns

@@ -1,6 +1,6 @@
 """What an engine's scheduler is told and what it chooses, in that order: its objects noted in, lines out later.
 
-On the engine's thread an event is an object put into a queue, a tenth of a microsecond; all that is to be known of it
+On the engine's thread an event is an object put into a queue, 0.15 microseconds; all that is to be known of it
 is read afterwards on a thread of ours, from objects that vLLM no longer changes. No text, token or request id is kept:
 a request is the number in which it came, a block of the prefix cache a hash of its hash, under a key that is nowhere
 stored. Read in vllm/v1/core/sched/{scheduler,output}.py and vllm/v1/request.py of 0.26 to 0.33.

@@ -96,7 +96,7 @@ class Rig:
 
     def step(self, at_ns, output=None):
         self.now_ns = at_ns
-        self.waits.begin_schedule()
+        self.waits.begin_schedule(at_ns)
         scheduled = self.scheduler.schedule()
         self.waits.end_schedule(scheduled)
         self.waits.take_output(output)
@@ -270,7 +270,7 @@ def _served(scheduler, waits):
     for number in range(6):
         scheduler.add_request(Request(str(number), grammar=Future()))
         if waits is not None and waits.fault is None:
-            waits.begin_schedule()
+            waits.begin_schedule(1000)
         scheduled = scheduler.schedule()
         if waits is not None and waits.fault is None:
             waits.end_schedule(scheduled)
