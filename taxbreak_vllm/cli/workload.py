@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from taxbreak_vllm.cli.printing import print_json
 from taxbreak_vllm.cli.traffic import traffic_at
 from taxbreak_vllm.model.sweep import Aim
 from taxbreak_vllm.output.text.printed import print_text
+
+if TYPE_CHECKING:
+    from taxbreak_vllm.model.sweep import Swept
+    from taxbreak_vllm.model.workload import Prediction
 
 workload = typer.Typer(
     name="workload", help="What this server would make of other traffic or settings, by vLLM's own scheduler."
@@ -26,6 +30,7 @@ Asked = Annotated[
         help="a spool, SPOOL/SERVER, or the URL of a sidecar or a vLLM with our routes; of several servers the newest",
     ),
 ]
+Html = Annotated[Path | None, typer.Option(help="write one self-contained HTML page")]
 ServerId = Annotated[str | None, typer.Option(help="which server, of a URL with several")]
 
 
@@ -92,6 +97,7 @@ def predict(
     ] = "1",
     device: Annotated[float, typer.Option(min=0.01, max=100, help="times that the device's part takes")] = 1.0,
     slo: Annotated[str, typer.Option(help="ttft=500ms,tpot=50ms,e2e=10s: the share of requests that keep to it")] = "",
+    html: Html = None,
     server_id: ServerId = None,
     api_key: ReadKey = None,
     json: Json = False,
@@ -117,6 +123,7 @@ def predict(
     with traffic_at(source, server_id=server_id, api_key=api_key) as path:
         answer = ask(msgspec.structs.replace(task, path=str(path)))
     found = msgspec.json.decode(answer, type=Prediction)
+    _write_page(found, html)
     if json:
         print_json(answer)
     else:
@@ -157,6 +164,7 @@ def sweep(
         int | None, typer.Option(min=1, max=1024, help="processes; as many as there are cores by default")
     ] = None,
     ray: Annotated[str | None, typer.Option(help="on Ray: auto, an address, or local")] = None,
+    html: Html = None,
     server_id: ServerId = None,
     api_key: ReadKey = None,
     json: Json = False,
@@ -187,6 +195,7 @@ def sweep(
     with progress_bar() as report, traffic_at(source, server_id=server_id, api_key=api_key) as path:
         answer = ask(msgspec.structs.replace(task, path=str(path)), lambda at: report(at.done, at.total, at.doing))
     found = msgspec.json.decode(answer, type=Swept)
+    _write_page(found, html)
     if json:
         print_json(answer)
     else:
@@ -204,3 +213,10 @@ def export(
     from taxbreak_vllm.workload.recording import read_engines
 
     write_traffic(read_engines(path), folder)
+
+
+def _write_page(found: "Prediction | Swept", html: Path | None) -> None:
+    if html is not None:
+        from taxbreak_vllm.output.workload_html import write_workload_html
+
+        write_workload_html(found, html)

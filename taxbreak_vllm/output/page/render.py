@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from taxbreak_vllm.model.step import Phase
@@ -18,6 +18,7 @@ from taxbreak_vllm.model.whatif import HOST_CLASSES
 from taxbreak_vllm.output.kernel_names import kernel_name
 from taxbreak_vllm.output.page.server import legend_of
 from taxbreak_vllm.output.page.view import MAX_CHAINS, Article
+from taxbreak_vllm.output.page.workload import WorkloadView
 from taxbreak_vllm.output.text.transition import sign_words, turn_words
 from taxbreak_vllm.output.words import duration, one, percent, ratio, span
 
@@ -48,21 +49,32 @@ def render(articles: Sequence[Article], *, root: str = "", message: str = "") ->
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
         f" img-src data:; base-uri 'none'; form-action {forms}"
     )
-    document = _template().render(
-        articles=articles,
-        root=root,
-        message=message,
-        nonce=nonce,
-        policy=policy,
-        phases=[phase.value for phase in Phase if phase is not Phase.IDLE],
-        host_classes=HOST_CLASSES,
-        max_chains=MAX_CHAINS,
+    document = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            articles=articles,
+            root=root,
+            message=message,
+            nonce=nonce,
+            policy=policy,
+            phases=[phase.value for phase in Phase if phase is not Phase.IDLE],
+            host_classes=HOST_CLASSES,
+            max_chains=MAX_CHAINS,
+        )
     )
     return document, policy
 
 
+def render_workload(view: WorkloadView) -> str:
+    """Return the document of a prediction or a sweep; it runs no script."""
+    nonce = secrets.token_urlsafe(16)
+    policy = f"default-src 'none'; style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'"
+    return _environment().get_template("workload.html").render(view=view, nonce=nonce, policy=policy)
+
+
 @lru_cache(maxsize=1)
-def _template() -> Template:
+def _environment() -> Environment:
     static = files(__package__) / "static"
     environment = Environment(
         loader=PackageLoader(__package__, "static"),
@@ -87,7 +99,7 @@ def _template() -> Template:
     }
     for name, parts in (("style", _STYLES), ("script", _SCRIPTS)):
         environment.globals[name] = Markup("\n".join((static / part).read_text(encoding="utf-8") for part in parts))
-    return environment.get_template("page.html")
+    return environment
 
 
 def per(value: float | None, count: int) -> float | None:
