@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from taxbreak_vllm.traffic.log import Log
+from taxbreak_vllm.traffic.rows import Setup, Updated
+
 KEY = "secret"
 TRACE = Path(__file__).parents[1] / "data" / "serving.json"
 
@@ -21,6 +24,8 @@ TRACE = Path(__file__).parents[1] / "data" / "serving.json"
 def test_schemathesis_finds_nothing(filled, spool, start_sidecar, tmp_path, how):
     for capture in spool.captures():  # so that there is something to take apart
         capture.trace_path.write_bytes(gzip.compress(TRACE.read_bytes()))
+    traffic = Setup(server_id="vllm-a", source="engine-0", vllm="0.0.0", config={})
+    Log(spool.make_traffic_dir("vllm-a"), traffic, max_bytes=2**20).append([Updated(1)])
     url = start_sidecar(api_key=KEY, captures_per_minute=10_000)
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", "all"]
     command += ["--header", f"Authorization: Bearer {KEY}", "--seed", "1", *how]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from fastapi import Path as PathOf
 from fastapi.responses import StreamingResponse
 
 from taxbreak_vllm.service.http.openapi import answer, errors
@@ -60,7 +61,10 @@ def add_traffic_routes(router: APIRouter, context: RouteContext) -> None:
         return json_response(TrafficFiles(server_id=folder.parent.name, files=files))
 
     @router.get("/traffic/{server_id}/{name}", response_class=GzipStream, responses=errors(HTTPStatus.NOT_FOUND))
-    def traffic_file(server_id: str, name: str) -> Response:
+    def traffic_file(
+        server_id: Annotated[str, PathOf(examples=["vllm-a"])],
+        name: Annotated[str, PathOf(examples=["engine-0-00000000.jsonl.gz"])],
+    ) -> Response:
         """One of these files, gzip-compressed lines of JSON, as far as it is written."""
         path = next((path for path in all_files(folder_of(server_id)) if path.name == name), None)
         try:
