@@ -5,8 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from taxbreak_vllm.cli.app import app
 from taxbreak_vllm.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -128,3 +130,14 @@ def test_the_chart_leaves_vllm_s_user_alone_unless_it_is_told_otherwise():
             r"if \.Values\.user\.podWide \}\}\n +securityContext:\n +\{\{- include \"taxbreak\.podSecurity", patch
         )
     )
+
+
+def test_the_report_runs_commands_and_options_that_there_are():
+    group = typer.main.get_command(app)
+    lines = re.findall(r"^ +taxbreak (.*)$", (CHART / "templates" / "report.yaml").read_text(), flags=re.MULTILINE)
+    words = [line.replace("{{ .Values.archive.report.since }}", "7d").split() for line in lines]
+
+    assert [found[:2] for found in words] == [["fleet", "analyze"], ["fleet", "report"]]
+    for name, command, *rest in words:
+        known = {option for p in group.commands[name].commands[command].params for option in p.opts}
+        assert {word for word in rest if word.startswith("--")} <= known

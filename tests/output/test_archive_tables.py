@@ -4,13 +4,17 @@ import io
 import re
 from pathlib import Path
 
+import pandas
 import pyarrow.parquet as pq
 import pytest
 
+from taxbreak_vllm.archive.layout import TABLES, Key
+from taxbreak_vllm.archive.store import Store
 from taxbreak_vllm.model.step import Server
 from taxbreak_vllm.output.archive_tables import COLUMNS, SCHEMA, Table, server_row, write_table
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+QUERIES = [text for text in re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE) if "tables/" in text]
 SERVER_COLUMNS = set(server_row(Server(server_id="a")))
 
 
@@ -39,3 +43,39 @@ def test_a_table_is_the_same_bytes_for_the_same_rows_and_null_where_nothing_is_k
         "model_name": "tiny",
     }
     assert set(second.values()) == {None}
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """An archive with a row of each table that a query asks."""
+    server = Server(server_id="s/1", model_name="meta-llama/Llama 3", vllm="0.32.0", device_name="NVIDIA H100")
+    rows = {
+        Table.BREAKDOWNS: {"step_id": "a", "phase": "decode", "hdbi": 0.5, "taxes.delta_ft_ns": 10**6},
+        Table.WATERFALLS: {"api": "0", "number": 1, "started_unix_ns": 5, "total_ns": 10**6, "queue_kv_ns": 10**5},
+    }
+    store = Store(f"file://{tmp_path}")
+    for table, row in rows.items():
+        data = write_table(table, [{**server_row(server), **row}])
+        about = {"model": server.model_name, "vllm": server.vllm, "gpu": server.device_name, "server": server.server_id}
+        store.put(Key.of(f"{TABLES}/{table}", data, suffix="parquet", unix_ns=1_700_000_000 * 10**9, **about), data)
+    return tmp_path
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_of_the_document_answers(query, archive):
+    duckdb = pytest.importorskip("duckdb")
+
+    (row,) = duckdb.sql(query.replace("s3://bucket/taxbreak", str(archive))).fetchall()
+
+    assert row[0] == "meta-llama/Llama 3"
+    assert None not in row
+
+
+def test_pandas_reads_a_table_with_its_partitions_and_skips_other_models(archive):
+    folder = archive / "tables" / "v1" / "breakdowns"
+
+    (found,) = pandas.read_parquet(folder, filters=[("model", "==", "meta-llama/Llama 3")]).to_dict("records")
+
+    assert (found["model"], found["vllm"], found["gpu"]) == ("meta-llama/Llama 3", "0.32.0", "NVIDIA H100")
+    assert (found["date"], found["server"], found["step_id"]) == ("2023-11-14", "s/1", "a")
+    assert pandas.read_parquet(folder, filters=[("model", "==", "another")]).empty

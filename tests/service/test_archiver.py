@@ -34,8 +34,10 @@ from object_store import (
 )
 
 from taxbreak_vllm.archive.bundle import info_of
-from taxbreak_vllm.archive.layout import CAPTURES, TABLES
+from taxbreak_vllm.archive.layout import CAPTURES, ITERATIONS, TABLES
 from taxbreak_vllm.archive.store import Store
+from taxbreak_vllm.iterations.rows import Column
+from taxbreak_vllm.iterations.window import decode_window
 from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.output.archive_tables import COLUMNS, Table
@@ -43,6 +45,7 @@ from taxbreak_vllm.service.metrics.archive import ArchiveCollector
 from taxbreak_vllm.service.processes.analyzer import Analyzer
 from taxbreak_vllm.service.processes.archiver import Archiver, Bounds
 from taxbreak_vllm.service.results.archive import Ledger, ledger_path
+from tests.iterations.test_window import window
 
 STEP = Path(__file__).parents[1] / "data" / "cpu_decode"
 BOUNDS = Bounds(bytes_per_second=10**9, bytes_per_day=10**12, batch_s=300)
@@ -167,6 +170,29 @@ def test_the_newest_windows_and_requests_are_sampled_and_none_twice(folder, arch
     }
 
 
+def test_the_newest_window_of_an_engine_is_archived_as_it_is_with_a_row_for_each_phase(
+    folder, archiver_on, spool, make_state, clock
+):
+    archiver = archiver_on(folder)
+    spool.put_state(make_state())
+    for number in range(2):
+        spool.put_window("vllm-a", "3", number, window(server_id="vllm-a", begin=number).encode())
+        for _ in range(2):
+            clock.sleep_s(301)
+            archiver.turn()
+
+    found = [decode_window(folder.get(key), Path()) for key in folder.list(ITERATIONS, model="tiny")]
+    assert sorted(int(each.rows[0, Column.INPUT0]) for each in found) == [
+        int(window(begin=number).rows[0, Column.INPUT0]) for number in range(2)
+    ]
+    table = rows(folder, Table.ITERATIONS)
+    assert [(row["engine"], row["phase"], row["iterations"], row["model_name"]) for row in table] == [
+        ("3", "prefill", 4, "tiny")
+    ] * 2
+    assert all(row["total_median_ns"] > row["worker_median_ns"] > 0 for row in table)
+    assert {row["no_work_median_ns"] for row in table} == {100_000}
+
+
 def test_what_leaves_the_spool_before_it_is_copied_is_counted_and_named(
     folder, archiver_on, put, spool, clock, caplog, metrics, tmp_path
 ):
@@ -274,7 +300,7 @@ class DoomedLedger(Ledger):
     """SQLite's transactions are what makes that there are no other places."""
 
     def __getattribute__(self, name):
-        if name in ("store", "add", "store_batch", "put_facts", "look"):
+        if name in ("store", "add", "store_batch", "look"):
             Doom.write()
         return super().__getattribute__(name)
 

@@ -191,7 +191,7 @@ class Archiver:
                 return
             key = Key.parse(batch.path)
             self._put(key, batch.data)
-            self._ledger.store_batch(batch, key.kind)
+            self._ledger.store_batch(batch, key.kind, now_ns=self._now_ns())
             yield len(batch.data)
 
     def _put(self, key: Key, data: bytes) -> None:
@@ -201,22 +201,15 @@ class Archiver:
             self._sleep(wait_ns / _NS_PER_S)
         self._free_ns = self._now_ns() + len(data) * _NS_PER_S // self._bounds.bytes_per_second
         self._store.put(key, data)
-        day, spent = self._spent()
-        self._ledger.put_facts(day=day, day_bytes=spent + len(data))
 
     def _may_send(self, size: int) -> bool:
-        day, spent = self._spent()
+        day = day_of(self._now_ns())
+        spent = self._ledger.spent(day)
         if not spent or spent + size <= self._bounds.bytes_per_day:
             return True
-        if self._ledger.fact("full") != day:
+        if self._ledger.fill(day):
             logger.warning("%d bytes went out today, the rest waits: TAXBREAK_ARCHIVE_BYTES_PER_DAY", spent)
-            self._ledger.put_facts(full=day)
-            self._ledger.fail("day_full")
         return False
-
-    def _spent(self) -> tuple[str, int]:
-        day = day_of(self._now_ns()).isoformat()
-        return day, int(self._ledger.fact("day_bytes") or 0) if self._ledger.fact("day") == day else 0
 
     def _note(self, error: ArchiveError) -> None:
         """Count a failure and wait longer than before; sidecars that lost a store together come back one by one."""

@@ -7,11 +7,13 @@ wait as batches of finished bytes, which hold each once, however often they are 
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import date
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from taxbreak_vllm.archive.layout import day_of
 from taxbreak_vllm.baselines.database import Schema, StoreError, open_database, transaction
 from taxbreak_vllm.model.errors import SettingsError
 
@@ -103,7 +105,7 @@ class Ledger:
         with transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO things (kind, name, is_stored) VALUES (?, ?, 1)", (kind, name))
             self._add("objects", kind, 1)
-            self._add("bytes", "", num_bytes)
+            self._spend(num_bytes, now_ns)
             if step is not None:
                 self._db.execute("INSERT OR IGNORE INTO steps VALUES (?, ?, ?)", (*step, now_ns))
 
@@ -141,18 +143,25 @@ class Ledger:
         """Return the batches that are not stored yet."""
         return [Batch(*row) for row in self._db.execute("SELECT path, data FROM batches ORDER BY path")]
 
-    def store_batch(self, batch: Batch, kind: str) -> None:
+    def store_batch(self, batch: Batch, kind: str, *, now_ns: int) -> None:
         """Note that a batch is in the archive."""
         with transaction(self._db):
             if self._db.execute("DELETE FROM batches WHERE path = ?", (batch.path,)).rowcount:
                 self._add("objects", kind, 1)
-                self._add("bytes", "", len(batch.data))
+                self._spend(len(batch.data), now_ns)
 
-    def put_facts(self, **facts: object) -> None:
-        """Note single facts; None is no longer one."""
+    def spent(self, day: date) -> int:
+        """Return how many bytes were stored on a day, if it is the last on which any were."""
+        return int(self.fact("day_bytes") or 0) if self.fact("day") == day.isoformat() else 0
+
+    def fill(self, day: date) -> bool:
+        """Note, and count as a failure, that no more goes out on a day; return whether that is new."""
         with transaction(self._db):
-            for name, value in facts.items():
-                self._put_fact(name, None if value is None else str(value))
+            is_new = self.fact("full") != day.isoformat()
+            if is_new:
+                self._put_fact("full", day.isoformat())
+                self._add("failures", "day_full", 1)
+        return is_new
 
     def fact(self, name: str) -> str | None:
         """Return a fact, None where it was not noted."""
@@ -164,6 +173,13 @@ class Ledger:
         totals = {(counter, label): value for counter, label, value in self._db.execute("SELECT * FROM totals")}
         looked, oldest = self.fact("looked"), self.fact("oldest")
         return Standing(totals, None if looked is None else int(looked), None if oldest is None else int(oldest))
+
+    def _spend(self, num_bytes: int, now_ns: int) -> None:
+        day = day_of(now_ns)
+        spent = self.spent(day) + num_bytes
+        self._put_fact("day", day.isoformat())
+        self._put_fact("day_bytes", str(spent))
+        self._add("bytes", "", num_bytes)
 
     def _put_fact(self, name: str, value: str | None) -> None:
         if value is None:
