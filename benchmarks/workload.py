@@ -42,11 +42,21 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    is_alike = True
     with tempfile.TemporaryDirectory(prefix="taxbreak-workload-") as folder:
-        found = [_identity(Path(folder), name, options.steps) for name in IDENTITY if options.only in name]
-    if options.json:
-        options.json.write_text(json.dumps({"machine": describe_machine("vllm"), "found": found}, indent=1))
-    return int(any(each.get("is_identical") is False for each in found))
+        for name in (name for name in IDENTITY if options.only in name):
+            found = _identity(Path(folder), name, options.steps)
+            is_alike &= found["is_identical"] is True
+            if options.json:
+                _keep(options.json, found)
+    return int(not is_alike)
+
+
+def _keep(path: Path, found: dict[str, object]) -> None:
+    """Write what was found beside what the file holds of other versions and settings."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = [each for each in known if any(each[name] != found[name] for name in ("vllm", "setting"))]
+    path.write_text(json.dumps([*kept, found | {"machine": describe_machine("vllm")}], indent=1) + "\n")
 
 
 def _identity(folder: Path, name: str, num_steps: int) -> dict[str, object]:

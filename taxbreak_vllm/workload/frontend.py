@@ -7,6 +7,7 @@ its way to and from the engine nothing waits for the loop.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -151,10 +152,15 @@ class FrontendQueue:
         """
         if not are_last:
             return []
-        begin_ns = self._do(at_ns + self._factor * self._fit.from_engine_ns, self._fit.message_ns)
-        put = [self._do(begin_ns, self._fit.output_ns) for _ in are_last]
-        costs = (self._fit.send_ns + (self._fit.end_ns if is_last else 0) for is_last in are_last)
-        return [(put_ns, self._do(put_ns, cost_ns)) for put_ns, cost_ns in zip(put, costs, strict=True)]
+        fit, factor = self._fit, self._factor
+        begin_ns = self._do(at_ns + factor * fit.from_engine_ns, fit.message_ns)
+        output_ns, send_ns, end_ns = factor * fit.output_ns, factor * fit.send_ns, factor * fit.end_ns
+        put_ns = [begin_ns + output_ns * num for num in range(1, len(are_last) + 1)]
+        costs = [send_ns + end_ns if is_last else send_ns for is_last in are_last]
+        sent_ns = [*accumulate(costs, initial=put_ns[-1])][1:]
+        self._free_ns = sent_ns[-1]
+        self.busy_ns += self._free_ns - begin_ns
+        return list(zip(put_ns, sent_ns, strict=True))
 
     def _do(self, at_ns: float, cost_ns: float) -> float:
         self._free_ns = max(self._free_ns, at_ns) + self._factor * cost_ns

@@ -172,11 +172,9 @@ def serve(
         since = now
         outputs = scheduler.update(scheduled)
         arrive()  # what came before the outputs goes in before them
-        messages: dict[FrontendQueue, list[tuple[_Open, bool]]] = {}
-        for number, is_done in outputs:
-            request = open_requests.pop(number) if is_done else open_requests[number]
-            messages.setdefault(request.frontend, []).append((request, is_done))
-        for frontend, message in messages.items():
+        given = [(open_requests.pop(num) if is_done else open_requests[num], is_done) for num, is_done in outputs]
+        for frontend in frontends:
+            message = given if len(frontends) == 1 else [each for each in given if each[0].frontend is frontend]
             told = frontend.take_outputs(now, [is_done for _, is_done in message])
             for (request, is_done), (put_ns, sent_ns) in zip(message, told, strict=True):
                 request.first_ns = request.first_ns or put_ns
