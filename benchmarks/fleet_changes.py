@@ -1,14 +1,15 @@
 """What a fleet's report finds of what was planted, and what it finds where nothing was: ROC, intervals.
 
-Noise is drawn from what real servers showed (`--measure N` starts as many, one after the other, and keeps the spread in
-the results): how far captures of one start lie from its middle, and how far starts lie from one another. Hosts besides
-differ by `--between`. In: nothing. Out: `results/fleet_changes.json`.
+Noise is drawn from what real servers showed, how far captures of one start lie from its middle, and how far starts lie
+from one another: `--measure N` starts as many servers, one after the other, `--spools` reads what is there. Of few
+starts their spread is that of alike ones of `whatif_pairs.py`. Hosts besides differ by `--between`. In: the spread of
+the run before, if there is one. Out: `results/fleet_changes.json`.
 """
 
 import argparse
 import json
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -16,14 +17,20 @@ from pathlib import Path
 import numpy as np
 from machine import ROOT, describe_machine
 
+from taxbreak_vllm.fleet.rows import analyzed, row_of
 from taxbreak_vllm.insight.apart import MIN_APART, is_apart, scores
-from taxbreak_vllm.insight.changes import Observations, medians, move_over_time, moves_at_deploys
+from taxbreak_vllm.insight.changes import MIN_CAPTURES, Observations, medians, move_over_time, moves_at_deploys
 from taxbreak_vllm.insight.shifts import MAX_P, is_change
+from taxbreak_vllm.model.errors import TaxbreakError
+from taxbreak_vllm.model.fleet import StepRow
+from taxbreak_vllm.spool.layout import recordings
+from taxbreak_vllm.spool.spool import Spool
 
 RESULTS = ROOT / "benchmarks" / "results" / "fleet_changes.json"
 SIZES = (0.0, 0.03, 0.05, 0.10)
 FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 WEEK_NS = 7 * 86_400 * 10**9
+MIN_STARTS = 6  # of fewer their spread is taken from `whatif_pairs.json`
 _QUANTILES = np.linspace(0.005, 0.995, 100)
 
 
@@ -31,6 +38,9 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="start N real servers for the spread")
+    parser.add_argument(
+        "--spools", type=Path, nargs="+", help="of several starts of one server, in place of starting it"
+    )
     parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces")
     parser.add_argument("--comparisons", type=int, default=20_000, help="of no change, and a twentieth of each size")
     parser.add_argument("--hosts", type=int, default=20)
@@ -38,7 +48,10 @@ def main() -> None:
     parser.add_argument("--between", type=float, default=0.05, help="spread of hosts (of logarithms)")
     options = parser.parse_args()
     told = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    spread = measured(options.measure) if options.measure else told["spread"]
+    if options.spools:
+        spread = of_spools(options.spools)
+    else:
+        spread = measured(options.measure) if options.measure else told["spread"]
     figures = spread["delta_ft_ns"]
     deploys = {str(size): deploy(size, figures, options) for size in SIZES}
     hosts = {str(size): slow_host(size, figures, options) for size in SIZES}
@@ -141,10 +154,7 @@ def measured(num_starts: int) -> dict:
     from taxbreak_vllm.demo.models import write_tiny_llama
     from taxbreak_vllm.demo.processes import Processes
     from taxbreak_vllm.demo.servers import start_vllm
-    from taxbreak_vllm.fleet.rows import analyzed, row_of
-    from taxbreak_vllm.spool.spool import Spool
 
-    rows = []
     with tempfile.TemporaryDirectory(prefix="taxbreak-fleet-") as name, Processes(Path(name)) as processes:
         model = write_tiny_llama(Path(name) / "tiny-llama")
         for start in range(num_starts):
@@ -161,33 +171,52 @@ def measured(num_starts: int) -> dict:
                 if len(spool.captures()) >= 80:
                     break
             server.process.stop()
-            for capture in spool.captures():
-                row = row_of(capture.step_id, *analyzed(capture.path))
-                if row.phase == "decode":
-                    rows.append((start, row))
-            print(f"start {start}: {len(rows)} decode steps in all", flush=True)
-    return {name: _spread(rows, name) for name in ("delta_ft_ns", "plain_ns", "active_ns")} | {
-        "num_starts": num_starts,
-        "num_captures": len(rows),
-        "at_unix_s": round(time.time()),
-    }
+            print(f"start {start}: {len(spool.captures())} captures", flush=True)
+        return of_spools(sorted(Path(name).glob("spool-*")))
 
 
-def _spread(rows: Sequence, name: str) -> dict:
+def of_spools(folders: Sequence[Path]) -> dict:
+    """Tell how captures of decode steps and starts of the server with most of them spread."""
+    rows = []
+    for path in (path for folder in folders for path in recordings(folder)):
+        try:
+            row = row_of(path.name, *analyzed(path))
+        except TaxbreakError as error:
+            print(f"left out: {error}")
+            continue
+        if row.phase == "decode" and row.delta_ft_ns:
+            rows.append(row)
+    (kind, _), *_ = Counter((row.model, row.settings, row.tokens) for row in rows).most_common(1)
+    rows = [row for row in rows if (row.model, row.settings, row.tokens) == kind]
+    many = Counter(row.server for row in rows)
+    rows = [row for row in rows if many[row.server] >= MIN_CAPTURES]
+    told = {name: _spread(rows, name) for name in ("delta_ft_ns", "plain_ns", "active_ns")}
+    return told | {"model": kind[0], "tokens": kind[2], "num_starts": len({row.server for row in rows})}
+
+
+def _spread(rows: Sequence[StepRow], name: str) -> dict:
     """Return quantiles of captures about the middle of their start, and of these middles (of logarithms)."""
-    start = np.array([at for at, _ in rows])
-    value = np.log(np.array([getattr(row, name) or np.nan for _, row in rows], dtype=float))
-    tokens = np.array([row.tokens or 0 for _, row in rows])
-    kept = np.isfinite(value) & (tokens == np.bincount(tokens).argmax())
-    start, value = start[kept], value[kept]
-    middle, _ = medians(start, value, int(start.max()) + 1)
+    starts = sorted({row.server for row in rows})
+    start = np.array([starts.index(row.server) for row in rows])
+    value = np.log(np.array([getattr(row, name) for row in rows], dtype=float))
+    known = np.isfinite(value)
+    middle, _ = medians(start[known], value[known], len(starts))
+    left = value[known] - middle[start[known]]
     middle = middle[np.isfinite(middle)]
-    left = value - medians(start, value, int(start.max()) + 1)[0][start]
+    if len(middle) < MIN_STARTS:
+        middle = alike()
     return {
         "captures": np.quantile(left, _QUANTILES).round(5).tolist(),
         "starts": np.quantile(middle - np.median(middle), _QUANTILES).round(5).tolist(),
-        "num": len(value),
+        "num": len(left),
     }
+
+
+def alike() -> np.ndarray:
+    """Return how far starts of one server lie from one another, of the pairs of alike ones of `whatif_pairs.py`."""
+    pairs = json.loads((RESULTS.parent / "whatif_pairs.json").read_text())["pairs"]
+    ratios = np.log([pair["measured"] for pair in pairs if pair["change"] == "alike"]) / np.sqrt(2)
+    return np.concatenate([ratios, -ratios])
 
 
 def of_traces(folder: Path) -> dict | None:

@@ -15,8 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
 from machine import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -26,10 +29,12 @@ from rig.fleet import Fleet, RayKiller, fill
 from taxbreak_vllm.archive.bundle import unpack
 from taxbreak_vllm.archive.layout import Key
 from taxbreak_vllm.archive.store import Store
-from taxbreak_vllm.fleet.analyze import analyze, plan
+from taxbreak_vllm.fleet.analyze import MAX_BATCH, analyze, plan
 from taxbreak_vllm.fleet.batch import ANALYSES
 from taxbreak_vllm.fleet.report import report
 from taxbreak_vllm.fleet.steps import read_steps
+from taxbreak_vllm.fleet.table import from_parquet, to_parquet
+from taxbreak_vllm.model.fleet import StepRow
 from taxbreak_vllm.model.version import package_version
 
 RESULTS = ROOT / "benchmarks" / "results" / "fleet_speed.json"
@@ -77,13 +82,20 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
             "found": sorted({(one.figure, round(one.shift.change, 4)) for one in found.changes if one.is_found}),
             "apart": sorted({one.host for one in found.outliers}),
         },
-        "rows_bytes": sum(len(whole.get(key)) for key in whole.list(ANALYSES.format(package_version()))),
+        "row_bytes": row_bytes(whole),
     }
     if not options.no_ray:
         other, _ = filled(folder / "ray", made.captures())
         result["ray"] = on_ray(other, whole)
     result["thousand_hosts"] = on_paper(result)
     return result
+
+
+def row_bytes(store: Store) -> float:
+    """Return what a row takes in an object of as many as a server with a capture a minute has."""
+    tables = [from_parquet(store.get(key)) for key in store.list(ANALYSES.format(package_version()))]
+    rows = [msgspec.convert(row, StepRow) for row in pa.concat_tables(tables).slice(0, MAX_BATCH).to_pylist()]
+    return len(to_parquet(rows)) / len(rows)
 
 
 def filled(folder: Path, captures: Iterator[tuple[Key, bytes]]) -> tuple[Store, list[Key]]:
@@ -106,18 +118,31 @@ def loop_of_processes(store: Store, keys: list[Key], folder: Path) -> dict[str, 
 
 def local(store: Store, jobs: int) -> dict[str, float]:
     """Analyze an archive on this machine's processes, and tell the largest of them."""
-    begun_s = time.monotonic()
+    begun_s, largest = time.monotonic(), [0.0]
     found = plan(store, package_version())
-    count, broken = analyze(found, jobs=jobs)
+    count, broken = analyze(
+        found, jobs=jobs, progress=lambda _: largest.append(max(largest.pop(), largest_worker_mib()))
+    )
     elapsed_s = time.monotonic() - begun_s
     assert not broken
     return {
         "captures": count.num_analyzed,
         "elapsed_s": elapsed_s,
         "per_s": count.num_analyzed / elapsed_s,
-        "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "worker_mib": largest[0],
         "own_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def largest_worker_mib() -> float:
+    """Return the most memory that a process of the analysis has had: they are children of a child of this one."""
+    parents, most = {}, {}
+    for process in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, KeyError):
+            lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
+            parents[int(process.name)] = int(lines["PPid"])
+            most[int(process.name)] = int(lines["VmHWM"].split()[0]) / 1024
+    return max((most[pid] for pid, parent in parents.items() if parents.get(parent) == os.getpid()), default=0.0)
 
 
 def on_ray(store: Store, like: Store) -> dict[str, object]:
@@ -146,7 +171,7 @@ def on_paper(result: dict) -> dict[str, float]:
         "archive_gb_a_day": a_day * result["capture_bytes"] / 1e9,
         "archive_mbit_per_s": a_day * result["capture_bytes"] * 8 / 86_400 / 1e6,
         "core_hours_a_day": a_day / (result["whole"]["per_s"] / result["jobs"]) / 3600,
-        "rows_gb_a_day": a_day * result["rows_bytes"] / result["captures"] / 1e9,
+        "rows_gb_a_day": a_day * result["row_bytes"] / 1e9,
     }
 
 

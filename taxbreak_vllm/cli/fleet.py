@@ -98,13 +98,13 @@ def _show(
     is_short: bool = False,
 ) -> None:
     from taxbreak_vllm.archive.store import Store
-    from taxbreak_vllm.fleet.analyze import known_captures
+    from taxbreak_vllm.fleet.analyze import set_aside_by
     from taxbreak_vllm.fleet.report import report as report_on
     from taxbreak_vllm.fleet.steps import read_steps
 
     store = Store(url)
     steps = read_steps(store, version, since=since, model=model)
-    broken = [each for _, each in known_captures(store, version, since=since, model=model) if each is not None]
+    broken = list(set_aside_by(store, version, since=since, model=model))
     found = report_on(steps, archive=url, version=version, by=by, broken=broken)
     if html is not None:
         from taxbreak_vllm.output.page.fleet import write_fleet_html

@@ -5,7 +5,7 @@ In: the URL of an archive. Out: objects of rows under `analyses/VERSION`, and of
 at a time may both analyze a capture: its rows are the same then, and readers count a capture once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -23,7 +23,7 @@ MAX_BATCH = 64  # captures: some seconds of work, which is what is done again wh
 
 _NUM_READERS = 16
 
-Partition = tuple[str, str, str, date, str]
+Partition = tuple[str, str, str, date, str, str]  # of a key: all but its kind and its digest
 Progress = Callable[["Count"], None]
 
 
@@ -44,45 +44,53 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What there is to do in an archive, and how much is done."""
+    """What there is to do in an archive, and how much is done: of a capture no more is kept than its digest."""
 
-    batches: tuple[Batch, ...]
+    archive: str
+    version: str
+    waiting: Mapping[Partition, Sequence[bytes]]
     num_found: int
     num_known: int
+
+    @property
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches, by server and day; the same captures are always in the same ones."""
+        for (model, vllm, gpu, day, server, suffix), digests in sorted(self.waiting.items()):
+            keys = [Key(CAPTURES, model, vllm, gpu, day, server, digest.hex(), suffix) for digest in sorted(digests)]
+            for at in range(0, len(keys), MAX_BATCH):
+                yield Batch(self.archive, self.version, tuple(keys[at : at + MAX_BATCH]))
 
 
 def plan(store: Store, version: str, *, since: date | None = None, model: str | None = None) -> Plan:
     """Find the captures that this version has neither rows of nor set aside, by server and day."""
-    known = {capture for capture, _ in known_captures(store, version, since=since, model=model)}
-    waiting: dict[Partition, list[Key]] = {}
+    known = {bytes.fromhex(capture) for capture in _with_rows(store, version, since, model)}
+    known |= {bytes.fromhex(one.capture) for one in set_aside_by(store, version, since=since, model=model)}
+    waiting: dict[Partition, list[bytes]] = {}
     num_found = num_known = 0
     for key in store.list(CAPTURES, since=since, model=model):
         num_found += 1
-        if key.digest in known:
+        if (digest := bytes.fromhex(key.digest)) in known:
             num_known += 1
         else:
-            waiting.setdefault((key.model, key.vllm, key.gpu, key.date, key.server), []).append(key)
-    batches = [
-        Batch(store.url, version, tuple(keys[at : at + MAX_BATCH]))
-        for _, found in sorted(waiting.items())
-        for keys in [sorted(found)]
-        for at in range(0, len(keys), MAX_BATCH)
-    ]
-    return Plan(tuple(batches), num_found, num_known)
+            place = (key.model, key.vllm, key.gpu, key.date, key.server, key.suffix)
+            waiting.setdefault(place, []).append(digest)
+    return Plan(store.url, version, waiting, num_found, num_known)
 
 
-def known_captures(
+def set_aside_by(
     store: Store, version: str, *, since: date | None = None, model: str | None = None
-) -> Iterator[tuple[str, Broken | None]]:
-    """Yield each capture that this version has settled, with why where it was set aside."""
+) -> Iterator[Broken]:
+    """Yield the captures that a version could not analyze, with why."""
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        for data in readers.map(store.get, store.list(BROKEN.format(version), since=since, model=model)):
+            yield msgspec.json.decode(data, type=Broken)
+
+
+def _with_rows(store: Store, version: str, since: date | None, model: str | None) -> Iterator[str]:
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         parts = store.list(ANALYSES.format(version), since=since, model=model)
         for column in readers.map(lambda key: from_parquet(store.get(key), ["capture"]).column(0), parts):
-            yield from ((capture, None) for capture in column.to_pylist())
-        notes = store.list(BROKEN.format(version), since=since, model=model)
-        for data in readers.map(store.get, notes):
-            broken = msgspec.json.decode(data, type=Broken)
-            yield broken.capture, broken
+            yield from column.to_pylist()
 
 
 def analyze(
@@ -102,7 +110,7 @@ def analyze(
     return count, broken
 
 
-def _outcomes(batches: Sequence[Batch], jobs: int, ray: str | None) -> Iterator[Outcome]:
+def _outcomes(batches: Iterable[Batch], jobs: int, ray: str | None) -> Iterator[Outcome]:
     if ray is None:
         return outcomes(batches, jobs)
     from taxbreak_vllm.fleet.on_ray import outcomes_on_ray

@@ -4,7 +4,9 @@ A task whose worker dies is run again by Ray elsewhere; its object is the same. 
 and again is done here, alone. Ray is loaded nowhere else.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+import socket
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from taxbreak_vllm.fleet.batch import Batch, Outcome, analyze_batch
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
 
 _AHEAD = 2  # tasks a processor
 _NUM_RETRIES = 2
+_CONNECT_S = 5.0
 
 
-def outcomes_on_ray(batches: Sequence[Batch], address: str) -> Iterator[Outcome]:
+def outcomes_on_ray(batches: Iterable[Batch], address: str) -> Iterator[Outcome]:
     """Yield what became of each batch, in no order; `address` is one that `ray.init` takes.
 
     Raises SettingsError where no cluster answers there, TaxbreakError where Ray is missing.
@@ -28,6 +31,7 @@ def outcomes_on_ray(batches: Sequence[Batch], address: str) -> Iterator[Outcome]
         import ray
     except ImportError:
         raise TaxbreakError("--ray needs the package ray: pip install 'taxbreak-vllm[ray]'") from None
+    _require_listener(address)
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -38,7 +42,18 @@ def outcomes_on_ray(batches: Sequence[Batch], address: str) -> Iterator[Outcome]
         ray.shutdown()
 
 
-def _outcomes(batches: Sequence[Batch]) -> Iterator[Outcome]:
+def _require_listener(address: str) -> None:
+    """Raise SettingsError where nobody listens: Ray itself would try for six minutes."""
+    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d{1,5})", address)
+    if found is None:
+        return  # auto, local
+    try:
+        socket.create_connection((found[1], int(found[2])), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise SettingsError(f"--ray {address}: no cluster answers: {error}") from None
+
+
+def _outcomes(batches: Iterable[Batch]) -> Iterator[Outcome]:
     import ray
     from ray.exceptions import RayTaskError, WorkerCrashedError
 

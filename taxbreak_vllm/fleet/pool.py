@@ -5,6 +5,7 @@ capture by capture, and a capture that ends its process once more is set aside.
 """
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +15,7 @@ from multiprocessing.context import BaseContext
 from taxbreak_vllm.archive.store import Store
 from taxbreak_vllm.fleet.batch import Batch, Outcome, analyze_batch, set_aside
 from taxbreak_vllm.machine.parent import die_with_parent
+from taxbreak_vllm.model.errors import TaxbreakError
 
 Work = Callable[[Batch], Outcome]
 
@@ -48,7 +50,10 @@ def _taken(waiting: deque[Batch]) -> Iterator[Batch]:
 def _until_one_dies(
     waiting: Iterator[Batch], work: Work, *, jobs: int, ahead: int
 ) -> Generator[Outcome, None, list[Batch]]:
-    """Work until nothing waits or a process died; return what was under way then."""
+    """Work until nothing waits or a process died; return what was under way then.
+
+    Raises TaxbreakError where processes die that have no work yet.
+    """
     under_way: dict[Future[Outcome], Batch] = {}
     pool = ProcessPoolExecutor(
         jobs,
@@ -57,6 +62,7 @@ def _until_one_dies(
         max_tasks_per_child=_BATCHES_PER_PROCESS,
     )
     try:
+        _require_start(pool)
         while True:
             while len(under_way) < ahead * jobs and (batch := next(waiting, None)) is not None:
                 try:
@@ -75,6 +81,14 @@ def _until_one_dies(
                 yield outcome
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _require_start(pool: ProcessPoolExecutor) -> None:
+    """Raise TaxbreakError where a process cannot even begin: no capture is to blame for that."""
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        raise TaxbreakError("the processes that analyze end before they begin: what they say of it is above") from None
 
 
 def _context() -> BaseContext:

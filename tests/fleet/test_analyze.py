@@ -1,6 +1,8 @@
 """Each capture of an archive is analyzed once, whatever dies; what cannot be is named, and nothing old is changed."""
 
 import io
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rig.fleet import BEGIN_NS, DAY_NS, Fleet, fill, killed_by, killed_once
 
 from taxbreak_vllm.archive.layout import CAPTURES, Key
 from taxbreak_vllm.archive.store import Store
-from taxbreak_vllm.fleet.analyze import analyze, known_captures, plan
+from taxbreak_vllm.fleet.analyze import analyze, plan, set_aside_by
 from taxbreak_vllm.fleet.batch import ANALYSES, BROKEN, Batch, analyze_batch
 from taxbreak_vllm.fleet.pool import outcomes
 from taxbreak_vllm.fleet.steps import read_steps
@@ -38,7 +40,7 @@ def in_this_process(store, version="1", **choice):
 
 
 def broken_of(store, version="1"):
-    return [broken for _, broken in known_captures(store, version) if broken is not None]
+    return list(set_aside_by(store, version))
 
 
 def damage(store, template, data):
@@ -81,7 +83,7 @@ def test_a_second_run_finds_nothing_to_do_and_changes_nothing(store):
 
     found, _ = in_this_process(store)
 
-    assert (found.batches, found.num_known, found.num_found) == ((), 12, 12)
+    assert (list(found.batches), found.num_known, found.num_found) == ([], 12, 12)
     assert objects(store) == before
 
 
@@ -127,7 +129,7 @@ def test_a_broken_capture_is_named_and_the_others_are_analyzed(store):
     assert (broken.capture, broken.key) == (bad.digest, bad.path)
     assert broken.reason.startswith("no capture")
     assert sum(outcome.num_analyzed for outcome in done) == 12
-    assert plan(store, "1").batches == ()
+    assert list(plan(store, "1").batches) == []
 
 
 def test_days_and_models_are_chosen(store):
@@ -166,6 +168,20 @@ def test_a_capture_that_kills_its_process_is_set_aside_and_no_other(store):
     assert len(read_steps(store, "1")) == 1
 
 
+def test_processes_that_cannot_begin_are_no_fault_of_a_capture(store):
+    """A program that comes from standard input cannot be loaded again by a process of its own."""
+    fill(store, Fleet(num_hosts=1, num_captures=2).captures())
+    program = (
+        "from taxbreak_vllm.archive.store import Store; from taxbreak_vllm.fleet.analyze import analyze, plan\n"
+        f"analyze(plan(Store({store.url!r}), '1'), jobs=1)"
+    )
+
+    done = subprocess.run([sys.executable, "-"], input=program, text=True, capture_output=True)
+
+    assert "end before they begin" in done.stderr.splitlines()[-1]
+    assert broken_of(store) == []
+
+
 @pytest.mark.nightly
 def test_a_process_that_is_killed_once_costs_nothing(store, tmp_path):
     fill(store, SMALL.captures())
@@ -179,8 +195,8 @@ def test_a_process_that_is_killed_once_costs_nothing(store, tmp_path):
 
 def test_an_archive_that_is_away_ends_it_and_it_goes_on_later(store, monkeypatch):
     fill(store, SMALL.captures())
-    found = plan(store, "1")
-    analyze_batch(found.batches[0])
+    first, second, *_ = plan(store, "1").batches
+    analyze_batch(first)
 
     def away(self, key):
         raise Away("gone")
@@ -188,7 +204,7 @@ def test_an_archive_that_is_away_ends_it_and_it_goes_on_later(store, monkeypatch
     with monkeypatch.context() as gone:
         gone.setattr(Store, "get", away)
         with pytest.raises(Away):
-            analyze_batch(found.batches[1])
+            analyze_batch(second)
 
     in_this_process(store)
     assert len(read_steps(store, "1")) == 12
