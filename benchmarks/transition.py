@@ -4,9 +4,9 @@
 
 Each model runs in one process; the batch is 1, 2, 4 … 64 requests, in an order drawn anew each round. Decode steps are
 timed without a profiler, and some of each batch recorded. What `taxbreak transition` reads from the recordings (on the
-CPU backend HDBI alone) is compared with the plain steps that the worker timed right before: of one request the host has
-the share 1 - HDBI, and if it takes as long for more, they turn where a plain step is twice that time. Beside it stands
-where the timed step, the engine's loop in it, is twice that of one request.
+CPU backend HDBI alone, of recorded steps) is compared with the plain steps that the worker timed right before: from
+which batch on compute takes half of one. Beside it stands where the timed step, the engine's loop in it, is twice that
+of one request, which would be the same if the host took as long for any batch.
 
 Prints a table a model and writes all to `benchmarks/results/transition.json`.
 """
@@ -74,11 +74,12 @@ class Found:
 
     @property
     def agrees(self) -> bool:
-        """Whether recordings and plain steps tell the same to within one bucket, or both that it was not crossed."""
-        told = self.transition.between
-        if told is None or self.by_times is None:
-            return told is None and self.by_times is None
-        return abs(SIZES.index(told[1]) - SIZES.index(self.by_times[1])) <= 1
+        """Whether recordings and plain steps tell the same to within one bucket; what was not reached is the next."""
+        first, other = (
+            len(SIZES) if between is None else SIZES.index(between[1])
+            for between in (self.transition.between, self.by_times)
+        )
+        return abs(first - other) <= 1
 
 
 def main() -> None:
@@ -130,13 +131,12 @@ def _measured(name: str, folder: Path, options: argparse.Namespace) -> Found:
             point, own = _point(size, rounds[size], captures[size])
             points.append(point)
             steps += own
-    plain_ns = [point.plain_ns for point in points]
     times_ns = [point.step_ns for point in points]
     return Found(
         model=name,
         points=tuple(points),
         transition=transition(steps, Phase.DECODE),
-        by_times=_crossing(plain_ns, 2 * (1 - points[0].hdbi) * plain_ns[0]),
+        by_times=_crossing([point.compute_ns / point.plain_ns for point in points], 0.5),
         by_doubling=_crossing(times_ns, 2 * times_ns[0]),
     )
 
