@@ -58,6 +58,7 @@ ONE_API_SERVER = [name for name in SERVERS if "two" not in name]
 
 NUM_PAIRS, NUM_ROUNDS = 8, 4  # pairs in each round, and rounds at most, until the median is known well enough
 KNOWN = 0.04  # of a delay
+SURELY = 2  # notches, of 1.7 standard errors each: within that all of some twenty costs that are none are to lie
 NUM_PROCESSES = 4  # that a server with a worker of its own and its client are
 PART_S, PART_STEPS = 0.25, 32  # at least, in which a delay is there or not
 EDGE_STEPS = 4
@@ -285,7 +286,7 @@ def test_what_a_delay_costs_the_device_is_found_where_it_is(simulated, speed, pl
     if (speed is FAST or _waits_anyway(simulated, place)) and not wakes_late:
         assert cost_ns >= 0.9 * delay_ns
     if speed is SLOW and simulated.name.startswith("async"):
-        assert cost_ns <= max(0.05 * delay_ns, notch_ns["period"])
+        assert cost_ns <= max(0.05 * delay_ns, SURELY * notch_ns["period"])
     if cost_ns >= 0.9 * delay_ns:
         assert found_ns == pytest.approx(_nearer(found_ns, delay_ns, cost_ns), abs=tolerance_ns)
     elif cost_ns <= 0.05 * delay_ns and not (speed is FAST and wakes_late):
