@@ -97,6 +97,11 @@ bench-workload-pairs: ## what workload predicts of other traffic and settings, a
 	$(install) cpu,test
 	$(BIN)/python benchmarks/workload_pairs.py $(BENCH)
 
+.PHONY: bench-archive
+bench-archive: ## processor time, memory and bytes of copying captures to an archive (BENCH='--captures 2000')
+	$(install) cpu,archive,test
+	$(BIN)/python benchmarks/archive_cost.py $(BENCH)
+
 .PHONY: bench-fleet
 bench-fleet: ## what a fleet's report finds of planted changes and slow hosts; 20,000 captures here and on Ray (some 30 min)
 	$(install) cpu,archive,test
