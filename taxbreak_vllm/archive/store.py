@@ -176,7 +176,7 @@ def _translated(url: str, error: Exception) -> ArchiveError:
     refuses = (
         type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError", "NotSupportedError", "ValueError")
         or status == 507
-        or (400 <= status < 500 and status not in (408, 409, 425, 429))
+        or (300 <= status < 500 and status not in (408, 409, 425, 429))
         or os_error in _REFUSING_OS_ERRORS
     )
     return Refused(words) if refuses else Away(words)

@@ -31,5 +31,5 @@ def archive(
         print_json(encode(copied))
     else:
         print_text(*archive_lines(copied))
-    if copied.left:
+    if copied.reason:
         raise typer.Exit(1)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archived:
-    """The objects that are in the archive now and were not known to be, `left` captures that are not, and why.
+    """The objects that are in the archive now and were not known to be, and `left` captures that are not.
 
-    `unreadable` captures are not whole, and never will be there. `steps_left` wait for their analysis: of them there is
+    `reason` says why some are left, or rows of tables are; "" where all of it is there.
+    `unreadable` captures are not whole and never will be there. `steps_left` wait for their analysis: of them there is
     no row yet.
     """
 

@@ -38,6 +38,7 @@ from taxbreak_vllm.archive.layout import CAPTURES, ITERATIONS, TABLES
 from taxbreak_vllm.archive.store import Store
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.iterations.window import decode_window
+from taxbreak_vllm.model.errors import Refused
 from taxbreak_vllm.model.frontend import FrontendState, Stage, Waterfall
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.output.archive_tables import COLUMNS, Table
@@ -269,6 +270,30 @@ def test_a_capture_that_is_not_whole_is_passed_over_once(folder, archiver_on, pu
     assert archived_steps(folder) == ["whole"]
     assert metrics(folder)["failures_total", "unreadable"] == 1
     assert metrics(folder)["lag_seconds",] == 0
+
+
+class PickyStore(Store):
+    """A store that never takes two objects."""
+
+    def put(self, key, data):
+        if key.kind == CAPTURES and info_of(data).step_id in ("step-0", "step-1"):
+            raise Refused("not this one")
+        return super().put(key, data)
+
+
+def test_an_object_that_is_never_taken_holds_up_no_others(folder, archiver_on, put, analyzed, clock, metrics):
+    archiver = archiver_on(PickyStore(folder.url))
+    for number in range(4):
+        put(f"step-{number}")
+    analyzed()
+
+    for _ in range(5):
+        clock.sleep_s(301)
+        archiver.turn()
+
+    assert archived_steps(folder) == row_ids(folder) == ["step-2", "step-3"]
+    assert metrics(folder)["failures_total", "refused"] == 5
+    assert metrics(folder)["lag_seconds",] > 1000
 
 
 class Killed(BaseException):

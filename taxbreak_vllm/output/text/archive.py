@@ -31,6 +31,6 @@ def archive_lines(copied: Archived) -> list[str]:
         lines.append(f"{copied.unreadable} captures are not whole and were left out")
     if copied.steps_left:
         lines.append(f"{copied.steps_left} steps wait for their analysis: the next run adds their rows")
-    if copied.left:
-        lines.append(f"{copied.left} captures are left: {copied.reason}")
+    if copied.reason:
+        lines.append(f"{copied.left} captures are left, or rows: {copied.reason}")
     return lines

@@ -3,6 +3,7 @@
 In: the steps that are archived and the results, or a spool as it is now. Out: `Batches`, to be kept until stored.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool.layout import WINDOW, engine_dirs
 from taxbreak_vllm.spool.spool import Spool
 
+logger = logging.getLogger("taxbreak.archiver")
+
 WATERFALLS = "waterfalls"
 
 _MAX_ROWS = 512  # of steps at a time
@@ -54,9 +57,12 @@ def finished_steps(waiting: Iterable[tuple[str, bytes]], results: Results, spool
     for step_id, encoded in waiting:
         found = results.breakdown(step_id)
         if found is not None:
-            info = msgspec.json.decode(encoded, type=StepInfo)
-            row = breakdown_row(info, Breakdown.from_json(found))
-            rows.add(Table.BREAKDOWNS, info.server, row, unix_ns=info.started_unix_ns)
+            try:
+                info = msgspec.json.decode(encoded, type=StepInfo)
+                row = breakdown_row(info, Breakdown.from_json(found))
+                rows.add(Table.BREAKDOWNS, info.server, row, unix_ns=info.started_unix_ns)
+            except msgspec.MsgspecError as error:  # another version analyzed it
+                logger.warning("%s has no row in the archive: %s", step_id, error)
         elif not results.is_settled(step_id) and spool.find(step_id) is not None:
             continue  # its analysis is to come
         done.append(step_id)

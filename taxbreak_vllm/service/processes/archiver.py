@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,7 @@ class Archiver:
         self._now_ns = now_ns
         self._again_ns = self._free_ns = 0
         self._looking = threading.Lock()
+        self._failed: set[str] = set()
         self._num_failures = 0
         self._batch_due_ns = now_ns() + bounds.batch_s * _NS_PER_S
 
@@ -108,6 +109,8 @@ class Archiver:
         except (Away, Refused) as error:
             self._note(error)
         else:
+            if self._num_failures:
+                logger.warning("%s takes what it is given again", self._store.url)
             self._num_failures = 0
 
     def look(self, ledger: Ledger | None = None) -> list[Capture]:
@@ -138,18 +141,29 @@ class Archiver:
     def deliver(self, *, flush: bool = False) -> Iterator[int]:
         """Store what waits and yield the bytes of each object; with `flush` rows too, early or not.
 
-        Raises Away or Refused, with the rest left for later.
+        What failed before comes last, so that an object that is never taken holds up no others. Raises Away or Refused,
+        with the rest left for later.
         """
+        waiting = self.look()
+        self._failed &= set(map(_name, waiting))
+        failed = set(self._failed)
+        yield from self._deliver_captures(capture for capture in waiting if _name(capture) not in failed)
         yield from self._deliver_batches()
-        for capture in self.look():
-            size = self._deliver(capture)
-            if size is None:
-                return
-            yield size
-        self.look()
         if flush or self._now_ns() >= self._batch_due_ns:
             self._batch_due_ns = self._now_ns() + self._bounds.batch_s * _NS_PER_S
             yield from self._deliver_rows()
+        yield from self._deliver_captures(capture for capture in waiting if _name(capture) in failed)
+        if waiting:
+            self.look()
+
+    def _deliver_captures(self, captures: Iterable[Capture]) -> Iterator[int]:
+        for capture in captures:
+            self._failed.add(_name(capture))
+            size = self._deliver(capture)
+            self._failed.discard(_name(capture))
+            if size is None:
+                return
+            yield size
 
     def _deliver(self, capture: Capture) -> int | None:
         """Store a capture and return its size, 0 for one that is gone or cannot be read; None where the day is full."""
@@ -249,14 +263,17 @@ def archive_once(settings: Settings, url: str, *, report: Callable[[int, int, in
             if not num_objects:
                 raise
             reason = str(error)
+        left = len(archiver.look())
+        if (left or ledger.batches()) and not reason:
+            reason = "what may be sent today is (TAXBREAK_ARCHIVE_BYTES_PER_DAY)"
         return Archived(
             url=url,
             objects=num_objects,
             num_bytes=num_bytes,
-            left=len(archiver.look()),
+            left=left,
             unreadable=ledger.standing().totals.get(("failures", "unreadable"), 0) - failed,
             steps_left=len(ledger.steps()),
-            reason=reason or "what may be sent today is (TAXBREAK_ARCHIVE_BYTES_PER_DAY)",
+            reason=reason,
         )
 
 
