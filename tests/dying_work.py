@@ -24,3 +24,17 @@ def dies(value):
     if value == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return value * value
+
+
+def added_by_another(common, value):
+    """Die over an odd value the first time; leave a file each time."""
+    folder, more = common
+    squared_by_another(folder, value)
+    return value + more
+
+
+def fails(value):
+    """Fail over 3."""
+    if value == 3:
+        raise ValueError("three")
+    return value * value

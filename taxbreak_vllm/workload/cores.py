@@ -25,7 +25,8 @@ def on_cores(
 ) -> Iterator[tuple[int, B]]:
     """Yield the place of each value and what comes of it, in the order in which they are done; each once.
 
-    `work` is sent to each process once. `lost` tells what comes of a value whose process ended `MAX_TRIES` times.
+    `work` is sent to each process once. `lost` tells what comes of a value over which `work`
+    failed, or whose process ended `MAX_TRIES` times.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work_module(work)])
@@ -50,17 +51,17 @@ def on_cores(
             for worker in [each for each in wait(list(busy)) if isinstance(each, Connection)]:
                 place = busy.pop(worker)
                 try:
-                    found = worker.recv()
+                    is_answered, found = worker.recv()
                 except (EOFError, OSError):
                     worker.close()
                     tries[place] += 1
                     if tries[place] < MAX_TRIES:
                         todo.appendleft(place)
                         continue
-                    found = lost(values[place], f"the process that simulates it ended {MAX_TRIES} times")
+                    is_answered, found = False, f"the process that simulates it ended {MAX_TRIES} times"
                 else:
                     idle.append(worker)
-                yield place, found
+                yield place, found if is_answered else lost(values[place], found)
     finally:
         for process in processes:
             process.kill()
@@ -82,4 +83,8 @@ def _work(questions: Connection, work: Callable[[A], B]) -> None:
             value = questions.recv()
         except EOFError:
             return
-        questions.send(work(value))
+        try:
+            answer: tuple[bool, object] = True, work(value)
+        except Exception as error:  # another process would come to the same
+            answer = False, f"{type(error).__name__}: {error}"
+        questions.send(answer)

@@ -46,8 +46,8 @@ def on_ray(
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise WorkloadError(f"--ray {address}: {error}") from error
+    except Exception as error:  # where its processes do not come up in time, Ray raises no other kind
+        raise WorkloadError(f"--ray {address}: {' '.join(str(error).split())[:_SAID]}") from error
     try:
         task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, runtime_env={"env_vars": _ENVIRONMENT})(work)
         shared = ray.put(common)
@@ -58,7 +58,8 @@ def on_ray(
                 try:
                     found = ray.get(done)
                 except RayError as error:
-                    found = lost(values[place], f"Ray: {' '.join(str(error).split())[:_SAID]}")
+                    why = getattr(error, "cause", None) or error  # of a task that raised
+                    found = lost(values[place], f"Ray: {' '.join(str(why).split())[:_SAID]}")
                 yield place, found
     finally:
         ray.shutdown()

@@ -3,7 +3,7 @@
 import os
 from functools import partial
 
-from dying_work import dies, squared, squared_by_another
+from dying_work import dies, fails, squared, squared_by_another
 
 from taxbreak_vllm.workload.cores import MAX_TRIES, on_cores
 
@@ -32,6 +32,12 @@ def test_what_every_process_dies_over_is_said_to_be_lost_and_the_rest_is_not():
     found = dict(on_cores(dies, range(5), lost, num_workers=2))
 
     assert found == {0: 0, 1: 1, 2: 4, 3: f"3: the process that simulates it ended {MAX_TRIES} times", 4: 16}
+
+
+def test_a_fault_over_a_value_is_told_in_its_place():
+    found = dict(on_cores(fails, range(5), lost, num_workers=2))
+
+    assert found == {0: 0, 1: 1, 2: 4, 3: "3: ValueError: three", 4: 16}
 
 
 def test_no_process_is_left_of_what_is_broken_off():
