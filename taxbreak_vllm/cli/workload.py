@@ -96,6 +96,12 @@ def predict(
         ),
     ] = "1",
     device: Annotated[float, typer.Option(min=0.01, max=100, help="times that the device's part takes")] = 1.0,
+    graph: Annotated[
+        str | None, typer.Option(help="full: the launches of a worker's step as one graph, by whatif of its captures")
+    ] = None,
+    baselines: Annotated[
+        Path | None, typer.Option(help="floors of the place the captures were made in, for --graph")
+    ] = None,
     slo: Annotated[str, typer.Option(help="ttft=500ms,tpot=50ms,e2e=10s: the share of requests that keep to it")] = "",
     html: Html = None,
     server_id: ServerId = None,
@@ -105,10 +111,12 @@ def predict(
     """Predict TTFT, TPOT and throughput under other traffic or settings, after checks that end it where they fail."""
     import msgspec
 
+    from taxbreak_vllm.cli.opening import store
     from taxbreak_vllm.model.workload import Prediction
     from taxbreak_vllm.output.text.workload import prediction_lines, prediction_table
     from taxbreak_vllm.workload.asked import predict_task
     from taxbreak_vllm.workload.process import ask
+    from taxbreak_vllm.workload.worker import worker_told
 
     task = predict_task(
         source,
@@ -118,10 +126,16 @@ def predict(
         replicas=replicas,
         host=host,
         device=device,
+        graph=graph,
         slo=slo,
     )
     with traffic_at(source, server_id=server_id, api_key=api_key) as path:
-        answer = ask(msgspec.structs.replace(task, path=str(path)))
+        change = task.change
+        if change.host != 1.0 or change.graph is not None:
+            with store(baselines) as known:
+                worker = worker_told(path, host=change.host, graph=change.graph, baselines=known)
+            change = msgspec.structs.replace(change, worker=worker)
+        answer = ask(msgspec.structs.replace(task, path=str(path), change=change))
     found = msgspec.json.decode(answer, type=Prediction)
     _write_page(found, html)
     if json:

@@ -165,6 +165,8 @@ class Prediction:
     """`taxbreak workload predict`; `taxbreak.workload-prediction/1`. `band` holds the low and high of each figure.
 
     The checks come in order, and where one fails there is no answer: `predicted` is None and `reason` says why.
+    `worker_ratio` is what a worker's steps of a kind take times under another host or a graph, None where that is not
+    known.
     """
 
     engine: str
@@ -178,6 +180,7 @@ class Prediction:
     bounds: Bounds | None = None
     reason: str | None = None
     notes: tuple[str, ...] = ()
+    worker_ratio: Mapping[str, float | None] = field(default_factory=dict)
     schema: str = "taxbreak.workload-prediction/1"
 
     def to_json(self) -> bytes:

@@ -26,6 +26,7 @@ def predict_task(
     replicas: int = 1,
     host: str = "1",
     device: float = 1.0,
+    graph: str | None = None,
     slo: str = "",
 ) -> Predict:
     """Read the options; raises WorkloadError for one that is not understood."""
@@ -47,6 +48,7 @@ def predict_task(
             host=times,
             host_added_ns=added_ns,
             device=device,
+            graph=graph,
             slo=_slo(slo),
         ),
         load=loads[0],

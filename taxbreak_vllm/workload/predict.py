@@ -8,6 +8,7 @@ first half cost. Then the answers, each as wide as its draws are apart and as th
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -27,7 +28,8 @@ from taxbreak_vllm.workload.requests import Requests, recorded_requests
 from taxbreak_vllm.workload.scheduler import VllmScheduler
 from taxbreak_vllm.workload.simulate import Served, serve
 from taxbreak_vllm.workload.steps import Steps, steps_of
-from taxbreak_vllm.workload.task import Change
+from taxbreak_vllm.workload.task import DECODE, PREFILL, Change
+from taxbreak_vllm.workload.times import Times, drawn, worker_times
 
 SEEDS = range(5)
 TOLERANCE = {"tokens_per_s": 0.05, "tpot_mean": 0.10, "e2e_mean": 0.10, "ttft_mean": 0.20}
@@ -152,9 +154,10 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
 def _answered(found: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
     check_together(server.setup, change.settings)
     check_delay(server.cost, change.host_added_ns, times=change.host)
-    spread = spread_of_steps(found.checks)
+    spread, worker = spread_of_steps(found.checks), worker_times(server.steps, change)
     runs = [
-        _served(server, server.cost, requests, change, seed, times=of_steps(seed, len(SEEDS), spread)) for seed in SEEDS
+        _served(server, server.cost, requests, change, seed, worker, times=of_steps(seed, len(SEEDS), spread))
+        for seed in SEEDS
     ]
     all_runs = [run for each in runs for run in each]
     num_steps = sum(run.num_steps for run in all_runs)
@@ -170,7 +173,14 @@ def _answered(found: Prediction, server: _Server, requests: Requests, change: Ch
     middle = _middle(draws)
     flat = [figures(each) for each in draws]
     band = {name: band_of(name, [each[name] for each in flat], found.checks) for name in flat[0]}
-    return replace(found, predicted=middle, band=band, bounds=_bounds(runs), notes=notes(server, change))
+    return replace(
+        found,
+        predicted=middle,
+        band=band,
+        bounds=_bounds(runs),
+        notes=notes(server, change),
+        worker_ratio={kind: None if each is None else each.middle for kind, each in worker.items()},
+    )
 
 
 def _drawn(server: _Server, cost: StepCost, requests: Requests, change: Change) -> Iterator[list[Served]]:
@@ -179,9 +189,20 @@ def _drawn(server: _Server, cost: StepCost, requests: Requests, change: Change) 
 
 
 def _served(
-    server: _Server, cost: StepCost, requests: Requests, change: Change, seed: int, *, times: float = 1.0
+    server: _Server,
+    cost: StepCost,
+    requests: Requests,
+    change: Change,
+    seed: int,
+    worker: Mapping[str, Times | None] = MappingProxyType({}),
+    *,
+    times: float = 1.0,
 ) -> list[Served]:
-    """Serve requests on each replica, which take turns; `times` is what all steps take besides."""
+    """Serve requests on each replica, which take turns.
+
+    `worker` is what the worker's steps of a kind take times, `times` what all steps take besides.
+    """
+    device = [change.device * times * drawn(worker.get(kind), seed, len(SEEDS)) for kind in (DECODE, PREFILL)]
     setup = server.setup
     if change.num_blocks is not None:
         setup = msgspec.structs.replace(setup, num_blocks=change.num_blocks)
@@ -201,7 +222,7 @@ def _served(
                 depth=depth,
                 host=change.host * times,
                 host_added_ns=change.host_added_ns,
-                device=change.device * times,
+                device=device,
             )
         )
     return runs
@@ -285,9 +306,11 @@ def notes(server: _Server, change: Change) -> tuple[str, ...]:
     if change.host_added_ns:
         found.append("what is added to the host, or taken off, is of the engine's loop, once a step")
     if change.host != 1.0:
-        found.append(
-            "--host is the engine's loop and the API servers; the host's part of a worker's step is in the device's"
-        )
+        found.append("--host is the engine's loop, the API servers, and of a worker's steps what whatif says of them")
+    found += [
+        f"what the host takes of a worker's {kind} steps is not known, and stays: {reason}"
+        for kind, reason in change.worker.unknown.items()
+    ]
     if change.replicas > 1:
         found.append("requests go to the replicas in turn")
     return tuple(found)

@@ -87,9 +87,11 @@ def serve(
     depth: int = 1,
     host: float = 1.0,
     host_added_ns: float = 0.0,
-    device: float = 1.0,
+    device: Sequence[float] = (1.0, 1.0),
 ) -> Served:
-    """Serve requests, ordered by arrival; `host` and `device` are what their parts take times.
+    """Serve requests, ordered by arrival.
+
+    `host` is what the host's parts take times, `device` what the device's do in steps without prompts and with.
 
     `host_added_ns` is what the engine's loop takes longer for each step, or shorter, down to nothing.
     """
@@ -141,7 +143,8 @@ def serve(
                     stalled = noise.stall_ns(sum(parts))
                     drawn = zip(parts, noise.factors(is_prefill), stalled, strict=True)
                     parts = [part * factor + more for part, factor, more in drawn]
-                before, on_device, after = parts[0] * host + host_added_ns, parts[1] * device, parts[2] * host
+                before, after = parts[0] * host + host_added_ns, parts[2] * host
+                on_device = parts[1] * device[is_prefill]
                 if before < 0:
                     before, after = 0.0, max(0.0, after + before)
                 now += before

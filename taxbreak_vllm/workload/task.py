@@ -8,11 +8,35 @@ import msgspec
 from taxbreak_vllm.model.sweep import Aim
 from taxbreak_vllm.traffic.rows import Scalar
 
+DECODE, PREFILL = "decode", "prefill"  # kinds of steps: without prompts, and with
+
+
+class WorkerStep(msgspec.Struct, frozen=True, kw_only=True):
+    """What `whatif` makes of a plain step that was captured, of a kind: its time as it is and as predicted, ns.
+
+    Of an iteration the engine's loop is a part.
+    """
+
+    kind: str
+    is_iteration: bool
+    plain_ns: int
+    predicted_ns: int
+    low_ns: int
+    high_ns: int
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """What a change makes of a worker's steps, and of which kind that is not known and why."""
+
+    steps: tuple[WorkerStep, ...] = ()
+    unknown: Mapping[str, str] = {}
+
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What is other than recorded: fields of vLLM's scheduler_config, blocks, replicas, what parts take times.
 
-    `host_added_ns` is what the engine's loop takes longer for each step, or shorter.
+    `host_added_ns` is what the engine's loop takes longer for each step, or shorter. `worker` is what becomes of a
+    worker's steps where the host takes other times, or where their launches are one `graph`.
     """
 
     settings: Mapping[str, Scalar] = {}
@@ -21,6 +45,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     host: float = 1.0
     host_added_ns: float = 0.0
     device: float = 1.0
+    graph: str | None = None
+    worker: Worker = Worker()
     slo: Mapping[str, float] = {}
 
     @property
@@ -35,6 +61,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
             said["num_gpu_blocks"] = str(self.num_blocks)
         parts = {"replicas": self.replicas, "host": self.host, "device": self.device}
         said |= {name: f"{value:g}" for name, value in parts.items() if value != 1}
+        said |= {"graph": self.graph} if self.graph else {}
         return said | ({"host": f"{self.host_added_ns / 1e6:+g} ms a step"} if self.host_added_ns else {})
 
 

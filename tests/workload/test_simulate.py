@@ -116,7 +116,7 @@ def test_what_is_scheduled_ahead_hides_the_shorter_of_host_and_device(host, devi
 
 
 def test_parts_that_take_other_times_are_scaled_apart():
-    run = served([request(0, 0, 1)], cost(1 * MS, 5 * MS, 1 * MS), host=3, device=0.2)
+    run = served([request(0, 0, 1)], cost(1 * MS, 5 * MS, 1 * MS), host=3, device=(0.2, 9.0))
 
     assert run.table[0, FIRST] == (3 + 1 + 3) * MS
 
