@@ -116,7 +116,7 @@ def predict(
     from taxbreak_vllm.output.text.workload import prediction_lines, prediction_table
     from taxbreak_vllm.workload.asked import predict_task
     from taxbreak_vllm.workload.process import ask
-    from taxbreak_vllm.workload.worker import worker_told
+    from taxbreak_vllm.workload.worker import with_worker
 
     task = predict_task(
         source,
@@ -129,12 +129,8 @@ def predict(
         graph=graph,
         slo=slo,
     )
-    with traffic_at(source, server_id=server_id, api_key=api_key) as path:
-        change = task.change
-        if change.host != 1.0 or change.graph is not None:
-            with store(baselines) as known:
-                worker = worker_told(path, host=change.host, graph=change.graph, baselines=known)
-            change = msgspec.structs.replace(change, worker=worker)
+    with traffic_at(source, server_id=server_id, api_key=api_key) as path, store(baselines) as known:
+        change = with_worker(task.change, path, baselines=known)
         answer = ask(msgspec.structs.replace(task, path=str(path), change=change))
     found = msgspec.json.decode(answer, type=Prediction)
     _write_page(found, html)
@@ -190,6 +186,7 @@ def sweep(
     from taxbreak_vllm.output.text.sweep import progress_bar, sweep_lines, sweep_table
     from taxbreak_vllm.workload.asked import sweep_task
     from taxbreak_vllm.workload.process import ask
+    from taxbreak_vllm.workload.worker import with_worker
 
     task = sweep_task(
         source,
@@ -207,7 +204,14 @@ def sweep(
         ray=ray,
     )
     with progress_bar() as report, traffic_at(source, server_id=server_id, api_key=api_key) as path:
-        answer = ask(msgspec.structs.replace(task, path=str(path)), lambda at: report(at.done, at.total, at.doing))
+        by_host = {cell.change.host: cell.change for cell in task.cells}
+        told = {host: with_worker(change, path).worker for host, change in by_host.items()}
+        cells = tuple(
+            msgspec.structs.replace(cell, change=msgspec.structs.replace(cell.change, worker=told[cell.change.host]))
+            for cell in task.cells
+        )
+        asked = msgspec.structs.replace(task, path=str(path), cells=cells)
+        answer = ask(asked, lambda at: report(at.done, at.total, at.doing))
     found = msgspec.json.decode(answer, type=Swept)
     _write_page(found, html)
     if json:

@@ -23,6 +23,7 @@ MIN_REQUESTS = 20
 _CLOSED_RATIO = 0.9
 _MANY_CLIENTS = 4
 _SHARE = 0.95  # of times, the shorter ones
+_OTHER_CLOCK_NS = 10**9  # an engine that is further off is on another machine
 
 
 def request_rows(apis: Sequence[Recorded]) -> Int64:
@@ -36,15 +37,23 @@ def request_rows(apis: Sequence[Recorded]) -> Int64:
     return ordered
 
 
+def busiest(apis: Sequence[Recorded]) -> Int64:
+    """Return the served requests of the API server that had most, which stands for all."""
+    return max((request_rows([api]) for api in apis), key=len, default=request_rows(()))
+
+
 def fit_frontend(rows: Int64, turns: Int64) -> FrontendFit | None:
-    """Fit what things cost, from requests (requests, columns of `stages.rows.Column`) and the turns of their engine's
-    loop (turns, columns of `iterations.rows.Column`); None for too few requests."""
+    """Fit what things cost one API server; None for too few requests.
+
+    From its requests (requests, columns of `stages.rows.Column`) and the turns of their engine's loop (turns, columns
+    of `iterations.rows.Column`).
+    """
     if len(rows) < MIN_REQUESTS:
         return None
     num_open = _num_open(rows)
     taken, put, sent = (rows[:, column] for column in (Column.FIRST_TAKEN, Column.FIRST_PUT, Column.FIRST_SEND1))
     is_streamed = (rows[:, Column.IS_STREAMED] > 0) & (sent > 0)
-    message_ns, output_ns = _each(put - taken, num_open, (taken > 0) & (put >= taken))
+    message_ns, output_ns = _each(put - taken, num_open, is_streamed & (taken > 0) & (put >= taken))
     _, send_ns = _each(sent - put, num_open, is_streamed & (sent >= put))
     end_ns = _mean(rows[:, Column.END] - np.maximum(rows[:, Column.LAST_SEND0], rows[:, Column.LAST_PUT]))
     return FrontendFit(
@@ -102,13 +111,18 @@ def _to_engine_ns(rows: Int64, turns: Int64) -> int:
 
 
 def _from_engine_ns(rows: Int64, turns: Int64) -> int:
-    """Return what a message takes from the end of its turn; below 0 where it is taken up before that."""
+    """Return what a message takes from the end of its turn; below 0 where it is taken up before that.
+
+    By the last output of each request, which is sent whether its answer is streamed or not.
+    """
     turns = turns[(turns[:, Turn.UPDATED] > 0) & (turns[:, Turn.UPDATE0] > 0)]
     if not len(turns):
         return 0
-    of = np.searchsorted(turns[:, Turn.UPDATE0], rows[:, Column.FIRST_TOKEN], side="right") - 1
-    took = rows[:, Column.FIRST_TAKEN] - turns[of, Turn.END]
-    return int(np.median(took[(of >= 0) & (rows[:, Column.FIRST_TAKEN] > 0)]))
+    token, taken = rows[:, Column.LAST_TOKEN], rows[:, Column.LAST_TAKEN]
+    of = np.searchsorted(turns[:, Turn.UPDATE0], token, side="right") - 1
+    took = taken - turns[of, Turn.END]
+    took = took[(of >= 0) & (taken > 0) & (np.abs(took) < _OTHER_CLOCK_NS)]
+    return int(np.median(took)) if len(took) else 0
 
 
 def _mean(took: Int64) -> int:

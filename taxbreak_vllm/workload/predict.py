@@ -21,7 +21,7 @@ from taxbreak_vllm.workload.bands import band_of, of_steps, spread_of_steps
 from taxbreak_vllm.workload.changes import check_together
 from taxbreak_vllm.workload.cost import Noise, StepCost, check_delay, check_stalls, fit_cost
 from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_rows, simulated_rows
-from taxbreak_vllm.workload.frontend import FrontendQueue, fit_frontend, is_closed_loop, request_rows
+from taxbreak_vllm.workload.frontend import FrontendQueue, busiest, fit_frontend, is_closed_loop, request_rows
 from taxbreak_vllm.workload.identity import check_identity
 from taxbreak_vllm.workload.recording import Recorded
 from taxbreak_vllm.workload.requests import Requests, recorded_requests
@@ -74,7 +74,7 @@ def fit(recorded: Recorded, apis: Sequence[Recorded]) -> Fits:
         engine=recorded.setup.source,
         vllm=recorded.setup.vllm,
         steps=fit_cost(steps_of(recorded)).fit,
-        frontend=fit_frontend(request_rows(apis), recorded.turns),
+        frontend=fit_frontend(busiest(apis), recorded.turns),
     )
 
 
@@ -145,7 +145,7 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
         steps,
         fit_cost(steps),
         rows,
-        fit_frontend(rows, recorded.turns),
+        fit_frontend(busiest(apis), recorded.turns),
         len(apis),
         recorded_requests(recorded.rows),
     )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from taxbreak_vllm.model.errors import TaxbreakError, WorkloadError
 from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.spool.capture import Capture
@@ -16,13 +18,21 @@ from taxbreak_vllm.taxes.recording import Recording
 from taxbreak_vllm.taxes.terms import Terms
 from taxbreak_vllm.whatif.asked import Asked, asked
 from taxbreak_vllm.workload.recording import traffic_dirs
-from taxbreak_vllm.workload.task import DECODE, PREFILL, Worker, WorkerStep
+from taxbreak_vllm.workload.task import DECODE, PREFILL, Change, Worker, WorkerStep
 
 if TYPE_CHECKING:  # it opens SQLite
     from taxbreak_vllm.baselines.store import Baselines
 
 _KINDS = {Phase.DECODE: DECODE, Phase.PREFILL: PREFILL, Phase.MIXED: PREFILL}
 _NUM_ASKED = 3  # captures of a kind, the newest
+
+
+def with_worker(change: Change, path: Path, *, baselines: "Baselines | None" = None) -> Change:
+    """Return a change with what it makes of a worker's steps; raises as `worker_told` does."""
+    if change.host == 1.0 and change.graph is None:
+        return change
+    told = worker_told(path, host=change.host, graph=change.graph, baselines=baselines)
+    return msgspec.structs.replace(change, worker=told)
 
 
 def worker_told(

@@ -5,8 +5,11 @@ import pytest
 
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS
 from taxbreak_vllm.iterations.rows import Column as Turn
+from taxbreak_vllm.serving.frontend.kept import INSTANTS
 from taxbreak_vllm.stages.rows import Column
-from taxbreak_vllm.workload.frontend import MIN_REQUESTS, fit_frontend, is_closed_loop
+from taxbreak_vllm.traffic.rows import Setup, stamped
+from taxbreak_vllm.workload.frontend import MIN_REQUESTS, busiest, fit_frontend, is_closed_loop
+from taxbreak_vllm.workload.recording import Recorded
 
 MS = 10**6
 
@@ -72,6 +75,7 @@ def served(num=400, *, request=2.0, message=0.4, output=0.25, send=0.5, end=3.0,
     rows[:, Column.FIRST_SEND1] = rows[:, Column.FIRST_PUT] + (send * num_open * MS).astype(np.int64)
     last = first[np.minimum(np.arange(num) // 6 * 6 + 5, num - 1)] + 10 * MS
     rows[:, Column.LAST_TOKEN] = last
+    rows[:, Column.LAST_TAKEN] = last + MS
     rows[:, Column.LAST_PUT] = rows[:, Column.LAST_SEND0] = last + 2 * MS
     rows[:, Column.END] = rows[:, Column.LAST_SEND0] + int((send + end) * MS)
     rows[:, Column.IS_STREAMED] = 1
@@ -98,8 +102,9 @@ def test_ways_are_told_where_the_engine_waits_and_from_the_end_of_its_turn():
     turns[:, Turn.IDLE1] = sent + MS // 2
     rows[:, Column.QUEUED] = sent + MS
     turns[:, Turn.UPDATED] = np.arange(len(rows)) + 1
-    turns[:, Turn.UPDATE0] = rows[:, Column.FIRST_TOKEN] - MS // 100
-    turns[:, Turn.END] = rows[:, Column.FIRST_TOKEN] + MS // 5
+    last = np.sort(rows[:, Column.LAST_TOKEN])
+    turns[:, Turn.UPDATE0] = last - MS // 100
+    turns[:, Turn.END] = last + MS // 5
 
     fit = fit_frontend(rows, turns)
 
@@ -111,3 +116,17 @@ def test_what_is_not_streamed_is_not_sent_piece_by_piece():
     rows[::2, Column.IS_STREAMED] = 0
 
     assert fit_frontend(rows, NO_TURNS).send_ns == pytest.approx(0.25 * MS, rel=0.02)
+
+
+def test_of_several_api_servers_the_busiest_stands_for_all():
+    setup = Setup(
+        server_id="s", source="api-0", columns=tuple(column.name.lower() for column in Column), instants=INSTANTS
+    )
+    few, many = served(30, request=9.0), served(90)
+    for rows in (few, many):
+        rows[:, Column.NUM_OUTPUT_TOKENS] = 2
+
+    rows = busiest([Recorded(setup, stamped(rows, INSTANTS)) for rows in (few, many, few[:0])])
+
+    assert np.array_equal(rows, many)
+    assert len(busiest([])) == 0
