@@ -7,8 +7,9 @@ export PYTHON TORCH_INDEX
 export PYTHONDONTWRITEBYTECODE =
 
 install = @sh scripts/install.sh
-# two processes, a module to one of them; longest first, as tests/conftest.py sorts them
-pytest = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# N processes, a module to one of them; longest first, as tests/conftest.py sorts them
+N = 2
+pytest = $(BIN)/python -m pytest -n $(N) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo demo-fleet test test-nightly check lint types format bench bench-step bench-scrape bench-replay bench-serving bench-advice bench-limit bench-whatif bench-whatif-pairs bench-workload bench-workload-pairs soak compat dashboards pictures check-api check-dashboards check-deploy release-check clean
 
@@ -30,6 +31,7 @@ test: ## the tests of every change, those on a real vLLM server included (ARGS='
 test-nightly: ## the rest: every injected fault, ranks, Ray, replay of two models, demo, dashboards, older vLLMs
 	$(install) cpu,test
 	$(pytest) -m nightly $(ARGS)
+	NIGHT=1 $(pytest) -m hypothesis $(ARGS)
 	@sh scripts/compat.sh 0.26.0 0.29.0
 
 check: lint types test ## what CI runs: format, lint, types, tests

@@ -27,9 +27,11 @@ from taxbreak_vllm.trace.read.kineto import read_events
 # Three small ones are kept here; more may lie beside the checkout.
 TRACE_FOLDERS = (Path(__file__).parents[2] / "shared" / "traces", Path(__file__).parent / "data" / "traces")
 REAL_TRACES = {path.name: path for folder in TRACE_FOLDERS for path in sorted(folder.glob("*.json.gz"))}
+LARGE_BYTES = 500_000
 
 # Folders with files that take many seconds, as they start processes or try much.
 LONG = tuple(f"tests/{folder}/" for folder in ("replay", "service", "doctor", "rig", "taxes", "deploy", "cases"))
+WITH_VLLM = ("tests/e2e", "tests/serving/frontend")
 
 # A shell that runs us in the background has Ctrl-C ignored, and what we start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -37,8 +39,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 with suppress(ImportError):  # a GPU host may have no more than torch, numpy, pandas and pytest
     from hypothesis import settings
+    from trials import trials
 
-    settings.register_profile("taxbreak", deadline=None, derandomize=True)
+    settings.register_profile("taxbreak", trials(100), deadline=None, derandomize=True)
     settings.load_profile("taxbreak")
 
 
@@ -55,16 +58,17 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give a worker whole files, and one of them all files on live servers, so that vLLM is imported once.
+    """Give a worker whole files, and all of a folder that needs a vLLM, which takes long to import.
 
-    At night, when most files are such, they are dealt out like any other.
+    At night, when most files are of such a folder, they are dealt out like any other.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "e2e" if file.startswith("tests/e2e/") and config.option.markexpr == "not nightly" else file
+            folder = file.rpartition("/")[0]
+            return folder if folder in WITH_VLLM and config.option.markexpr == "not nightly" else file
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -89,9 +93,21 @@ def reference() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module", params=REAL_TRACES.values(), ids=REAL_TRACES)
+def _when(path: Path) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.nightly] if path.stat().st_size > LARGE_BYTES else []
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(path, id=name, marks=_when(path)) for name, path in REAL_TRACES.items()]
+)
 def trace_path(request) -> Path:
-    """Each recorded trace of a real GPU that is here."""
+    """Each recorded trace of a real GPU that is here; the large ones, of seconds each, at night."""
+    return request.param
+
+
+@pytest.fixture(scope="module", params=REAL_TRACES.values(), ids=REAL_TRACES)
+def any_trace_path(request) -> Path:
+    """Each of them at each change."""
     return request.param
 
 

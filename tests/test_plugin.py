@@ -51,6 +51,7 @@ print(isinstance(endpoint_plugin(), EndpointPlugin))
     return _python(code, VLLM_PLUGINS="other,taxbreak").splitlines()[-3:]
 
 
+@pytest.mark.nightly
 def test_named_it_hooks_every_worker_however_often_it_is_called(in_vllm):
     assert in_vllm[:2] == ["[True, True]", "{}"]
 
@@ -194,5 +195,6 @@ def test_an_entry_point_of_before_finds_the_plugin():
     assert before.endpoint_plugin is plugin.endpoint_plugin
 
 
+@pytest.mark.nightly
 def test_vllm_takes_it_for_an_endpoint_plugin(in_vllm):
     assert in_vllm[2] == "True"

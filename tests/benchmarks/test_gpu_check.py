@@ -84,6 +84,7 @@ def test_a_sum_that_does_not_come_out_is_named():
     assert gpu_lab.conservation(breakdown) == ["decode host: 99 != 100"]
 
 
+@pytest.mark.nightly
 def test_a_stage_that_needs_a_gpu_says_so_on_a_cpu(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--stage", "graphs", "--device", "cpu"]
 

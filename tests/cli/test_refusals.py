@@ -8,12 +8,19 @@ import pytest
 
 from tests.cli.test_cli import SERVING, bad_files
 
+NOT_HERE = ("cuda:77", 1, "has no cuda:77 here; choose another --device")
+NO_DEVICE = ("banana", 2, "--device banana: not a device")
+
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="floors need torch")
-@pytest.mark.parametrize("command", [("floor",), ("replay", SERVING)], ids=["floor", "replay"])
 @pytest.mark.parametrize(
-    ("device", "status", "reason"),
-    [("cuda:77", 1, "has no cuda:77 here; choose another --device"), ("banana", 2, "--device banana: not a device")],
+    ("command", "device", "status", "reason"),
+    [
+        pytest.param(("floor",), *NOT_HERE, id="floor, not here"),
+        pytest.param(("replay", SERVING), *NO_DEVICE, id="replay, no device"),
+        pytest.param(("floor",), *NO_DEVICE, id="floor, no device", marks=pytest.mark.nightly),
+        pytest.param(("replay", SERVING), *NOT_HERE, id="replay, not here", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_device_that_is_not_here_is_one_line(taxbreak, tmp_path, command, device, status, reason):
     done = taxbreak(*command, "--device", device, "--baselines", tmp_path / "store.sqlite3")

@@ -75,7 +75,7 @@ def forking(tmp_path_factory, cache_of_vllm, forkserver):
         # one thread: a fork of a process that ran a pool of them would wait for that pool for ever
         env = plain_environment() | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, forkserver.__file__, str(address), *forkserver.IMPORTED]
-        processes.start("forkserver", command, env=env).wait_until(address.exists, "listening", timeout_s=60)
+        processes.start("forkserver", command, env=env).wait_until(address.exists, "listening", timeout_s=180)
         yield lambda folder: forkserver.ForkingProcesses(folder, address)
 
 
@@ -131,7 +131,7 @@ class Watched:
     def dropped(self, reason):
         return self.value("samples_dropped_total", reason=reason)
 
-    def wait_until(self, condition, what, *, timeout_s=120):
+    def wait_until(self, condition, what, *, timeout_s=300):
         def look():
             time.sleep(0.1)  # a scrape costs the very cores that the server needs to get there
             return condition()
@@ -186,7 +186,7 @@ def batched_again(run_offline, tmp_path_factory):
             ends = [row for folder in folders for source in sources(folder) for row in read_log(folder, source)[1]]
             return sum(isinstance(row, Ended) for row in ends) >= num_requests
 
-        server.process.wait_until(are_kept, f"keeping {num_requests} requests", timeout_s=60)
+        server.process.wait_until(are_kept, f"keeping {num_requests} requests", timeout_s=180)
         folder = tmp_path_factory.mktemp("identity")
         run_offline("offline_identity.py", folder, spool, folder / "found.json")
         return msgspec.json.decode((folder / "found.json").read_bytes(), type=Identities).engines
@@ -270,7 +270,7 @@ def as_measured():
             return {found.num_prompt_tokens: found for found in all_kept if found.started_unix_ns >= since_ns}
 
         lengths = {row[0] for row in measured}
-        server.process.wait_until(lambda: lengths <= told().keys(), "telling all requests", timeout_s=60)
+        server.process.wait_until(lambda: lengths <= told().keys(), "telling all requests", timeout_s=180)
         all_told = told()
         return [(row, all_told[row[0]]) for row in measured]
 

@@ -26,7 +26,7 @@ from taxbreak_vllm.service.results.window import MAX_LISTED_STEPS
 from taxbreak_vllm.spool.layout import STEP
 from taxbreak_vllm.spool.spool import Spool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 PHASES = ("prefill", "decode")
@@ -60,7 +60,7 @@ class Live:
             recorded = [capture.is_analyzed for capture in self.spool.captures()]
             return all(recorded) and value(self.metrics(), "sampled_steps_total") == len(recorded)
 
-        self.sidecar.process.wait_until(is_settled, "done with all captures", timeout_s=120)
+        self.sidecar.process.wait_until(is_settled, "done with all captures", timeout_s=300)
 
 
 def value(samples, name, **labels):
@@ -88,7 +88,7 @@ def live(commands, tiny_llama):
         send(vllm.url, "tiny-llama", seed=next(seeds))
         return all((value(live.metrics(), "sampled_steps_total", phase=p) or 0) >= MIN_STEPS for p in PHASES)
 
-    vllm.process.wait_until(is_enough, "sampled in both phases", timeout_s=180)
+    vllm.process.wait_until(is_enough, "sampled in both phases", timeout_s=300)
     return live
 
 
@@ -148,7 +148,7 @@ def test_a_window_of_its_loop_is_in_the_spool_and_told_by_the_command_line(live)
         send(live.vllm.url, "tiny-llama", seed=next(seeds))
         return any(folder.glob("iterations-*"))
 
-    live.vllm.process.wait_until(is_there, "done with a window", timeout_s=60)
+    live.vllm.process.wait_until(is_there, "done with a window", timeout_s=180)
     window = read_window(folder / "iterations-0.json.gz")
     done = subprocess.run(
         [sys.executable, "-m", "taxbreak_vllm.cli", "analyze", "--json", folder], capture_output=True, check=False
@@ -241,7 +241,7 @@ def test_a_capture_asked_for_returns_within_seconds(live, requests_under_way):
 
     with requests_under_way(live.vllm):
         done = subprocess.run(
-            [*command, "--steps", "4", "--phase", "decode", "--json"], capture_output=True, timeout=90, check=False
+            [*command, "--steps", "4", "--phase", "decode", "--json"], capture_output=True, timeout=240, check=False
         )
         done_unix_ns = time.time_ns()
 
@@ -283,7 +283,9 @@ def test_recording_is_switched_off_while_the_server_is_idle_and_on_while_it_is_b
 
     with requests_under_way(live.vllm):
         on, again = (_control(live, enabled=True, sample_every=20) for _ in range(2))
-        live.vllm.process.wait_until(lambda: len(live.spool.captures()) > num_captures, "recording again", timeout_s=60)
+        live.vllm.process.wait_until(
+            lambda: len(live.spool.captures()) > num_captures, "recording again", timeout_s=180
+        )
     assert [(worker.enabled, worker.sample_every) for worker in on.workers] == [(True, 20)]
     assert again.workers[0].enabled
     assert again.control.sample_every == 20
@@ -294,7 +296,7 @@ def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_can_be_tu
     assert before.enabled
 
     with requests_under_way(live.vllm):
-        live.vllm.process.wait_until(lambda: not _control(live).workers[0].enabled, "off by itself", timeout_s=60)
+        live.vllm.process.wait_until(lambda: not _control(live).workers[0].enabled, "off by itself", timeout_s=180)
     assert _control(live).workers[0].off_reason == "overhead"
     assert live.vllm.process.log.read_text().count("recording cannot be kept to") == 1
 
@@ -305,7 +307,7 @@ def test_recording_that_cannot_keep_to_its_budget_turns_itself_off_and_can_be_tu
 def test_the_command_line_tells_how_each_worker_records(live):
     command = [sys.executable, "-m", "taxbreak_vllm.cli", "control", "--url", live.sidecar.url]
 
-    done = subprocess.run([*command, "--json"], capture_output=True, timeout=90, check=False)
+    done = subprocess.run([*command, "--json"], capture_output=True, timeout=240, check=False)
 
     assert done.returncode == 0, done.stderr.decode()
     assert [worker["rank"] for worker in json.loads(done.stdout)["workers"]] == [0]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from openai import OpenAI
 from rig.varied_client import ask_all
 
 from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, start_sidecar, start_vllm
@@ -74,6 +73,8 @@ def client():
 
 @pytest.fixture(scope="module")
 def guarded(processes, tiny_llama, sample_often):
+    from openai import OpenAI  # takes long, and every process collects this file
+
     spool = processes.folder / "spool"
     (processes.folder / "secret").write_text(SECRET)
     keys = {"TAXBREAK_API_KEY": KEY, "TAXBREAK_READ_KEY": READ_KEY}
@@ -102,7 +103,7 @@ def guarded(processes, tiny_llama, sample_often):
             state = httpx.get(f"{url}/{asked.json()['id']}", headers=_with_key(), timeout=30.0).raise_for_status()
             return state.json()["status"] == "done"
 
-        vllm.process.wait_until(is_done, "done with a capture", timeout_s=120)
+        vllm.process.wait_until(is_done, "done with a capture", timeout_s=300)
     guarded.ids += ask_all(vllm.url, "tiny-llama", num=NUM_VARIED)
     return guarded
 
@@ -206,7 +207,7 @@ def test_no_id_in_a_request_leads_out_of_the_spool(guarded, client):
 
 
 def test_vllms_own_metrics_hold_ours_and_ask_for_no_key_as_they_never_did(guarded, scrape):
-    guarded.vllm.process.wait_until(lambda: "taxbreak_hdbi" in scrape(guarded.vllm), "sampled", timeout_s=120)
+    guarded.vllm.process.wait_until(lambda: "taxbreak_hdbi" in scrape(guarded.vllm), "sampled", timeout_s=300)
 
     found = scrape(guarded.vllm)
 

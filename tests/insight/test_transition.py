@@ -3,8 +3,9 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import trials
 
 from taxbreak_vllm.insight.transition import transition, transitions
 from taxbreak_vllm.model.step import GraphMode, Phase
@@ -163,7 +164,7 @@ _steps = st.builds(
 )
 
 
-@settings(max_examples=100)
+@trials(100)
 @given(st.lists(_steps, max_size=30))
 def test_of_any_steps_there_is_a_turn_between_neighbours_or_a_reason(steps):
     for found in transitions(steps):

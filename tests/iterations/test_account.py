@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import trials
 
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import NUM_COLUMNS, UNKNOWN, Column
@@ -179,7 +180,7 @@ def test_waiting_for_requests_is_no_work():
 
 
 @pytest.mark.parametrize("turn", [worker_elsewhere, worker_in_the_thread])
-@settings(max_examples=60, deadline=None)
+@trials(60)
 @given(data=st.data())
 def test_the_parts_sum_to_the_iteration_and_none_is_negative(turn, data):
     lengths = st.integers(0, 3000 * US)

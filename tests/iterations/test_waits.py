@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from trials import trials
 
 from taxbreak_vllm.iterations.account import Turns
 from taxbreak_vllm.iterations.rows import Column
@@ -88,7 +89,7 @@ times = st.integers(0, END)
 requests = st.lists(st.tuples(times, times, st.sampled_from([0, 1, UNKNOWN_ENGINE, NO_ENGINE])), max_size=8)
 
 
-@settings(max_examples=400, deadline=None)
+@trials(400)
 @given(edges=st.sets(st.integers(0, END), max_size=8).map(sorted), requests=requests, engine=st.sampled_from([0, 1]))
 @example(edges=[10, 20, 20, 30], requests=[(5, 20, 0)], engine=0)
 @example(edges=[10, 20, 20, 30], requests=[(12, 14, 0), (22, 0, UNKNOWN_ENGINE)], engine=0)
@@ -123,7 +124,7 @@ def test_an_iteration_with_a_wait_is_cut_and_still_closes():
     assert busy[0][EnginePart.INPUT] == 3 * 3 * US
 
 
-@settings(max_examples=60, deadline=None)
+@trials(60)
 @given(data=st.data())
 def test_whatever_is_on_its_way_iterations_close_and_only_waits_are_cut(data):
     clock = Clock()

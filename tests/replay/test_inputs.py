@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import trials
 
 torch = pytest.importorskip("torch", reason="replay needs torch")
 
@@ -174,7 +175,7 @@ def views():
     return st.tuples(axes.flatmap(st.permutations), dtypes, st.randoms(use_true_random=False))
 
 
-@settings(max_examples=60)
+@trials(60)
 @given(view=views())
 def test_any_view_comes_back_with_its_shape_strides_and_dtype(profiled, view):
     axes, dtype, random = view

@@ -4,8 +4,9 @@ from dataclasses import astuple, replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import trials
 
 from rig import loss
 from rig.program import COPIES, MAIN, OUTPUT, Call, Graph, Kernel, Op, Server, Step, Synchronize, Work
@@ -214,7 +215,7 @@ class TestBracket:
         assert iteration(it, 5).places_ns["profiler"] > 3_000_000 + iteration(it, 4).device_ns
         assert len(bracket(it, 3, 5).activities) == len(bracket(plain, 3, 5).activities)
 
-    @settings(max_examples=200)
+    @trials(200)
     @given(seeds)
     def test_of_three_steps_holds_all_device_work_of_the_middle_iteration(self, seed):
         it = run(random_server(seed))
@@ -225,7 +226,7 @@ class TestBracket:
             assert recorded == sum(_length_in(figures, a) for a in it.activities)
 
 
-@settings(max_examples=200)
+@trials(200)
 @given(seeds)
 def test_the_parts_of_every_window_sum_to_it(seed):
     it = run(random_server(seed))
@@ -245,7 +246,7 @@ def test_the_parts_of_every_window_sum_to_it(seed):
     assert [i.end_ns for i in found.iterations[:-1]] == [i.start_ns for i in found.iterations[1:]]
 
 
-@settings(max_examples=200)
+@trials(200)
 @given(seeds)
 def test_no_stream_does_two_things_at_once_and_nothing_runs_before_it_was_launched(seed):
     it = run(random_server(seed))
@@ -257,7 +258,7 @@ def test_no_stream_does_two_things_at_once_and_nothing_runs_before_it_was_launch
     assert all(before.end_ns == after.start_ns for before, after in pairwise(it.segments))
 
 
-@settings(max_examples=100)
+@trials(100)
 @given(seeds)
 def test_the_analysis_of_a_whole_trace_says_what_is_true(analyze, seed):
     server = random_server(seed)

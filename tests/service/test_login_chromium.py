@@ -41,6 +41,7 @@ def test_one_logs_in_by_keyboard_and_is_where_one_wanted_to_be(visit, sidecar):
         page.get_by_role("heading", name="Newest steps").wait_for()
 
 
+@pytest.mark.nightly
 def test_a_wrong_key_is_said_and_the_next_one_may_be_right(visit, sidecar):
     with visit(sidecar, expected_log=("403",)) as page:
         log_in(page, "wrong")
@@ -68,6 +69,7 @@ def test_with_the_session_steps_are_recorded_and_taken_apart_until_one_logs_out(
         page.get_by_role("button", name="Log in").wait_for()
 
 
+@pytest.mark.nightly
 def test_the_key_that_only_reads_shows_all_and_says_why_it_cannot_record(visit, sidecar):
     with visit(sidecar) as page:
         log_in(page, READ)
@@ -78,6 +80,7 @@ def test_the_key_that_only_reads_shows_all_and_says_why_it_cannot_record(visit, 
         page.locator("[data-timeline] tbody button").first.wait_for()
 
 
+@pytest.mark.nightly
 def test_a_page_whose_session_has_ended_becomes_the_login_by_itself(visit, sidecar):
     with visit(sidecar, expected_log=("401",)) as page:
         log_in(page)
@@ -135,6 +138,7 @@ def elsewhere(chromium, sidecar, other_port):
     context.close()
 
 
+@pytest.mark.nightly
 def test_a_link_from_another_site_leads_to_the_page_whoever_is_logged_in(elsewhere, sidecar):
     elsewhere.set_content(f'<a href="{sidecar}/?phase=decode">the alert</a>')
     elsewhere.get_by_text("the alert").click()
@@ -143,6 +147,7 @@ def test_a_link_from_another_site_leads_to_the_page_whoever_is_logged_in(elsewhe
     assert elsewhere.url == f"{sidecar}/?phase=decode"
 
 
+@pytest.mark.nightly
 def test_a_link_from_another_site_leads_to_the_form_whoever_is_not(elsewhere, sidecar):
     elsewhere.context.clear_cookies()
     asked = []
@@ -174,6 +179,7 @@ def test_another_page_asks_for_nothing_with_one_s_session_even_from_another_port
     elsewhere.get_by_role("heading", name="Newest steps").wait_for()
 
 
+@pytest.mark.nightly
 def test_the_page_cannot_be_framed_by_another(elsewhere, sidecar):
     elsewhere.set_content(f'<iframe src="{sidecar}"></iframe>')
     elsewhere.wait_for_load_state("networkidle")

@@ -43,6 +43,7 @@ def test_a_slow_tokenizer_is_said_first_and_everything_can_be_read(visit, shoot,
         assert [found for found in page.evaluate(UNNAMED) if not found.startswith("<canvas")] == []  # uPlot's
 
 
+@pytest.mark.nightly
 def test_the_bars_have_colours_of_their_own_and_as_many_parts_as_the_legend(visit, slow_tokenizer):
     fills = "svg => [...svg.querySelectorAll('rect')].map(r => getComputedStyle(r).fill)"
     with visit(slow_tokenizer) as page:
@@ -57,6 +58,7 @@ def test_the_bars_have_colours_of_their_own_and_as_many_parts_as_the_legend(visi
     assert "rgb(0, 0, 0)" not in second
 
 
+@pytest.mark.nightly
 def test_it_refreshes_and_says_what_is_true_then(visit, slow_tokenizer, spool, clock):
     with visit(slow_tokenizer) as page:
         page.get_by_text("Requests wait 41.00 ms").wait_for()
@@ -66,6 +68,7 @@ def test_it_refreshes_and_says_what_is_true_then(visit, slow_tokenizer, spool, c
         page.get_by_text("No request has ended yet.").wait_for()
 
 
+@pytest.mark.nightly
 def test_a_card_holds_its_longest_word(visit, filled, spool, clock, start_sidecar):
     """Three of them stand side by side, and what would refute one is a query for Prometheus."""
     state = engine_state(exposed={EnginePart.LOOP: 0.1}, between={Between.IPC_RETURN: 5}, worker_ms=2)

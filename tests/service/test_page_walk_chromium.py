@@ -137,6 +137,7 @@ def test_a_step_is_reached_by_keyboard_and_its_page_reads_well(visit, shoot, sev
         assert steps(page) == ["step-of-vllm-b"]
 
 
+@pytest.mark.nightly
 def test_the_raw_trace_of_a_step_is_one_click_away(visit, several):
     with visit(f"{several}/steps/step-of-vllm-a") as page, page.expect_download() as download:
         page.get_by_role("link", name="raw trace").click()
@@ -144,6 +145,7 @@ def test_the_raw_trace_of_a_step_is_one_click_away(visit, several):
     assert download.value.suggested_filename == "step-of-vllm-a.json.gz"
 
 
+@pytest.mark.nightly
 def test_a_step_that_is_not_there_says_so_and_leads_back(visit, several):
     with visit(f"{several}/steps/never", expected_log=("404",)) as page:
         assert "No such step" in page.locator("h1").inner_text()
@@ -193,7 +195,7 @@ def test_an_empty_page_tells_the_commands_until_there_is_something_to_show(
         assert page.get_by_role("heading", name="Is it the host?").is_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.nightly), "dark"])
 def test_on_a_phone_nothing_is_cut_and_nothing_scrolls_sideways(visit, shoot, several, spool, now, scheme):
     requests = [waterfall(number * 0x1234567, started_unix_ns=now(), render=41) for number in range(100)]
     spool.put_frontend_state(replace(frontend_state(*requests), server_id="vllm-a", updated_unix_ns=now() + LATER_NS))
@@ -208,6 +210,7 @@ def test_on_a_phone_nothing_is_cut_and_nothing_scrolls_sideways(visit, shoot, se
         assert heads[:4] == ["step", "phase", "graph mode", "step time"]
 
 
+@pytest.mark.nightly
 def test_host_work_is_a_whole_whose_part_is_what_the_device_waited_for(visit, several):
     widths = "bars => bars.map((b) => [b.getAttribute('class'), +b.getAttribute('width')])"
     with visit(several) as page:
@@ -221,6 +224,7 @@ def test_host_work_is_a_whole_whose_part_is_what_the_device_waited_for(visit, se
     assert [cell.count(" ms") + cell.count(" µs") for cell in cells] == [1] * 5  # never two times side by side
 
 
+@pytest.mark.nightly
 def test_after_a_restart_the_change_is_a_closed_card(
     visit, shoot, spool, make_state, record, now, start_sidecar, results
 ):

@@ -71,6 +71,7 @@ def test_a_frame_is_zoomed_to_by_keyboard_and_its_figures_are_said(visit, addres
         assert page.locator("[data-flame-zoom]").inner_text() == ""
 
 
+@pytest.mark.nightly
 def test_widths_are_of_all_or_of_what_the_device_waited_for(visit, address):
     share = "frames => frames.map(f => Math.round(parseFloat(f.style.width)))"
     with visit(address) as page:
@@ -82,6 +83,7 @@ def test_widths_are_of_all_or_of_what_the_device_waited_for(visit, address):
         assert page.locator(".flame .fl").evaluate_all(share) != whole
 
 
+@pytest.mark.nightly
 def test_the_table_says_the_same_as_the_graph(visit, address):
     with visit(address) as page:
         page.locator("[data-flame]").scroll_into_view_if_needed()
@@ -113,6 +115,7 @@ def test_perfetto_is_handed_the_trace_and_fetches_nothing(visit, address):
     assert not [url for url in asked if address.split("/steps")[0] in url]
 
 
+@pytest.mark.nightly
 def test_a_blocked_window_is_said_and_the_download_offered(visit, address):
     with visit(address) as page:
         page.evaluate("window.open = () => null")
@@ -122,6 +125,7 @@ def test_a_blocked_window_is_said_and_the_download_offered(visit, address):
         assert page.get_by_role("link", name="raw trace").get_attribute("href").endswith("/steps/a/trace")
 
 
+@pytest.mark.nightly
 def test_a_trace_that_is_gone_is_said_and_the_window_closed(visit, address, spool):
     with visit(address, expected_log=["404"]) as page:
         page.context.route(

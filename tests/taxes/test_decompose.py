@@ -5,8 +5,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import trials
 
 from taxbreak_vllm.model.baseline import Baseline, Environment, Floor, FloorKind, Floors, Outcome, Spread
 from taxbreak_vllm.model.breakdown import Tier
@@ -148,7 +149,7 @@ def vars_of(value):
     return list(msgspec.to_builtins(value).values())
 
 
-@settings(max_examples=250)
+@trials(250)
 @given(events=traces(), base_ns=st.sampled_from(BASES_NS), floor_ns=st.sampled_from((None, 5)))
 def test_every_figure_equals_the_slow_reference_and_is_conserved(reference, path, events, base_ns, floor_ns):
     events = reference.shifted(events, base_ns)
@@ -176,7 +177,7 @@ def comparable(step, expected):
     return {key: tree[key] for key in expected}
 
 
-@settings(max_examples=60)
+@trials(60)
 @given(
     events=st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), min_size=1, max_size=15),
     steps=st.lists(events("step", ("taxbreak.step:a",), 30, thread=THREADS), max_size=2),
@@ -194,7 +195,7 @@ def test_the_cpu_backend_is_conserved_too(reference, path, events, steps):
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=40)
+@trials(40)
 @given(
     events=joined(traces()),
     base_ns=st.sampled_from(BASES_NS),
@@ -211,7 +212,7 @@ def test_a_trace_measured_in_parts_gives_the_same_breakdown(reference, path, eve
     assert in_parts.to_json() == Recording(read_events(path), terms).breakdown.to_json()
 
 
-@settings(max_examples=40)
+@trials(40)
 @given(
     events=joined(st.lists(events("op", (*OPS, "aten::view", "aten::empty"), 30, thread=THREADS), max_size=8)),
     steps=st.lists(events("step", ("taxbreak.step:a",), 200, thread=THREADS), max_size=4),
@@ -677,7 +678,7 @@ COSTS = st.one_of(
 STORES = st.fixed_dictionaries({}, optional={op.replace("::", "__"): COSTS for op in OPS})
 
 
-@settings(max_examples=80)
+@trials(80)
 @given(
     events=st.lists(events("op", (*OPS, "aten::view"), 30, thread=THREADS), min_size=1, max_size=15),
     steps=st.lists(events("step", ("taxbreak.step:a",), 30, thread=THREADS), max_size=2),
@@ -691,7 +692,7 @@ def test_the_cpu_backend_is_conserved_whatever_replay_says(replay, events, steps
     assert_shares(breakdown)
 
 
-@settings(max_examples=80)
+@trials(80)
 @given(events=traces(), costs=STORES)
 def test_a_gpu_is_conserved_whatever_replay_says(replay, events, costs):
     entries = {

@@ -64,8 +64,8 @@ class Trace:
 
 
 @pytest.fixture(scope="module")
-def trace(trace_path):
-    return Trace(trace_path)
+def trace(any_trace_path):
+    return Trace(any_trace_path)
 
 
 def to_ns(us):

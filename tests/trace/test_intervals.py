@@ -3,8 +3,9 @@
 import numpy as np
 import portion
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import trials
 
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.trace.intervals import Busy, Partition, union_by_group
@@ -26,7 +27,7 @@ def columns(spans):
     return array[:, 0], array[:, 1]
 
 
-@settings(max_examples=150)
+@trials(150)
 @given(spans=SPANS, groups=st.lists(st.integers(-1, 3), min_size=12, max_size=12), base=st.sampled_from((0, 2**62)))
 def test_union_by_group_is_the_length_of_each_groups_union(spans, groups, base):
     start, end = columns(spans)
@@ -38,7 +39,7 @@ def test_union_by_group_is_the_length_of_each_groups_union(spans, groups, base):
     assert got.tolist() == [length(union(spans)) for spans in members]
 
 
-@settings(max_examples=150)
+@trials(150)
 @given(spans=SPANS, instants=INSTANTS)
 def test_busy_is_the_union_and_tells_how_much_of_it_lies_before_an_instant(spans, instants):
     busy = Busy.of(*columns(spans))
@@ -48,7 +49,7 @@ def test_busy_is_the_union_and_tells_how_much_of_it_lies_before_an_instant(spans
     ]
 
 
-@settings(max_examples=150)
+@trials(150)
 @given(
     covers=st.lists(SPANS, min_size=2, max_size=4), windows=st.lists(st.tuples(*[st.integers(0, 60)] * 2), max_size=6)
 )
@@ -66,7 +67,7 @@ def test_every_instant_belongs_to_the_highest_class_that_covers_it(covers, windo
         assert got[:, number].tolist() == [length(left), *want]
 
 
-@settings(max_examples=150)
+@trials(150)
 @given(covers=st.lists(SPANS, min_size=2, max_size=2), at=st.integers(0, 60), share=st.integers(0, 100))
 def test_back_from_finds_the_shortest_stretch_that_holds_so_much_of_a_class(covers, at, share):
     partition = Partition.of([columns(spans) for spans in covers])

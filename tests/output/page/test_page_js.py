@@ -101,6 +101,7 @@ def test_the_charts_are_drawn_and_the_timeline_pans_and_zooms_by_keyboard(visit,
         assert all(canvas.evaluate(colors) > 20 for canvas in page.locator("canvas").all())
 
 
+@pytest.mark.nightly
 def test_the_longest_wait_is_zoomed_to_and_another_step_chosen(visit, address):
     with visit(address) as page:
         page.locator(".lanes").scroll_into_view_if_needed()
@@ -117,6 +118,7 @@ def test_the_longest_wait_is_zoomed_to_and_another_step_chosen(visit, address):
         assert page.locator("[data-fusion-words]").inner_text().startswith("36 kernels run in graphs")
 
 
+@pytest.mark.nightly
 def test_a_flame_graph_without_functions_says_how_to_get_them_and_shows_phases(visit, address):
     with visit(address) as page:
         words = page.locator("[data-flame-words]").inner_text()
@@ -128,6 +130,7 @@ def test_a_flame_graph_without_functions_says_how_to_get_them_and_shows_phases(v
     assert any(frame.startswith("[python]: ") for frame in frames)
 
 
+@pytest.mark.nightly
 def test_a_segment_says_what_it_is_under_the_pointer(visit, address):
     with visit(address) as page:
         lanes = page.locator(".lanes")
