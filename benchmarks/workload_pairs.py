@@ -1,6 +1,6 @@
 """What `taxbreak workload predict` says of other traffic and settings beside what real servers then make of them.
 
-    python benchmarks/workload_pairs.py [--device timed] [--seconds 16] [--rounds 3] [--folder DIR] [--only NAME]
+    python benchmarks/workload_pairs.py [--device timed] [--seconds 12] [--rounds 3] [--folder DIR] [--only NAME]
 
 One server is recorded under a load that goes up and down. For each pair the same server under another load, or another
 server, serves a plan of requests `--rounds` times, and the plan is given to `predict` as a file, with what is other
@@ -381,7 +381,7 @@ def _print(found: Sequence[dict], summed: Mapping) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=DEVICES, default="timed")
-    parser.add_argument("--seconds", type=float, default=16, help="that requests come in each run (16)")
+    parser.add_argument("--seconds", type=float, default=12, help="that requests come in each run (12)")
     parser.add_argument("--rounds", type=int, default=3, help="of each pair (3)")
     parser.add_argument("--only", default="", help="pairs with this in their name; nothing is written")
     parser.add_argument("--folder", type=Path, help="where what is measured is kept, or is from an earlier run")
