@@ -23,6 +23,7 @@ _LEAST_SPREAD = 0.003  # three thousandths: hosts that are alike are no nearer t
 _MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
 _MAX_TABLED = 64
 _NUM_DRAWN = 1_000_000
+_FREEDOM = 8  # of Student's t: levels of real servers have longer tails than normal ones
 
 
 def scores(level: Float, error: Float | None = None) -> Float:
@@ -57,14 +58,14 @@ def is_apart(level: Float, error: Float | None = None) -> NDArray[np.bool_]:
 @lru_cache(maxsize=_MAX_TABLED)
 def _threshold(num: int) -> float:
     draw = np.random.default_rng(num)
-    levels = draw.standard_normal((_NUM_DRAWN // num, num))
+    levels = draw.standard_t(_FREEDOM, (_NUM_DRAWN // num, num))
     off = np.abs(levels - np.median(levels, axis=1, keepdims=True))
     score = off / (_SIGMA * np.median(off, axis=1, keepdims=True))
     return float(np.quantile(score, 1 - MAX_P))
 
 
 def threshold(num: int) -> float:
-    """Return the score that one of `num` normal levels exceeds once in a thousand, as drawn: the fewer, the higher."""
+    """Return the score that one of `num` like levels exceeds once in a thousand, as drawn: the fewer, the higher."""
     return _threshold(min(num, _MAX_TABLED))
 
 
