@@ -52,24 +52,34 @@ def main() -> None:
         spread = of_spools(options.spools)
     else:
         spread = measured(options.measure) if options.measure else told["spread"]
-    figures = spread["delta_ft_ns"]
-    deploys = {str(size): deploy(size, figures, options) for size in SIZES}
-    hosts = {str(size): slow_host(size, figures, options) for size in SIZES}
+    traces = of_traces(options.traces) or told.get("spread_of_traces")
     result = {
         "machine": describe_machine("numpy"),
         "spread": spread,
-        "spread_of_traces": of_traces(options.traces) or told.get("spread_of_traces"),
+        "spread_of_traces": traces,
         "hosts": options.hosts,
         "captures_a_host": options.captures,
         "comparisons": options.comparisons,
         "between": options.between,
-        "deploy": told_of(deploys, "p"),
-        "slow_host": told_of(hosts, "score"),
+        "with_spread": scenario(spread["delta_ft_ns"], options),
+    }
+    if traces:
+        widest = max(one["spread"] for one in traces.values())
+        normal = np.quantile(np.random.default_rng(0).standard_normal(10**6), _QUANTILES)
+        like = {"captures": widest * normal, "starts": spread["delta_ft_ns"]["starts"]}
+        result["with_spread_of_traces"] = scenario(like, options)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    for name in ("with_spread", "with_spread_of_traces"):
+        print(name, json.dumps(result.get(name)))
+
+
+def scenario(figures: dict, options: argparse.Namespace) -> dict:
+    """Tell what is found among noise of such a spread."""
+    return {
+        "deploy": told_of({str(size): deploy(size, figures, options) for size in SIZES}, "p"),
+        "slow_host": told_of({str(size): slow_host(size, figures, options) for size in SIZES}, "score"),
         "time": over_time(figures, options),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    for name in ("deploy", "slow_host", "time"):
-        print(name, json.dumps(result[name]))
 
 
 def fleet(size: float, spread: dict, options: argparse.Namespace, draw: np.random.Generator) -> Observations:

@@ -140,8 +140,8 @@ def largest_worker_mib() -> float:
     for process in Path("/proc").iterdir():
         with suppress(OSError, ValueError, KeyError):
             lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
-            parents[int(process.name)] = int(lines["PPid"])
             most[int(process.name)] = int(lines["VmHWM"].split()[0]) / 1024
+            parents[int(process.name)] = int(lines["PPid"])
     return max((most[pid] for pid, parent in parents.items() if parents.get(parent) == os.getpid()), default=0.0)
 
 
