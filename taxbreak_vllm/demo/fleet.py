@@ -13,7 +13,9 @@ _FLEET_S = 120.0
 
 def show_fleet(processes: Processes, spool: Path, page: Path, stages: Stages) -> None:
     """Archive what a spool holds, analyze it and print the report; raises ProcessError where a command fails."""
-    url = f"file://{processes.folder}/archive"
+    folder = processes.folder / "archive"
+    folder.mkdir(parents=True)
+    url = folder.as_uri()
     commands = {
         "archive": ("archive", str(spool), url),
         "fleet-analyze": ("fleet", "analyze", url),
