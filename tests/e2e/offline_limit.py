@@ -7,11 +7,16 @@ from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
+from taxbreak_vllm.model.step import Phase
 from taxbreak_vllm.model.worker import CaptureRequest
 from taxbreak_vllm.settings import load_settings
 from taxbreak_vllm.spool.spool import Spool
 
-NUM_CAPTURES = 6
+NUM_CAPTURES = 3  # of each phase
+
+
+def is_done(request: CaptureRequest, status: dict) -> bool:
+    return (status["capture_id"], status["capture_recorded"]) == (request.capture_id, request.steps)
 
 
 def main(model: str, dtype: str, folder: Path, **more: str) -> None:
@@ -33,12 +38,13 @@ def main(model: str, dtype: str, folder: Path, **more: str) -> None:
 
     settings = load_settings()
     spool = Spool(settings.spool, max_bytes=settings.spool_max_bytes, max_captures=settings.spool_max_captures)
-    request = CaptureRequest(capture_id="wanted", steps=NUM_CAPTURES)
-    spool.put_request(status()["server"]["server_id"], request)
-    deadline = time.monotonic() + 60
-    while status()["capture_recorded"] < NUM_CAPTURES and time.monotonic() < deadline:
-        prompts = [{"prompt_token_ids": list(range(6, 6 + length))} for length in (8, 40, 97)]
-        llm.generate(prompts, SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
+    for phase in Phase.PREFILL, Phase.DECODE:
+        request = CaptureRequest(capture_id=f"wanted-{phase.value}", steps=NUM_CAPTURES, phase=phase)
+        spool.put_request(status()["server"]["server_id"], request)
+        deadline = time.monotonic() + 120
+        while not is_done(request, status()) and time.monotonic() < deadline:
+            prompts = [{"prompt_token_ids": list(range(6, 6 + length))} for length in (8, 40, 97)]
+            llm.generate(prompts, SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
     (folder / "said.json").write_text(json.dumps(status()))
 
 
