@@ -20,7 +20,8 @@ from machine import describe_machine
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, RunningServer, start_vllm
-from taxbreak_vllm.traffic.log import read_log, sources
+from taxbreak_vllm.traffic.files import sources
+from taxbreak_vllm.traffic.log import read_log
 from taxbreak_vllm.traffic.rows import Ended, Row, Scheduled
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from taxbreak_vllm.model.errors import SpoolError
+from taxbreak_vllm.traffic.files import SUFFIX, files_of, number_of
 from taxbreak_vllm.traffic.rows import SCHEMA, Row, Setup
 
-SUFFIX = ".jsonl.gz"
 FILES_KEPT = 16  # of a source; each has that share of its bytes
 _LEVEL = 6
 _MAX_MEMBER_BYTES = 2**28
@@ -28,7 +28,7 @@ class Log:
         self._folder = folder
         self._setup = setup
         self._max_file_bytes = max_bytes // FILES_KEPT
-        self._number = max((_number(path) for path in _files(folder, setup.source)), default=-1)
+        self._number = max((number_of(path) for path in files_of(folder, setup.source)), default=-1)
         self._path: Path | None = None
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -52,20 +52,10 @@ class Log:
     def _begin(self) -> Path:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._number += 1
-        for old in _files(self._folder, self._setup.source):
-            if _number(old) <= self._number - FILES_KEPT:
+        for old in files_of(self._folder, self._setup.source):
+            if number_of(old) <= self._number - FILES_KEPT:
                 old.unlink(missing_ok=True)
         return self._folder / f"{self._setup.source}-{self._number:08d}{SUFFIX}"
-
-
-def all_files(folder: Path) -> list[Path]:
-    """List the files of a folder, of each source the oldest first."""
-    return [path for source in sources(folder) for path in _files(folder, source)]
-
-
-def sources(folder: Path) -> list[str]:
-    """List the engines and API servers that have files there, by their folders' names."""
-    return sorted({path.name.removesuffix(SUFFIX).rpartition("-")[0] for path in folder.glob(f"*{SUFFIX}")})
 
 
 def read_log(folder: Path, source: str) -> tuple[Setup, list[Row]]:
@@ -76,7 +66,7 @@ def read_log(folder: Path, source: str) -> tuple[Setup, list[Row]]:
     """
     found: list[Row] = []
     setup: Setup | None = None
-    for path in _files(folder, source):
+    for path in files_of(folder, source):
         lines = _lines(path)
         first = next(lines, None)
         if first is None:
@@ -95,15 +85,6 @@ def read_log(folder: Path, source: str) -> tuple[Setup, list[Row]]:
 
 
 _ROW: msgspec.json.Decoder[Row] = msgspec.json.Decoder(Row)
-
-
-def _files(folder: Path, source: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{source}-*{SUFFIX}") if _number(path) >= 0)
-
-
-def _number(path: Path) -> int:
-    number = path.name.removesuffix(SUFFIX).rpartition("-")[2]
-    return int(number) if number.isdigit() and len(number) == 8 else -1
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from taxbreak_vllm.iterations.rows import Column
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.spool.layout import API, ENGINE, TRAFFIC
-from taxbreak_vllm.traffic.log import read_log, sources
+from taxbreak_vllm.traffic.files import sources
+from taxbreak_vllm.traffic.log import read_log
 from taxbreak_vllm.traffic.rows import Added, Int64, Row, Scheduled, Setup, Stamped, unstamped
 
 

@@ -45,10 +45,8 @@ def test_all_of_a_spool_is_archived_once(taxbreak, spool, tmp_path):
     store = Store(url)
     assert sorted(info_of(store.get(key)).step_id for key in store.list(CAPTURES)) == ["a-0", "a-1", "a-2"]
     said = taxbreak("archive", str(spool.root), url)
-    assert said.stdout.splitlines() == [
-        f"{url}: 0 objects more, 0 MB",
-        "3 steps wait for their analysis: the next run adds their rows",
-    ]
+    words = f"{url}: 0 objects more, 0 MB 3 steps wait for their analysis: the next run adds their rows"
+    assert "".join(said.stdout.split()) == "".join(words.split())  # a long path is folded
 
 
 @pytest.mark.parametrize(

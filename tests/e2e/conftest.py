@@ -28,7 +28,8 @@ from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, plain_environment, start_sidecar, start_vllm
 from taxbreak_vllm.model.workload import Identities
 from taxbreak_vllm.spool.spool import Spool
-from taxbreak_vllm.traffic.log import read_log, sources
+from taxbreak_vllm.traffic.files import sources
+from taxbreak_vllm.traffic.log import read_log
 from taxbreak_vllm.traffic.rows import Ended
 
 # One request at a time: in a batch the sums are rounded in another order, and answers may differ for that alone.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from taxbreak_vllm.model.errors import SpoolError
-from taxbreak_vllm.traffic.log import FILES_KEPT, Log, read_log, sources
+from taxbreak_vllm.traffic.files import sources
+from taxbreak_vllm.traffic.log import FILES_KEPT, Log, read_log
 from taxbreak_vllm.traffic.rows import Aborted, Added, Ended, Lost, Reset, Scheduled, Setup, Updated, stamped, unstamped
 
 SETUP = Setup(server_id="s", source="engine-0", columns=("number", "begin", "end", "length"), instants=(1, 2))

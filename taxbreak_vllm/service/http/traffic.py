@@ -18,7 +18,7 @@ from taxbreak_vllm.service.http.problems import Problem
 from taxbreak_vllm.service.http.responses import TrafficFile, TrafficFiles
 from taxbreak_vllm.service.http.router import RouteContext, json_response
 from taxbreak_vllm.spool.layout import traffic_dirs
-from taxbreak_vllm.traffic.log import all_files
+from taxbreak_vllm.traffic.files import all_files
 
 _CHUNK_BYTES = 256 * 1024
 _NONE = (

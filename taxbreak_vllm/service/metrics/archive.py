@@ -14,10 +14,10 @@ from taxbreak_vllm.service.results.archive import Ledger, Standing, ledger_path
 from taxbreak_vllm.settings import Settings
 
 _COUNTERS = (
-    ("objects", "kind", "Objects in the archive that this sidecar put or found there, by kind."),
-    ("bytes", "", "Bytes of these."),
-    ("failures", "reason", "Objects or attempts that failed: away, refused, day_full, unreadable."),
-    ("lost", "kind", "What left the spool before it could be archived, by kind."),
+    ("archive_objects", "kind", "Objects in the archive that this sidecar put or found there, by kind."),
+    ("archive_bytes", "", "Bytes of these."),
+    ("archive_failures", "reason", "Objects or attempts that failed: away, refused, day_full, unreadable."),
+    ("archive_lost", "kind", "What left the spool before it could be archived, by kind."),
 )
 _RESTING_NS = 60 * 10**9  # an archiver looks every two seconds, and less often while it sends
 
@@ -43,10 +43,10 @@ class ArchiveCollector(Collector):
             return
         for counter, label, text in _COUNTERS:
             family = CounterMetricFamily(
-                f"taxbreak_archive_{counter}", text, labels=[label] if label else [], unit="bytes" if not label else ""
+                f"taxbreak_{counter}", text, labels=[label] if label else [], unit="bytes" if not label else ""
             )
             for (name, value_label), value in sorted(standing.totals.items()):
-                if name == counter:
+                if f"archive_{name}" == counter:
                     family.add_metric([value_label] if label else [], value)
             if family.samples:
                 yield family
