@@ -21,6 +21,7 @@ from taxbreak_vllm.serving.engine.setup import INSTANTS
 from taxbreak_vllm.serving.frontend.kept import INSTANTS as API_INSTANTS
 from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.traffic.batch import batch_of, numbers_of_names
+from taxbreak_vllm.traffic.log import Log
 from taxbreak_vllm.traffic.rows import Added, Ended, KvGroup, Scheduled, Setup, Updated, stamped
 from taxbreak_vllm.workload.figures import figures, latencies, measured_rows
 from taxbreak_vllm.workload.frontend import request_rows
@@ -153,6 +154,7 @@ def main(out):
         "max_num_seqs 4": (Change(settings={"max_num_seqs": 4}), 1.0, {"seqs": 4}),
         "a faster device": (Change(device=0.7), 1.0, {"slow": 0.7}),
     }
+    write(Path(out).parent / "made-up", engine, apis)
     checked, found = check(engine, apis), {}
     for name, (change, factor, members) in asked.items():
         said = answer(checked, change, faster(checked.requests, factor), load=f"{factor:g}")
@@ -173,6 +175,14 @@ def main(out):
         except Exception as error:
             found[name] = {"reason": str(error)}
     Path(out).write_text(json.dumps(found, indent=1))
+
+
+def write(spool, engine, apis):
+    """Keep a recording as the plugin does."""
+    folder = spool / "server" / "traffic"
+    folder.mkdir(parents=True)
+    for recorded in (engine, *apis):
+        Log(folder, recorded.setup, max_bytes=2**28).append(recorded.rows)
 
 
 def replace_added(row):

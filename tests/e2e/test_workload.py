@@ -1,13 +1,24 @@
 """vLLM's own scheduler, told what a real server's was told, batches every step as it did, however the server is set."""
 
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import msgspec
 import pytest
 from rig.knobs import Knobs
 from rig.plugins import python_path
 from rig.varied_client import ask_all
 
-from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_vllm
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_sidecar, start_vllm
+from taxbreak_vllm.model.sweep import Swept
+from taxbreak_vllm.model.workload import Prediction
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -78,10 +89,8 @@ def test_an_engine_that_schedules_ahead_of_its_device_too(processes, tiny_llama,
     assert engine.num_hit_tokens > 0
 
 
-def test_a_server_whose_every_instant_is_known_is_predicted_and_what_cannot_be_is_refused(run_offline, tmp_path):
-    run_offline("offline_predict.py", tmp_path, tmp_path / "found.json")
-
-    found = json.loads((tmp_path / "found.json").read_bytes())
+def test_a_server_whose_every_instant_is_known_is_predicted_and_what_cannot_be_is_refused(made_up):
+    found = json.loads((made_up / "found.json").read_bytes())
     answered = {name: told for name, told in found.items() if told.get("predicted")}
     assert answered.keys() == {"1.5 times the rate", "half the rate", "max_num_seqs 4", "a faster device"}
     for name, told in answered.items():
@@ -100,3 +109,110 @@ def test_a_step_that_is_repeated_is_the_one_that_vllm_would_have_chosen(run_offl
     is_short = {name: told["preempted"] > 0 for name, told in found.items()}
     assert [name for name in found if is_short[name]] == ["few blocks", "few blocks, ahead", "priorities"]
     assert all(told["repeated"] > (0 if is_short[name] else told["steps"] / 4) for name, told in found.items()), found
+
+
+GRID = ("--set", "max_num_seqs=4,999", "--load", "1x,1.5x", "--slo", "ttft=50ms,tpot=20ms", "--workers", "2", "--json")
+
+
+@pytest.fixture(scope="module")
+def made_up(run_offline, tmp_path_factory):
+    """The folder in which `offline_predict.py` left what it found, and the spool of the server that it made up."""
+    folder = tmp_path_factory.mktemp("made-up")
+    run_offline("offline_predict.py", folder, folder / "found.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(taxbreak, made_up):
+    done = taxbreak("workload", "sweep", made_up / "made-up", *GRID, "--html", made_up / "sweep.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    return msgspec.json.decode(done.stdout, type=Swept)
+
+
+def test_a_sweep_answers_each_point_as_predict_does_and_says_of_one_why_it_has_no_answer(taxbreak, made_up, swept):
+    options = ("--set", "max_num_seqs=4", "--load", "1.5x", "--slo", "ttft=50ms,tpot=20ms", "--json")
+    done = taxbreak("workload", "predict", made_up / "made-up", *options)
+
+    told = msgspec.json.decode(done.stdout, type=Prediction)
+    place = next(at for at, point in enumerate(swept.points) if point.load == 1.5 and point.predicted)
+    found = swept.points[place]
+    assert (found.changes, found.predicted, found.band, found.bounds) == (
+        *(told.changes, told.predicted, told.band, told.bounds),
+    )
+    assert sum(found.bounds.e2e_ratio.values()) == pytest.approx(1)
+    assert swept.checks == told.checks
+    refused = [point for point in swept.points if point.predicted is None]
+    assert [point.changes for point in refused] == [{"max_num_seqs": "999"}] * 2
+    assert all("max_num_batched_tokens 256 is less than max_num_seqs 999" in point.reason for point in refused)
+    assert "max_num_seqs=999" in (made_up / "sweep.html").read_text()
+
+
+def test_on_ray_a_sweep_answers_alike(taxbreak, made_up, swept):
+    pytest.importorskip("ray")
+
+    done = taxbreak("workload", "sweep", made_up / "made-up", *GRID, "--ray", "local")
+
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout, type=Swept) == swept
+
+
+def test_the_greatest_load_keeps_the_slo_and_a_little_more_does_not(taxbreak, made_up):
+    slo = ("--slo", "tpot=3ms", "--json")
+    done = taxbreak("workload", "sweep", made_up / "made-up", "--for", "throughput", *slo)
+
+    (found,) = msgspec.json.decode(done.stdout, type=Swept).points
+    assert found.meets_slo
+    assert found.limit == "slo"
+    for load, keeps in ((found.load, True), (found.load * 1.03, False)):
+        done = taxbreak("workload", "predict", made_up / "made-up", "--load", f"{load:.4g}x", *slo)
+        told = msgspec.json.decode(done.stdout, type=Prediction)
+        assert (told.predicted.slo_ratio >= 0.9) == keeps
+
+
+def _in_group(group):
+    """The processes of a group that are no zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of, *_ = path.read_text().rpartition(")")[2].split()
+            found += [int(path.parent.name)] * (int(of) == group and state != "Z")
+    return found
+
+
+def test_ctrl_c_ends_all_processes_of_a_sweep_with_one_line(made_up):
+    words = ("workload", "sweep", made_up / "made-up", "--load", ",".join(f"1.{n}x" for n in range(1, 60)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taxbreak_vllm.cli", *map(str, words), "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len(_in_group(process.pid)) < 6:  # the command, vLLM's, what forks, its tracker, and two that simulate
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out, err) == (130, "", "taxbreak: interrupted\n")
+    deadline = time.monotonic() + 60
+    while _in_group(process.pid):
+        assert time.monotonic() < deadline, _in_group(process.pid)
+        time.sleep(0.05)
+
+
+def test_a_sidecar_stands_for_its_spool(processes, tiny_llama, batched_again, taxbreak):
+    spool = processes.folder / "spool-sidecar"
+    flags = (*ONE_PROCESS, "--block-size", "32")
+    server = start_vllm(processes, tiny_llama, flags=flags, env=_environment(spool), name="followed").wait()
+    sidecar = start_sidecar(processes, spool).wait()
+    ids = ask_all(server.url, "tiny-llama", num=NUM_REQUESTS)
+    (engine,) = batched_again(server, spool, len(ids))
+    server.process.stop()
+
+    for command in ("check", "fit"):
+        told, there = (taxbreak("workload", command, source, "--json") for source in (sidecar.url, spool))
+        assert (told.returncode, there.returncode) == (0, 0), (told.stderr, there.stderr)
+        told, there = (re.sub(r'"elapsed_ns":\d+', "", done.stdout) for done in (told, there))
+        assert told == there
+    assert engine.is_identical
