@@ -10,7 +10,6 @@ build. With `--folder` what was measured is kept there, and a run that was broke
 """
 
 import argparse
-import asyncio
 import json
 import os
 import shutil
@@ -24,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -32,16 +30,13 @@ from rich.table import Table
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, start_vllm
-from taxbreak_vllm.stages.rows import Column
 from taxbreak_vllm.workload.figures import figures, latencies, measured_rows
-from taxbreak_vllm.workload.frontend import request_rows
 from taxbreak_vllm.workload.loads import read_load
-from taxbreak_vllm.workload.recording import read_apis
 from taxbreak_vllm.workload.requests import gamma_arrivals
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from rig.knobs import Knobs
-from rig.open_client import Asked, draw, play
+from rig.open_client import Asked, draw, serve
 from rig.plugins import python_path
 from rig.varied_client import ask_all
 
@@ -243,18 +238,7 @@ class Bench:
         self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: str
     ) -> dict[str, float]:
         """Ask what was planned, and return what the API servers measured of it."""
-        begin_ns = time.monotonic_ns()
-        asyncio.run(play([server.url for server, _ in servers], MODEL, plan, seed=seed))
-        found = np.zeros((0, len(Column)), dtype=np.int64)
-
-        def is_kept() -> bool:
-            nonlocal found
-            rows = np.concatenate([request_rows(read_apis(spool)) for _, spool in servers])
-            found = rows[rows[:, Column.ARRIVED] >= begin_ns]
-            return len(found) >= len(plan)
-
-        servers[0][0].process.wait_until(is_kept, "done with keeping requests", timeout_s=60)
-        return figures(latencies(measured_rows(found)))
+        return figures(latencies(measured_rows(serve(servers, MODEL, plan, seed=seed))))
 
     def _draw(self, load: Load, seconds: float, *, seed: int) -> list[Asked]:
         usual, cycle_s = self._device.rate, self._seconds

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +14,19 @@ from pathlib import Path
 import msgspec
 import pytest
 from rig.knobs import Knobs
+from rig.open_client import draw, serve
 from rig.plugins import python_path
 from rig.varied_client import ask_all
 
 from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_sidecar, start_vllm
 from taxbreak_vllm.model.sweep import Swept
 from taxbreak_vllm.model.workload import Prediction
+from taxbreak_vllm.workload.figures import figures, latencies, measured_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 NUM_REQUESTS = 150
+DELAY_NS = 5_000_000
 WORKER = "rig.simulated.Worker"
 FLAGS = {
     "as_served": (),
@@ -216,3 +220,41 @@ def test_a_sidecar_stands_for_its_spool(processes, tiny_llama, batched_again, ta
         told, there = (re.sub(r'"elapsed_ns":\d+', "", done.stdout) for done in (told, there))
         assert told == there
     assert engine.is_identical
+
+
+def test_a_delay_in_the_engines_loop_is_predicted_away(processes, tiny_llama):
+    folder = processes.folder / "delayed"
+    folder.mkdir()
+    spool, knobs = folder / "spool", Knobs(folder / "knobs")
+    knobs.turn(schedule=DELAY_NS)
+    env = _environment(spool) | {
+        "PYTHONPATH": python_path(folder / "plugins"),
+        "SIMULATED": str(folder),
+        "VLLM_PLUGINS": "taxbreak,simulated",
+        "TAXBREAK_ENABLED": "false",
+    }
+    flags = (*ONE_PROCESS, "--no-async-scheduling", "--worker-cls", "rig.timed.Worker", "--max-num-seqs", "16")
+    server = start_vllm(processes, tiny_llama, flags=flags, env=env, name="delayed").wait()
+    ask_all(server.url, "tiny-llama", num=16, concurrency=2)  # what is slow the first time
+    serve([(server, spool)], "tiny-llama", draw(seconds=25, rate=5, seed=1), seed="with")
+    shutil.copytree(spool, folder / "recording")
+    knobs.turn()
+    plan = draw(seconds=15, rate=5, seed=2)
+    measured = figures(latencies(measured_rows(serve([(server, spool)], "tiny-llama", plan, seed="without"))))
+    server.process.stop()
+    at_s, prompts, outputs = zip(*plan, strict=True)
+    (folder / "load.json").write_text(json.dumps({"input_lens": prompts, "output_lens": outputs, "start_times": at_s}))
+    command = (sys.executable, "-m", "taxbreak_vllm.cli", "workload", "predict", folder / "recording", "--json")
+    command = (*command, "--load", folder / "load.json")
+
+    with_it, without = (
+        json.loads(subprocess.run([*command, *more], capture_output=True).stdout)
+        for more in ((), (f"--host=-{DELAY_NS // 1000}us",))
+    )
+
+    for answer in (with_it, without):
+        assert answer["predicted"], answer
+    for part in ("tpot", "e2e"):
+        told, before = (answer["predicted"][f"{part}_s"]["mean"] for answer in (without, with_it))
+        assert told == pytest.approx(measured[f"{part}_mean"], rel=0.1)
+        assert before > 1.25 * told

@@ -1,4 +1,4 @@
-"""Requests that come when they come, answered or not: `draw` makes a plan of them, `play` asks servers in turn.
+"""Requests that come when they come, answered or not: `draw` makes a plan of them, `serve` has servers answer it.
 
 Gaps are drawn from a gamma distribution (shape 1 is Poisson, less is bursty). Prompts are token ids, drawn anew each
 time a plan is played, so that no prefix cache knows them; answers are streamed. What requests took is what their server
@@ -8,9 +8,17 @@ tells.
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic_ns
 from typing import NamedTuple
 
 import aiohttp  # vLLM has it
+import numpy as np
+
+from taxbreak_vllm.demo.servers import RunningServer
+from taxbreak_vllm.stages.rows import Column
+from taxbreak_vllm.workload.frontend import request_rows
+from taxbreak_vllm.workload.recording import read_apis
 
 _TOKENS = range(5, 261)
 
@@ -40,8 +48,25 @@ def draw(
     return plan
 
 
-async def play(urls: Sequence[str], model: str, plan: Sequence[Asked], *, seed: str) -> None:
-    """Ask what was planned, servers in turn; return once all is answered. Raises what aiohttp raises."""
+def serve(servers: Sequence[tuple[RunningServer, Path]], model: str, plan: Sequence[Asked], *, seed: str) -> np.ndarray:
+    """Ask servers in turn what was planned; return what their API servers kept of it (requests, columns of `Column`).
+
+    A server goes with its spool. Raises what aiohttp raises.
+    """
+    begin_ns, found = monotonic_ns(), np.zeros((0, len(Column)), dtype=np.int64)
+    asyncio.run(_play([server.url for server, _ in servers], model, plan, seed=seed))
+
+    def is_kept() -> bool:
+        nonlocal found
+        rows = np.concatenate([request_rows(read_apis(spool)) for _, spool in servers])
+        found = rows[rows[:, Column.ARRIVED] >= begin_ns]
+        return len(found) >= len(plan)
+
+    servers[0][0].process.wait_until(is_kept, "done with keeping requests", timeout_s=60)
+    return found
+
+
+async def _play(urls: Sequence[str], model: str, plan: Sequence[Asked], *, seed: str) -> None:
     source, pending = random.Random(seed), []
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
