@@ -94,10 +94,10 @@ class LoopHooks:
         def schedule(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM calls it
             try:
                 begun_ns = row[first] = monotonic_ns()
+                if waits is not None and waits.fault is None:
+                    waits.begin_schedule(begun_ns)
             except Exception as error:
                 self._fail(error)
-            if waits is not None and waits.fault is None:
-                waits.begin_schedule(begun_ns)
             scheduled = call(*args, **kwargs)
             try:
                 ended_ns = monotonic_ns()
