@@ -5,17 +5,14 @@ In: a `FleetReport`. Out: the document.
 
 import secrets
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from jinja2 import Template
 
 from taxbreak_vllm.model.fleet import Change, FleetReport
 from taxbreak_vllm.output.files import replacing
-from taxbreak_vllm.output.page.render import per
+from taxbreak_vllm.output.page.render import environment_with
 from taxbreak_vllm.output.text import fleet as text
-from taxbreak_vllm.output.words import duration, percent, ratio
 
 _LEAST_REACH = 0.02  # of the axis of changes, either way
 
@@ -56,15 +53,6 @@ def whisker(change: Change, reach: float) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _template() -> Template:
-    static = files(__package__) / "static"
-    environment = Environment(
-        loader=PackageLoader(__package__, "static"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"time": duration, "ratio": ratio, "percent": percent, "whisker": whisker, "per": per}
-    for name, part in (("style", "page.css"), ("script", "words.js")):
-        environment.globals[name] = Markup((static / part).read_text(encoding="utf-8"))
+    environment = environment_with(("page.css",), ("words.js",))
+    environment.filters["whisker"] = whisker
     return environment.get_template("fleet.html")

@@ -50,7 +50,7 @@ def render(articles: Sequence[Article], *, root: str = "", message: str = "") ->
         f" img-src data:; base-uri 'none'; form-action {forms}"
     )
     document = (
-        _environment()
+        environment_with()
         .get_template("page.html")
         .render(
             articles=articles,
@@ -70,11 +70,12 @@ def render_workload(view: WorkloadView) -> str:
     """Return the document of a prediction or a sweep; it runs no script."""
     nonce = secrets.token_urlsafe(16)
     policy = f"default-src 'none'; style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return _environment().get_template("workload.html").render(view=view, nonce=nonce, policy=policy)
+    return environment_with().get_template("workload.html").render(view=view, nonce=nonce, policy=policy)
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
+@lru_cache
+def environment_with(styles: tuple[str, ...] = _STYLES, scripts: tuple[str, ...] = _SCRIPTS) -> Environment:
+    """Return the templates of this folder, with these files of its `static` as their style and script."""
     static = files(__package__) / "static"
     environment = Environment(
         loader=PackageLoader(__package__, "static"),
@@ -97,7 +98,7 @@ def _environment() -> Environment:
         "turn": turn_words,
         "signs": sign_words,
     }
-    for name, parts in (("style", _STYLES), ("script", _SCRIPTS)):
+    for name, parts in (("style", styles), ("script", scripts)):
         environment.globals[name] = Markup("\n".join((static / part).read_text(encoding="utf-8") for part in parts))
     return environment
 
