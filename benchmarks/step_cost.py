@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from machine import describe_machine
+from yardstick import USUAL_NS, allowed_ns, empty_hook_ns
 
 from taxbreak_vllm.model.shape import AttentionShape, MatrixShape, ModelShape
 from taxbreak_vllm.model.step import GraphMode, Server
@@ -201,6 +202,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     load_before = os.getloadavg()[0]
+    empty = [empty_hook_ns() for _ in range(NUM_ROUNDS)]
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(batch, Path(folder)) for batch in (1, 8, 64)]
     sums = [measure_sums(batch) for batch in (8, 64, 256)]
@@ -214,13 +216,16 @@ def main() -> int:
         )
     for each in sums:
         print(f"sums of {each['batch']:>3} requests {each['median_ns']:>6} ns, p99 {each['p99_ns']} ns")
+    empty_ns = min(empty + [empty_hook_ns() for _ in range(NUM_ROUNDS)])
+    allowed = round(allowed_ns(LIMIT_NS, empty_ns))
+    print(f"a watched step may take {LIMIT_NS:,} ns, here {allowed:,} ns: a call through an empty hook takes")
+    print(f"{empty_ns:,.0f} ns, {USUAL_NS} ns where the limit was set")
     if options.json:
         load = {"load_before": load_before, "load_after": os.getloadavg()[0]}
         machine = describe_machine("taxbreak-vllm") | load
-        options.json.write_text(
-            json.dumps({"machine": machine, "limit_ns": LIMIT_NS, "rows": rows, "sums": sums}, indent=1) + "\n"
-        )
-    is_dear = any(row["watched_ns"] >= LIMIT_NS for row in rows if row["batch"] <= 8)
+        limits = {"limit_ns": LIMIT_NS, "allowed_ns": allowed}
+        options.json.write_text(json.dumps({"machine": machine, **limits, "rows": rows, "sums": sums}, indent=1) + "\n")
+    is_dear = any(row["watched_best_ns"] >= allowed for row in rows if row["batch"] <= 8)
     return 1 if is_dear or sums[-1]["p99_ns"] >= SUMS_LIMIT_NS else 0
 
 

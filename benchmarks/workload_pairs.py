@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -30,8 +31,11 @@ from rich.table import Table
 from taxbreak_vllm.demo.models import write_tiny_llama
 from taxbreak_vllm.demo.processes import Processes
 from taxbreak_vllm.demo.servers import ONE_PROCESS, RunningServer, start_vllm
+from taxbreak_vllm.stages.rows import Column
+from taxbreak_vllm.traffic.rows import Ended
 from taxbreak_vllm.workload.figures import figures, latencies, measured_rows
 from taxbreak_vllm.workload.loads import read_load
+from taxbreak_vllm.workload.recording import read_engines
 from taxbreak_vllm.workload.requests import gamma_arrivals
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -44,6 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "workload_pairs.json"
 NUM_CYCLES = 4  # of the recorded load, so that both its halves have seen all of it
 LEVELS = (0.4, 1.0, 1.6, 3.4)  # times the rate, each for a quarter of a cycle
 MODEL = "tiny-llama"
+WARM_UP = 16  # requests: what is slow the first time
 BASE = (*ONE_PROCESS, "--max-num-seqs", "32", "--max-num-batched-tokens", "512")
 TIMED = ("--worker-cls", "rig.timed.Worker")
 DELAY = "1ms"
@@ -61,13 +66,12 @@ class Device:
     rate: float
     flags: tuple[str, ...] = ()
     plugins: str = "taxbreak,slow_places"
-    shares_cores: bool = False
 
 
 DEVICES = {
     "timed": Device(8.0, (*TIMED, "--no-async-scheduling"), "taxbreak,simulated"),
     "ahead": Device(8.0, (*TIMED, "--async-scheduling"), "taxbreak,simulated"),
-    "cpu": Device(5.0, shares_cores=True),
+    "cpu": Device(5.0),
 }
 
 
@@ -158,7 +162,6 @@ class Bench:
     def run(self, only: str) -> list[dict]:
         """Return what was measured and predicted of each pair."""
         pairs = [pair for pair in PAIRS if only in pair.name]
-        pairs = [pair for pair in pairs if pair.num_servers == 1 or not self._device.shares_cores]
         for is_delayed in {pair.of_delayed for pair in pairs}:
             self._record(is_delayed, [pair for pair in pairs if self._is_of_recorded(pair, is_delayed)])
         others: dict[tuple, list[Pair]] = {}
@@ -179,7 +182,10 @@ class Bench:
         with ExitStack() as stack:
             servers = self._start(stack, "delayed" if is_delayed else "recorded", (), 1, is_delayed)
             seconds = NUM_CYCLES * self._seconds
-            self._serve(servers, self._draw(Load(), seconds, seed=1), seed="recorded")
+            plan = self._draw(Load(), seconds, seed=1)
+            self._serve(servers, plan, seed="recorded")
+            (engine, spool), num = servers[0], WARM_UP + len(plan)
+            engine.process.wait_until(lambda: _num_ended(spool) >= num, "done with keeping", timeout_s=60)
             part = kept.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(servers[0][1], part)
@@ -231,14 +237,22 @@ class Bench:
             started.append((start_vllm(processes, self._model, flags=all_flags, env=env), folder / "spool"))
         for server, _ in started:
             server.wait()
-            ask_all(server.url, MODEL, num=16, concurrency=2, seed=9)  # what is slow the first time
+            ask_all(server.url, MODEL, num=WARM_UP, concurrency=2, seed=9)
         return started
 
     def _serve(
         self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: str
     ) -> dict[str, float]:
-        """Ask what was planned, and return what the API servers measured of it."""
-        return figures(latencies(measured_rows(serve(servers, MODEL, plan, seed=seed))))
+        """Ask what was planned, and return what the API servers measured of it.
+
+        Replicas get their share one after the other, each from its beginning on, as they would not share these cores.
+        """
+        num = len(servers)
+        parts = [serve([each], MODEL, plan[place::num], seed=f"{seed} {place}") for place, each in enumerate(servers)]
+        for part, first in zip(parts, plan, strict=False):
+            instants = part[:, : Column.END + 1]
+            instants[instants > 0] += int(first.at_s * 1e9) + 1 - part[:, Column.ARRIVED].min()
+        return figures(latencies(measured_rows(np.concatenate(parts))))
 
     def _draw(self, load: Load, seconds: float, *, seed: int) -> list[Asked]:
         usual, cycle_s = self._device.rate, self._seconds
@@ -373,6 +387,10 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.json = options.json or (None if options.only else RESULTS)
     return options
+
+
+def _num_ended(spool: Path) -> int:
+    return sum(isinstance(row, Ended) for engine in read_engines(spool) for row in engine.rows)
 
 
 def _slug(name: str) -> str:

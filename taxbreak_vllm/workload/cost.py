@@ -128,7 +128,7 @@ def fit_cost(steps: Steps) -> StepCost:
     plain = {kind: values or plain[not kind] for kind, values in plain.items()}
     busy = np.cumsum(whole)
     at = busy[is_stall]
-    gaps = np.diff(np.concatenate([[0.0], at]))
+    gaps = np.diff(at, prepend=at[-1:] - busy[-1:])  # from the last on round to the first: as many in as long a time
     stall_ratio = float(excess[is_stall].sum() / took.sum())
     fit = Fit(
         num_steps=len(steps),
@@ -187,7 +187,7 @@ class Noise:
         self._runs: dict[bool, list[Parts]] = {False: [], True: []}
         self._stalls: list[tuple[float, Parts]] = []
         self._size: Parts = _NONE
-        self._to_stall_ns = self._next_gap()
+        self._to_stall_ns = self._first_gap()
 
     def factors(self, is_prefill: bool) -> Parts:
         """Return how many times as long as the model says each part of the next step takes."""
@@ -211,14 +211,24 @@ class Noise:
             self._to_stall_ns += max(1.0, self._next_gap())
         return stalled
 
-    def _next_gap(self) -> float:
-        if not self._cost.stalls:
+    def _first_gap(self) -> float:
+        """Begin anywhere in the recorded time: within a long gap more likely than within a short one."""
+        gaps = [gap for gap, _ in self._cost.stalls]
+        if not gaps:
             return float("inf")
+        (begin,) = self._draw.choices(range(len(gaps)), gaps)
+        self._take_stalls(begin)
+        return self._draw.random() * self._next_gap()
+
+    def _next_gap(self) -> float:
         if not self._stalls:
-            begin = self._draw.randrange(len(self._cost.stalls))
-            self._stalls = list(self._cost.stalls[begin : begin + _RUN])
+            self._take_stalls(self._draw.randrange(len(self._cost.stalls)))
         gap, self._size = self._stalls.pop(0)
         return gap
+
+    def _take_stalls(self, begin: int) -> None:
+        stalls = self._cost.stalls
+        self._stalls = [stalls[(begin + place) % len(stalls)] for place in range(min(_RUN, len(stalls)))]
 
 
 def _bounds(steps: Steps) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -29,10 +29,10 @@ def measured_rows(rows: Int64) -> Columns:
     return {name: values.astype(np.float64) for name, values in found.items()}
 
 
-def simulated_rows(runs: Sequence[Served], *, since_ns: float = 0) -> Columns:
-    """Return the same of simulated ones, of those that came since then."""
+def simulated_rows(runs: Sequence[Served], *, came_ns: Int64 | None = None) -> Columns:
+    """Return the same of simulated ones, with `came_ns` (requests,) of those that came at these instants."""
     table = np.concatenate([run.table for run in runs])
-    return dict(zip(COLUMNS, table[table[:, 0] >= since_ns].T, strict=True))
+    return dict(zip(COLUMNS, (table if came_ns is None else table[np.isin(table[:, 0], came_ns)]).T, strict=True))
 
 
 def latencies(found: Columns, *, slo: Mapping[str, float] | None = None) -> Latencies:

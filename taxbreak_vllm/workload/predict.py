@@ -16,13 +16,14 @@ import numpy as np
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.model.workload import Bounds, Fits, FrontendFit, Latencies, Prediction, Validation
 from taxbreak_vllm.stages.rows import Column
-from taxbreak_vllm.traffic.rows import Int64, Setup
+from taxbreak_vllm.traffic.rows import Added, Int64, Setup
 from taxbreak_vllm.workload.bands import band_of, of_steps, spread_of_steps
 from taxbreak_vllm.workload.changes import check_together
 from taxbreak_vllm.workload.cost import Noise, StepCost, check_delay, check_stalls, fit_cost
 from taxbreak_vllm.workload.figures import errors_of, figures, latencies, measured_rows, simulated_rows
 from taxbreak_vllm.workload.frontend import FrontendQueue, busiest, fit_frontend, is_closed_loop, request_rows
 from taxbreak_vllm.workload.identity import check_identity
+from taxbreak_vllm.workload.pairing import paired
 from taxbreak_vllm.workload.recording import Recorded
 from taxbreak_vllm.workload.requests import Requests, recorded_requests
 from taxbreak_vllm.workload.scheduler import VllmScheduler
@@ -38,7 +39,10 @@ _MAX_BEYOND_RATIO = 0.01
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What a recording holds of one engine, and what its steps and API servers cost."""
+    """What a recording holds of one engine, and what its steps and API servers cost.
+
+    `rows` (requests, columns of `stages.rows.Column`) are what API servers kept of requests that the engine kept too.
+    """
 
     setup: Setup
     steps: Steps
@@ -94,7 +98,7 @@ def check(recorded: Recorded, apis: Sequence[Recorded]) -> Checked:
             "they would ask of another server is not either"
         )
     again = _drawn(server, server.cost, server.requests, Change())
-    reproduced = _judged("reproduced", again, measured_rows(server.rows), since_ns=0)
+    reproduced = _judged("reproduced", again, server.rows)
     checked = replace(checked, server=server, checks=(*checked.checks, reproduced))
     if not reproduced.passed:
         return replace(checked, reason="the recorded traffic does not come out as it was measured")
@@ -102,8 +106,7 @@ def check(recorded: Recorded, apis: Sequence[Recorded]) -> Checked:
     half = len(server.steps) // 2
     split_ns = float(server.steps.begin_ns[half])
     later = _drawn(server, fit_cost(server.steps.between(0, half)), server.requests, Change())
-    rows = server.rows[server.rows[:, Column.ARRIVED] >= split_ns]
-    predicted = _judged("half predicts half", later, measured_rows(rows), since_ns=split_ns)
+    predicted = _judged("half predicts half", later, server.rows[server.rows[:, Column.ARRIVED] >= split_ns])
     checked = replace(checked, checks=(*checked.checks, predicted))
     if not predicted.passed:
         return replace(checked, reason="what the first half of the recording cost does not tell its second half")
@@ -139,6 +142,12 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
         raise WorkloadError(
             "what requests took in the API servers was not recorded: run vLLM with VLLM_PLUGINS=taxbreak, and ask it"
         )
+    place_of = paired((row for row in recorded.rows if isinstance(row, Added)), rows)
+    arrived = rows[:, Column.ARRIVED].astype(np.float64)
+    requests = recorded_requests(recorded.rows, {number: arrived[place] for number, place in place_of.items()})
+    rows = rows[np.isin(arrived, requests.at_ns)]
+    if not len(rows):
+        raise WorkloadError("none of the requests that the API servers kept is one that the engine kept")
     steps = steps_of(recorded)
     return _Server(
         recorded.setup,
@@ -147,7 +156,7 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
         rows,
         fit_frontend(busiest(apis), recorded.turns),
         len(apis),
-        recorded_requests(recorded.rows),
+        requests,
     )
 
 
@@ -169,7 +178,7 @@ def _answered(found: Prediction, server: _Server, requests: Requests, change: Ch
                 reason=f"{share:.1%} of the steps are of more {name.replace('num_', '').replace('_', ' ')} than the "
                 f"{seen:,} at most that were recorded: what they cost is not known",
             )
-    draws = [_latencies(each, slo=change.slo) for each in runs]
+    draws = [latencies(simulated_rows(each), slo=change.slo) for each in runs]
     middle = _middle(draws)
     flat = [figures(each) for each in draws]
     band = {name: band_of(name, [each[name] for each in flat], found.checks) for name in flat[0]}
@@ -239,18 +248,13 @@ def _graph_modes(steps: Steps) -> Callable[[bool, int], str]:
     return lambda is_prefill, size: usual.get((is_prefill, size.bit_length()), other)
 
 
-def _judged(
-    name: str, runs: Iterable[list[Served]], measured: Mapping[str, np.ndarray], *, since_ns: float
-) -> Validation:
-    told = _middle([_latencies(run, since_ns=since_ns) for run in runs])
-    off = errors_of(told, latencies(measured))
+def _judged(name: str, runs: Iterable[list[Served]], rows: Int64) -> Validation:
+    """Hold runs against what was measured of these requests (requests, columns of `stages.rows.Column`)."""
+    told = _middle([latencies(simulated_rows(run, came_ns=rows[:, Column.ARRIVED])) for run in runs])
+    off = errors_of(told, latencies(measured_rows(rows)))
     wrong = [figure for figure, most in TOLERANCE.items() if figure in off and abs(off[figure]) > most]
     said = ", ".join(f"{figure.replace('_', ' ')} {off[figure]:+.1%}" for figure in TOLERANCE if figure in off)
     return Validation(name=name, passed=not wrong, said=said, error_ratio=off)
-
-
-def _latencies(runs: Sequence[Served], *, since_ns: float = 0, slo: Mapping[str, float] | None = None) -> Latencies:
-    return latencies(simulated_rows(runs, since_ns=since_ns), slo=slo)
 
 
 def _middle(found: Sequence[Latencies]) -> Latencies:

@@ -2,9 +2,10 @@
 
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from types import MappingProxyType
 from typing import overload
 
 import numpy as np
@@ -103,15 +104,18 @@ class Requests(Sequence[Request]):
             yield Request(number, at, prompt, outputs, most, stops != 0, priority, lora, reads_cache != 0, known)
 
 
-def recorded_requests(rows: Iterable[Row]) -> Requests:
-    """Return those that ended, at the times at which they came; one that was dropped ends after as many tokens."""
+def recorded_requests(rows: Iterable[Row], at_ns: Mapping[int, float] = MappingProxyType({})) -> Requests:
+    """Return those that ended, at the times at which they came; one that was dropped ends after as many tokens.
+
+    They came at `at_ns`, by number, where it is known, else when vLLM's API server had read them.
+    """
     rows = list(rows)
     ends = {row.number: row for row in rows if isinstance(row, Ended)}
     dropped = {number for row in rows if isinstance(row, Aborted) for number in row.numbers}
     return Requests.of(
         Request(
             number=row.number,
-            at_ns=float(row.arrived_ns),
+            at_ns=at_ns.get(row.number, float(row.arrived_ns)),
             num_prompt_tokens=row.num_prompt_tokens,
             num_outputs=max(1, ends[row.number].num_output_tokens),
             max_tokens=row.max_tokens,

@@ -13,7 +13,8 @@ import pytest
 from taxbreak_vllm.model.errors import TraceFormatError
 from taxbreak_vllm.model.step import GraphMode, Server
 from taxbreak_vllm.model.worker import CaptureRequest
-from taxbreak_vllm.service.processes.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer, run_on
+from taxbreak_vllm.service.processes.analyzer import MAX_ATTEMPTS, MAX_CAPTURES_PER_TURN, Analyzer
+from taxbreak_vllm.service.processes.claim import run_on
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool.layout import ANALYZED, STEP, TRACE
 from taxbreak_vllm.spool.spool import Spool
@@ -391,7 +392,7 @@ def test_results_that_cannot_be_written_for_a_while_cost_no_step(make_analyzer, 
             assert self.num < 100
             return self.is_set()
 
-    run_on(analyzer, Turns())
+    run_on(analyzer.run, Turns(), role="analyzer", pause_s=1)
 
     assert read_mark(capture) == "analyzed"
     assert counted(results, "sampled_steps") == 1

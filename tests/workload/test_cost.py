@@ -89,6 +89,25 @@ def test_drawn_stalls_take_the_share_of_time_that_they_took():
     assert stalled / (busy + stalled) == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.parametrize("place", [3, 1000, 3990])
+@pytest.mark.parametrize("num", [1, 2])
+def test_few_stalls_are_as_rare_as_they_were_wherever_they_fell(place, num):
+    steps = made_up()
+    steps.parts_ns[place : place + num, 1] += 400 * MS
+    cost = fit_cost(steps)
+    assert cost.fit.stalls.num == num
+    step_ns = sum(cost.parts_ns("none", 80, 1, 4, 2500))
+
+    stalled, busy = 0.0, 0.0
+    for seed in range(20):  # each sees some of a recording's length
+        noise = Noise(cost, seed)
+        for _ in range(1500):
+            busy += step_ns
+            stalled += sum(noise.stall_ns(step_ns))
+
+    assert stalled / (busy + stalled) == pytest.approx(cost.fit.stalls.time_ratio, rel=0.6)
+
+
 def test_drawn_noise_has_the_mean_of_what_was_seen_and_comes_in_runs():
     steps = made_up()
     slow = (np.arange(len(steps)) // 50) % 2 == 1  # a neighbour that comes and goes

@@ -24,7 +24,7 @@ from taxbreak_vllm.model.errors import BaselineError, SpoolError, TaxbreakError,
 from taxbreak_vllm.model.frontend import FrontendState
 from taxbreak_vllm.model.step import Server, StepInfo
 from taxbreak_vllm.model.worker import WorkerState
-from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, spool_of, spool_parser
+from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, run_on, spool_of, spool_parser
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.spool import Spool
@@ -186,16 +186,6 @@ class Analyzer:
         self._housekeeping_due_ns = now_ns + _HOUSEKEEPING_NS
 
 
-def run_on(analyzer: Analyzer, stop: StopEvent) -> None:
-    """Run until `stop` is set, through times in which the results cannot be written."""
-    while not stop.is_set():
-        try:
-            analyzer.run(stop)
-        except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
-            logger.warning("the results cannot be written: %s; trying again", error)
-            stop.wait(_POLL_S)
-
-
 def _name(state: State) -> tuple[str, ...]:
     """Return what tells it from the other states in a spool."""
     started = str(state.started_unix_ns)
@@ -225,7 +215,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Callable[[], Analyze] 
         with claimed(spool, stop, role="analyzer"), Results(options.results) as results:
             analyze = _bounded((load or (lambda: load_analysis(options.baselines)))(), options.limit_s)
             bounds = {"retention_ns": options.retention_s * 10**9, "max_bytes": options.results_max_bytes}
-            run_on(Analyzer(spool, results, analyze, **bounds), stop)
+            run_on(Analyzer(spool, results, analyze, **bounds).run, stop, role="analyzer", pause_s=_POLL_S)
     except TaxbreakError as error:
         logger.error("%s", error)
         return 1

@@ -26,7 +26,7 @@ from taxbreak_vllm.archive.store import Store
 from taxbreak_vllm.model.archive import Archived
 from taxbreak_vllm.model.errors import ArchiveError, Away, Refused, SpoolError, TaxbreakError
 from taxbreak_vllm.service.processes.archive_rows import Batches, finished_steps, key_of, samples
-from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, spool_of, spool_parser
+from taxbreak_vllm.service.processes.claim import StopEvent, begin, claimed, run_on, spool_of, spool_parser
 from taxbreak_vllm.service.results.archive import Ledger, ledger_path
 from taxbreak_vllm.service.results.store import Results
 from taxbreak_vllm.settings import Settings
@@ -291,21 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with claimed(spool, stop, role="archiver"), Ledger(path) as ledger:
             archiver = Archiver(spool, options.results, ledger, Store(options.archive), bounds, sleep=stop.wait)
             threading.Thread(target=archiver.watch, args=(path, stop), daemon=True).start()
-            run_on(archiver, stop)
+            run_on(archiver.run, stop, role="archiver", pause_s=_LONGEST_PAUSE_S)
     except (TaxbreakError, sqlite3.DatabaseError) as error:
         logger.error("%s", error)
         return 1
     return 0
-
-
-def run_on(archiver: Archiver, stop: StopEvent) -> None:
-    """Run until `stop` is set, through times in which the ledger or the results cannot be read or written."""
-    while not stop.is_set():
-        try:
-            archiver.run(stop)
-        except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
-            logger.warning("%s; trying again", error)
-            stop.wait(_LONGEST_PAUSE_S)
 
 
 def _name(capture: Capture) -> str:

@@ -3,7 +3,8 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -72,3 +73,13 @@ def claimed(spool: Spool, stop: StopEvent, *, role: str) -> Iterator[None]:
                 stack.close()
                 stop.wait(_POLL_S)
         yield
+
+
+def run_on(run: Callable[[StopEvent], None], stop: StopEvent, *, role: str, pause_s: float) -> None:
+    """Run until `stop` is set, through times in which the ledger or the results cannot be read or written."""
+    while not stop.is_set():
+        try:
+            run(stop)
+        except sqlite3.OperationalError as error:  # the disk is full, or too slow: it may not stay so
+            logging.getLogger(f"taxbreak.{role}").warning("%s; trying again", error)
+            stop.wait(pause_s)
