@@ -22,6 +22,7 @@ from taxbreak_vllm.model.errors import (
 )
 
 _BAD_INPUT = (TraceFormatError, SpoolError, SettingsError, BaselineError, WorkloadError, Refused)
+_INTERRUPTED = 128 + signal.SIGINT
 _EXPORTS = ("--html", "--speedscope", "--pprof", "--parquet")
 
 
@@ -50,7 +51,11 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # which typer says of Ctrl-C, and nothing else
+            say("interrupted")
+        raise
 
 
 def _start_lean() -> None:
