@@ -254,7 +254,8 @@ def _judged(name: str, runs: Iterable[list[Served]], rows: Int64) -> Validation:
     off = errors_of(told, latencies(measured_rows(rows)))
     wrong = [figure for figure, most in TOLERANCE.items() if figure in off and abs(off[figure]) > most]
     said = ", ".join(f"{figure.replace('_', ' ')} {off[figure]:+.1%}" for figure in TOLERANCE if figure in off)
-    return Validation(name=name, passed=not wrong, said=said, error_ratio=off)
+    passed = bool(off) and not wrong
+    return Validation(name=name, passed=passed, said=said or "no request to compare with", error_ratio=off)
 
 
 def _middle(found: Sequence[Latencies]) -> Latencies:

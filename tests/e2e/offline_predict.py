@@ -164,6 +164,8 @@ def main(out):
         told = said.predicted and figures(said.predicted)
         found[name] = {"measured": measured, "predicted": told, "band": said.band, "reason": said.reason}
     found["cut"] = {"checks": [asdict(each) for each in check(cut(engine), apis).checks]}
+    early = [Recorded(API, apis[0].rows[: NUM // 3])]
+    found["only early requests"] = {"reason": check(engine, early).reason}
     changed = [replace_added(row) if isinstance(row, Added) and row.number == 300 else row for row in engine.rows]
     refused = {
         "another prompt": (Recorded(SETUP, changed), apis),

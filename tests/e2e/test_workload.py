@@ -102,6 +102,7 @@ def test_a_server_whose_every_instant_is_known_is_predicted_and_what_cannot_be_i
             assert told["predicted"][figure] == pytest.approx(told["measured"][figure], rel=most), (name, figure)
     for check in found["cut"]["checks"][1:]:  # what only its API servers kept is compared with nothing
         assert all(abs(check["error_ratio"][figure]) < 0.02 for figure in ("tokens_per_s", "tpot_mean")), check
+    assert "does not tell its second half" in found["only early requests"]["reason"]
     assert "does not batch" in found["another prompt"]["reason"]
     assert "stalls take" in found["stalls"]["reason"]
     assert "wait for an answer" in found["closed"]["reason"]
