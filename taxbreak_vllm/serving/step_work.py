@@ -63,14 +63,17 @@ def _unpacked(model: ModelShape | None, q: np.ndarray, before: np.ndarray) -> Un
 def _windowed(sizes: Sequence[int], q: np.ndarray, before: np.ndarray) -> tuple[WindowWork, ...]:
     """A query sees itself and the size − 1 tokens before it.
 
-    So of q queries `short` see all before them, and the others `size` tokens.
+    So the first n tokens of a request make c(c + 1)/2 + (n − c)·size pairs, where c = min(n, size − 1); those of this
+    step are what its n = before + q make above n = before.
     """
-    size = np.array(sizes)[:, None]
-    short = np.minimum(np.maximum(size - before, 0), q)  # [windows, requests]
-    pairs = short * (before - size) + (short * (short + 1) >> 1) + q * size
-    keys = np.minimum(before, size - 1) + q
-    sums = zip(sizes, np.add.reduce(keys, axis=1).tolist(), np.add.reduce(pairs, axis=1).tolist(), strict=True)
-    return tuple(WindowWork(window=window, keys=keys, pairs=pairs) for window, keys, pairs in sums)
+    c = np.minimum(np.array((before, before + q)), np.array(sizes)[:, None, None] - 1)  # [windows, 2, requests]
+    sums, squares, queries = np.add.reduce(c, axis=2).tolist(), np.add.reduce(c * c, axis=2).tolist(), _add(q)
+    works = []
+    for size, (sum_before, sum_after), (squares_before, squares_after) in zip(sizes, sums, squares, strict=True):
+        within, squared = sum_after - sum_before, squares_after - squares_before
+        pairs = (squared + within) // 2 + (queries - within) * size
+        works.append(WindowWork(window=size, keys=sum_before + queries, pairs=pairs))
+    return tuple(works)
 
 
 def _add(numbers: np.ndarray) -> int:
