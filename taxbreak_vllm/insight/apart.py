@@ -1,13 +1,15 @@
 """Which of several like hosts is apart from the others, by how much, and what else is different about it.
 
 In: one level per host, and facts about the hosts. Out: those beyond what hosts that are alike reach once in a
-thousand, with the facts in which they differ. The spread is a median absolute deviation, so that those apart do not
-widen it; of fewer hosts than `MIN_LIKE` it tells too little.
+thousand, with the facts in which they differ. The spread is that of the three quarters nearest to the median of all, so
+that those apart do not widen it; a median absolute deviation rests on half of them, and finds fewer of those apart. Of
+fewer hosts than `MIN_LIKE` it tells too little.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,8 @@ from taxbreak_vllm.model.fleet import Difference
 MIN_LIKE = 8  # hosts
 MIN_APART = 0.03  # less than 3 % is nothing to look for on a host
 
-_SIGMA = 1.4826  # of a normal distribution, in median absolute deviations
+_NEAREST = 0.75  # of the hosts: as many as are alike, at the least
+_SIGMA = 1.647  # of a normal distribution, in root mean squares of the nearest three quarters
 _LEAST_SPREAD = 0.003  # three thousandths: hosts that are alike are no nearer than that
 _MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
 _MAX_TABLED = 64
@@ -37,7 +40,7 @@ def scores(level: Float, error: Float | None = None) -> Float:
     if known.sum() < MIN_LIKE:
         return found
     off = level[known] - np.median(level[known])
-    spread = max(_LEAST_SPREAD, _SIGMA * float(np.median(np.abs(off))))
+    spread = max(_LEAST_SPREAD, float(_spread(off)))
     own = np.zeros(int(known.sum())) if error is None else error[known] ** 2
     extra = np.maximum(0.0, own - np.median(own))
     found[known] = off / np.sqrt(spread**2 + extra)
@@ -59,9 +62,15 @@ def is_apart(level: Float, error: Float | None = None) -> NDArray[np.bool_]:
 def _threshold(num: int) -> float:
     draw = np.random.default_rng(num)
     levels = draw.standard_t(_FREEDOM, (_NUM_DRAWN // num, num))
-    off = np.abs(levels - np.median(levels, axis=1, keepdims=True))
-    score = off / (_SIGMA * np.median(off, axis=1, keepdims=True))
-    return float(np.quantile(score, 1 - MAX_P))
+    off = levels - np.median(levels, axis=1, keepdims=True)
+    return float(np.quantile(np.abs(off) / _spread(off)[:, None], 1 - MAX_P))
+
+
+def _spread(off: Float) -> Float:
+    """Return a robust standard deviation of distances from the middle, over the last axis."""
+    nearest = np.sort(np.abs(off), axis=-1)[..., : ceil(_NEAREST * off.shape[-1])]
+    spread: Float = _SIGMA * np.sqrt(np.mean(nearest**2, axis=-1))
+    return spread
 
 
 def threshold(num: int) -> float:
