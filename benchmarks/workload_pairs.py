@@ -3,10 +3,11 @@
     python benchmarks/workload_pairs.py [--device timed] [--seconds 12] [--rounds 3] [--folder DIR] [--only NAME]
 
 One server is recorded under a load that goes up and down. For each pair the same server under another load, or another
-server, serves a plan of requests `--rounds` times, and the plan is given to `predict` as a file, with what is other
-about the server. Figures of both sides are the API server's. Devices: `timed`, a clock that takes what a step's work
-tells (tests/rig/timed.py), so that no device shares the cores; `ahead`, the same scheduled ahead; `cpu`, vLLM's CPU
-build. With `--folder` what was measured is kept there, and a run that was broken off goes on. It needs a quiet machine.
+server, serves a plan of requests `--rounds` times, the second and later on servers started anew, as equal starts are
+not equally quick; the plan is given to `predict` as a file, with what is other about the server. Figures of both sides
+are the API server's. Devices: `timed`, a clock that takes what a step's work tells (tests/rig/timed.py), so that no
+device shares the cores; `ahead`, the same scheduled ahead; `cpu`, vLLM's CPU build. With `--folder` what was measured
+is kept there, and a run that was broken off goes on. It needs a quiet machine.
 """
 
 import argparse
@@ -164,18 +165,19 @@ class Bench:
         pairs = [pair for pair in PAIRS if only in pair.name]
         for is_delayed in {pair.of_delayed for pair in pairs}:
             self._record(is_delayed, [pair for pair in pairs if self._is_of_recorded(pair, is_delayed)])
-        others: dict[tuple, list[Pair]] = {}
+        alike: dict[tuple, list[Pair]] = {}
         for pair in pairs:
-            others.setdefault((pair.flags, pair.num_servers, pair.is_delayed), []).append(pair)
-        for alike in others.values():
-            self._measure(alike)
+            alike.setdefault((pair.flags, pair.num_servers, pair.is_delayed), []).append(pair)
+        for round_ in range(self._num_rounds):
+            for each in alike.values():
+                self._measure(each, round_)
         return [self._compared(pair) for pair in pairs]
 
     def _is_of_recorded(self, pair: Pair, is_delayed: bool) -> bool:
         return not pair.flags and pair.num_servers == 1 and pair.is_delayed == is_delayed
 
     def _record(self, is_delayed: bool, pairs: Sequence[Pair]) -> None:
-        """Record a server, and measure on it what needs no other."""
+        """Record a server, and measure on it, once, what needs no other."""
         kept = self._recording(is_delayed)
         if kept.is_dir():
             return
@@ -190,27 +192,23 @@ class Bench:
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(servers[0][1], part)
             part.rename(kept)
-            self._rounds(servers, pairs)
+            self._round(servers, pairs, 0)
 
-    def _measure(self, pairs: Sequence[Pair]) -> None:
-        """Measure pairs of one kind of server that are not measured yet."""
-        left = [pair for pair in pairs if not self._kept(pair).is_file()]
+    def _measure(self, pairs: Sequence[Pair], round_: int) -> None:
+        """Measure pairs of one kind of server, started anew, of which this round is not measured yet."""
+        left = [pair for pair in pairs if not self._kept(pair, round_).is_file()]
         if not left:
             return
         first = left[0]
         with ExitStack() as stack:
             servers = self._start(stack, _slug(first.name), first.flags, first.num_servers, first.is_delayed)
-            self._rounds(servers, left)
+            self._round(servers, left, round_)
 
-    def _rounds(self, servers: Sequence[tuple[RunningServer, Path]], pairs: Sequence[Pair]) -> None:
-        """Let each pair's load come in turn, so that what drifts does not do so between pairs."""
-        found: dict[str, list[dict[str, float]]] = {pair.name: [] for pair in pairs}
-        for round_ in range(self._num_rounds):
-            for pair in pairs:
-                found[pair.name].append(self._serve(servers, self._plan(pair), seed=f"{pair.name} {round_}"))
-                _say(f"{pair.name}, round {round_ + 1}: {found[pair.name][-1]['tokens_per_s']:.0f} tok/s")
+    def _round(self, servers: Sequence[tuple[RunningServer, Path]], pairs: Sequence[Pair], round_: int) -> None:
         for pair in pairs:
-            self._kept(pair).write_text(json.dumps(found[pair.name], indent=1))
+            found = self._serve(servers, self._plan(pair), seed=f"{pair.name} {round_}")
+            self._kept(pair, round_).write_text(json.dumps(found, indent=1))
+            _say(f"{pair.name}, round {round_ + 1}: {found['tokens_per_s']:.0f} tok/s")
 
     def _start(
         self, stack: ExitStack, name: str, flags: Sequence[str], num: int, is_delayed: bool
@@ -278,8 +276,8 @@ class Bench:
     def _recording(self, is_delayed: bool) -> Path:
         return self._folder / ("recording-delayed" if is_delayed else "recording")
 
-    def _kept(self, pair: Pair) -> Path:
-        return self._folder / f"{_slug(pair.name)}.measured.json"
+    def _kept(self, pair: Pair, round_: int) -> Path:
+        return self._folder / f"{_slug(pair.name)}.measured-{round_}.json"
 
     def _compared(self, pair: Pair) -> dict:
         _say(f"{pair.name}: asking")
@@ -287,7 +285,7 @@ class Bench:
         command = [sys.executable, "-m", "taxbreak_vllm.cli", "workload", "predict", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         answer = json.loads(done.stdout) if done.stdout else {"predicted": None, "reason": done.stderr.strip()}
-        measured = json.loads(self._kept(pair).read_text())
+        measured = [json.loads(self._kept(pair, round_).read_text()) for round_ in range(self._num_rounds)]
         offered = self._plan(pair)
         per_s = sum(request.num_outputs for request in offered) / offered[-1].at_s
         found = {"pair": asdict(pair), "offered_tokens_per_s": per_s, "measured": measured, "reason": answer["reason"]}

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
+import msgspec
+
 from taxbreak_vllm.model.errors import WorkloadError
 from taxbreak_vllm.model.sweep import Aim
 from taxbreak_vllm.traffic.rows import Scalar
@@ -34,22 +36,15 @@ def predict_task(
     for name, values in lists.items():
         if len(values) > 1:
             raise WorkloadError(f"--set {name}: one value is expected; `workload sweep` takes several")
-    change = _change({name: value for name, (value,) in lists.items()})
     loads, file = _loads(load)
     if len(loads) > 1:
         raise WorkloadError(f"--load {load}: one load is expected; `workload sweep` takes several")
     times, added_ns = _host(host)
     return Predict(
         path=str(path),
-        change=Change(
-            settings=change.settings,
-            num_blocks=change.num_blocks,
-            replicas=replicas,
-            host=times,
-            host_added_ns=added_ns,
-            device=device,
-            graph=graph,
-            slo=_slo(slo),
+        change=_change(
+            {name: value for name, (value,) in lists.items()},
+            Change(replicas=replicas, host=times, host_added_ns=added_ns, device=device, graph=graph, slo=_slo(slo)),
         ),
         load=loads[0],
         file=file,
@@ -96,16 +91,8 @@ def sweep_task(
         raise WorkloadError(f"{num:,} points are more than {max_points:,}: name fewer values, or raise --max-points")
     cells = []
     for values, count, (times, added_ns), device_times in product(product(*lists.values()), counts, hosts, devices):
-        found = _change(dict(zip(lists, values, strict=True)))
-        change = Change(
-            settings=found.settings,
-            num_blocks=found.num_blocks,
-            replicas=count,
-            host=times,
-            host_added_ns=added_ns,
-            device=device_times,
-            slo=bounds,
-        )
+        change = Change(replicas=count, host=times, host_added_ns=added_ns, device=device_times, slo=bounds)
+        change = _change(dict(zip(lists, values, strict=True)), change)
         cells += [Cell(change, each) for each in loads]
     return Sweep(
         path=str(path),
@@ -129,11 +116,11 @@ def _search(aim: Aim, words: str, given: tuple[float, ...] | None) -> Search:
     return Search(aim, *map(float, given))
 
 
-def _change(settings: dict[str, Scalar]) -> Change:
+def _change(settings: dict[str, Scalar], others: Change) -> Change:
     num_blocks = settings.pop("num_gpu_blocks", None)
     if num_blocks is not None and (type(num_blocks) is not int or num_blocks < 1):
         raise WorkloadError(f"--set num_gpu_blocks={num_blocks}: a number of blocks is expected")
-    return Change(settings=settings, num_blocks=num_blocks)
+    return msgspec.structs.replace(others, settings=settings, num_blocks=num_blocks)
 
 
 def _settings(words: Iterable[str]) -> dict[str, tuple[Scalar, ...]]:
