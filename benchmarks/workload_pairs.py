@@ -6,8 +6,9 @@ One server is recorded under a load that goes up and down. For each pair the sam
 server, serves a plan of requests `--rounds` times, the second and later on servers started anew, as equal starts are
 not equally quick; the plan is given to `predict` as a file, with what is other about the server. Figures of both sides
 are the API server's. Devices: `timed`, a clock that takes what a step's work tells (tests/rig/timed.py), so that no
-device shares the cores; `ahead`, the same scheduled ahead; `cpu`, vLLM's CPU build. With `--folder` what was measured
-is kept there, and a run that was broken off goes on. It needs a quiet machine.
+device shares the cores; `ahead`, the same scheduled ahead; `cpu`, vLLM's CPU build, whose engine has a core for itself:
+where it shares two with whoever asks, equal steps differ by half from one quarter of a minute to the next. With
+`--folder` what was measured is kept there, and a run that was broken off goes on. It needs a quiet machine.
 """
 
 import argparse
@@ -19,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import psutil
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -50,6 +52,7 @@ NUM_CYCLES = 4  # of the recorded load, so that both its halves have seen all of
 LEVELS = (0.4, 1.0, 1.6, 3.4)  # times the rate, each for a quarter of a cycle
 MODEL = "tiny-llama"
 WARM_UP = 16  # requests: what is slow the first time
+ENGINE = "VLLM::EngineCor"  # a process's name, of 15 characters
 BASE = (*ONE_PROCESS, "--max-num-seqs", "32", "--max-num-batched-tokens", "512")
 TIMED = ("--worker-cls", "rig.timed.Worker")
 DELAY = "1ms"
@@ -62,17 +65,21 @@ NOTICED = 0.05  # a change below it has no direction
 
 @dataclass(frozen=True)
 class Device:
-    """What steps run on: flags and plugins of its servers, and how many requests a second are its usual load."""
+    """What steps run on: flags and plugins of its servers, and how many requests a second are its usual load.
+
+    Where the device shares the cores, its engines get one, and what asks them the others.
+    """
 
     rate: float
     flags: tuple[str, ...] = ()
     plugins: str = "taxbreak,slow_places"
+    shares_cores: bool = False
 
 
 DEVICES = {
     "timed": Device(8.0, (*TIMED, "--no-async-scheduling"), "taxbreak,simulated"),
     "ahead": Device(8.0, (*TIMED, "--async-scheduling"), "taxbreak,simulated"),
-    "cpu": Device(5.0),
+    "cpu": Device(5.0, shares_cores=True),
 }
 
 
@@ -157,6 +164,7 @@ class Bench:
         self._folder = folder
         self._seconds = seconds
         self._num_rounds = num_rounds
+        self._cores = sorted(os.sched_getaffinity(0))
         folder.mkdir(parents=True, exist_ok=True)
         self._model = write_tiny_llama(folder / MODEL)
 
@@ -186,7 +194,7 @@ class Bench:
             seconds = NUM_CYCLES * self._seconds
             plan = self._draw(Load(), seconds, seed=1)
             self._serve(servers, plan, seed="recorded")
-            (engine, spool), num = servers[0], WARM_UP + len(plan)
+            (engine, spool), num = servers[0], WARM_UP + len(self._warm_up()) + len(plan)
             engine.process.wait_until(lambda: _num_ended(spool) >= num, "done with keeping", timeout_s=60)
             part = kept.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
@@ -214,6 +222,7 @@ class Bench:
         self, stack: ExitStack, name: str, flags: Sequence[str], num: int, is_delayed: bool
     ) -> list[tuple[RunningServer, Path]]:
         started = []
+        os.sched_setaffinity(0, self._cores)
         for place in range(num):
             folder = self._folder / f"{name}-{place}"
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
@@ -236,7 +245,22 @@ class Bench:
         for server, _ in started:
             server.wait()
             ask_all(server.url, MODEL, num=WARM_UP, concurrency=2, seed=9)
+        if self._device.shares_cores:
+            self._part_cores()
+            self._serve(started, self._warm_up(), seed="warm")
         return started
+
+    def _warm_up(self) -> list[Asked]:
+        """Return requests for the CPU build's first thousand steps, which are a tenth slower."""
+        return self._draw(Load(1.0), self._seconds, seed=9) if self._device.shares_cores else []
+
+    def _part_cores(self) -> None:
+        this = psutil.Process()
+        for process in (this, *this.children(recursive=True)):
+            is_engine = process.name().startswith(ENGINE)
+            for thread in process.threads():
+                with suppress(OSError):  # it has ended
+                    os.sched_setaffinity(thread.id, self._cores[-1:] if is_engine else self._cores[:-1])
 
     def _serve(
         self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: str
