@@ -78,13 +78,18 @@ class Stalls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What recorded steps cost: `seen` are the least and the most of each kind of work in one of them."""
+    """What recorded steps cost: `seen` are the least and the most of each kind of work in one of them.
+
+    `drift_ratio` is how far parts of the recording are apart in what steps of the same work took, as a standard
+    deviation.
+    """
 
     num_steps: Int64
     terms: tuple[CostTerm, ...]
     seen: Mapping[str, tuple[Int64, Int64]]
     median_error_ratio: float
     stalls: Stalls
+    drift_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

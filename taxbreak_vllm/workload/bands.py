@@ -1,6 +1,7 @@
 """How far an answer may be off: draws of it and what the checks were off in, a band of each figure out.
 
-Draws differ in their noise and in what steps cost, which is known as well as the checks met TPOT. A band holds the mean
+Draws differ in their noise and in what steps cost, which is known as well as the checks met TPOT and as parts of the
+recording agree. A band holds the mean
 of the draws, and that mean less what each check was off; nine tenths of a normal distribution lie in what widens it:
 how far the draws are apart, and by how much servers were off besides (`make bench-workload-pairs`).
 """
@@ -17,9 +18,9 @@ BESIDES = {"mean": 0.004, "p50": 0.008, "p90": 0.01, "p99": 0.02}
 THROUGHPUT_BESIDES = 0.001
 
 
-def spread_of_steps(checks: Sequence[Validation]) -> float:
+def spread_of_steps(checks: Sequence[Validation], drift_ratio: float) -> float:
     """Return how well what steps cost is known, as a share of it: by TPOT in the checks, which is steps alone."""
-    return max([KNOWN_STEPS, *(abs(check.error_ratio.get("tpot_mean", 0.0)) for check in checks)])
+    return max([KNOWN_STEPS, drift_ratio, *(abs(check.error_ratio.get("tpot_mean", 0.0)) for check in checks)])
 
 
 def band_of(name: str, draws: Sequence[float], checks: Sequence[Validation]) -> tuple[float, float]:

@@ -30,6 +30,7 @@ MAX_STALL_RATIO = 0.10
 _ROUNDS = 60
 _LEAST_NS = 1e3
 _STALL_NS = 10**6  # a step that took twice what it should and this much more has stalled
+_NUM_PARTS = 8  # of a recording, by which its drift is told
 _RUN = 8  # neighbouring steps whose noise is drawn together
 
 
@@ -130,6 +131,7 @@ def fit_cost(steps: Steps) -> StepCost:
     at = busy[is_stall]
     gaps = np.diff(at, prepend=at[-1:] - busy[-1:])  # from the last on round to the first: as many in as long a time
     stall_ratio = float(excess[is_stall].sum() / took.sum())
+    drift = np.std([np.log(part.mean()) for part in np.array_split((took / whole)[~is_stall], _NUM_PARTS)], ddof=1)
     fit = Fit(
         num_steps=len(steps),
         terms=tuple(
@@ -145,6 +147,7 @@ def fit_cost(steps: Steps) -> StepCost:
             median_ns=int(np.median(excess[is_stall])) if is_stall.any() else 0,
             max_ns=int(excess[is_stall].max()) if is_stall.any() else 0,
         ),
+        drift_ratio=float(drift),
     )
     return StepCost(
         beta_ns=beta_ns,

@@ -163,7 +163,7 @@ def _server(recorded: Recorded, apis: Sequence[Recorded]) -> _Server:
 def _answered(found: Prediction, server: _Server, requests: Requests, change: Change) -> Prediction:
     check_together(server.setup, change.settings)
     check_delay(server.cost, change.host_added_ns, times=change.host)
-    spread, worker = spread_of_steps(found.checks), worker_times(server.steps, change)
+    spread, worker = spread_of_steps(found.checks, server.cost.fit.drift_ratio), worker_times(server.steps, change)
     runs = [
         _served(server, server.cost, requests, change, seed, worker, times=of_steps(seed, len(SEEDS), spread))
         for seed in SEEDS
@@ -318,4 +318,6 @@ def notes(server: _Server, change: Change) -> tuple[str, ...]:
     ]
     if change.replicas > 1:
         found.append("requests go to the replicas in turn")
+    if change.replicas > 1 or change.settings or change.num_blocks is not None:
+        found.append("a server that is started anew is taken to be as quick as this start of it was")
     return tuple(found)

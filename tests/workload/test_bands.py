@@ -38,8 +38,9 @@ def test_what_a_check_told_too_little_the_band_reaches_up_to_and_not_the_other_w
 
 
 def test_steps_are_known_as_well_as_the_checks_met_their_time():
-    assert spread_of_steps(()) == KNOWN_STEPS
-    assert spread_of_steps((check(tpot_mean=-0.03), check(tpot_mean=0.01))) == pytest.approx(0.03)
+    assert spread_of_steps((), 0.001) == KNOWN_STEPS
+    assert spread_of_steps((check(tpot_mean=-0.03), check(tpot_mean=0.01)), 0.02) == pytest.approx(0.03)
+    assert spread_of_steps((check(tpot_mean=-0.03),), 0.05) == 0.05
     times = [of_steps(seed, 5, 0.03) for seed in range(5)]
     assert times[2] == 1.0
     assert sum(times) == pytest.approx(5)

@@ -48,6 +48,14 @@ def test_coefficients_are_found_and_stalls_do_not_bend_them():
     assert cost.fit.median_error_ratio < 0.03
 
 
+def test_a_recording_that_grows_slower_says_by_how_much():
+    steady, slower = made_up(noise=0.05), made_up(noise=0.05)
+    slower.parts_ns[2000:] += slower.parts_ns[2000:] // 10
+
+    assert fit_cost(steady).fit.drift_ratio < 0.005
+    assert fit_cost(slower).fit.drift_ratio == pytest.approx(0.05, abs=0.01)
+
+
 def test_nothing_costs_less_the_more_of_it_there_is():
     x = np.column_stack([np.ones(300), np.arange(300.0)])
 

@@ -41,7 +41,7 @@ def _batch(batch: Mapping[str, int]) -> str:
 def fit_lines(found: Fits) -> Iterator[str]:
     """Say what was fitted, and what is not in it."""
     steps, stalls = found.steps, found.steps.stalls
-    error = f"off by {steps.median_error_ratio:.1%} in the middle"
+    error = f"off by {steps.median_error_ratio:.1%} in the middle, eighths of them by {steps.drift_ratio:.1%}"
     yield f"{found.engine}, vLLM {found.vllm}: {steps.num_steps:,} steps, {error}"
     seen = ", ".join(f"{name.replace('_', ' ')} {low:,} to {high:,}" for name, (low, high) in steps.seen.items())
     yield f"  seen in a step: {seen}"
