@@ -257,10 +257,11 @@ class Bench:
     def _part_cores(self) -> None:
         this = psutil.Process()
         for process in (this, *this.children(recursive=True)):
-            is_engine = process.name().startswith(ENGINE)
-            for thread in process.threads():
-                with suppress(OSError):  # it has ended
-                    os.sched_setaffinity(thread.id, self._cores[-1:] if is_engine else self._cores[:-1])
+            with suppress(psutil.NoSuchProcess):
+                cores = self._cores[-1:] if process.name().startswith(ENGINE) else self._cores[:-1]
+                for thread in process.threads():
+                    with suppress(ProcessLookupError):  # it has ended
+                        os.sched_setaffinity(thread.id, cores)
 
     def _serve(
         self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: str

@@ -1,9 +1,9 @@
 """How far an answer may be off: draws of it and what the checks were off in, a band of each figure out.
 
 Draws differ in their noise and in what steps cost, which is known as well as the checks met TPOT and as parts of the
-recording agree. A band holds the mean
-of the draws, and that mean less what each check was off; nine tenths of a normal distribution lie in what widens it:
-how far the draws are apart, and by how much servers were off besides (`make bench-workload-pairs`).
+recording agree. A band holds the mean of the draws, and that mean less what each check was off; nine tenths of a normal
+distribution lie in what widens it: how far the draws are apart, and by how much servers were off besides
+(`make bench-workload-pairs`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ THROUGHPUT_BESIDES = 0.001
 
 
 def spread_of_steps(checks: Sequence[Validation], drift_ratio: float) -> float:
-    """Return how well what steps cost is known, as a share of it: by TPOT in the checks, which is steps alone."""
+    """Return how well what steps cost is known, as a share of it: the worse of two.
+
+    One is TPOT in the checks, which is steps alone, the other `Fit.drift_ratio`.
+    """
     return max([KNOWN_STEPS, drift_ratio, *(abs(check.error_ratio.get("tpot_mean", 0.0)) for check in checks)])
 
 
