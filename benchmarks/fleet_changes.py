@@ -1,13 +1,15 @@
 """What a fleet's report finds of what was planted, and what it finds where nothing was: ROC, intervals.
 
 Noise is drawn from what real servers showed, how far captures of one start lie from its middle, and how far starts lie
-from one another: `--measure N` starts as many servers, one after the other, `--spools` reads what is there. Of few
-starts their spread is that of alike ones of `whatif_pairs.py`. Hosts besides differ by `--between`. In: the spread of
-the run before, if there is one. Out: `results/fleet_changes.json`.
+from one another: `--measure N` starts as many servers, `--spools` reads what is there. Once it is that of ΔFT and of
+plain steps of these servers, once captures as far apart as steps of the given GPU traces and starts as alike ones of
+`whatif_pairs.py`. Hosts besides differ by `--between`. In: the spread of the run before, if there is one. Out:
+`results/fleet_changes.json`.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +17,15 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from engine_core import part_cores
 from machine import ROOT, describe_machine
 
+from taxbreak_vllm.demo.load import send
+from taxbreak_vllm.demo.models import write_tiny_llama
+from taxbreak_vllm.demo.processes import Processes
+from taxbreak_vllm.demo.servers import ONE_PROCESS, WORKER_EXTENSION, start_vllm
 from taxbreak_vllm.fleet.rows import analyzed, row_of
-from taxbreak_vllm.insight.apart import MIN_APART, is_apart, scores
+from taxbreak_vllm.insight.apart import MIN_APART, host_levels, is_apart, scores
 from taxbreak_vllm.insight.changes import MIN_CAPTURES, Observations, medians, move_over_time, moves_at_deploys
 from taxbreak_vllm.insight.shifts import MAX_P, is_change
 from taxbreak_vllm.model.errors import TaxbreakError
@@ -28,9 +35,13 @@ from taxbreak_vllm.spool.spool import Spool
 
 RESULTS = ROOT / "benchmarks" / "results" / "fleet_changes.json"
 SIZES = (0.0, 0.03, 0.05, 0.10)
+STARTS = (1, 2, 4)  # of a server on each host, within the time that is looked at
 FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 WEEK_NS = 7 * 86_400 * 10**9
-MIN_STARTS = 6  # of fewer their spread is taken from `whatif_pairs.json`
+FLAGS = (*WORKER_EXTENSION, *ONE_PROCESS)
+NUM_CAPTURES = 80  # of each start, after those of its first steps
+WARM_UP_STEPS = 1000  # in which the CPU build is a tenth slower
+NUM_BINS = 16  # of the time in which they are served, in each of which all are as fast or slow
 _QUANTILES = np.linspace(0.005, 0.995, 100)
 
 
@@ -38,9 +49,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="start N real servers for the spread")
-    parser.add_argument(
-        "--spools", type=Path, nargs="+", help="of several starts of one server, in place of starting it"
-    )
+    parser.add_argument("--spools", type=Path, nargs="+", help="of several starts of one server, served together")
     parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces")
     parser.add_argument("--comparisons", type=int, default=20_000, help="of no change, and a twentieth of each size")
     parser.add_argument("--hosts", type=int, default=20)
@@ -50,8 +59,14 @@ def main() -> None:
     told = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if options.spools:
         spread = of_spools(options.spools)
+    elif options.measure:
+        with tempfile.TemporaryDirectory(prefix="taxbreak-fleet-", dir="/var/tmp") as folder:
+            spread = measured(options.measure, Path(folder))
     else:
-        spread = measured(options.measure) if options.measure else told["spread"]
+        spread = told["spread"]
+    RESULTS.write_text(
+        json.dumps(told | {"spread": spread}, indent=1) + "\n"
+    )  # what took longest, as soon as it is known
     traces = of_traces(options.traces) or told.get("spread_of_traces")
     result = {
         "machine": describe_machine("numpy"),
@@ -61,23 +76,25 @@ def main() -> None:
         "captures_a_host": options.captures,
         "comparisons": options.comparisons,
         "between": options.between,
-        "with_spread": scenario(spread["delta_ft_ns"], options),
+        "with_spread": {name: scenario(spread[name], options) for name in ("delta_ft_ns", "plain_ns")},
     }
     if traces:
         widest = max(one["spread"] for one in traces.values())
         normal = np.quantile(np.random.default_rng(0).standard_normal(10**6), _QUANTILES)
-        like = {"captures": widest * normal, "starts": spread["delta_ft_ns"]["starts"]}
+        like = {"captures": widest * normal, "starts": np.quantile(alike(), _QUANTILES)}
         result["with_spread_of_traces"] = scenario(like, options)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    for name in ("with_spread", "with_spread_of_traces"):
-        print(name, json.dumps(result.get(name)))
+    print(json.dumps({name: result.get(name) for name in ("with_spread", "with_spread_of_traces")}, indent=1))
 
 
 def scenario(figures: dict, options: argparse.Namespace) -> dict:
     """Tell what is found among noise of such a spread."""
     return {
         "deploy": told_of({str(size): deploy(size, figures, options) for size in SIZES}, "p"),
-        "slow_host": told_of({str(size): slow_host(size, figures, options) for size in SIZES}, "score"),
+        "slow_host": {
+            str(starts): told_of({str(size): slow_host(size, starts, figures, options) for size in SIZES}, "score")
+            for starts in STARTS
+        },
         "time": over_time(figures, options),
     }
 
@@ -110,21 +127,24 @@ def deploy(size: float, spread: dict, options: argparse.Namespace) -> dict:
     }
 
 
-def slow_host(size: float, spread: dict, options: argparse.Namespace) -> dict:
+def slow_host(size: float, starts: int, spread: dict, options: argparse.Namespace) -> dict:
     """Return, of many fleets, the score of a host that takes so much longer, and whether it is called apart.
 
-    Hosts that are alike differ by what starts differ by, as like hosts do that take part in no other comparison.
+    Each host has so many starts, each with another version, among which its captures are shared. Hosts that are alike
+    differ by what starts differ by.
     """
     draw, score, found = np.random.default_rng(7 + round(1000 * size)), [], []
-    num = options.hosts
+    num, each = options.hosts, options.captures // starts
+    host, version = np.repeat(np.arange(num), starts * each), np.tile(np.repeat(np.arange(starts), each), num)
     for _ in range((options.comparisons if size == 0 else options.comparisons // 2) // num + 1):
-        start = np.interp(draw.uniform(0, 1, num), _QUANTILES, spread["starts"])
-        noise = np.interp(draw.uniform(0, 1, (num, options.captures)), _QUANTILES, spread["captures"])
-        level = start + np.median(noise, axis=1)
+        level = np.interp(draw.uniform(0, 1, (num, starts)), _QUANTILES, spread["starts"])
         slow = range(num) if size == 0 else [int(draw.integers(num))]
         if size:
             level[slow[0]] += np.log1p(size)
-        apart, own = is_apart(level), scores(level)
+        value = level[host, version] + np.interp(draw.uniform(0, 1, len(host)), _QUANTILES, spread["captures"])
+        tokens = draw.uniform(2, 3, len(host))
+        told, error = host_levels(value, tokens, version, host * starts + version, host, num)
+        apart, own = is_apart(told, error), scores(told, error)
         score += [float(abs(own[at])) for at in slow]
         found += [bool(apart[at]) for at in slow]
     return {"score": score, "found": sum(found) / len(found), "num": len(found)}
@@ -158,31 +178,38 @@ def told_of(sizes: dict[str, dict], by: str) -> dict:
     return {"called_from": least, "sizes": sizes, "found_at_false_rate": roc}
 
 
-def measured(num_starts: int) -> dict:
-    """Start a real server so often, record its decode steps, and tell how captures and starts of it spread."""
-    from taxbreak_vllm.demo.load import send
-    from taxbreak_vllm.demo.models import write_tiny_llama
-    from taxbreak_vllm.demo.processes import Processes
-    from taxbreak_vllm.demo.servers import start_vllm
+def measured(num_starts: int, folder: Path) -> dict:
+    """Start so many real servers, record decode steps of each in turn, and tell how captures and starts spread.
 
-    with tempfile.TemporaryDirectory(prefix="taxbreak-fleet-") as name, Processes(Path(name)) as processes:
-        model = write_tiny_llama(Path(name) / "tiny-llama")
+    All of them are served at the same time, a round each in turn, as those of a fleet are: a minute in which this
+    machine is slower is a minute of them all. Each engine has a core of its own, as it has on a host with a GPU.
+    """
+    with Processes(folder) as processes:
+        model = write_tiny_llama(folder / "tiny-llama")
+        cores, servers = sorted(os.sched_getaffinity(0)), []
         for start in range(num_starts):
-            spool = Spool(Path(name) / f"spool-{start}", max_bytes=2**30, max_captures=10_000)
+            os.sched_setaffinity(0, cores)  # what the server inherits
+            spool = Spool(folder / f"spool-{start}", max_bytes=2**30, max_captures=10_000)
             env = {
                 "TAXBREAK_SPOOL": str(spool.root),
                 "TAXBREAK_SAMPLE_EVERY": "8",
                 "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1",
                 "TAXBREAK_MAX_STALL_MS": "1000",
+                "OMP_NUM_THREADS": "1",
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             }
-            server = start_vllm(processes, model, env=env, name=f"vllm-{start}").wait()
-            for seed in count(1):
+            server = start_vllm(processes, model, flags=FLAGS, env=env, name=f"vllm-{start}").wait()
+            servers.append((server, spool))
+            send(server.url, "tiny-llama", seed=0)
+            part_cores(cores)
+        for seed in count(1):
+            for server, _ in servers:
                 send(server.url, "tiny-llama", seed=seed)
-                if len(spool.captures()) >= 80:
-                    break
-            server.process.stop()
-            print(f"start {start}: {len(spool.captures())} captures", flush=True)
-        return of_spools(sorted(Path(name).glob("spool-*")))
+            least = min(len(spool.captures()) for _, spool in servers)
+            print(f"round {seed}: {least} captures of each start or more", flush=True)
+            if least >= NUM_CAPTURES + WARM_UP_STEPS // 8:
+                break
+    return of_spools(sorted(folder.glob("spool-*")))
 
 
 def of_spools(folders: Sequence[Path]) -> dict:
@@ -190,11 +217,12 @@ def of_spools(folders: Sequence[Path]) -> dict:
     rows = []
     for path in (path for folder in folders for path in recordings(folder)):
         try:
-            row = row_of(path.name, *analyzed(path))
+            info, breakdown = analyzed(path)
         except TaxbreakError as error:
             print(f"left out: {error}")
             continue
-        if row.phase == "decode" and row.delta_ft_ns:
+        row = row_of(path.name, info, breakdown)
+        if row.phase == "decode" and row.delta_ft_ns and info.step_index >= WARM_UP_STEPS:
             rows.append(row)
     (kind, _), *_ = Counter((row.model, row.settings, row.tokens) for row in rows).most_common(1)
     rows = [row for row in rows if (row.model, row.settings, row.tokens) == kind]
@@ -205,20 +233,28 @@ def of_spools(folders: Sequence[Path]) -> dict:
 
 
 def _spread(rows: Sequence[StepRow], name: str) -> dict:
-    """Return quantiles of captures about the middle of their start, and of these middles (of logarithms)."""
-    starts = sorted({row.server for row in rows})
-    start = np.array([starts.index(row.server) for row in rows])
-    value = np.log(np.array([getattr(row, name) for row in rows], dtype=float))
+    """Return quantiles of captures about the middle of their start, and of these middles (of logarithms).
+
+    Of starts what all of them have at one time is taken off, and as much of what is left as so few captures would show
+    of starts that are the same.
+    """
+    value = np.log(np.array([getattr(row, name) or np.nan for row in rows], dtype=float))
     known = np.isfinite(value)
-    middle, _ = medians(start[known], value[known], len(starts))
-    left = value[known] - middle[start[known]]
-    middle = middle[np.isfinite(middle)]
-    if len(middle) < MIN_STARTS:
-        middle = alike()
+    names, start = np.unique(np.array([row.server for row in rows])[known], return_inverse=True)
+    value, at_ns = value[known], np.array([row.started_unix_ns for row in rows])[known]
+    bins = np.searchsorted(np.quantile(at_ns, np.linspace(0, 1, NUM_BINS + 1)[1:-1]), at_ns, side="right")
+    together = value - medians(bins, value, NUM_BINS)[0][bins]
+    middle, num = medians(start, together, len(names))
+    error = 1.2533 * 1.4826 * np.median(np.abs(together - middle[start])) / np.sqrt(num.mean())
+    seen = float(middle.std(ddof=1))
+    own = np.sqrt(max(0.0, 1 - (error / seen) ** 2)) * (middle - middle.mean())
     return {
-        "captures": np.quantile(left, _QUANTILES).round(5).tolist(),
-        "starts": np.quantile(middle - np.median(middle), _QUANTILES).round(5).tolist(),
-        "num": len(left),
+        "captures": np.quantile(value - medians(start, value, len(names))[0][start], _QUANTILES).round(5).tolist(),
+        "starts": np.quantile(own, _QUANTILES).round(5).tolist(),
+        "starts_sd": float(own.std(ddof=1)),
+        "starts_sd_seen": seen,
+        "starts_error": float(error),
+        "num": len(value),
     }
 
 

@@ -1,9 +1,10 @@
 """How fast a fleet's captures are analyzed: here, on Ray with a worker killed, and one `taxbreak analyze` at a time.
 
-In: nothing. Captures are made of recorded ones (`tests/rig/fleet.py`) with other times, hosts and known effects; the
-store is a folder. Out: `results/fleet_speed.json`: captures a second beside a loop of processes on one core, time and
-memory for a quarter and for all of them, whether the rows of Ray's tasks are those of this machine's processes, and
-what a thousand hosts with a capture a minute each take by that.
+In: nothing. Captures are made with other times, hosts and known effects (`tests/rig/fleet.py`), a quarter each of a
+recorded step of a CPU server and of traces of one step of an H100, an A100 and an MI300X; the store is a folder. Out:
+`results/fleet_speed.json`: captures a second beside a loop of processes on one core, time and memory for a quarter and
+for all of them, whether the rows of Ray's tasks are those of this machine's processes, and what a thousand hosts with a
+capture a minute each take by that.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from machine import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from rig.fleet import Fleet, RayKiller, fill
+from rig.fleet import DATA, RECORDED, Fleet, RayKiller, capture_of, fill
 
 from taxbreak_vllm.archive.bundle import unpack
 from taxbreak_vllm.archive.layout import Key
@@ -39,6 +40,7 @@ from taxbreak_vllm.model.version import package_version
 
 RESULTS = ROOT / "benchmarks" / "results" / "fleet_speed.json"
 MINUTES_A_DAY = 24 * 60
+NUM_HOSTS = 100
 
 
 def main() -> None:
@@ -57,10 +59,9 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Do all of it."""
-    made = Fleet(num_hosts=100, num_captures=options.captures // 100, days=7, change=1.05, slow={3: 1.1})
-    whole, keys = filled(folder / "whole", made.captures())
-    quarter = Fleet(num_hosts=100, num_captures=options.captures // 400, days=7)
-    small, _ = filled(folder / "quarter", quarter.captures())
+    recorded = [RECORDED, *(capture_of(path, folder / path.name) for path in sorted(DATA.glob("traces/*.json.gz")))]
+    whole, keys = filled(folder / "whole", made(recorded, options.captures))
+    small, _ = filled(folder / "quarter", made(recorded, options.captures // 4))
     loop = loop_of_processes(whole, keys[:: max(1, len(keys) // options.loop)], folder)
     few, many = local(small, options.jobs), local(whole, options.jobs)
     begun_s = time.monotonic()
@@ -70,7 +71,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     result: dict[str, object] = {
         "machine": describe_machine("numpy", "pyarrow", "obstore", "ray"),
         "captures": len(keys),
-        "capture_bytes": sum(len(whole.get(key)) for key in keys[:50]) // 50,
+        "recorded": [path.name for path in recorded],
+        "capture_bytes": num_bytes(whole) // len(keys),
         "jobs": options.jobs,
         "loop": loop,
         "quarter": few,
@@ -85,10 +87,30 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "row_bytes": row_bytes(whole),
     }
     if not options.no_ray:
-        other, _ = filled(folder / "ray", made.captures())
+        other, _ = filled(folder / "ray", made(recorded, options.captures))
         result["ray"] = on_ray(other, whole)
     result["thousand_hosts"] = on_paper(result)
     return result
+
+
+def made(recorded: Sequence[Path], num: int) -> Iterator[tuple[Key, bytes]]:
+    """Yield captures of a hundred hosts, which half-way go to a version that takes 5 % longer; one in 25 is slow."""
+    share = NUM_HOSTS // len(recorded)
+    for path in recorded:
+        fleet = Fleet(
+            name=path.name.split(".")[0],
+            num_hosts=share,
+            num_captures=num // NUM_HOSTS,
+            days=7,
+            change=1.05,
+            slow={3: 1.1},
+        )
+        yield from fleet.captures(path)
+
+
+def num_bytes(store: Store) -> int:
+    """Return what the captures of an archive in a folder take."""
+    return sum(path.stat().st_size for path in Path(store.url.removeprefix("file://")).rglob("*.tar"))
 
 
 def row_bytes(store: Store) -> float:

@@ -20,13 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
-import psutil
+from engine_core import part_cores
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +52,6 @@ NUM_CYCLES = 4  # of the recorded load, so that both its halves have seen all of
 LEVELS = (0.4, 1.0, 1.6, 3.4)  # times the rate, each for a quarter of a cycle
 MODEL = "tiny-llama"
 WARM_UP = 16  # requests: what is slow the first time
-ENGINE = "VLLM::EngineCor"  # a process's name, of 15 characters
 BASE = (*ONE_PROCESS, "--max-num-seqs", "32", "--max-num-batched-tokens", "512")
 TIMED = ("--worker-cls", "rig.timed.Worker")
 DELAY = "1ms"
@@ -246,22 +245,13 @@ class Bench:
             server.wait()
             ask_all(server.url, MODEL, num=WARM_UP, concurrency=2, seed=9)
         if self._device.shares_cores:
-            self._part_cores()
+            part_cores(self._cores)
             self._serve(started, self._warm_up(), seed="warm")
         return started
 
     def _warm_up(self) -> list[Asked]:
         """Return requests for the CPU build's first thousand steps, which are a tenth slower."""
         return self._draw(Load(1.0), self._seconds, seed=9) if self._device.shares_cores else []
-
-    def _part_cores(self) -> None:
-        this = psutil.Process()
-        for process in (this, *this.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                cores = self._cores[-1:] if process.name().startswith(ENGINE) else self._cores[:-1]
-                for thread in process.threads():
-                    with suppress(ProcessLookupError):  # it has ended
-                        os.sched_setaffinity(thread.id, cores)
 
     def _serve(
         self, servers: Sequence[tuple[RunningServer, Path]], plan: Sequence[Asked], *, seed: str

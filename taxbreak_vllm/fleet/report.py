@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from taxbreak_vllm.fleet.steps import Bool, Int, Steps
-from taxbreak_vllm.insight.apart import MIN_LIKE, differences, is_apart, scores
+from taxbreak_vllm.insight.apart import MIN_LIKE, differences, host_levels, is_apart, scores
 from taxbreak_vllm.insight.changes import (
     Move,
     Observations,
     medians,
     move_over_time,
     moves_at_deploys,
-    without_slope,
 )
 from taxbreak_vllm.insight.shifts import Float, is_change
 from taxbreak_vllm.model.errors import SettingsError
@@ -40,9 +39,8 @@ MAX_SHOWN = 200  # of changes, hosts apart and captures set aside
 _KIND = ("model", "gpu", "phase", "graph_mode")
 _LIKE = ("model", "gpu", "vllm", "settings")
 _TAXES = ("delta_ft_ns", "delta_ct_ns", "delta_kt_ns")
-_MIN_CAPTURES = 3  # of a host, to have a level
+_ALONE_RATIO = 1.5  # a host that is so much farther off with one version than with all is told of that one
 _TELLING_RATIO = 0.9  # of a server's time must be in phases of which it is known what a change wins
-_SPREAD_OF_MEDIAN = 1.2533 * 1.4826  # of a median of n, in median absolute deviations of one, over the root of n
 
 
 def checked_groups(by: str) -> tuple[str, ...]:
@@ -224,67 +222,63 @@ def _by_size(change: Change) -> tuple[bool, float]:
 
 
 def _outliers(steps: Steps) -> tuple[list[Outlier], int]:
-    """Return the hosts that are apart from like ones, the farthest first, and how many were looked at."""
+    """Return the hosts that are apart from like ones, the farthest first, and how many were looked at.
+
+    Steps are held against those of the same version and settings; a host is judged by what they tell of it together,
+    and by each version alone, which finds one that is slow since a deploy. It is told once.
+    """
+    found: dict[tuple[str, str, str, str], Outlier] = {}
+    num_compared = 0
+    served, names = steps.codes("model", "gpu")
+    like, versions = steps.codes(*_LIKE)
+    kinds = _Kinds.of(steps)
+    kind = kinds.code * len(versions) + like
+    for at, (model, gpu) in enumerate(names if len(steps) else []):
+        own = np.flatnonzero(served == at)
+        each = np.unique(like[own]).tolist()
+        alone = [(versions[code][2], own[like[own] == code]) for code in each] if len(each) > 1 else []
+        only = {versions[code][2] for code in each}
+        together = (only.pop() if len(only) == 1 else None, own)
+        for vllm, rows in (together, *alone):
+            outliers, num = _apart(steps, rows, kind[rows], model=model, gpu=gpu, vllm=vllm)
+            num_compared += num
+            for one in outliers:
+                key = (model, gpu, one.host, one.figure)
+                if key not in found or abs(one.ratio) > _ALONE_RATIO * abs(found[key].ratio):
+                    found[key] = one
+    return sorted(found.values(), key=lambda one: -abs(one.score)), num_compared
+
+
+def _apart(steps: Steps, rows: Int, kind: Int, *, model: str, gpu: str, vllm: str | None) -> tuple[list[Outlier], int]:
+    """Return the hosts apart among those of some steps, and how many were looked at."""
     found: list[Outlier] = []
     num_compared = 0
-    like, names = steps.codes(*_LIKE)
-    kinds = _Kinds.of(steps)
-    size = _sizes(steps.numbers["tokens"])
-    for at, (model, gpu, vllm, _) in enumerate(names if len(steps) else []):
-        own = np.flatnonzero(like == at)
-        hosts, host = np.unique(steps.words["host"].code[own], return_inverse=True)
-        if len(hosts) < MIN_LIKE:
-            continue
-        facts = _Facts.of(steps, own, host, len(hosts))
-        count = np.bincount(host, minlength=len(hosts))
-        for name in FIGURES[:-1]:
-            level, error = _levels(_figure(steps, name)[own], size[own], kinds.code[own], host, len(hosts))
-            num_compared += int(np.isfinite(level).sum())
-            score = scores(level, error)
-            for place in np.flatnonzero(is_apart(level, error)).tolist():
-                found.append(
-                    Outlier(
-                        model=model,
-                        gpu=gpu,
-                        vllm=vllm,
-                        host=steps.words["host"].texts[hosts[place]],
-                        figure=name,
-                        ratio=float(np.expm1(level[place] - np.nanmedian(level))),
-                        score=float(score[place]),
-                        num_like=int(np.isfinite(level).sum()) - 1,
-                        num_captures=int(count[place]),
-                        differences=tuple(differences(facts.words, facts.numbers, place)),
-                    )
+    hosts, host = np.unique(steps.words["host"].code[rows], return_inverse=True)
+    if len(hosts) < MIN_LIKE:
+        return found, num_compared
+    facts = _Facts.of(steps, rows, host, len(hosts))
+    count = np.bincount(host, minlength=len(hosts))
+    size, start = _sizes(steps.numbers["tokens"][rows]), steps.words["server"].code[rows]
+    for name in FIGURES[:-1]:
+        level, error = host_levels(_figure(steps, name)[rows], size, kind, start, host, len(hosts))
+        num_compared += int(np.isfinite(level).sum())
+        score = scores(level, error)
+        for place in np.flatnonzero(is_apart(level, error)).tolist():
+            found.append(
+                Outlier(
+                    model=model,
+                    gpu=gpu,
+                    vllm=vllm,
+                    host=steps.words["host"].texts[hosts[place]],
+                    figure=name,
+                    ratio=float(np.expm1(level[place] - np.nanmedian(level))),
+                    score=float(score[place]),
+                    num_like=int(np.isfinite(level).sum()) - 1,
+                    num_captures=int(count[place]),
+                    differences=tuple(differences(facts.words, facts.numbers, place)),
                 )
-    return sorted(found, key=lambda one: -abs(one.score)), num_compared
-
-
-def _levels(value: Float, size: Float, kind: Int, host: Int, num_hosts: int) -> tuple[Float, Float]:
-    """Return the level of each host and its standard error: the median over kinds of how far it is from their middle.
-
-    A kind tells where enough hosts have captures enough of it.
-    """
-    known = np.isfinite(value)
-    value, size, kind, host = value[known], size[known], kind[known], host[known]
-    level, error = np.full(num_hosts, np.nan), np.full(num_hosts, np.nan)
-    if not len(value):
-        return level, error
-    kinds, kind = np.unique(kind, return_inverse=True)
-    pair = kind * num_hosts + host
-    left = without_slope(size, value, pair)
-    middle, count = medians(pair, left, len(kinds) * num_hosts)
-    middle[count < _MIN_CAPTURES] = np.nan
-    middle = middle.reshape(len(kinds), num_hosts)
-    tells = np.isfinite(middle).sum(axis=1) >= MIN_LIKE
-    if not tells.any():
-        return level, error
-    off = middle[tells] - np.nanmedian(middle[tells], axis=1, keepdims=True)
-    at, host_at = np.nonzero(np.isfinite(off))
-    level, _ = medians(host_at, off[at, host_at], num_hosts)
-    spread = medians(pair, np.abs(left - medians(pair, left, len(kinds) * num_hosts)[0][pair]), len(middle) * num_hosts)
-    num = np.bincount(host[tells[kind]], minlength=num_hosts)
-    within = float(np.nanmedian(spread[0]))
-    return level, np.where(num > 0, _SPREAD_OF_MEDIAN * within / np.sqrt(np.maximum(1, num)), np.nan)
+            )
+    return found, num_compared
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
 """Which of several like hosts is apart from the others, by how much, and what else is different about it.
 
-In: one level per host, and facts about the hosts. Out: those beyond what hosts that are alike reach once in a
-thousand, with the facts in which they differ. The spread is that of the three quarters nearest to the median of all, so
-that those apart do not widen it; a median absolute deviation rests on half of them, and finds fewer of those apart. Of
-fewer hosts than `MIN_LIKE` it tells too little.
+In: captures, and facts about the hosts. Out: a level per host, and those beyond what hosts that are alike reach once
+in a thousand, with the facts in which they differ.
+
+Two starts of one server on one host differ, so a host is told by all its starts, and the better the more it has. The
+spread of hosts is that of the three quarters nearest to the median of all, so that those apart do not widen it; a
+median absolute deviation rests on half of them, and finds fewer of those apart. Of fewer hosts than `MIN_LIKE` it tells
+too little.
 """
 
 from collections import Counter
@@ -14,7 +17,8 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from taxbreak_vllm.insight.shifts import MAX_P, Float
+from taxbreak_vllm.insight.changes import MIN_CAPTURES, Int, medians, without_slope
+from taxbreak_vllm.insight.shifts import MAX_P, Float, centre
 from taxbreak_vllm.model.fleet import Difference
 
 MIN_LIKE = 8  # hosts
@@ -27,6 +31,68 @@ _MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
 _MAX_TABLED = 64
 _NUM_DRAWN = 1_000_000
 _FREEDOM = 8  # of Student's t: levels of real servers have longer tails than normal ones
+_SPREAD_OF_MEDIAN = 1.2533 * 1.4826  # of a median of n, in median absolute deviations of one, over the root of n
+
+
+def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num_hosts: int) -> tuple[Float, Float]:
+    """Return how far each host is from the middle of all, and the standard error of that.
+
+    Of each capture: `value`, the logarithm of a time, NaN where it is not known; `size`, how large its batch was
+    (log2); `kind`, which captures it is compared with; and the codes of the `start` of a server that made it and of its
+    `host`. A start has the median of how far its captures of a kind are from the middle of the hosts, and of these the
+    median over kinds; a host has the centre of its starts. A kind tells where `MIN_LIKE` hosts have captures enough of
+    it. NaN for a host without any.
+    """
+    known = np.isfinite(value)
+    level, error = np.full(num_hosts, np.nan), np.full(num_hosts, np.nan)
+    if not known.any():
+        return level, error
+    value, size, host = value[known], size[known], host[known]
+    starts, start = np.unique(start[known] * num_hosts + host, return_inverse=True)
+    host_of = starts % num_hosts
+    pairs, pair = np.unique(kind[known] * len(starts) + start, return_inverse=True)
+    value = without_slope(size, value, pair)
+    middle, count = medians(pair, value, len(pairs))
+    within = float(np.median(medians(pair, np.abs(value - middle[pair]), len(pairs))[0]))
+    code, own = pairs // len(starts), pairs % len(starts)
+    enough = count >= MIN_CAPTURES
+    code, own, middle, count = code[enough], own[enough], middle[enough], count[enough]
+    off = middle - _middles(code, host_of[own], middle)
+    tells = np.isfinite(off)
+    levels, _ = medians(own[tells], off[tells], len(starts))
+    num = np.bincount(own[tells], count[tells], len(starts))
+    told = np.flatnonzero(num)
+    order = told[np.argsort(host_of[told], kind="stable")]
+    hosts, begins = np.unique(host_of[order], return_index=True)
+    of_hosts = np.split(order, begins[1:]) if len(order) else []
+    level[hosts] = [centre(levels[which]) for which in of_hosts]
+    apart = _between(levels, level, of_hosts, hosts)
+    variance = np.maximum(apart**2, (_SPREAD_OF_MEDIAN * within) ** 2 / np.maximum(1, num))
+    error[hosts] = [float(np.sqrt(variance[which].mean() / len(which))) for which in of_hosts]
+    return level, error
+
+
+def _middles(kind: Int, host: Int, middle: Float) -> Float:
+    """Return, for each start's median of a kind, the median of the hosts; NaN where fewer than `MIN_LIKE` tell."""
+    if not len(kind):
+        return middle
+    num_hosts = int(host.max()) + 1
+    pairs, pair = np.unique(kind * num_hosts + host, return_inverse=True)
+    kinds, code = np.unique(pairs // num_hosts, return_inverse=True)
+    of_host, _ = medians(pair, middle, len(pairs))
+    of_kind, num = medians(code, of_host, len(kinds))
+    of_kind[num < MIN_LIKE] = np.nan
+    found: Float = of_kind[code][pair]
+    return found
+
+
+def _between(levels: Float, level: Float, of_hosts: Sequence[Int], hosts: Int) -> float:
+    """Return the standard deviation of starts of one host, as hosts with several tell of it; 0 where none has."""
+    several = [(at, which) for at, which in zip(hosts, of_hosts, strict=True) if len(which) > 1]
+    if not several:
+        return 0.0
+    off = [(levels[which] - level[at]) * np.sqrt(len(which) / (len(which) - 1)) for at, which in several]
+    return float(_spread(np.concatenate(off)))
 
 
 def scores(level: Float, error: Float | None = None) -> Float:

@@ -22,7 +22,7 @@ MIN_HOSTS = 3
 COVERAGE = 0.9
 
 _MAX_EXACT = 60  # hosts; of more the sum of ranks is as good as normal
-_MAX_RANKED = 2000  # hosts, of which 2 million pairs are averaged; more are thinned, which widens the interval
+_MAX_RANKED = 2000  # values, of which 2 million pairs are averaged; more are thinned, which widens the interval
 _TAIL_Z = 1.6448536269514722
 
 
@@ -51,19 +51,29 @@ def is_change(shift: Shift) -> bool:
     )
 
 
+def centre(values: Float) -> float:
+    """Return the median of pairwise averages, each value with itself too (Hodges and Lehmann 1963)."""
+    return float(np.median(_averages(values)))
+
+
 def _ranked(differences: Float) -> tuple[float, float, float, float]:
     """Return the low end, the centre, the high end of the interval and the two-sided p of signed ranks."""
     ranks = _midranks(np.abs(differences))
     positive = float(ranks[differences > 0].sum() + 0.5 * ranks[differences == 0].sum())
     num, total = len(differences), len(differences) * (len(differences) + 1) / 2
     p_value = min(1.0, 2 * _upper_tail(num, math.floor(max(positive, total - positive))))
-    if num > _MAX_RANKED:
-        differences = np.sort(differences)[np.linspace(0, num - 1, _MAX_RANKED).round().astype(np.intp)]
-        num = _MAX_RANKED
-    left, right = np.triu_indices(num)
-    averages = np.sort((differences[left] + differences[right]) / 2)
-    outside = _num_outside(num)
+    averages = _averages(differences)
+    outside = _num_outside(min(num, _MAX_RANKED))
     return float(averages[outside]), float(np.median(averages)), float(averages[-1 - outside]), p_value
+
+
+def _averages(values: Float) -> Float:
+    """Return the averages of all pairs, in order; of more than `_MAX_RANKED` values as many of them."""
+    if len(values) > _MAX_RANKED:
+        values = np.sort(values)[np.linspace(0, len(values) - 1, _MAX_RANKED).round().astype(np.intp)]
+    left, right = np.triu_indices(len(values))
+    averages: Float = np.sort((values[left] + values[right]) / 2)
+    return averages
 
 
 def _num_outside(num: int) -> int:

@@ -155,12 +155,13 @@ class Difference:
 class Outlier:
     """A host apart from like ones: `ratio` of their median less one, `score` robust standard deviations.
 
-    `differences` is what else sets it apart; none where nothing recorded does.
+    `vllm` is None where several versions tell it together. `differences` is what else sets it apart; none where
+    nothing recorded does.
     """
 
     model: str
     gpu: str
-    vllm: str
+    vllm: str | None
     host: str
     figure: str
     ratio: float

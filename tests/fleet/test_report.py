@@ -37,10 +37,13 @@ def blank():
     )
 
 
-def rows_of(*, num_hosts=20, num=24, ft=1.0, slow=None, seed=0, phases=("prefill", "decode"), **told):
-    """Rows over a week; half-way hosts go from 0.31 to 0.32, with which ΔFT of decode takes `ft` times as long."""
+def rows_of(*, num_hosts=20, num=24, ft=1.0, slow=None, slow_since=None, seed=0, phases=("prefill", "decode"), **told):
+    """Rows over a week; half-way hosts go from 0.31 to 0.32, with which ΔFT of decode takes `ft` times as long.
+
+    Hosts that are `slow` take so many times as long, those that are `slow_since` as of then.
+    """
     draw = np.random.default_rng(seed)
-    slow = slow or {}
+    slow, slow_since = slow or {}, slow_since or {}
     for host in range(num_hosts):
         for phase in phases:
             level = np.exp(0.01 * draw.standard_normal()) * slow.get(host, 1.0)
@@ -48,6 +51,7 @@ def rows_of(*, num_hosts=20, num=24, ft=1.0, slow=None, seed=0, phases=("prefill
                 is_new = number >= num // 2
                 noise = np.exp(0.02 * draw.standard_normal(2))
                 factor = ft if is_new and phase == "decode" else 1.0
+                factor *= slow_since.get(host, 1.0) if is_new else 1.0
                 delta_ft_ns, active_ns = round(3e6 * level * factor * noise[0]), round(1e6 * noise[1])
                 step_ns = delta_ft_ns + active_ns
                 yield replace(
@@ -110,6 +114,17 @@ def test_a_slow_host_is_found_with_what_sets_it_apart(planted):
     assert [(each.fact, each.own, each.others) for each in one.differences] == [
         ("governor", "powersave", "performance")
     ]
+
+
+def test_a_host_is_judged_by_all_versions_and_told_of_the_one_since_which_it_is_slow(planted):
+    assert {one.vllm for one in planted.outliers} == {None}
+    found = reported(rows_of(slow_since={7: 1.15}))
+    (one,) = (one for one in found.outliers if one.figure == "delta_ft_ns")
+
+    assert (one.host, one.vllm) == ("node-7", "0.32")
+    assert one.ratio == pytest.approx(0.15, abs=0.04)
+    assert "several" in render_fleet(planted)
+    assert "several" not in render_fleet(found)
 
 
 def test_where_nothing_was_planted_nothing_is_found():

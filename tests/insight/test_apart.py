@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taxbreak_vllm.insight.apart import MIN_LIKE, differences, is_apart, scores, threshold
+from taxbreak_vllm.insight.apart import MIN_LIKE, differences, host_levels, is_apart, scores, threshold
 
 
 def levels(num, *, seed, spread=0.01):
@@ -65,6 +65,63 @@ def test_a_host_of_few_captures_is_believed_less():
 
     assert sure
     assert not is_apart(level, error)[3]
+
+
+def captures(starts, *, seed, num=30, spread=0.01, slow=None, odd=None):
+    """Captures of hosts with so many starts each: value, size, kind, start and host; starts differ by `spread`."""
+    draw = np.random.default_rng(seed)
+    host = np.repeat(np.arange(len(starts)), np.array(starts) * num)
+    start = np.repeat(np.arange(sum(starts)), num)
+    level = spread * draw.standard_normal(sum(starts))
+    value = level[start] + 0.02 * draw.standard_normal(len(start))
+    for each, more in (slow or {}).items():
+        value[host == each] += more
+    for each, more in (odd or {}).items():
+        value[start == each] += more
+    return value, draw.uniform(2, 3, len(start)), np.zeros(len(start), dtype=int), start, host
+
+
+@pytest.mark.parametrize(("num_starts", "least", "most"), [(1, 0, 20), (2, 25, 45), (4, 46, 50)])
+def test_the_more_starts_a_host_has_the_surer_is_what_they_tell(num_starts, least, most):
+    found = []
+    for seed in range(50):
+        found.append(is_apart(*host_levels(*captures([num_starts] * 20, seed=seed, slow={3: 0.05}), 20)))
+
+    assert least <= sum(one[3] for one in found) <= most
+    assert sum(one.sum() - one[3] for one in found) <= 4
+
+
+@pytest.mark.parametrize("num_starts", [1, 2, 4])
+def test_like_hosts_of_several_starts_are_apart_once_in_a_thousand(num_starts):
+    apart = [
+        is_apart(*host_levels(*captures([num_starts] * 12, seed=seed, spread=0.05), 12)).mean() for seed in range(1000)
+    ]
+
+    assert np.mean(apart) <= 2e-3
+
+
+def test_one_odd_start_of_five_sets_no_host_apart():
+    level, error = host_levels(*captures([5] * 12, seed=1, odd={0: 0.2}), 12)
+
+    assert abs(level[0]) < 0.02
+    assert not is_apart(level, error).any()
+
+
+def test_a_host_of_one_start_is_believed_less_than_those_of_many():
+    _, error = host_levels(*captures([1] + [6] * 11, seed=2), 12)
+
+    assert error[0] == pytest.approx(0.01, rel=0.5)
+    assert error[0] > 2 * error[1:].max()
+
+
+def test_a_host_is_held_against_others_in_kinds_that_enough_of_them_have():
+    value, size, kind, start, host = captures([1] * 12, seed=3)
+    kind[host < MIN_LIKE - 1] = 1  # seven hosts have a kind, five the other
+
+    level, error = host_levels(value, size, kind, start, host, 13)
+
+    assert np.isnan(level).all()
+    assert np.isnan(error).all()
 
 
 def test_what_sets_a_host_apart_is_what_others_do_not_have():

@@ -1,11 +1,12 @@
 """Captures of a fleet, made of one that a real server recorded: other hosts, times, versions, and known effects.
 
-In: the folder of a capture. Out: its files with all times of it multiplied, as an archive keeps them.
+In: the folder of a capture, or a trace of one step. Out: its files with all times multiplied, as an archive keeps them.
 """
 
 import gzip
 import json
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from taxbreak_vllm import analyze
 from taxbreak_vllm.archive.bundle import pack_files
 from taxbreak_vllm.archive.layout import CAPTURES, Key
 from taxbreak_vllm.archive.store import Store
@@ -25,7 +27,8 @@ from taxbreak_vllm.model.host import HostFacts
 from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.spool.layout import STEP, TRACE
 
-RECORDED = Path(__file__).parents[1] / "data" / "cpu_decode"
+DATA = Path(__file__).parents[1] / "data"
+RECORDED = DATA / "cpu_decode"
 HOUR_NS = 3600 * 10**9
 DAY_NS = 24 * HOUR_NS
 BEGIN_NS = 1_795_824_000 * 10**9  # a midnight in UTC
@@ -42,6 +45,7 @@ class Fleet:
     `powersave`. Hosts differ by `between`, starts of a server by `restart`, captures by `noise` (of logarithms).
     """
 
+    name: str = "node"  # of its hosts, before a number
     num_hosts: int = 20
     num_captures: int = 10
     days: float = 2.0
@@ -65,7 +69,7 @@ class Fleet:
                     yield packed(
                         recorded,
                         factor=start * np.exp(self.noise * draw.standard_normal()),
-                        host=f"node-{host:04d}",
+                        host=f"{self.name}-{host:04d}",
                         vllm=("0.31.0", "0.32.0")[version],
                         at_ns=BEGIN_NS + round(self.days * DAY_NS * place),
                         facts=HostFacts(
@@ -73,6 +77,31 @@ class Fleet:
                         ),
                         number=number,
                     )
+
+
+def capture_of(trace: Path, folder: Path) -> Path:
+    """Return the folder of a capture of a GPU's step, of a trace of that step, as its worker would have kept it.
+
+    What only the worker knows is made up: a decode step of four requests, half of whose time was the profiler's.
+    """
+    breakdown = analyze(trace)
+    (step,) = breakdown.steps
+    info = msgspec.json.decode((RECORDED / STEP).read_bytes(), type=StepInfo)
+    name = breakdown.source.device_name
+    server = replace(info.server, model_name=trace.name.split(".")[0], device_type="cuda", device_name=name)
+    told = replace(
+        info,
+        server=server,
+        window_ns=step.window_ns,
+        plain_window_ns=step.window_ns // 2,
+        iteration_ns=None,
+        plain_iteration_ns=None,
+        num_bracketed=1,
+    )
+    folder.mkdir()
+    (folder / STEP).write_bytes(msgspec.json.encode(told))
+    shutil.copyfile(trace, folder / TRACE)
+    return folder
 
 
 def packed(
