@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -59,9 +61,18 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Do all of it."""
-    recorded = [RECORDED, *(capture_of(path, folder / path.name) for path in sorted(DATA.glob("traces/*.json.gz")))]
-    whole, keys = filled(folder / "whole", made(recorded, options.captures))
-    small, _ = filled(folder / "quarter", made(recorded, options.captures // 4))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # of which no memory is left in this process
+        traces = sorted(DATA.glob("traces/*.json.gz"))
+        recorded = [RECORDED, *pool.map(capture_of, traces, [folder / path.name for path in traces])]
+        keys, _, _ = [
+            pool.submit(filled, folder / name, recorded, num).result()
+            for name, num in (
+                ("whole", options.captures),
+                ("ray", options.captures),
+                ("quarter", options.captures // 4),
+            )
+        ]
+    whole, small, other = (Store(f"file://{folder / name}") for name in ("whole", "quarter", "ray"))
     loop = loop_of_processes(whole, keys[:: max(1, len(keys) // options.loop)], folder)
     few, many = local(small, options.jobs), local(whole, options.jobs)
     begun_s = time.monotonic()
@@ -87,7 +98,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "row_bytes": row_bytes(whole),
     }
     if not options.no_ray:
-        other, _ = filled(folder / "ray", made(recorded, options.captures))
         result["ray"] = on_ray(other, whole)
     result["thousand_hosts"] = on_paper(result)
     return result
@@ -120,11 +130,10 @@ def row_bytes(store: Store) -> float:
     return len(to_parquet(rows)) / len(rows)
 
 
-def filled(folder: Path, captures: Iterator[tuple[Key, bytes]]) -> tuple[Store, list[Key]]:
+def filled(folder: Path, recorded: Sequence[Path], num: int) -> list[Key]:
     """Make an archive of captures."""
     folder.mkdir()
-    store = Store(f"file://{folder}")
-    return store, fill(store, captures)
+    return fill(Store(f"file://{folder}"), made(recorded, num))
 
 
 def loop_of_processes(store: Store, keys: list[Key], folder: Path) -> dict[str, float]:
