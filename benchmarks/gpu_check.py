@@ -4,7 +4,7 @@
     python benchmarks/gpu_check.py --stage floors --stage replay --stage decompose --out DIR
     python benchmarks/gpu_check.py --all --device cpu --tiny --out DIR      # a rehearsal
 
-Writes `gpu_check.json`, at most five gzipped traces and the replayed baselines to DIR and prints a table a stage. What
+Writes `gpu_check.json`, at most four gzipped traces and the replayed baselines to DIR and prints a table a stage. What
 DIR holds already is not measured again, so a run that was broken off goes on where it was. Where msgspec, the one
 package the core needs that a GPU host may lack, is not installed, `--wheels` names a folder with a wheel of it.
 """
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("floors", "replay", "decompose", "taxes", "findings", "graphs")
+NAMES = ("floors", "replay", "decompose", "taxes", "findings", "graphs", "sessions")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from taxbreak_vllm.taxes.analyze import analyze
 
 Step = Callable[[], object]
 _MAX_TRACE_BYTES = 1_000_000
-_MAX_TRACES = 5
+_MAX_TRACES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Lab:
             return analyze(path, baselines=store)
 
     def keep(self, path: Path) -> str | None:
-        """Keep a trace beside the results, gzipped, while there is room: five, each under 1 MB."""
+        """Keep a trace beside the results, gzipped, while there is room: four, each under 1 MB."""
         kept = self.out / f"{path.stem}.json.gz"
         if len(list(self.out.glob("*.json.gz"))) >= _MAX_TRACES and not kept.exists():
             return None

@@ -4,18 +4,18 @@
     python benchmarks/gpu_serving.py --stage cost --out DIR
     python benchmarks/gpu_serving.py --all --device cpu --tiny --out DIR      # a rehearsal
 
-`modes` serves each graph mode in turn under prefill, decode and mixed load and decomposes what the plugin recorded.
-`cost` serves the same model without the plugin, with it, and with what may make it cheaper, all at once, and sends the
-same load to one after the other. Writes `gpu_serving.json` and up to four gzipped traces; what DIR holds already is
-not measured again.
+`live` and `truth` are told of in `gpu_live.py`. `floors` measures what the device reaches, once. `modes` serves each
+graph mode in turn under prefill, decode and mixed load and decomposes what the plugin recorded. `cost` serves the same
+model without the plugin, with it, and with what may make it cheaper, all at once, and sends the same load to one after
+the other. Writes `gpu_serving.json` and up to three gzipped traces; what DIR holds already is not measured again.
 """
 
 import argparse
 import shutil
 import sys
 import tempfile
-import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,9 @@ for _folder in (str(HERE), str(HERE.parent)):
         sys.path.insert(0, _folder)
 
 from gpu_book import Book, table  # noqa: E402 - after the path
-from gpu_lab import child_environment, conservation, figures  # noqa: E402
+from gpu_captures import captures_of, decomposed, keep, spool_of  # noqa: E402
+from gpu_lab import child_environment  # noqa: E402
+from gpu_live import live, truth  # noqa: E402
 from gpu_servers import Load, Server, start, write_model  # noqa: E402
 
 from taxbreak_vllm.baselines.store import Baselines  # noqa: E402
@@ -35,8 +37,9 @@ from taxbreak_vllm.demo.processes import ProcessError, Processes  # noqa: E402
 from taxbreak_vllm.replay.runner import measure_floors  # noqa: E402
 from taxbreak_vllm.replay.task import Options  # noqa: E402
 from taxbreak_vllm.spool.capture import Capture  # noqa: E402
-from taxbreak_vllm.spool.spool import Spool  # noqa: E402
-from taxbreak_vllm.taxes.analyze import analyze  # noqa: E402
+from taxbreak_vllm.taxes.recording import Recording  # noqa: E402
+from taxbreak_vllm.taxes.terms import Terms  # noqa: E402
+from taxbreak_vllm.whatif.asked import asked  # noqa: E402
 
 _GRAPHS = {
     "eager": ("--enforce-eager",),
@@ -53,18 +56,24 @@ _LOADS = (
 )
 _MODES_EVERY = "20"
 _CEILINGS_S = 20.0
+_MAX_ASKED = 8  # captures, each of which takes a second to be asked
 _COST_LOADS = (Load("decode", 16, 16, 16, 384), Load("decode of one", 1, 1, 16, 512))
-_MAX_TRACES = 4
 MODE_COLUMNS = (
     "captures", "plain_ns", "window_ns", "device_ns", "orchestration_ns", "kt_ns", "exposed_ns", "hdbi", "kernels",
     "graph_launches", "dilation", "bracket_ns", "drained_ns", "guard",
 )  # fmt: skip
 
 
+def floors(book: Book, args: argparse.Namespace, work: Path) -> dict[str, Any] | None:
+    """T_sys, graph floors and ceilings, for the breakdowns of all stages."""
+    found: dict[str, Any] | None = book.case("floors", args.device, partial(_floors, args, work))
+    return found
+
+
 def modes(book: Book, args: argparse.Namespace, work: Path) -> None:
     """HDBI and exposed tax by graph mode, load and phase; what graphs saved beside what was predicted."""
     is_gpu = args.device != "cpu"
-    floors = book.case("modes", "floors", partial(_floors, args, work))
+    known_floors = floors(book, args, work)
     graphs = {mode: (mode, {}) for mode in ("piecewise", "full")} if is_gpu else {}
     runners = {name: ("full", {"VLLM_USE_V2_MODEL_RUNNER": value}) for name, value in _RUNNERS.items()}
     if not is_gpu:
@@ -89,7 +98,7 @@ def modes(book: Book, args: argparse.Namespace, work: Path) -> None:
             }  # fmt: skip
             for name, server in servers.items():
                 book.case("modes", f"{kind} {name}", partial(_mode, args, work, server, f"{kind}-{name}"))
-        _show_modes(book, kind, list(wanted), floors)
+        _show_modes(book, kind, list(wanted), known_floors)
 
 
 def _floors(args: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def _floors(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         store.put_floors(environment, floors)
         if ceilings:
             store.raise_ceilings(environment, ceilings)
-        store.export(args.out / "floors.jsonl")
+        store.export(args.out / "baselines.jsonl")
     found = {str(f.kind) + (f"({f.nodes})" if f.nodes else ""): f.spread.median_ns for f in floors.floors}
     if ceilings:
         found["ceilings"] = {
@@ -116,56 +125,37 @@ def _mode(args: argparse.Namespace, work: Path, server: Server, name: str) -> di
         sized = _sized(load, args)
         heard = server.send(sized, seed=number)
         found["loads"][load.name] = {"load": heard.figures(sized), "phases": {}}
-        captures = _captures(server, heard.began_unix_ns, heard.ended_unix_ns)
+        captures = captures_of(server, heard.began_unix_ns, heard.ended_unix_ns)
         for (phase, mode), group in captures.items():
-            entry = _decomposed(work, group)
+            entry = decomposed(work, group)
             found["loads"][load.name]["phases"][f"{phase} {mode}"] = entry
+            if phase == "decode" and name.endswith("eager"):
+                entry["as one graph"] = _as_one_graph(work, group[:_MAX_ASKED])
             if phase == "decode" and load.name == "decode":
-                entry["kept"] = _keep(args.out, group[len(group) // 2], f"{name}-{mode}")
+                entry["kept"] = keep(args.out, group[len(group) // 2], f"{name}-{mode}")
     return found
 
 
-def _captures(server: Server, began_ns: int, ended_ns: int) -> dict[tuple[str, str], list[Capture]]:
-    """The captures of a load, by phase and graph mode, once the worker has stored the last of them."""
-    spool = Spool(server.spool, max_bytes=2**40, max_captures=10**6)
-    groups: dict[tuple[str, str], list[Capture]] = defaultdict(list)
-    stored = None
-    while stored != (stored := [capture.path for capture in spool.captures()]):
-        time.sleep(1.0)  # a worker says nowhere that it has no more to store
-    for capture in spool.captures():
-        info = capture.read_info()
-        if began_ns <= info.started_unix_ns <= ended_ns:
-            groups[str(info.phase), info.graph_mode].append(capture)
-    return groups
-
-
-def _decomposed(work: Path, captures: list[Capture]) -> dict[str, Any]:
-    infos = [capture.read_info() for capture in captures]
-    with Baselines(work / "baselines.sqlite3") as store:
-        breakdowns = [analyze(capture.path, baselines=store) for capture in captures]
-    steps = [step for breakdown in breakdowns for step in breakdown.steps]
-    plain = [info.plain_window_ns for info in infos if info.plain_window_ns]
-    dilation = [b.calibration.dilation for b in breakdowns if b.calibration.dilation]
-    residual = [b.calibration.residual for b in breakdowns if b.calibration.residual is not None]
-    return figures(steps) | {
-        "captures": len(captures),
-        "plain_ns": median(plain) if plain else None,
-        "dilation": median(dilation) if dilation else None,
-        "residual": median(residual) if residual else None,
-        "bracket_ns": median(info.overhead_ns for info in infos),
-        "bracket_max_ns": max(info.overhead_ns for info in infos),
-        "async": sum(info.async_output for info in infos),
-        # what the device still had to do when the step returned, and the bracket then waited for
-        "drained_ns": median(step.device.window_ns - step.window_ns for step in steps) if steps else None,
-        "other_active_ns": median(step.device.other_active_ns for step in steps) if steps else None,
-        "graph_launches": median(b.coverage.graph_launches for b in breakdowns),
-        "without_activity": sum(b.coverage.launches_without_activity for b in breakdowns),
-        "lost_graphs": sum(step.hdbi is None for step in steps),
-        "guard": sum(any("left no recorded node" in note for note in b.notes) for b in breakdowns),
-        "kernels_seen": sorted({step.kernels for step in steps})[:20],
-        "conservation": [wrong for b in breakdowns for wrong in conservation(b)][:5],
-        "notes": sorted({note for b in breakdowns for note in b.notes})[:10],
-    }
+def _as_one_graph(work: Path, captures: list[Capture]) -> dict[str, Any]:
+    """What these steps would take as one graph, as `taxbreak whatif --graph full` says."""
+    plain: list[tuple[int, int, int, int]] = []
+    refused = set()
+    for capture in captures:
+        with (
+            Baselines(work / "baselines.sqlite3") as store,
+            Recording.open(capture.path, Terms(baselines=store)) as recording,
+        ):
+            found = asked(graph="full").of(recording)
+        window = found.window
+        if window is None or window.plain_ns is None or window.plain_predicted_ns is None:
+            refused.add(found.refused or found.no_plain or "")
+        else:
+            low_ns, high_ns = window.plain_low_ns or 0, window.plain_high_ns or 0
+            plain.append((window.plain_ns, window.plain_predicted_ns, low_ns, high_ns))
+    if not plain:
+        return {"refused": sorted(refused)}
+    names = ("plain_ns", "predicted_ns", "low_ns", "high_ns")
+    return {name: median(row[at] for row in plain) for at, name in enumerate(names)} | {"asked": len(plain)}
 
 
 def _show_modes(book: Book, kind: str, names: list[str], floors: dict[str, Any] | None) -> None:
@@ -187,9 +177,19 @@ def _show_modes(book: Book, kind: str, names: list[str], floors: dict[str, Any] 
                     | {"measured saving_ns": eager["plain_ns"] - values["plain_ns"]}
                     | {"exposed less_ns": (eager["exposed_ns"] or 0) - (values["exposed_ns"] or 0)}
                     | {"all exposed of eager_ns": eager["exposed_ns"]}
+                    | _foretold(eager, values)
                 )
     table(f"{kind}: what graphs saved a step, and what the exposed tax had promised", savings)
     book.note("modes", f"{kind} savings", savings)
+
+
+def _foretold(eager: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What was predicted from the eager steps, beside the step of a server with graphs."""
+    told = eager.get("as one graph") or {}
+    if "predicted_ns" not in told:
+        return {"predicted_ns": None, "measured_ns": values["plain_ns"], "within": None}
+    is_within = told["low_ns"] <= values["plain_ns"] <= told["high_ns"]
+    return {"predicted_ns": told["predicted_ns"], "measured_ns": values["plain_ns"], "within": is_within}
 
 
 def cost(book: Book, args: argparse.Namespace, work: Path) -> None:
@@ -242,7 +242,7 @@ def _recorded(servers: dict[str, Server]) -> dict[str, Any]:
     for name, server in servers.items():
         if not server.spool.exists():
             continue
-        infos = [c.read_info() for c in Spool(server.spool, max_bytes=2**40, max_captures=10**6).captures()]
+        infos = [capture.read_info() for capture in spool_of(server).captures()]
         stalls = [i.overhead_ns + max(0, i.window_ns - i.plain_window_ns) for i in infos if i.plain_window_ns]
         if infos:
             found[name] = {
@@ -285,19 +285,20 @@ def _sized(load: Load, args: argparse.Namespace) -> Load:
     return load.tiny() if args.tiny else load
 
 
-def _keep(out: Path, capture: Capture, name: str) -> str | None:
-    kept = out / f"{name.replace(', ', '-').replace(' ', '-')}.json.gz"
-    if len(list(out.glob("*.json.gz"))) >= _MAX_TRACES or capture.trace_path.stat().st_size > 1_000_000:
-        return None
-    shutil.copyfile(capture.trace_path, kept)
-    return kept.name
+_STAGES: dict[str, Callable[[Book, argparse.Namespace, Path], object]] = {
+    "live": live,
+    "floors": floors,
+    "truth": truth,
+    "modes": modes,
+    "cost": cost,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stages asked for; 3 where the time was over before the last case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--stage", dest="stages", action="append", choices=("modes", "cost"))
-    parser.add_argument("--all", action="store_true", help="both stages")
+    parser.add_argument("--stage", dest="stages", action="append", choices=tuple(_STAGES))
+    parser.add_argument("--all", action="store_true", help="every stage")
     parser.add_argument(
         "--model", dest="models", action="append", choices=("llama", "moe"), help="for modes; default both"
     )
@@ -308,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure again what failed before")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
     args = parser.parse_args(arguments)
-    args.stages = ["modes", "cost"] if args.all else args.stages or parser.error("give --stage or --all")
+    args.stages = list(_STAGES) if args.all else args.stages or parser.error("give --stage or --all")
     args.models = args.models or ["llama", "moe"]
     args.out.mkdir(parents=True, exist_ok=True)
     child_environment()
@@ -317,13 +318,13 @@ def main(arguments: list[str] | None = None) -> int:
         book.forget_failures()
     with tempfile.TemporaryDirectory(prefix="tb-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
-        if (args.out / "floors.jsonl").exists():
+        if (args.out / "baselines.jsonl").exists():
             with Baselines(work / "baselines.sqlite3") as store:
-                store.take(args.out / "floors.jsonl")
+                store.take(args.out / "baselines.jsonl")
         try:
             for name in args.stages:
                 print(f"\n== {name}", flush=True)
-                {"modes": modes, "cost": cost}[name](book, args, work)
+                _STAGES[name](book, args, work)
         finally:
             if args.logs:
                 args.logs.mkdir(parents=True, exist_ok=True)

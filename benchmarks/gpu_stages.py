@@ -17,6 +17,7 @@ import torch
 from gpu_book import Book, is_recovered, knee, rise, spread, table
 from gpu_lab import Lab, conservation, figures
 from gpu_models import SHAPES, Decoder, tiny
+from gpu_sessions import sessions
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.baseline import Floor, FloorKind
@@ -462,4 +463,5 @@ STAGES: dict[str, Callable[[Book, Lab], None]] = {
     "taxes": taxes,
     "findings": findings,
     "graphs": graphs,
+    "sessions": sessions,
 }
