@@ -143,8 +143,8 @@ def slow_host(size: float, starts: int, spread: dict, options: argparse.Namespac
             level[slow[0]] += np.log1p(size)
         value = level[host, version] + np.interp(draw.uniform(0, 1, len(host)), _QUANTILES, spread["captures"])
         tokens = draw.uniform(2, 3, len(host))
-        told, error = host_levels(value, tokens, version, host * starts + version, host, num)
-        apart, own = is_apart(told, error), scores(told, error)
+        told = host_levels(value, tokens, version, host * starts + version, host, num)
+        apart, own = is_apart(*told), scores(told.level, told.error)
         score += [float(abs(own[at])) for at in slow]
         found += [bool(apart[at]) for at in slow]
     return {"score": score, "found": sum(found) / len(found), "num": len(found)}

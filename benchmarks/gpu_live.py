@@ -48,7 +48,7 @@ def live(book: Book, args: argparse.Namespace, work: Path) -> None:
     if not _knows(book, "live", "llama"):
         with Processes(work / "live") as processes:
             model = write_model("llama", work / "live-model", is_tiny=args.tiny)
-            env = {"PYTHONPATH": _installed(work / "live-plugin")}
+            env = {"PYTHONPATH": _installed(work / "plugin")}
             if args.device == "cpu":
                 env["TAXBREAK_SAMPLE_EVERY"] = "50"  # of few steps
             server = start(processes, "live", model, env=env, is_gpu=args.device != "cpu")
@@ -134,7 +134,7 @@ def truth(book: Book, args: argparse.Namespace, work: Path) -> None:
                 model,
                 flags=("--enforce-eager", "--profiler-config", json.dumps(theirs)),
                 env={
-                    "PYTHONPATH": _installed(work / "truth-plugin"),
+                    "PYTHONPATH": os.pathsep.join((_installed(work / "plugin"), python_path(work / "rig"))),
                     "VLLM_PLUGINS": "taxbreak,slow_places",
                     "SLOW_PLACES": str(work / "knobs"),
                     "TAXBREAK_SAMPLE_EVERY": "8",
@@ -212,17 +212,17 @@ def _post(server: Server, path: str) -> None:
 
 
 def _installed(folder: Path) -> str:
-    """Return a PYTHONPATH in which vLLM finds this checkout's plugins and the rig's, installed or not."""
+    """Return a PYTHONPATH in which vLLM finds this checkout's plugins, installed or not."""
     try:
         distribution("taxbreak-vllm")
     except PackageNotFoundError:
         points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
         info = folder / "taxbreak_vllm-0.dist-info"
-        info.mkdir(parents=True)
+        info.mkdir(parents=True, exist_ok=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: taxbreak-vllm\nVersion: 0\n")
         lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in own.items()) for group, own in points.items()]
         (info / "entry_points.txt").write_text("".join(lines))
-    return os.pathsep.join((python_path(folder), str(ROOT)))
+    return os.pathsep.join((str(folder), str(ROOT)))
 
 
 def _sized(load: Load, args: argparse.Namespace) -> Load:

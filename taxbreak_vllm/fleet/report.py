@@ -260,10 +260,11 @@ def _apart(steps: Steps, rows: Int, kind: Int, *, model: str, gpu: str, vllm: st
     count = np.bincount(host, minlength=len(hosts))
     size, start = _sizes(steps.numbers["tokens"][rows]), steps.words["server"].code[rows]
     for name in FIGURES[:-1]:
-        level, error = host_levels(_figure(steps, name)[rows], size, kind, start, host, len(hosts))
+        told = host_levels(_figure(steps, name)[rows], size, kind, start, host, len(hosts))
+        level = told.level
         num_compared += int(np.isfinite(level).sum())
-        score = scores(level, error)
-        for place in np.flatnonzero(is_apart(level, error)).tolist():
+        score = scores(level, told.error)
+        for place in np.flatnonzero(is_apart(*told)).tolist():
             found.append(
                 Outlier(
                     model=model,

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,20 @@ _MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
 _MAX_TABLED = 64
 _NUM_DRAWN = 1_000_000
 _FREEDOM = 8  # of Student's t: levels of real servers have longer tails than normal ones
+_STARTS = (1, 2, 4)  # whose centre has shorter ones, as drawn; of more little changes
 _SPREAD_OF_MEDIAN = 1.2533 * 1.4826  # of a median of n, in median absolute deviations of one, over the root of n
 
 
-def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num_hosts: int) -> tuple[Float, Float]:
-    """Return how far each host is from the middle of all, and the standard error of that.
+class Levels(NamedTuple):
+    """Of each host how far it is from the middle of all, the standard error of that, and how many starts tell of it."""
+
+    level: Float
+    error: Float
+    num_starts: Int
+
+
+def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num_hosts: int) -> Levels:
+    """Return how far each host is from the middle of all.
 
     Of each capture: `value`, the logarithm of a time, NaN where it is not known; `size`, how large its batch was
     (log2); `kind`, which captures it is compared with; and the codes of the `start` of a server that made it and of its
@@ -44,9 +54,9 @@ def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num
     it. NaN for a host without any.
     """
     known = np.isfinite(value)
-    level, error = np.full(num_hosts, np.nan), np.full(num_hosts, np.nan)
+    level, error, num_starts = np.full(num_hosts, np.nan), np.full(num_hosts, np.nan), np.zeros(num_hosts, np.int64)
     if not known.any():
-        return level, error
+        return Levels(level, error, num_starts)
     value, size, host = value[known], size[known], host[known]
     starts, start = np.unique(start[known] * num_hosts + host, return_inverse=True)
     host_of = starts % num_hosts
@@ -69,7 +79,8 @@ def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num
     apart = _between(levels, level, of_hosts, hosts)
     variance = np.maximum(apart**2, (_SPREAD_OF_MEDIAN * within) ** 2 / np.maximum(1, num))
     error[hosts] = [float(np.sqrt(variance[which].mean() / len(which))) for which in of_hosts]
-    return level, error
+    num_starts[hosts] = [len(which) for which in of_hosts]
+    return Levels(level, error, num_starts)
 
 
 def _middles(kind: Int, host: Int, middle: Float) -> Float:
@@ -113,21 +124,30 @@ def scores(level: Float, error: Float | None = None) -> Float:
     return found
 
 
-def is_apart(level: Float, error: Float | None = None) -> NDArray[np.bool_]:
-    """Tell the hosts that are apart: beyond chance, and by `MIN_APART` at least."""
+def is_apart(level: Float, error: Float | None = None, num_starts: Int | None = None) -> NDArray[np.bool_]:
+    """Tell the hosts that are apart: beyond chance, and by `MIN_APART` at least.
+
+    `num_starts` is how many starts of a server each level is the centre of, None where each is of one.
+    """
     score = scores(level, error)
     known = np.isfinite(score)
     if not known.any():
         return known
     off = np.abs(np.expm1(level - np.median(level[np.isfinite(level)])))
-    found: NDArray[np.bool_] = known & (np.abs(np.nan_to_num(score)) > threshold(int(known.sum()))) & (off >= MIN_APART)
+    own = np.ones(len(level), np.int64) if num_starts is None else np.maximum(1, num_starts)
+    least = np.zeros(len(level))
+    for num in np.unique(own[known]).tolist():
+        least[own == num] = threshold(int(known.sum()), num)
+    found: NDArray[np.bool_] = known & (np.abs(np.nan_to_num(score)) > least) & (off >= MIN_APART)
     return found
 
 
-@lru_cache(maxsize=_MAX_TABLED)
-def _threshold(num: int) -> float:
+@lru_cache(maxsize=_MAX_TABLED * len(_STARTS))
+def _threshold(num: int, num_starts: int) -> float:
     draw = np.random.default_rng(num)
-    levels = draw.standard_t(_FREEDOM, (_NUM_DRAWN // num, num))
+    levels = np.zeros((_NUM_DRAWN // num, num))
+    for _ in range(num_starts):
+        levels += draw.standard_t(_FREEDOM, levels.shape)
     off = levels - np.median(levels, axis=1, keepdims=True)
     return float(np.quantile(np.abs(off) / _spread(off)[:, None], 1 - MAX_P))
 
@@ -139,9 +159,12 @@ def _spread(off: Float) -> Float:
     return spread
 
 
-def threshold(num: int) -> float:
-    """Return the score that one of `num` like levels exceeds once in a thousand, as drawn: the fewer, the higher."""
-    return _threshold(min(num, _MAX_TABLED))
+def threshold(num: int, num_starts: int = 1) -> float:
+    """Return the score that one of `num` like levels exceeds once in a thousand, as drawn.
+
+    The fewer there are, and the fewer starts of a server each is the centre of, the higher it is.
+    """
+    return _threshold(min(num, _MAX_TABLED), max(each for each in _STARTS if each <= num_starts))
 
 
 def differences(
