@@ -11,13 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-for _folder in (str(HERE), str(HERE.parent)):
-    if _folder not in sys.path:
-        sys.path.insert(0, _folder)
-
-from gpu_book import table  # noqa: E402 - after the path
-
 Found = dict[str, Any]
 
 
@@ -88,7 +81,10 @@ def _floors(check: Found, serving: Found) -> Iterator[tuple[str, str, str | None
     line = (check.get("floors", {}).get("run 0") or {}).get("graph_line_ns") or {}
     yield "2", "a graph's launch, and each node of it", _text(line, "{per_launch:.0f}, {per_node:.0f} ns")
     ceilings = next(iter(serving.get("floors", {}).values()), {}).get("ceilings") or {}
-    yield "2", "ceilings a second", ", ".join(f"{name} {rate:.3g}" for name, rate in ceilings.items()) or None
+    sizes = [name for name in ceilings if name.endswith(" bytes")]
+    shown = {name: rate for name, rate in ceilings.items() if name not in sizes}
+    shown |= {name: ceilings[name] for name in sorted(sizes, key=lambda name: int(name.split()[0]))[-1:]}
+    yield "2", "FLOP a second, and bytes", ", ".join(f"{name} {rate:.3g}" for name, rate in shown.items()) or None
     costs = (check.get("sessions", {}).get("profiler") or {}).get("rows") or []
     yield (
         "2",
@@ -129,7 +125,10 @@ def main(arguments: list[str]) -> int:
     (folder,) = map(Path, arguments)
     check, serving = (_read(folder / f"gpu_{name}.json") for name in ("check", "serving"))
     told = list(rows(check, serving))
-    table("the day", [{"part": part, "question": question, "answer": answer} for part, question, answer in told])
+    width = max(len(question) for _, question, _ in told)
+    print("\nthe day")
+    for part, question, answer in told:
+        print(f"  {part}  {question:{width}}  {answer or '–'}")
     silent = {part for part, _, _ in told} - {part for part, _, answer in told if answer is not None}
     if silent:
         print(f"nothing is told of part {', '.join(sorted(silent))}")

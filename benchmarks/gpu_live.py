@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import pairwise
@@ -55,8 +55,7 @@ def live(book: Book, args: argparse.Namespace, work: Path) -> None:
             book.case("live", "llama", partial(_live, args, work, server))
     found = book.stages.get("live", {}).get("llama") or {}
     if "phases" in found:
-        told = {key: value for key, value in found.items() if not isinstance(value, dict | list)}
-        table("recording on a live server", [{"what": key, "seen": value} for key, value in told.items()])
+        table("recording on a live server", [{"what": name, "seen": told} for name, told in _told(found)])
         shown = ("captures", "hdbi null", "plain_ns", "window_ns", "hdbi", "exposed_ns", "bracket_ns", "dilation")
         rows = [{"step": name} | {key: row[key] for key in shown} for name, row in found["phases"].items()]
         table("what it recorded", rows)
@@ -115,6 +114,14 @@ def _live(args: argparse.Namespace, work: Path, server: Server) -> dict[str, Any
     }
 
 
+def _told(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    for name, value in found.items():
+        if name.endswith("_ns") and value is not None:
+            yield name.removesuffix("_ns"), f"{value / 1e6:.2f} ms"
+        elif not isinstance(value, dict | list):
+            yield name, value
+
+
 def _cadence_ns(heard: Heard) -> float | None:
     gaps = [later - earlier for arrivals in heard.arrivals_ns for earlier, later in pairwise(arrivals)]
     return median(gaps) if gaps else None
@@ -156,8 +163,9 @@ def _engine_loop(args: argparse.Namespace, work: Path, server: Server, knobs: Kn
         knobs.turn(schedule=delay_ns)
         heard = server.send(_sized(_SAME, args), seed=1)
         steps = _decode_steps(work, server, heard)
-        parts = [step.iteration.engine.get("schedule") for step in steps if step.iteration is not None]
-        busy_ns[delay_ns] = median(part.busy_ns for part in parts if part is not None)
+        busy_ns[delay_ns] = median(
+            sum(part.busy_ns for part in step.iteration.engine.values()) for step in steps if step.iteration is not None
+        )
     knobs.turn()
     rose_ns = busy_ns[_DELAY_NS] - busy_ns[0]
     return {"delay": "schedule", "injected_ns": _DELAY_NS, "rose_ns": rose_ns} | {

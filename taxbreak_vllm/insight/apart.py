@@ -31,8 +31,8 @@ _LEAST_SPREAD = 0.003  # three thousandths: hosts that are alike are no nearer t
 _MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
 _MAX_TABLED = 64
 _NUM_DRAWN = 1_000_000
-_FREEDOM = 8  # of Student's t: levels of real servers have longer tails than normal ones
-_STARTS = (1, 2, 4)  # whose centre has shorter ones, as drawn; of more little changes
+_FREEDOM = 7  # of Student's t: levels of real servers have longer tails than normal ones
+_STARTS = (1, 2)  # whose centre has shorter ones; captures that vary much leave that of more as long as that of two
 _SPREAD_OF_MEDIAN = 1.2533 * 1.4826  # of a median of n, in median absolute deviations of one, over the root of n
 
 

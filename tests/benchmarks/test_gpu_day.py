@@ -47,7 +47,7 @@ def test_each_question_has_its_answer():
                 "token after the last_ns": 115.0, "phases": {"decode full": {"hdbi": 0.25, "captures": 9}},
             }
         },
-        "floors": {"cuda": {"ceilings": {"bfloat16": 7.9e14}}},
+        "floors": {"cuda": {"ceilings": {"bf16": 7.9e14, "1048576 bytes": 9e12, "536870912 bytes": 4e12}}},
         "truth": {
             "engine loop": {"rose_ns": 1_010_000.0, "injected_ns": 1_000_000},
             "long recording": {"rows": [{"within 3 %": True}, {"within 3 %": False}]},
@@ -71,7 +71,7 @@ def test_each_question_has_its_answer():
         "a token after recordings over before": "1.150",
         "floors, median µs": "null 4.50",
         "a graph's launch, and each node of it": "5100, 12 ns",
-        "ceilings a second": "bfloat16 7.9e+14",
+        "FLOP a second, and bytes": "bf16 7.9e+14, 536870912 bytes 4e+12",
         "the profiler's start and stop, by launches": "500: 2.00 ms, 32.50 ms",
         "delays recovered within 10 % or 1 µs": "1 of 2",
         "a delay of the engine's loop": "1010000 of 1000000 ns",

@@ -22,7 +22,7 @@ def test_the_fewer_hosts_the_farther_off_one_must_be():
 
 
 def test_the_more_starts_tell_of_a_host_the_nearer_one_may_be():
-    assert threshold(20, 1) > threshold(20, 2) == threshold(20, 3) > threshold(20, 4) == threshold(20, 50) > 3.29
+    assert threshold(20, 1) > threshold(20, 2) == threshold(20, 50) > 3.29
 
 
 @pytest.mark.parametrize(("more", "least"), [(0.05, 45), (0.10, 50)])
@@ -63,7 +63,7 @@ def test_hosts_that_are_all_the_same_leave_a_little_room():
 
 def test_a_host_of_few_captures_is_believed_less():
     level, error = levels(20, seed=4), np.full(20, 0.001)
-    level[3] = 0.08
+    level[3] = 0.09
     sure = is_apart(level, error)[3]
     error[3] = 0.05
 
