@@ -31,8 +31,9 @@ _LEAST_SPREAD = 0.003  # three thousandths: hosts that are alike are no nearer t
 _MOST_TOLD = 0.8  # of the like hosts have a value: it is the usual one
 _MAX_TABLED = 64
 _NUM_DRAWN = 1_000_000
-_FREEDOM = 7  # of Student's t: levels of real servers have longer tails than normal ones
+_FREEDOM = 8  # of Student's t: levels of real servers have longer tails than normal ones
 _STARTS = (1, 2)  # whose centre has shorter ones; captures that vary much leave that of more as long as that of two
+_MIN_RANKED = 5  # starts: of fewer the median of pairwise averages has longer tails than the mean
 _SPREAD_OF_MEDIAN = 1.2533 * 1.4826  # of a median of n, in median absolute deviations of one, over the root of n
 
 
@@ -50,7 +51,8 @@ def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num
     Of each capture: `value`, the logarithm of a time, NaN where it is not known; `size`, how large its batch was
     (log2); `kind`, which captures it is compared with; and the codes of the `start` of a server that made it and of its
     `host`. A start has the median of how far its captures of a kind are from the middle of the hosts, and of these the
-    median over kinds; a host has the centre of its starts. A kind tells where `MIN_LIKE` hosts have captures enough of
+    median over kinds; a host has the mean of its starts, of many the median of pairwise averages, which one that is odd
+    moves little. A kind tells where `MIN_LIKE` hosts have captures enough of
     it. NaN for a host without any.
     """
     known = np.isfinite(value)
@@ -75,12 +77,16 @@ def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num
     order = told[np.argsort(host_of[told], kind="stable")]
     hosts, begins = np.unique(host_of[order], return_index=True)
     of_hosts = np.split(order, begins[1:]) if len(order) else []
-    level[hosts] = [centre(levels[which]) for which in of_hosts]
+    level[hosts] = [_centre(levels[which]) for which in of_hosts]
     apart = _between(levels, level, of_hosts, hosts)
     variance = np.maximum(apart**2, (_SPREAD_OF_MEDIAN * within) ** 2 / np.maximum(1, num))
     error[hosts] = [float(np.sqrt(variance[which].mean() / len(which))) for which in of_hosts]
     num_starts[hosts] = [len(which) for which in of_hosts]
     return Levels(level, error, num_starts)
+
+
+def _centre(levels: Float) -> float:
+    return centre(levels) if len(levels) >= _MIN_RANKED else float(levels.mean())
 
 
 def _middles(kind: Int, host: Int, middle: Float) -> Float:
