@@ -49,7 +49,8 @@ def lead(found: FleetReport) -> str:
         return f"Version {found.version} has analyzed nothing of that in this archive: taxbreak fleet analyze does."
     aside = f", {found.num_broken:,} set aside" if found.num_broken else ""
     return (
-        f"{found.num_captures:,} recorded steps of {found.num_servers:,} servers on {found.num_hosts:,} hosts, "
+        f"{_counted(found.num_captures, 'recorded step')} of {_counted(found.num_servers, 'server')} on "
+        f"{_counted(found.num_hosts, 'host')}, "
         f"{instant(found.from_unix_ns)} to {instant(found.to_unix_ns)}{aside}; analyzed by version {found.version}."
     )
 
@@ -61,6 +62,10 @@ def changes_lead(found: FleetReport) -> str:
         f"Changed at a deploy or at a time: {num or 'nothing'} of {found.num_comparisons:,} comparisons of a figure of "
         "one kind of step; of those without a change at most one in 1,000 is called one."
     )
+
+
+def _counted(num: int, what: str) -> str:
+    return f"{num:,} {what}" if num == 1 else f"{num:,} {what}s"
 
 
 def outliers_lead(found: FleetReport) -> str:
