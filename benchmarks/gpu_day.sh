@@ -4,13 +4,19 @@
 #   benchmarks/gpu_day.sh OUT                        # on a GPU host with vLLM
 #   benchmarks/gpu_day.sh OUT --device cpu --tiny    # a rehearsal
 #
-# SECONDS_IN_ALL=480 bounds the call, PYTHON names the interpreter. Each part is bounded too, and what it finds is in OUT
-# as soon as it is known: a second call goes on where this one was. The last lines are a table of all parts.
+# SECONDS_IN_ALL=480 bounds the call, PYTHON names the interpreter. VLLM_PACK=DIR, where vLLM has to be installed without
+# a network first, is a folder with an `install_remote.sh PARTS TARGET` that leaves TARGET/env.sh. Each part is bounded
+# too, and what it finds is in OUT as soon as it is known: a second call goes on where this one was. The last lines are a
+# table of all parts.
 set -uo pipefail
 out=${1:?usage: gpu_day.sh OUT [--device cpu --tiny]} && shift
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 PYTHONUNBUFFERED=1
+if [[ ${VLLM_PACK:-} ]]; then
+  bash "$VLLM_PACK/install_remote.sh" "$VLLM_PACK" /tmp/vllm || exit
+  . /tmp/vllm/env.sh
+fi
 until_s=$(($(date +%s) + ${SECONDS_IN_ALL:-480}))
 mkdir -p "$out"
 
