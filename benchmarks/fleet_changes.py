@@ -2,8 +2,8 @@
 
 Noise is drawn from what real servers showed, how far captures of one start lie from its middle, and how far starts lie
 from one another: `--measure N` starts as many servers, `--spools` reads what is there. Once it is that of ΔFT and of
-plain steps of these servers, once captures as far apart as steps of the given GPU traces and starts as alike ones of
-`whatif_pairs.py`. Hosts besides differ by `--between`. In: the spread of the run before, if there is one. Out:
+plain steps of these servers, once starts are as far apart as in ΔFT there, and captures as steps of the given GPU
+traces. Hosts besides differ by `--between`. In: the spread of the run before, if there is one. Out:
 `results/fleet_changes.json`.
 """
 
@@ -39,7 +39,7 @@ STARTS = (1, 2, 4)  # of a server on each host, within the time that is looked a
 FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 WEEK_NS = 7 * 86_400 * 10**9
 FLAGS = (*WORKER_EXTENSION, *ONE_PROCESS)
-NUM_CAPTURES = 80  # of each start, after those of its first steps
+NUM_CAPTURES = 300  # of each start, after those of its first steps
 WARM_UP_STEPS = 1000  # in which the CPU build is a tenth slower
 NUM_BINS = 16  # of the time in which they are served, in each of which all are as fast or slow
 _QUANTILES = np.linspace(0.005, 0.995, 100)
@@ -64,9 +64,7 @@ def main() -> None:
             spread = measured(options.measure, Path(folder))
     else:
         spread = told["spread"]
-    RESULTS.write_text(
-        json.dumps(told | {"spread": spread}, indent=1) + "\n"
-    )  # what took longest, as soon as it is known
+    RESULTS.write_text(json.dumps(told | {"spread": spread}, indent=1) + "\n")  # what took longest
     traces = of_traces(options.traces) or told.get("spread_of_traces")
     result = {
         "machine": describe_machine("numpy"),
@@ -81,7 +79,7 @@ def main() -> None:
     if traces:
         widest = max(one["spread"] for one in traces.values())
         normal = np.quantile(np.random.default_rng(0).standard_normal(10**6), _QUANTILES)
-        like = {"captures": widest * normal, "starts": np.quantile(alike(), _QUANTILES)}
+        like = {"captures": widest * normal, "starts": spread["delta_ft_ns"]["starts"]}
         result["with_spread_of_traces"] = scenario(like, options)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: result.get(name) for name in ("with_spread", "with_spread_of_traces")}, indent=1))
@@ -256,13 +254,6 @@ def _spread(rows: Sequence[StepRow], name: str) -> dict:
         "starts_error": float(error),
         "num": len(value),
     }
-
-
-def alike() -> np.ndarray:
-    """Return how far starts of one server lie from one another, of the pairs of alike ones of `whatif_pairs.py`."""
-    pairs = json.loads((RESULTS.parent / "whatif_pairs.json").read_text())["pairs"]
-    ratios = np.log([pair["measured"] for pair in pairs if pair["change"] == "alike"]) / np.sqrt(2)
-    return np.concatenate([ratios, -ratios])
 
 
 def of_traces(folder: Path) -> dict | None:
