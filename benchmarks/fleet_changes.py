@@ -35,7 +35,7 @@ from taxbreak_vllm.spool.spool import Spool
 
 RESULTS = ROOT / "benchmarks" / "results" / "fleet_changes.json"
 SIZES = (0.0, 0.03, 0.05, 0.10)
-STARTS = (1, 2, 4)  # of a server on each host, within the time that is looked at
+STARTS = (1, 2, 4, 8)  # of a server on each host, within the time that is looked at
 FALSE_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 WEEK_NS = 7 * 86_400 * 10**9
 FLAGS = (*WORKER_EXTENSION, *ONE_PROCESS)
