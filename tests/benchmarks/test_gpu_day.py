@@ -88,6 +88,7 @@ def test_each_question_has_its_answer():
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1500)
 def test_a_rehearsal_of_the_day_answers_every_part_and_goes_on_where_it_was(tmp_path):
     pytest.importorskip("vllm", reason="the day serves")
     command = [str(ROOT / "benchmarks" / "gpu_day.sh"), str(tmp_path), "--device", "cpu", "--tiny"]
@@ -106,5 +107,5 @@ def test_a_rehearsal_of_the_day_answers_every_part_and_goes_on_where_it_was(tmp_
     ]
     assert errors == []
     assert first.stdout.partition("\nthe day\n")[2] == again.stdout.partition("\nthe day\n")[2]
-    assert 3 <= len(list(tmp_path.glob("*.json.gz"))) <= 4
+    assert 1 <= len(list(tmp_path.glob("*.json.gz"))) <= 4
     assert len(list(tmp_path.iterdir())) <= 8
