@@ -20,9 +20,9 @@ from typing import Any
 
 from taxbreak_vllm.demo import models
 from taxbreak_vllm.demo.processes import Process, Processes
-from taxbreak_vllm.demo.servers import ONE_PROCESS
 
 _START_S = 300.0
+_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"  # as in `demo.servers`, which a GPU host may lack
 # of a rehearsal: threads that do not spin for one another, and recordings that take longer than the steps they are of
 _SMALL = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TAXBREAK_OVERHEAD_BUDGET_RATIO": "1"}
 _COMMON: dict[str, object] = {
@@ -178,7 +178,7 @@ def start(
         else (
             *("--max-model-len", "512", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(32 * 2**20)),
             *("--dtype", "float32"),
-            *ONE_PROCESS,
+            *("--distributed-executor-backend", _ONE_PROCESS),
         )
     )
     command = [

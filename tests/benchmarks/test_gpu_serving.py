@@ -1,5 +1,9 @@
 """The tables of the serving benchmark, on figures that were put there."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch", reason="the benchmark needs torch")
@@ -49,3 +53,14 @@ def test_what_graphs_saved_stands_beside_what_was_exposed(tmp_path, capsys):
     assert saving["exposed less_ns"] == 5500
     assert saving["all exposed of eager_ns"] == 6000
     assert "saved a step" in capsys.readouterr().out
+
+
+def test_it_imports_nothing_that_a_gpu_host_with_vllm_may_lack():
+    root = Path(__file__).resolve().parents[2]
+    lacking = ("httpx", "pydantic_settings", "typer", "rich", "psutil", "pyarrow", "openai")
+    code = f"import sys; sys.path[:0] = {[str(root), str(root / 'benchmarks')]}\n"
+    code += "".join(f"sys.modules[{name!r}] = None\n" for name in lacking) + "import gpu_serving, gpu_day"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+
+    assert done.returncode == 0, done.stderr
