@@ -177,16 +177,16 @@ def _show_modes(book: Book, kind: str, names: list[str], floors: dict[str, Any] 
                     | {"measured saving_ns": eager["plain_ns"] - values["plain_ns"]}
                     | {"exposed less_ns": (eager["exposed_ns"] or 0) - (values["exposed_ns"] or 0)}
                     | {"all exposed of eager_ns": eager["exposed_ns"]}
-                    | _foretold(eager, values)
+                    | _foretold(eager, values, is_full=name.startswith("full"))
                 )
     table(f"{kind}: what graphs saved a step, and what the exposed tax had promised", savings)
     book.note("modes", f"{kind} savings", savings)
 
 
-def _foretold(eager: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """What was predicted from the eager steps, beside the step of a server with graphs."""
+def _foretold(eager: dict[str, Any], values: dict[str, Any], *, is_full: bool) -> dict[str, Any]:
+    """What was predicted from the eager steps, beside the step of a server whose steps are one graph."""
     told = eager.get("as one graph") or {}
-    if "predicted_ns" not in told:
+    if "predicted_ns" not in told or not is_full:
         return {"predicted_ns": None, "measured_ns": values["plain_ns"], "within": None}
     is_within = told["low_ns"] <= values["plain_ns"] <= told["high_ns"]
     return {"predicted_ns": told["predicted_ns"], "measured_ns": values["plain_ns"], "within": is_within}

@@ -55,6 +55,15 @@ def test_what_graphs_saved_stands_beside_what_was_exposed(tmp_path, capsys):
     assert "saved a step" in capsys.readouterr().out
 
 
+def test_what_was_predicted_of_one_graph_is_held_against_full_graphs_alone():
+    eager = {"as one graph": {"plain_ns": 9000, "predicted_ns": 4200, "low_ns": 3900, "high_ns": 4500}}
+
+    assert gpu_serving._foretold(eager, {"plain_ns": 4000}, is_full=True)["within"] is True
+    assert gpu_serving._foretold(eager, {"plain_ns": 4600}, is_full=True)["within"] is False
+    assert gpu_serving._foretold(eager, {"plain_ns": 4000}, is_full=False)["within"] is None
+    assert gpu_serving._foretold({"as one graph": {"refused": ["no"]}}, {"plain_ns": 1}, is_full=True)["within"] is None
+
+
 def test_it_imports_nothing_that_a_gpu_host_with_vllm_may_lack():
     root = Path(__file__).resolve().parents[2]
     lacking = ("httpx", "pydantic_settings", "typer", "rich", "psutil", "pyarrow", "openai")
