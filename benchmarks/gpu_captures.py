@@ -13,6 +13,7 @@ from gpu_servers import Server
 
 from taxbreak_vllm.baselines.store import Baselines
 from taxbreak_vllm.model.breakdown import Breakdown
+from taxbreak_vllm.model.step import StepInfo
 from taxbreak_vllm.model.worker import WorkerState
 from taxbreak_vllm.spool.capture import Capture
 from taxbreak_vllm.spool.spool import Spool
@@ -61,6 +62,11 @@ def breakdowns(work: Path, captures: Sequence[Capture]) -> list[Breakdown]:
     """Decompose captures, with what was measured of their device."""
     with Baselines(work / "baselines.sqlite3") as store:
         return [analyze(capture.path, baselines=store) for capture in captures]
+
+
+def stalls_ns(infos: Sequence[StepInfo]) -> list[int]:
+    """Return by how much each recorded step held up its thread: the bracket around it, and how much longer it was."""
+    return [i.overhead_ns + max(0, i.window_ns - i.plain_window_ns) for i in infos if i.plain_window_ns]
 
 
 def decomposed(work: Path, captures: Sequence[Capture]) -> dict[str, Any]:

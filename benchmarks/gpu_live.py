@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from gpu_book import Book, is_recovered, table
-from gpu_captures import breakdowns, captures_of, decomposed, keep, settled, spool_of, state_of
+from gpu_captures import breakdowns, captures_of, decomposed, keep, settled, spool_of, stalls_ns, state_of
 from gpu_servers import Heard, Load, Server, start, write_model
 
 from taxbreak_vllm.demo.processes import Processes
@@ -41,6 +41,7 @@ _ONE = Load("one request", 1, 1, 16, 384)
 _SAME = Load("decode", 16, 16, 16, 128)
 _LONG = Load("decode", 16, 16, 16, 48)
 _DELAY_NS = 1_000_000
+_MIN_GAPS = 8
 
 
 def live(book: Book, args: argparse.Namespace, work: Path) -> None:
@@ -64,7 +65,6 @@ def live(book: Book, args: argparse.Namespace, work: Path) -> None:
 def _live(args: argparse.Namespace, work: Path, server: Server) -> dict[str, Any]:
     server.wait()
     plain = server.send(_sized(_ONE, args), seed=1)
-    before = state_of(server, later_than_ns=plain.ended_unix_ns)
     heard = [server.send(_sized(_ALL, args), seed=2)]
     as_started = state_of(server, later_than_ns=heard[0].ended_unix_ns)
     spool, server_id = spool_of(server), as_started.server.server_id
@@ -86,7 +86,8 @@ def _live(args: argparse.Namespace, work: Path, server: Server) -> dict[str, Any
             (plain, *heard, after), (_sized(each, args) for each in (_ONE, _ALL, _MORE, _ONE)), strict=True
         )
     )
-    stalls = [i.overhead_ns + max(0, i.window_ns - i.plain_window_ns) for i in infos if i.plain_window_ns]
+    stalls = stalls_ns(infos)
+    first_ns = min((info.started_unix_ns for info in infos), default=None)
     kept = [keep(args.out, group[len(group) // 2], f"live-{phase}-{mode}") for (phase, mode), group in groups.items()]
     return {
         "requests": sum(len(own.arrivals_ns) for own in heard),
@@ -104,8 +105,7 @@ def _live(args: argparse.Namespace, work: Path, server: Server) -> dict[str, Any
         "stall_max_ns": max(stalls) if stalls else None,
         "CUPTI attached": ended.cupti_attached,
         "CUPTI version": ended.cupti_version,
-        "recorded before": before.num_samples,  # 0, or what follows tells of no server without a recording
-        "token before the first recording_ns": _cadence_ns(plain),
+        "token before the first recording_ns": _cadence_ns(plain, before_unix_ns=first_ns),
         "token after the last_ns": _cadence_ns(after),
         "dropped": dict(at_last.dropped),
         "notes": list(ended.notes),
@@ -122,9 +122,16 @@ def _told(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _cadence_ns(heard: Heard) -> float | None:
-    gaps = [later - earlier for arrivals in heard.arrivals_ns for earlier, later in pairwise(arrivals)]
-    return median(gaps) if gaps else None
+def _cadence_ns(heard: Heard, *, before_unix_ns: int | None = None) -> float | None:
+    """Return the median gap between what clients received, up to a time; None of too few."""
+    until_ns = None if before_unix_ns is None else heard.began_ns + before_unix_ns - heard.began_unix_ns
+    gaps = [
+        later - earlier
+        for arrivals in heard.arrivals_ns
+        for earlier, later in pairwise(arrivals)
+        if until_ns is None or later < until_ns
+    ]
+    return median(gaps) if len(gaps) >= _MIN_GAPS else None
 
 
 def truth(book: Book, args: argparse.Namespace, work: Path) -> None:

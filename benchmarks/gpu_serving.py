@@ -27,7 +27,7 @@ for _folder in (str(HERE), str(HERE.parent)):
         sys.path.insert(0, _folder)
 
 from gpu_book import Book, table  # noqa: E402 - after the path
-from gpu_captures import captures_of, decomposed, keep, spool_of  # noqa: E402
+from gpu_captures import captures_of, decomposed, keep, spool_of, stalls_ns  # noqa: E402
 from gpu_lab import child_environment  # noqa: E402
 from gpu_live import live, truth  # noqa: E402
 from gpu_servers import Load, Server, start, write_model  # noqa: E402
@@ -243,7 +243,7 @@ def _recorded(servers: dict[str, Server]) -> dict[str, Any]:
         if not server.spool.exists():
             continue
         infos = [capture.read_info() for capture in spool_of(server).captures()]
-        stalls = [i.overhead_ns + max(0, i.window_ns - i.plain_window_ns) for i in infos if i.plain_window_ns]
+        stalls = stalls_ns(infos)
         if infos:
             found[name] = {
                 "captures": len(infos), "bracket_ns": median(i.overhead_ns for i in infos),

@@ -38,7 +38,10 @@ _SPREAD_OF_MEDIAN = 1.2533 * 1.4826  # of a median of n, in median absolute devi
 
 
 class Levels(NamedTuple):
-    """Of each host how far it is from the middle of all, the standard error of that, and how many starts tell of it."""
+    """Of each host, (hosts,): how far it is from the middle of all and the standard error of that, both of logarithms.
+
+    `num_starts` is how many starts of a server tell of it.
+    """
 
     level: Float
     error: Float
@@ -48,11 +51,11 @@ class Levels(NamedTuple):
 def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num_hosts: int) -> Levels:
     """Return how far each host is from the middle of all.
 
-    Of each capture: `value`, the logarithm of a time, NaN where it is not known; `size`, how large its batch was
-    (log2); `kind`, which captures it is compared with; and the codes of the `start` of a server that made it and of its
-    `host`. A start has the median of how far its captures of a kind are from the middle of the hosts, and of these the
-    median over kinds; a host has the mean of its starts, of many the median of pairwise averages, which one that is odd
-    moves little. A kind tells where `MIN_LIKE` hosts have captures enough of it. NaN for a host without any.
+    Of each capture, (captures,): `value`, the logarithm of a time, NaN where it is not known; `size`, how large its
+    batch was (log2); `kind`, which captures it is compared with; and the codes of the `start` of a server that made it
+    and of its `host`. A start has the median of how far its captures of a kind are from the middle of the hosts, and of
+    these the median over kinds; a host has the mean of its starts, of many the median of pairwise averages, which one
+    that is odd moves little. A kind tells where `MIN_LIKE` hosts have captures enough of it. NaN for a host without any.
     """
     known = np.isfinite(value)
     level, error, num_starts = np.full(num_hosts, np.nan), np.full(num_hosts, np.nan), np.zeros(num_hosts, np.int64)
