@@ -55,7 +55,7 @@ def host_levels(value: Float, size: Float, kind: Int, start: Int, host: Int, num
     batch was (log2); `kind`, which captures it is compared with; and the codes of the `start` of a server that made it
     and of its `host`. A start has the median of how far its captures of a kind are from the middle of the hosts, and of
     these the median over kinds; a host has the mean of its starts, of many the median of pairwise averages, which one
-    that is odd moves little. A kind tells where `MIN_LIKE` hosts have captures enough of it. NaN for a host without any.
+    that is odd moves little. A kind tells where `MIN_LIKE` hosts have captures enough of it. NaN for a host without.
     """
     known = np.isfinite(value)
     level, error, num_starts = np.full(num_hosts, np.nan), np.full(num_hosts, np.nan), np.zeros(num_hosts, np.int64)
